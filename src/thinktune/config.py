@@ -1,0 +1,362 @@
+"""The typed configuration: one YAML file, `key=value` overrides, every default written once, here.
+
+Unknown keys are refused with the nearest valid one. `configs/*.yaml` are the shipped ones; `thinktune config FILE`
+prints what a file resolves to, and `thinktune config --schema` the JSON schema for editors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from thinktune import tags
+from thinktune.errors import ConfigError
+
+Quantize = Literal["none", "int8", "nf4", "fp8"]
+ItemType = Literal["math", "choice", "code-generate", "generic-generate"]
+ITEM_TYPES: tuple[str, ...] = get_args(ItemType)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Load(_Section):
+    """How a model gets into memory."""
+
+    attempts: int = Field(3, ge=1, description="tries for a download that may succeed later")
+    wait: float = Field(5.0, ge=0, description="seconds before the second try; doubles after each")
+    max_memory: float = Field(0.7, gt=0, le=1, description="share of each GPU's memory for quantised weights")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="auto: bfloat16 where the hardware multiplies it fast, else float32"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+
+class Source(_Section):
+    """One of several data sources."""
+
+    source: str
+    weight: float = Field(1.0, gt=0, description="share of the sample, relative to the other sources")
+    split: str | None = Field(None, description="overrides data.split")
+
+
+class Data(_Section):
+    """Rows: where from, how many, and what makes one unusable."""
+
+    source: str | list[Source] = Field("builtin:arithmetic", description="file, folder, hub id, ms: id or builtin:")
+    split: str = "train"
+    sample: int | None = Field(None, ge=1, description="usable examples to keep, drawn by seed; null: all")
+    seed: int | None = Field(None, description="null: the top-level seed")
+    max_length: int = Field(2048, ge=16, description="tokens of one example, prompt and end-of-turn included")
+    overlong: Literal["drop", "error", "cut"] = "drop"
+    system: str = Field("drop", description="drop or keep the row's own system text, or a text to use instead")
+    shape: str | None = Field(None, description="'module:function' that turns a row into an example")
+    eval_fraction: float = Field(0.0, ge=0, lt=1, description="share of the examples held out for evaluation loss")
+    cache: Path = Field(Path("data/reasoning"), description="where hub data sets are kept")
+
+
+class Format(_Section):
+    """How an example becomes the assistant's text."""
+
+    template: str = tags.TEMPLATE
+    answer: Literal["boxed", "solution"] = Field("boxed", description="last balanced box of the solution, or all of it")
+    clean_prompt: bool = Field(True, description=r"remove 'Return your final response within \boxed{}.' from prompts")
+
+    @field_validator("template")
+    @classmethod
+    def _well_formed(cls, template: str) -> str:
+        if template.count("{think}") != 1 or template.count("{answer}") != 1:
+            raise ValueError("needs {think} and {answer} once each")
+        if problem := tags.parse(tags.render("a", "b", template)).problem:
+            raise ValueError(f"does not render to a well-formed completion: {problem}")
+        return template
+
+
+class Lora(_Section):
+    """The adapter."""
+
+    r: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    init: str | None = Field(None, description="a run or adapter folder to continue from")
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead of alpha / r")
+
+
+OWNED_TRAINER_FIELDS = {
+    "output_dir": "output",
+    "max_length": "data.max_length",
+    "per_device_train_batch_size": "train.batch_size",
+    "per_device_eval_batch_size": "train.batch_size",
+    "gradient_accumulation_steps": "train.accumulation",
+    "num_train_epochs": "train.epochs",
+    "max_steps": "train.max_steps",
+    "learning_rate": "train.learning_rate",
+    "lr_scheduler_type": "train.scheduler",
+    "warmup_steps": "train.warmup_steps",
+    "weight_decay": "train.weight_decay",
+    "max_grad_norm": "train.max_grad_norm",
+    "optim": "train.optimizer",
+    "seed": "train.seed",
+    "data_seed": "train.seed",
+    "logging_steps": "train.log_every",
+    "save_steps": "train.save_every",
+    "save_strategy": "train.save_every",
+    "save_total_limit": "train.keep_checkpoints",
+    "eval_steps": "train.eval_every",
+    "eval_strategy": "train.eval_every",
+    "gradient_checkpointing": "train.gradient_checkpointing",
+    "packing": "train.packing",
+    "padding_free": "train.packing",
+    "report_to": "train.report_to",
+    "bf16": "load.dtype",
+    "fp16": "load.dtype",
+    "use_cpu": "load.device",
+    "remove_unused_columns": "",
+    "dataset_kwargs": "",
+    "assistant_only_loss": "",
+    "completion_only_loss": "",
+    "loss_type": "",
+    "use_liger_kernel": "",
+}
+"""SFTConfig fields that thinktune sets itself, and the setting to use instead ("" where there is none)."""
+
+
+class Train(_Section):
+    """The optimisation."""
+
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps; null: as many as the epochs hold")
+    batch_size: int = Field(1, ge=1, description="rows a device takes at once; with packing, packs of pack_length")
+    accumulation: int = Field(1, ge=1, description="batches an optimizer step adds up")
+    packing: bool = Field(True, description="fill each row with whole examples that cannot see each other")
+    pack_length: int | None = Field(None, ge=16, description="tokens of a pack; null: data.max_length")
+    learning_rate: float = Field(2e-4, gt=0)
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "cosine"
+    warmup_steps: float = Field(0.03, ge=0, description="optimizer steps, or below 1 a share of all of them")
+    weight_decay: float = Field(0.0, ge=0)
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    max_grad_norm: float = Field(1.0, gt=0)
+    gradient_checkpointing: bool = False
+    seed: int | None = Field(None, description="null: the top-level seed")
+    log_every: int = Field(1, ge=1, description="optimizer steps between two lines of metrics.jsonl")
+    save_every: int = Field(100, ge=1, description="optimizer steps between two checkpoints")
+    keep_checkpoints: int = Field(2, ge=1)
+    eval_every: int | None = Field(None, ge=1, description="optimizer steps between evaluation losses; null: at the end")
+    report_to: list[str] = Field([], description="tensorboard, wandb, mlflow, swanlab, trackio")
+    trainer: dict[str, Any] = Field({}, description="any further field of TRL's SFTConfig, checked by it")
+
+    @field_validator("trainer")
+    @classmethod
+    def _not_owned(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        for name in fields:
+            if name in OWNED_TRAINER_FIELDS:
+                ours = OWNED_TRAINER_FIELDS[name]
+                raise ValueError(f"{name} is set by thinktune" + (f"; use {ours}" if ours else ""))
+        return fields
+
+
+class Sampling(_Section):
+    """How tokens are drawn. Temperature 0 is greedy."""
+
+    temperature: float = Field(0.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0: all")
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0)
+    no_repeat_ngram_size: int = Field(0, ge=0)
+    max_tokens: int = Field(1024, ge=1)
+    stop: tuple[str, ...] = Field((tags.STOP,), description="generation ends after any of these; it is kept")
+    seed: int | None = Field(None, description="null: the top-level seed")
+    n: int = Field(1, ge=1, description="completions a prompt")
+
+
+QUESTIONS = (
+    "How many r's are in the word strawberry?",
+    "A train travels 60 miles in 45 minutes. What is its average speed in miles per hour?",
+    "If 3x + 7 = 25, what is x?",
+    "Which is larger, 9.11 or 9.9?",
+)
+
+
+class Ask(_Section):
+    """What the model answers when training ends."""
+
+    questions: list[str] = list(QUESTIONS)
+    sampling: Sampling = Sampling(temperature=0.1, max_tokens=2048)
+
+
+class Infer(_Section):
+    """Batch items to a result file."""
+
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    file: str | None = Field(None, description="batch file; builtin:questions for a small one; null: no inference in run")
+    out: Path | None = Field(None, description="result file; null: RUN/infer/results.json")
+    profiles: dict[ItemType, Sampling] = Field({}, description="sampling by item type, over each task's own")
+    batch_tokens: int | None = Field(None, ge=1, description="tokens the engine holds at once; null: from free memory")
+
+
+class Eval(_Section):
+    """Scores on held-out problems."""
+
+    data: str | None = Field(None, description="rows with references; null: no evaluation in run")
+    split: str = "test"
+    gold: Path | None = Field(None, description="references by id, for a batch file's results")
+    sample: int | None = Field(None, ge=1, description="problems to score, drawn by seed; null: all")
+    sampling: Sampling = Sampling()
+    base: bool = Field(True, description="score the untuned model too, told the format in its prompt")
+
+
+class Config(_Section):
+    """Everything a run needs."""
+
+    model: str = "builtin:smollm2"
+    seed: int = 3407
+    quantize: Quantize = "none"
+    load: Load = Load()
+    data: Data = Data()
+    format: Format = Format()
+    lora: Lora = Lora()
+    train: Train = Train()
+    ask: Ask = Ask()
+    infer: Infer = Infer()
+    eval: Eval = Eval()
+    output: Path | None = Field(None, description="the run folder; null: runs/CONFIG-STEM")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.train.pack_length is not None and self.train.pack_length < self.data.max_length:
+            raise ValueError("train.pack_length must not be below data.max_length: an example has to fit into a pack")
+        return self
+
+    @property
+    def data_seed(self) -> int:
+        return self.seed if self.data.seed is None else self.data.seed
+
+    @property
+    def train_seed(self) -> int:
+        return self.seed if self.train.seed is None else self.train.seed
+
+    @property
+    def run_folder(self) -> Path:
+        return self.output or Path("runs/run")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `a.b=value` overrides (values are YAML).
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit.
+    """
+    path = Path(path)
+    values = _read_yaml(path)
+    for override in overrides:
+        _apply_override(values, override)
+    config = parse_config(values, where=str(path))
+    if config.output is None:
+        config = config.model_copy(update={"output": Path("runs") / path.stem})
+    return config
+
+
+def parse_config(values: dict[str, Any], where: str = "config") -> Config:
+    """Check plain values (from YAML, JSON or a form) and return the typed config.
+
+    Raises:
+        ConfigError: all problems at once, a line each.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(item) for item in error.errors()]
+        raise ConfigError(f"{where}: " + "\n".join(problems), hint="thinktune config --schema lists every key") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"no config file {path}", hint="shipped ones are in configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if values is None:
+        raise ConfigError(f"{path}: is empty", hint="at least `model:` and `data:` belong in it")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings, not a {type(values).__name__}")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as a text, to everyone's surprise; this one reads it as the number."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    key: [pair for pair in pairs] for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not key=value", hint="for example lora.r=16")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+    *path, last = key.split(".")
+    section = values
+    for name in path:
+        inner = section.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {name} is not a section")
+        section = inner
+    section[last] = value
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}" if where else message
+    known = list(_keys_beside(problem["loc"]))
+    near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+    return f"{where}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}")
+
+
+def _keys_beside(location: tuple[Any, ...]) -> Iterator[str]:
+    model: Any = Config
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            continue
+        model = next((kind for kind in _models_in(field.annotation)), model)
+    yield from model.model_fields
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
