@@ -1,0 +1,65 @@
+"""The contract of every engine, and a registry of two names. Tasks, files and tags are none of an engine's business."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from thinktune.config import Sampling
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, rendered to token ids by us, and how to continue it (`sampling.n` times)."""
+
+    id: str
+    prompt_ids: Sequence[int]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One continuation. `text` keeps special tokens out and a stop string in; `error` is set where reason is error."""
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: Sequence[int]
+    finish_reason: FinishReason
+    error: str | None = None
+
+
+class Engine(ABC):
+    """Turns requests into completions."""
+
+    context_length: int
+
+    @abstractmethod
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield `n` completions for each request, as they finish, in any order. A fault of one request becomes error
+        completions of that request.
+
+        Raises:
+            GenerationError: the engine itself cannot go on.
+        """
+
+    @abstractmethod
+    def stream(self, request: Request) -> Iterator[str]:
+        """Yield the text of one completion piece by piece."""
+
+    @abstractmethod
+    def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
+        """Log-probability (natural) of each continuation token given all before it."""
+
+    def close(self) -> None:
+        """Give memory and processes back. Safe to call twice."""
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
