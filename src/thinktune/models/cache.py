@@ -1,0 +1,38 @@
+"""Where thinktune keeps what it made once and needs again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from thinktune.errors import DiskFull
+
+
+def cache_folder() -> Path:
+    """`$THINKTUNE_CACHE`, else the system's place for caches of the person."""
+    if own := os.environ.get("THINKTUNE_CACHE"):
+        return Path(own).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "thinktune"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "thinktune" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thinktune"
+
+
+def require_space(folder: Path, size: int, what: str) -> None:
+    """Make sure that `size` bytes fit on the disk of `folder` (which need not exist yet).
+
+    Raises:
+        DiskFull: they do not.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise DiskFull(
+            f"{what} needs {size / 2**30:.1f} GiB on the disk of {place}, which has {free / 2**30:.1f} GiB free",
+            hint="free some space, or choose another place",
+        )

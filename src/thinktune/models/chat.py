@@ -1,0 +1,190 @@
+"""Conversations to token ids, for one tokenizer: the only place that applies a chat template.
+
+Training, asking, batch inference and scoring all render their prompts here, so that a model is asked in exactly the
+words it was trained on. What people write is text: a `<|im_end|>` inside a question is tokenised as the ten characters
+it is, never as the control token.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from thinktune.errors import ModelError
+from thinktune.tags import TAGS
+
+# What templates of reasoning models put at the end of the generation prompt. Our completions open the thought
+# themselves, so that they can be checked and scored as one text: the prompt must then not open it too.
+_OPENED_THOUGHT = re.compile(r"<think>\s*(</think>\s*)?\Z")
+
+
+class Chat:
+    """Renders conversations for one tokenizer.
+
+    Attributes:
+        system_text: the system text that is really rendered, whoever it came from; None where there is none.
+        end_of_turn_id: the token that ends the assistant's turn, as the template has it (not always `eos`).
+        stop_ids: every token id that ends a generation.
+    """
+
+    def __init__(self, tokenizer: Any, system: str | None = None, *, stop_ids: Iterable[int] = ()) -> None:
+        """
+        Args:
+            tokenizer: one of transformers', with a chat template.
+            system: the system text to use; None takes the template's own, "" asks for none.
+            stop_ids: further ids that end a generation (those of the model's generation config).
+
+        Raises:
+            ModelError: no chat template, one that fails, or one that has no place for the system text.
+        """
+        self.tokenizer = tokenizer
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template",
+                hint="use the model's -Instruct or -Chat variant, or copy the model into a folder and put a "
+                "chat_template.jinja from a model of the same family beside its tokenizer.json",
+            )
+        self._system: str | None = None  # while the template is being read
+        self._opened = ""
+        self._read_template()
+        self._use_system(system)
+        eos = tokenizer.eos_token_id
+        self.stop_ids = frozenset([self.end_of_turn_id, *([] if eos is None else [int(eos)]), *stop_ids])
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of the conversation, up to and including the generation prompt.
+
+        Args:
+            messages: user and assistant turns, `{"role", "content"}`; a leading system message overrides the chat's
+                own system text.
+
+        Raises:
+            ModelError: the template refuses the conversation.
+        """
+        turns = [dict(message) for message in messages]
+        if not any(text in turn["content"] for turn in turns for text in self._control):
+            return self._ids(self._prompt_text(turns))
+        return self._ids_with_plain_control(turns)
+
+    def reply_ids(self, text: str) -> list[int]:
+        """Token ids of an assistant's reply as it is trained: the text and the token that ends the turn.
+
+        They are what has to follow the generation prompt. Nothing of it passes through the template, which may trim
+        a reply or drop its thought.
+        """
+        return [*self._text_ids(text), self.end_of_turn_id]
+
+    def _read_template(self) -> None:
+        """Learn the system text, the end of turn and the control tokens by rendering probes."""
+        probe = uuid.uuid4().hex
+        user = {"role": "user", "content": f"u{probe}"}
+        reply = {"role": "assistant", "content": f"a{probe}"}
+        self._default_system, self._has_system = self._find_system(user, f"s{probe}")
+        whole = self._render([user, reply], generation_prompt=False)
+        control = self._added_tokens(special_only=True)
+        seen = {text for text in self._added_tokens(special_only=False) if text in whole and text not in TAGS}
+        self._control = sorted(control | seen, key=len, reverse=True)
+        if self._control:
+            self._control_pattern = re.compile("|".join(re.escape(text) for text in self._control))
+        self.end_of_turn_id = self._find_end_of_turn(whole.rpartition(f"a{probe}")[2])
+        prompt = self._render([user], generation_prompt=True)
+        opened = _OPENED_THOUGHT.search(prompt)
+        self._opened = opened.group() if opened else ""
+
+    def _find_system(self, user: dict[str, str], probe: str) -> tuple[str | None, bool]:
+        """The template's own system text, and whether it has a place for another."""
+        own = self._render([user], generation_prompt=False)
+        try:
+            given = self._render([{"role": "system", "content": probe}, user], generation_prompt=False)
+        except ModelError:  # some templates raise on a system message
+            return None, False
+        if probe not in given:
+            return None, False
+        head, _, tail = given.partition(probe)
+        if own.startswith(head) and own.endswith(tail) and len(own) > len(head) + len(tail):
+            return own[len(head) : len(own) - len(tail)], True
+        return None, True
+
+    def _use_system(self, system: str | None) -> None:
+        if system and not self._has_system:
+            raise ModelError(
+                "the model's chat template has no place for a system text",
+                hint="leave the system text out (data.system: drop), or write it into the prompts",
+            )
+        # An empty system message is the only way to silence a template that brings its own text.
+        self._system = None if system == "" and self._default_system is None else system
+        self.system_text = (self._default_system if system is None else system) or None
+
+    def _find_end_of_turn(self, closing: str) -> int:
+        """The first control token of what the template writes after an assistant's text."""
+        for token_id in self._ids(closing):
+            if self.tokenizer.convert_ids_to_tokens(token_id) in self._control:
+                return int(token_id)
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError(
+                "neither the chat template nor the tokenizer says which token ends the assistant's turn",
+                hint="set eos_token in the model's tokenizer_config.json",
+            )
+        return int(self.tokenizer.eos_token_id)
+
+    def _added_tokens(self, *, special_only: bool) -> set[str]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        return {token.content for token in added if token.special or not special_only}
+
+    def _prompt_text(self, turns: list[dict[str, str]]) -> str:
+        if self._system is not None and not (turns and turns[0]["role"] == "system"):
+            turns = [{"role": "system", "content": self._system}, *turns]
+        return self._render(turns, generation_prompt=True).removesuffix(self._opened)
+
+    def _render(self, turns: list[dict[str, str]], *, generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=generation_prompt
+            )
+        # A template is a program of somebody else's: beside raising on purpose it trips over missing roles and keys.
+        except (TemplateError, ValueError, TypeError, KeyError, IndexError) as error:
+            raise ModelError(
+                f"the chat template refuses the conversation: {error}",
+                hint="turns have to alternate between user and assistant, and begin with user",
+            ) from None
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Ids of text in which nothing is control."""
+        if not any(control in text for control in self._control):
+            return self._ids(text)
+        ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+        if self._is_plain(ids):
+            return ids
+        # Control tokens that their tokenizer does not flag as special are not split: take them apart ourselves.
+        pieces = re.split(f"(?<=.)(?={'|'.join(re.escape(control[1:]) for control in self._control)})", text)
+        return [token_id for piece in pieces for token_id in self._ids(piece)]
+
+    def _is_plain(self, ids: Sequence[int]) -> bool:
+        return not set(self.tokenizer.convert_ids_to_tokens(list(ids))) & set(self._control)
+
+    def _ids_with_plain_control(self, turns: list[dict[str, str]]) -> list[int]:
+        """Render with a marker in the place of every control text, then tokenise around and instead of the markers.
+
+        Only the control text is replaced, because templates look into contents: they trim them, or drop a thought.
+        """
+        marker = uuid.uuid4().hex
+        texts: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            texts.append(match.group())
+            return f"{marker}{len(texts) - 1};"
+
+        hidden = [{**turn, "content": self._control_pattern.sub(hide, turn["content"])} for turn in turns]
+        pieces = re.split(f"{marker}([0-9]+);", self._prompt_text(hidden))
+        ids: list[int] = []
+        for at, piece in enumerate(pieces):
+            ids += self._text_ids(texts[int(piece)]) if at % 2 else self._ids(piece)
+        return ids

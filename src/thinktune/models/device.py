@@ -1,0 +1,122 @@
+"""Which hardware does the work, in which number format, and what it is called in run.json."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thinktune.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        DeviceError: an unknown name, or hardware that is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"load.device: {name!r} is not a device", hint="use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            f"load.device is {name}, and PyTorch sees no CUDA device here ({_why_no_cuda()})",
+            hint="set load.device=auto or cpu; `thinktune doctor` says more",
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"load.device is {name}, and there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
+    return _own_gpu() if device.type == "cuda" and device.index is None else device
+
+
+def choose_dtype(device: torch.device, name: str) -> torch.dtype:
+    """The dtype for `auto`, `bfloat16` or `float32`: `auto` takes bfloat16 where the hardware multiplies it fast."""
+    import torch
+
+    if name == "auto":
+        return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """True for GPUs since Ampere and CPUs with AVX512-BF16 or AMX, where bfloat16 is about twice as fast as float32.
+
+    Elsewhere it works too, emulated and slower than float32.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def describe_hardware(device: torch.device) -> dict[str, Any]:
+    """What run.json records of the machine; memory in GiB."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "device": str(device),
+        "cpu": cpu_name(),
+        "cpu_threads": torch.get_num_threads(),
+        "memory_gib": round(total_memory() / 2**30, 1),
+        "bfloat16": multiplies_bfloat16(device),
+    }
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        facts |= {
+            "gpu": gpu.name,
+            "gpus": torch.cuda.device_count(),
+            "gpu_memory_gib": round(gpu.total_memory / 2**30, 1),
+            "compute_capability": f"{gpu.major}.{gpu.minor}",
+            "cuda": torch.version.cuda,
+        }
+    return facts
+
+
+def describe(device: torch.device, dtype: torch.dtype) -> str:
+    """One line for the person, such as `AMD EPYC, 2 threads, 23.4 GiB, bfloat16`."""
+    facts = describe_hardware(device)
+    number = str(dtype).removeprefix("torch.")
+    if device.type == "cuda":
+        return f"{facts['gpu']} ({device}), {facts['gpu_memory_gib']} GiB, {number}"
+    return f"{facts['cpu']}, {facts['cpu_threads']} threads, {facts['memory_gib']} GiB, {number}"
+
+
+def cpu_name() -> str:
+    """The processor's name, as far as this system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def total_memory() -> int:
+    """Bytes of main memory."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this process: under torchrun the one of its local rank."""
+    import torch
+
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+
+
+def _why_no_cuda() -> str:
+    import torch
+
+    return "this PyTorch is built for CPU" if torch.version.cuda is None else "no driver or no GPU answers"

@@ -1,0 +1,210 @@
+"""Models from the Hugging Face hub and from ModelScope, each through its own client, into its own cache.
+
+Only what is needed is fetched, and never a pickle. A download that may succeed later is tried again, with a growing
+pause; one that cannot is refused at once, in a sentence of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from thinktune.config import Load
+from thinktune.errors import DiskFull, DownloadError, MissingExtra, ModelError, ThinktuneError
+
+Notify = Callable[[str], None]
+
+_TOKENIZER = ("*.json", "*.jinja", "*.txt", "*.model")
+_WEIGHTS = ("*.safetensors",)
+# Sub-folders hold other formats; Mistral's `consolidated` is a second copy of the weights.
+_NOT_NEEDED = ("*/*", "consolidated*.safetensors")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+
+
+class _MayPass(Exception):
+    """A fault of the network or of the hub that may be gone in a moment."""
+
+
+class _Offline(Exception):
+    """The person has told the client to stay off the network."""
+
+
+def download_from_hub(name: str, load: Load, notify: Notify, *, weights: bool = True) -> Path:
+    """The folder of `owner/name` in Hugging Face's cache, downloaded or brought up to date if need be.
+
+    Raises:
+        ModelError: there is no such model, it is gated or private, or it has only pickled weights.
+        DownloadError: the hub does not answer, and there is no whole copy in the cache.
+    """
+    return _download(
+        name, load, notify, lambda: _fetch_hub(name, load, weights), lambda: _cached_hub(name, load, weights)
+    )
+
+
+def download_from_modelscope(name: str, load: Load, notify: Notify, *, weights: bool = True) -> Path:
+    """The folder of `owner/name` in ModelScope's cache; otherwise as `download_from_hub`.
+
+    Raises:
+        MissingExtra: ModelScope's client is not installed.
+    """
+    if find_spec("modelscope") is None:
+        raise MissingExtra("ms: models need ModelScope's client", hint="pip install 'thinktune[modelscope]'")
+    return _download(
+        f"ms:{name}",
+        load,
+        notify,
+        lambda: _fetch_modelscope(name, load, weights),
+        lambda: _cached_modelscope(name, load, weights),
+    )
+
+
+def _download(
+    name: str, load: Load, notify: Notify, fetch: Callable[[], Path], cached: Callable[[], Path | None]
+) -> Path:
+    """Fetch, trying again where that may help; fall back to a whole copy in the cache as soon as the network fails."""
+    for attempt in range(1, load.attempts + 1):
+        try:
+            return fetch()
+        except (_MayPass, _Offline) as error:
+            reason = str(error)
+            if (folder := cached()) is not None:
+                notify(f"{name}: {reason}; using the copy in the cache ({folder})")
+                return folder
+            if isinstance(error, _Offline):
+                raise DownloadError(f"{name}: {reason}, and there is no whole copy in the cache") from error
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise DiskFull(
+                    f"no space left while downloading {name}", hint="free some, or move the cache"
+                ) from error
+            raise
+        if attempt < load.attempts:
+            pause = load.wait * 2 ** (attempt - 1)
+            notify(f"{name}: {reason}; attempt {attempt + 1} of {load.attempts} in {pause:g} s")
+            time.sleep(pause)
+    raise DownloadError(
+        f"{name}: {reason}, after {load.attempts} attempts, and there is no whole copy in the cache",
+        hint="check the network (thinktune doctor), or download the model elsewhere and name its folder",
+    )
+
+
+def _patterns(load: Load, weights: bool) -> list[str]:
+    return [*_TOKENIZER, *(_WEIGHTS if weights else ()), *(["*.py"] if load.trust_remote_code else [])]
+
+
+def _refuse_pickles(name: str, files: Sequence[str]) -> None:
+    if any(fnmatch(file, pattern) for file in files for pattern in _WEIGHTS):
+        return
+    pickles = [file for file in files if any(fnmatch(file, pattern) for pattern in _PICKLES)]
+    if pickles:
+        raise ModelError(
+            f"{name} offers its weights only as {pickles[0]}: pickled files can run code, and are refused",
+            hint="choose a variant with safetensors weights",
+        )
+    raise ModelError(f"{name} offers no safetensors weights", hint="is it a model for transformers?")
+
+
+def _fetch_hub(name: str, load: Load, weights: bool) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        if weights:
+            listing = HfApi().model_info(name, timeout=10).siblings or []
+            _refuse_pickles(name, [entry.rfilename for entry in listing])
+        return Path(snapshot_download(name, allow_patterns=_patterns(load, weights), ignore_patterns=list(_NOT_NEEDED)))
+    except ThinktuneError:
+        raise
+    except Exception as error:
+        raise _judge_hub(name, error) from error
+
+
+def _judge_hub(name: str, error: Exception) -> Exception:
+    """What an error of huggingface_hub means: refused for good, passing, or not of our making (itself)."""
+    from huggingface_hub import errors
+
+    http_error: Any = errors.HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2, by its version
+    cause = error.__cause__
+    if isinstance(error, errors.OfflineModeIsEnabled) or isinstance(cause, errors.OfflineModeIsEnabled):
+        return _Offline("HF_HUB_OFFLINE is set")
+    if isinstance(error, errors.GatedRepoError):
+        return ModelError(
+            f"{name} is gated: its owner wants you to accept terms first",
+            hint=f"accept them on the model's page, then log in with: hf auth login ({_endpoint()}/{name})",
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ModelError(
+            f"there is no model {name} on the hub (or it is private), and no such path here",
+            hint="check the spelling; for a private one log in with: hf auth login",
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        if status in _PASSING_STATUS:
+            return _MayPass(f"the hub answers {status}")
+        return ModelError(f"the hub refuses {name}: {_line(error)}", hint="log in with: hf auth login")
+    if isinstance(error, (errors.LocalEntryNotFoundError, http_error)):
+        return _MayPass(f"the hub cannot be reached ({type(cause or error).__name__})")
+    if isinstance(error, (ConnectionError, TimeoutError)) or "Consistency check failed" in str(error):
+        return _MayPass(f"the download broke off ({_line(error)})")
+    return error
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def _cached_hub(name: str, load: Load, weights: bool) -> Path | None:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                name,
+                allow_patterns=_patterns(load, weights),
+                ignore_patterns=list(_NOT_NEEDED),
+                local_files_only=True,
+            )
+        )
+    except errors.LocalEntryNotFoundError:
+        return None
+    return _if_whole(folder, weights)
+
+
+def _if_whole(folder: Path, weights: bool) -> Path | None:
+    from thinktune.models.folder import check_adapter_folder, check_model_folder, is_adapter
+
+    try:
+        if weights and is_adapter(folder):
+            check_adapter_folder(folder)
+        elif weights:
+            check_model_folder(folder)
+    except ModelError:
+        return None
+    return folder
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _fetch_modelscope(name: str, load: Load, weights: bool) -> Path:
+    from modelscope import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=_patterns(load, weights), ignore_patterns=list(_NOT_NEEDED)))
+
+
+def _cached_modelscope(name: str, load: Load, weights: bool) -> Path | None:
+    from modelscope import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+    return _if_whole(folder, weights)

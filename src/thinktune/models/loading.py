@@ -1,0 +1,248 @@
+"""A model reference becomes a model on a device, with the tokenizer and the chat that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thinktune.config import Load, Quantize
+from thinktune.errors import MissingExtra, ModelError, OutOfMemory, UsageError
+from thinktune.models.chat import Chat
+from thinktune.models.device import choose_device, choose_dtype, describe
+from thinktune.models.folder import check_model_folder, read_json
+from thinktune.models.references import Resolved, resolve
+from thinktune.models.tokenizer import read_tokenizer, require_gguf
+
+if TYPE_CHECKING:
+    import torch
+
+_OUT_OF_MEMORY = (
+    "use a smaller model, quantize: int8 or nf4, load.dtype: bfloat16, or free memory that other programs hold"
+)
+
+
+@dataclass
+class Loaded:
+    """A model, ready to be trained or asked.
+
+    Attributes:
+        model: a transformers model, or a PeftModel where an adapter was left unmerged; in eval mode.
+        tokenizer: with a pad token that does not end a turn.
+        chat: renders conversations with the system text that the model was trained with.
+        reference: as it was given.
+        base: reference of the untuned model underneath.
+        adapter: folder of the adapter in use, merged or not; None for plain and for merged models.
+        tuned: whether thinktune (or an adapter) has changed the model.
+        settings: what thinktune.json recorded about the tuning.
+    """
+
+    model: Any
+    tokenizer: Any
+    chat: Chat
+    device: torch.device
+    dtype: torch.dtype
+    reference: str
+    base: str
+    adapter: Path | None
+    tuned: bool
+    settings: dict[str, Any]
+
+
+def load_model(
+    reference: str | Path,
+    *,
+    load: Load | None = None,
+    quantize: Quantize = "none",
+    merge_adapter: bool = True,
+    attention: str = "sdpa",
+    notify: Callable[[str], None] = lambda line: None,
+) -> Loaded:
+    """Load whatever a model reference names.
+
+    Args:
+        reference: see `models.references`.
+        load: how; None takes the defaults.
+        quantize: how the base weights are held. With int8 and nf4 an adapter stays unmerged.
+        merge_adapter: merge adapters in memory (fast to run), or keep the outermost as a PeftModel.
+        attention: transformers' name of the attention implementation.
+        notify: receives a line for the person now and then.
+
+    Raises:
+        ModelError, DownloadError, MissingExtra, DeviceError, OutOfMemory: see there.
+    """
+    load = load or Load()
+    device = choose_device(load.device)
+    dtype = choose_dtype(device, load.dtype)
+    whole = merge_adapter and quantize == "none"
+    resolved = resolve(reference, load, notify, prefer_merged=whole)
+    tokenizer = read_tokenizer(resolved, load, notify)
+    notify(f"loading {reference} on {describe(device, dtype)}" + ("" if quantize == "none" else f", {quantize}"))
+    model = load_weights(resolved, load, device, dtype, quantize, attention)
+    for adapter in resolved.adapters:
+        keep = adapter == resolved.adapter and not whole
+        model = put_adapter(model, adapter, merge=not keep)
+    return _finish(model, tokenizer, resolved, device, dtype)
+
+
+def load_tokenizer(
+    reference: str | Path, *, load: Load | None = None, notify: Callable[[str], None] = lambda line: None
+) -> Any:
+    """The tokenizer of whatever a model reference names, without its weights. Raises as `load_model` does."""
+    load = load or Load()
+    return read_tokenizer(resolve(reference, load, notify, weights=False), load, notify)
+
+
+def make_chat(tokenizer: Any, settings: dict[str, Any], *, stop_ids: frozenset[int] = frozenset()) -> Chat:
+    """The chat of a model: with the system text that its training recorded, else with the template's own."""
+    system = (settings["system"] or "") if "system" in settings else None
+    return Chat(tokenizer, system, stop_ids=stop_ids)
+
+
+def load_weights(
+    resolved: Resolved, load: Load, device: torch.device, dtype: torch.dtype, quantize: Quantize, attention: str
+) -> Any:
+    """The base model of a resolved reference, without its adapters.
+
+    Raises:
+        ModelError: weights that do not fill the model that its config describes.
+        OutOfMemory: it does not fit.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    arguments: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": attention,
+        "local_files_only": True,
+        "trust_remote_code": load.trust_remote_code,
+        "output_loading_info": True,
+        **_placement(resolved, load, device, quantize),
+    }
+    logging.disable_progress_bar()  # loading is announced, and takes seconds
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(resolved.folder, **arguments)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise out_of_memory(f"loading {resolved.reference}", device) from error
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        if "alloc" in str(error).lower() or "dispatched on the CPU" in str(error):
+            raise out_of_memory(f"loading {resolved.reference}", device) from error
+        raise ModelError(
+            f"{resolved.folder} cannot be loaded: {str(error).strip().splitlines()[0]}",
+            hint="the folder is broken, or its architecture is newer than the transformers installed here",
+        ) from error
+    if info["missing_keys"]:
+        names = sorted(info["missing_keys"])
+        raise ModelError(
+            f"{resolved.folder} lacks {len(names)} of its model's weights, among them {names[0]}",
+            hint="its config.json and its weights do not belong together, or the folder is half downloaded",
+        )
+    return model
+
+
+def put_adapter(model: Any, adapter: Path, *, merge: bool) -> Any:
+    """Put a PEFT adapter on a model, as a PeftModel or merged into its weights.
+
+    The adapter is held in float32, so that a merge computes in float32 and rounds once, to the dtype of the weights.
+
+    Raises:
+        ModelError: the adapter was made for another model.
+    """
+    import warnings
+
+    from peft import PeftModel
+
+    problem = ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model = PeftModel.from_pretrained(model, adapter, torch_device=str(model.device))
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            problem = str(error).strip().splitlines()[-1].strip()
+    missing = [str(item.message) for item in caught if "missing adapter keys" in str(item.message)]
+    if problem or missing:
+        raise ModelError(
+            f"the adapter {adapter} does not fit its base model: {problem or missing[0][:200]}",
+            hint="it was trained on another model; base_model in its thinktune.json says which",
+        )
+    return model.merge_and_unload() if merge else model
+
+
+def out_of_memory(doing: str, device: torch.device) -> OutOfMemory:
+    """The error for memory that ran out while doing something with a model."""
+    return OutOfMemory(f"out of memory on {device} while {doing}", hint=_OUT_OF_MEMORY)
+
+
+def _placement(resolved: Resolved, load: Load, device: torch.device, quantize: Quantize) -> dict[str, Any]:
+    """Arguments of from_pretrained for where the weights go and how they are packed."""
+    import torch
+
+    if resolved.gguf:
+        from transformers.utils.quantization_config import GgufConfig
+
+        require_gguf()
+        if quantize != "none":
+            raise UsageError(
+                f"{resolved.reference} is quantised already", hint="set quantize: none; GGUF is dequantised at loading"
+            )
+        return {
+            "gguf_file": resolved.gguf,
+            "quantization_config": GgufConfig(dequantize=True),
+            "device_map": {"": str(device)},
+        }
+    check_model_folder(resolved.folder)
+    if quantize == "none":
+        return {"device_map": {"": str(device)}} if device.type == "cuda" else {}
+    if quantize == "fp8":
+        raise UsageError("quantize: fp8 comes with the fast path", hint="use int8 or nf4 until then")
+    if "quantization_config" in read_json(resolved.folder / "config.json"):
+        raise UsageError(f"{resolved.reference} is quantised already", hint="set quantize: none")
+    if device.type == "cpu":
+        return {"quantization_config": _bitsandbytes(quantize), "device_map": {"": "cpu"}}
+    # One process, one GPU (several are for torchrun); what does not fit into its share is refused, not offloaded.
+    share = int(torch.cuda.get_device_properties(device).total_memory * load.max_memory)
+    return {
+        "quantization_config": _bitsandbytes(quantize),
+        "device_map": "auto",
+        "max_memory": {device.index: share},
+    }
+
+
+def _bitsandbytes(quantize: Quantize) -> Any:
+    from importlib.util import find_spec
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise MissingExtra(f"quantize: {quantize} needs bitsandbytes", hint="pip install 'thinktune[quant]'")
+    if quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _finish(model: Any, tokenizer: Any, resolved: Resolved, device: torch.device, dtype: torch.dtype) -> Loaded:
+    generation = model.generation_config
+    ends = generation.eos_token_id
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    model.config.pad_token_id = generation.pad_token_id = tokenizer.pad_token_id
+    model.eval()
+    return Loaded(
+        model=model,
+        tokenizer=tokenizer,
+        chat=make_chat(tokenizer, resolved.settings, stop_ids=frozenset(ends)),
+        device=device,
+        dtype=dtype,
+        reference=resolved.reference,
+        base=resolved.base,
+        adapter=resolved.adapter,
+        tuned=bool(resolved.adapters or resolved.settings),
+        settings=resolved.settings,
+    )

