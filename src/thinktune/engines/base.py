@@ -55,7 +55,7 @@ class Engine(ABC):
     def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
         """Log-probability (natural) of each continuation token given all before it."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - an engine inside this process has nothing to give back
         """Give memory and processes back. Safe to call twice."""
 
     def __enter__(self) -> Engine:

@@ -1,0 +1,190 @@
+"""The rows that decode together, and the three things that happen to them: prefill, step, leave."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from thinktune.config import Sampling
+from thinktune.engines.base import FinishReason, Request
+from thinktune.engines.cache import Piece, merge, new_cache
+from thinktune.engines.sampling import NgramBlocker, Sampler, row_noise
+from thinktune.engines.text import Detokenizer
+
+SPARE = 64  # columns of cache written in place between two copies
+
+
+@dataclass(eq=False)
+class Row:
+    """One completion in the making. It can leave a batch at any time and go on in another from its ids."""
+
+    request: Request
+    index: int
+    limit: int
+    ids: list[int] = field(default_factory=list)
+    reason: FinishReason | None = None
+    error: str | None = None
+    noise: random.Random = field(default_factory=random.Random)
+    ngrams: NgramBlocker | None = None
+
+    def enter(self) -> None:
+        """Make ready to join a batch: all that sampling needs follows from the ids written so far."""
+        self.noise = row_noise(self.sampling.seed, self.request.id, self.index)
+        for _ in self.ids:
+            self.noise.random()
+        if size := self.sampling.no_repeat_ngram_size:
+            self.ngrams = NgramBlocker(size, self.all_ids())
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.request.sampling
+
+    @property
+    def length(self) -> int:
+        return len(self.request.prompt_ids) + len(self.ids)
+
+    def all_ids(self) -> list[int]:
+        return [*self.request.prompt_ids, *self.ids]
+
+    def fail(self, error: str) -> None:
+        self.reason, self.error = "error", error
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What every batch of one model shares."""
+
+    model: Any
+    detokenizer: Detokenizer
+    stop_ids: frozenset[int]
+    vocabulary: int
+    context_length: int
+    layers: int
+    device: torch.device
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Logits `(rows, vocabulary)` after the last of ids `(rows, n)`; mask is True at attended columns."""
+        logits: torch.Tensor = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return logits[:, -1]
+
+    def accept(self, rows: Sequence[Row], logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:
+        """Draw a token for each row, note it and what it ends; returns the ids `(rows,)`."""
+        picked, sound = sampler.pick(logits)
+        for row, token, usable in zip(rows, picked.tolist(), sound.tolist(), strict=True):
+            if row.reason is None:
+                self._append(row, token, usable)
+        return picked
+
+    def _append(self, row: Row, token: int, usable: bool) -> None:
+        if not usable:
+            row.fail("the model's output is not a number: its weights or this prompt make it overflow")
+            return
+        row.ids.append(token)
+        if row.ngrams is not None:
+            row.ngrams.add(token)
+        if token in self.stop_ids or self._completes_stop(row, token):
+            row.reason = "stop"
+        elif len(row.ids) >= row.limit:
+            row.reason = "length"
+
+    def _completes_stop(self, row: Row, token: int) -> bool:
+        stops = row.sampling.stop
+        closers = self.detokenizer.closers(stops)
+        return (closers is None or token in closers) and self.detokenizer.has_stop(row.ids, stops)
+
+
+class Batch:
+    """Rows over one cache. All methods run under `torch.inference_mode` of the caller."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self.rows: list[Row] = []
+        self.width = 0  # columns filled; the next token of every row goes into this one
+        self._cache: Any = None
+        self._starts = torch.empty(0, dtype=torch.long)  # the column of each row's first token
+        self._last = torch.empty(0, dtype=torch.long)  # the token each row feeds next
+        self._sampler: Sampler
+
+    @property
+    def live(self) -> list[Row]:
+        return [row for row in self.rows if row.reason is None]
+
+    @property
+    def full(self) -> bool:
+        return self._cache is None or self.width >= self._cache.layers[0].keys.shape[2]
+
+    def step(self) -> None:
+        """One token more for every row. Finished rows ride along, unread, until `change` drops them."""
+        decoder = self._decoder
+        columns = torch.arange(self.width + 1, device=decoder.device)
+        # A finished row that rides along must not run out of the model's positions.
+        positions = (self.width - self._starts).clamp(max=decoder.context_length - 1)
+        logits = decoder.forward(self._last[:, None], columns >= self._starts[:, None], positions[:, None], self._cache)
+        self.width += 1
+        self._last = decoder.accept(self.rows, logits, self._sampler)
+
+    def change(self, groups: Sequence[Prefilled], leaving: Collection[Row] = ()) -> None:
+        """Drop finished and leaving rows, take in prefilled ones, and make room for `SPARE` more columns."""
+        device = self._decoder.device
+        stay = [index for index, row in enumerate(self.rows) if row.reason is None and row not in leaving]
+        sources = [(self._cache, self.rows, stay, stay, self._last)] if stay else []
+        for group in groups:
+            fresh = [index for index, row in enumerate(group.rows) if row.reason is None]
+            if fresh:
+                sources.append((group.cache, group.rows, fresh, [group.lines[index] for index in fresh], group.last))
+        rows = [rows[index] for _, rows, chosen, _, _ in sources for index in chosen]
+        if not rows:
+            self.rows, self._cache, self.width = [], None, 0
+            return
+        # The last token of a row is not in the cache yet: `step` feeds it.
+        pieces = [
+            Piece(cache, torch.tensor(lines, device=device), max(members[index].length for index in chosen) - 1)
+            for cache, members, chosen, lines, _ in sources
+        ]
+        self._last = torch.cat([last[torch.tensor(chosen, device=device)] for _, _, chosen, _, last in sources])
+        self._cache = merge(pieces, SPARE)
+        self.rows = rows
+        self.width = max(piece.width for piece in pieces)
+        self._starts = torch.tensor([self.width - row.length + 1 for row in rows], device=device)
+        self._sampler = Sampler(rows, self._decoder.vocabulary, device)
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """Rows whose first token is drawn, and the cache that holds their prompts, a line for each different one."""
+
+    rows: list[Row]
+    lines: list[int]
+    cache: Any
+    last: torch.Tensor
+
+
+def prefill(decoder: Decoder, rows: list[Row]) -> Prefilled:
+    """Read the prompts of `rows` (and what they wrote already) and draw one token each. Samples share their prompt."""
+    lines: dict[tuple[int, ...] | int, int] = {}
+    # Rows that wrote something differ, even when they belong to one request.
+    line_of = [lines.setdefault(id(row) if row.ids else id(row.request), len(lines)) for row in rows]
+    prompts = {line: row.all_ids() for line, row in zip(line_of, rows, strict=True)}
+    width = max(map(len, prompts.values()))
+    device = decoder.device
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts.values()], device=device)
+    starts = torch.tensor([width - len(prompt) for prompt in prompts.values()], device=device)[:, None]
+    columns = torch.arange(width, device=device)
+    cache = new_cache(decoder.layers)
+    for row in rows:
+        row.enter()
+    logits = decoder.forward(ids, columns >= starts, (columns - starts).clamp(min=0), cache)
+    sampler = Sampler(rows, decoder.vocabulary, device)
+    last = decoder.accept(rows, logits[torch.tensor(line_of, device=device)], sampler)
+    return Prefilled(rows, line_of, cache, last)

@@ -1,0 +1,132 @@
+"""A key/value cache whose rows come and go, and the attention that reads it without copying.
+
+Rows are right-aligned: all end in the same column, shorter ones start later. A decoded token is then one column for
+every row, written in place, and the distance between two tokens of a row is the distance of their columns, so that
+sliding-window masks stay right. Finished rows leave and new ones enter in `merge`, the only place that copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "thinktune_decode"
+
+
+class RowLayer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one layer, `(rows, heads, columns, size)`, of which the first `length` columns are filled."""
+
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.keys, self.values = key_states, value_states
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        end = self.length + key_states.shape[-2]
+        if self.is_initialized:
+            self.keys[:, :, self.length : end] = key_states
+            self.values[:, :, self.length : end] = value_states
+        else:
+            self.lazy_initialization(key_states, value_states)
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a cache that go on: their indexes, and how many of its last columns they need."""
+
+    cache: Cache
+    rows: torch.Tensor
+    width: int
+
+
+def new_cache(layers: int) -> Cache:
+    return Cache(layers=[RowLayer() for _ in range(layers)])
+
+
+def merge(pieces: Sequence[Piece], spare: int) -> Cache:
+    """One cache with the pieces' rows in their order, right-aligned, and room for `spare` more columns.
+
+    The pieces' caches are emptied layer by layer, so that old and new never lie in memory as a whole together.
+    """
+    width = max(piece.width for piece in pieces)
+    merged = new_cache(len(pieces[0].cache.layers))
+    for index, layer in enumerate(merged.layers):
+        olds = [piece.cache.layers[index] for piece in pieces]
+        layer.lazy_initialization(
+            _join([old.keys for old in olds], pieces, width, spare),
+            _join([old.values for old in olds], pieces, width, spare),
+        )
+        layer.length = width
+        for old in olds:
+            old.keys = old.values = None
+    return merged
+
+
+def _join(states: Sequence[torch.Tensor], pieces: Sequence[Piece], width: int, spare: int) -> torch.Tensor:
+    _, heads, _, size = states[0].shape
+    count = sum(len(piece.rows) for piece in pieces)
+    # Zeros, not empty: a masked column has weight 0, but 0 times a NaN left in memory is NaN.
+    joined = states[0].new_zeros(count, heads, width + spare, size)
+    at = 0
+    for state, piece in zip(states, pieces, strict=True):
+        end = piece.cache.get_seq_length()
+        joined[at : at + len(piece.rows), :, width - piece.width : width] = state[
+            piece.rows, :, end - piece.width : end
+        ]
+        at += len(piece.rows)
+    return joined
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """SDPA, where a single query token lets the heads that share a key stand in for a sequence: nothing is repeated.
+
+    query `(rows, heads, 1, size)` becomes `(rows, key heads, heads / key heads, size)`.
+    """
+    rows, heads, length, size = query.shape
+    groups = heads // key.shape[1]
+    if length != 1 or groups == 1 or kwargs.get("position_bias") is not None:
+        result: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return result
+    grouped = query.reshape(rows, key.shape[1], groups, size)
+    out = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(rows, 1, heads, value.shape[-1]), None
+
+
+def register_attention() -> None:
+    AttentionInterface.register(ATTENTION, _attend)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)

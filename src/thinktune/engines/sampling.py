@@ -1,0 +1,147 @@
+"""The next token of every row of a batch, each row by its own settings.
+
+The order of the filters, and what repetition_penalty and no_repeat_ngram_size look at (the prompt too), are those of
+transformers' logits processors: penalty, n-grams, temperature, top_k, top_p, min_p. Noise is one number in [0, 1) a
+token from a generator of the row's own, so that a row draws the same whatever shares its batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from thinktune.config import Sampling
+
+_CANDIDATES = 128  # likeliest tokens looked at first; a nucleus that does not fit into them gets a full sort
+
+
+def row_noise(seed: int | None, request_id: str, index: int) -> random.Random:
+    """The generator of one completion; the k-th number drawn belongs to its k-th token. No seed counts as 0."""
+    return random.Random(f"{seed or 0}/{index}/{request_id}".encode("utf-8", "surrogatepass"))
+
+
+class NgramBlocker:
+    """Knows which tokens would repeat an n-gram of a row, in constant time a token."""
+
+    def __init__(self, size: int, ids: Sequence[int]) -> None:
+        self._size = size
+        self._followers: dict[tuple[int, ...], set[int]] = defaultdict(set)
+        self._last: list[int] = []
+        for token in ids:
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        if len(self._last) == self._size - 1:
+            self._followers[tuple(self._last)].add(token)
+        self._last = [*self._last, token][-(self._size - 1) :] if self._size > 1 else []
+
+    def blocked(self) -> set[int]:
+        return self._followers.get(tuple(self._last), set())
+
+
+class SampledRow(Protocol):
+    """What the sampler needs to know of a row."""
+
+    noise: random.Random
+    ngrams: NgramBlocker | None
+
+    @property
+    def sampling(self) -> Sampling: ...
+
+    def all_ids(self) -> list[int]: ...
+
+
+class Sampler:
+    """Draws for a fixed set of rows; made anew when the set changes."""
+
+    def __init__(self, rows: Sequence[SampledRow], vocabulary: int, device: torch.device) -> None:
+        self._device = device
+        self._vocabulary = vocabulary
+        drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
+        penalised = [index for index, row in enumerate(rows) if row.sampling.repetition_penalty != 1]
+        self._noises = [rows[index].noise for index in drawn]
+        self._blockers = [(index, row.ngrams) for index, row in enumerate(rows) if row.ngrams is not None]
+        self._drawn = torch.tensor(drawn, dtype=torch.long, device=device)
+        self._penalised = torch.tensor(penalised, dtype=torch.long, device=device)
+        settings = [rows[index].sampling for index in drawn]
+        self._temperature = self._column([each.temperature for each in settings])
+        self._limits = torch.tensor(
+            [[float(each.top_k or vocabulary), each.top_p, each.min_p] for each in settings], device=device
+        )
+        self._filtered = any(each.top_k or each.top_p < 1 or each.min_p for each in settings)
+        self._candidates = max([_CANDIDATES, *(each.top_k for each in settings)])
+        if penalised:
+            self._penalty = self._column([rows[index].sampling.repetition_penalty for index in penalised])
+            self._seen = torch.zeros(len(penalised), vocabulary, dtype=torch.bool, device=device)
+            for at, index in enumerate(penalised):
+                self._seen[at, torch.tensor(rows[index].all_ids(), device=device)] = True
+
+    def pick(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next token ids `(rows,)` for logits `(rows, vocabulary)`, and which rows had usable logits `(rows,)`.
+
+        Logits may be changed in place.
+        """
+        if len(self._penalised) or self._blockers:
+            logits = self._penalise(logits.float())
+        best, ids = logits.max(dim=-1)
+        if len(self._drawn):
+            scores = logits[self._drawn].float() / self._temperature
+            noise = self._column([generator.random() for generator in self._noises])
+            if self._filtered:
+                ids[self._drawn] = _draw_filtered(scores, noise, self._limits, self._candidates)
+            else:
+                ids[self._drawn] = _invert(scores.softmax(-1), noise)
+        if len(self._penalised):
+            self._seen.scatter_(1, ids[self._penalised][:, None], True)
+        return ids, best.isfinite()
+
+    def _penalise(self, logits: torch.Tensor) -> torch.Tensor:
+        if len(self._penalised):
+            some = logits[self._penalised]
+            lowered = torch.where(some < 0, some * self._penalty, some / self._penalty)
+            logits[self._penalised] = torch.where(self._seen, lowered, some)
+        pairs = [(index, token) for index, ngrams in self._blockers for token in ngrams.blocked()]
+        if pairs:
+            at, tokens = torch.tensor(pairs, device=self._device).unbind(1)
+            logits[at, tokens] = -torch.inf
+        return logits
+
+    def _column(self, values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None]
+
+
+def _draw_filtered(scores: torch.Tensor, noise: torch.Tensor, limits: torch.Tensor, count: int) -> torch.Tensor:
+    """Token ids `(rows,)` for scores `(rows, vocabulary)`, noise `(rows, 1)`, limits top_k, top_p, min_p `(rows, 3)`.
+
+    Looks at the `count` likeliest tokens, and at all of them only for the rows where these do not hold what is kept.
+    """
+    count = min(count, scores.shape[-1])
+    top_k, top_p, min_p = limits.split(1, dim=1)
+    top, ids = scores.topk(count)
+    kept = torch.arange(count, device=scores.device) < top_k
+    # top_p is a share of what top_k left over, which is the whole vocabulary where there is no top_k.
+    covered = top_k <= count
+    total = torch.where(covered, top.masked_fill(~kept, -torch.inf).logsumexp(-1, True), scores.logsumexp(-1, True))
+    weights = (top - total).exp()
+    kept &= weights.cumsum(-1) - weights < top_p
+    kept &= weights >= min_p * weights[:, :1]
+    whole = (covered | ~kept[:, -1:])[:, 0]
+    ordered, order = ids.sort(-1)  # by id, because equal scores leave topk in any order
+    picked = ordered.gather(1, _invert((weights * kept).gather(1, order), noise)[:, None])[:, 0]
+    if not whole.all():
+        rest = ~whole
+        picked[rest] = _draw_filtered(scores[rest], noise[rest], limits[rest], scores.shape[-1])
+    return picked
+
+
+def _invert(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Indexes `(rows,)` where the running sum of weights `(rows, n)` passes noise `(rows, 1)` times their sum."""
+    running = weights.cumsum(-1)
+    found = torch.searchsorted(running, noise * running[:, -1:], right=True)[:, 0]
+    # float32 rounding may carry noise * sum up to the sum itself: then it is the last token that has a weight.
+    last = weights.shape[-1] - 1 - weights.flip(-1).gt(0).int().argmax(-1)
+    return found.minimum(last)

@@ -1,0 +1,156 @@
+"""Which rows decode together, and what happens when that fails."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from thinktune.engines.batch import SPARE, Batch, Decoder, Prefilled, Row, prefill
+from thinktune.errors import GenerationError
+
+OUT_OF_MEMORY_HINT = "lower infer.batch_tokens, max_tokens or the length of the prompts, or use a smaller model"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Limits:
+    """What a batch may hold: `tokens` is rows times columns of the cache, `prefill` prompt tokens read in one go."""
+
+    tokens: int
+    rows: int
+    prefill: int
+
+
+class Scheduler:
+    """Moves rows from `waiting` through one batch to their end, a token at a time."""
+
+    def __init__(self, decoder: Decoder, limits: Limits) -> None:
+        self.waiting: deque[Row] = deque()
+        self._decoder = decoder
+        self._limits = limits
+        self._batch = Batch(decoder)
+        self._entering: list[Row] = []
+        self._cap = limits.rows
+        self.starved: Row | None = None  # the last row that did not fit into memory by itself
+
+    @property
+    def idle(self) -> bool:
+        return not self.waiting and not self._batch.rows
+
+    def advance(self) -> list[Row]:
+        """Change the batch where that pays, decode one token, and return the rows that ended, in error or well.
+
+        Raises:
+            GenerationError: the device failed for good.
+        """
+        before = self._batch.live
+        self._entering = []
+        try:
+            with torch.inference_mode():
+                # Changing copies the cache: it waits until an eighth of the rows is done, or the columns are used up.
+                if self._batch.full or len(before) * 8 <= len(self._batch.rows) * 7:
+                    self._change()
+                if self._batch.rows:
+                    self._batch.step()
+        except Exception as error:  # noqa: BLE001 - a model may raise anything, and must not take every row with it
+            self._retreat(error)
+        return [row for row in [*before, *self._entering] if row.reason is not None]
+
+    def _change(self) -> None:
+        """Let rows in while the limits last, or send the newest ones back where the batch has outgrown them."""
+        live = self._batch.live
+        leaving = self._overflow(live)
+        if not leaving:
+            self._entering = self._next_rows(live)
+        groups = [part for group in self._prefill_groups(self._entering) for part in self._prefill(group)]
+        self._batch.change(groups, leaving)
+        self.waiting.extendleft(leaving)
+        self._cap = min(self._cap * 2, self._limits.rows)
+
+    def _overflow(self, live: Sequence[Row]) -> list[Row]:
+        """The rows to send back, those that wrote least, so that the rest may grow by `SPARE` columns."""
+        width = max((row.length for row in live), default=0) + SPARE
+        fitting = max(1, self._limits.tokens // width)
+        return sorted(live, key=lambda row: len(row.ids))[: max(0, len(live) - fitting)]
+
+    def _next_rows(self, live: Sequence[Row]) -> list[Row]:
+        """As many waiting rows as fit beside the live ones; always one where there is none."""
+        width = max((row.length for row in live), default=0)
+        chosen: list[Row] = []
+        while self.waiting:
+            count = len(live) + len(chosen)
+            width = max(width, self.waiting[0].length)
+            if count and (count >= self._cap or (count + 1) * (width + SPARE) > self._limits.tokens):
+                break
+            chosen.append(self.waiting.popleft())
+        return chosen
+
+    def _prefill_groups(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        group: list[Row] = []
+        width = 0
+        for row in rows:
+            width = max(width, row.length)
+            if group and (len(group) + 1) * width > self._limits.prefill:
+                yield group
+                group, width = [], row.length
+            group.append(row)
+        if group:
+            yield group
+
+    def _prefill(self, rows: list[Row]) -> list[Prefilled]:
+        """Prefill rows together; where that fails, halve them until the guilty one is found."""
+        try:
+            return [prefill(self._decoder, rows)]
+        except Exception as error:  # whatever the model raises, only the row that caused it is to pay
+            if _is_out_of_memory(error) or _is_device_failure(error):
+                raise
+            if len(rows) == 1:
+                rows[0].fail(f"the model failed on this prompt: {_describe(error)}")
+                return []
+        middle = len(rows) // 2
+        return self._prefill(rows[:middle]) + self._prefill(rows[middle:])
+
+    def _retreat(self, error: Exception) -> None:
+        """Put every unfinished row back in front of the queue, to go on in smaller batches. A lone row fails."""
+        if _is_device_failure(error):
+            raise GenerationError(
+                f"the device failed: {_describe(error)}", hint="what was finished is kept; start again to go on"
+            ) from error
+        rows = list(dict.fromkeys(row for row in [*self._batch.rows, *self._entering] if row.reason is None))
+        self._batch = Batch(self._decoder)
+        starved = _is_out_of_memory(error)
+        if starved and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(rows) == 1:
+            self.starved = rows[0] if starved else self.starved
+            rows[0].fail(
+                f"out of memory with this item alone ({rows[0].length} tokens); {OUT_OF_MEMORY_HINT}"
+                if starved
+                else f"the model failed on this item: {_describe(error)}"
+            )
+            return
+        if starved:
+            self._limits.tokens = min(self._limits.tokens, len(rows) * max(row.length for row in rows)) // 2
+            log.warning("out of memory: going on with at most %d tokens in a batch", self._limits.tokens)
+        else:
+            self._cap = max(1, len(rows) // 2)
+        self.waiting.extendleft(reversed(rows))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _is_device_failure(error: Exception) -> bool:
+    """True for CUDA errors after which nothing runs any more in this process."""
+    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

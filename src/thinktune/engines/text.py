@@ -1,0 +1,72 @@
+"""From token ids to text: whole characters only, special tokens out, stop strings found and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+_BROKEN = "\ufffd"  # what a decoder writes for bytes that are not (yet) a character
+
+
+class Detokenizer:
+    """Decodes the continuations of one model."""
+
+    def __init__(self, tokenizer: Any, stop_ids: frozenset[int], vocabulary: int) -> None:
+        self._tokenizer = tokenizer
+        self._stop_ids = stop_ids
+        self._vocabulary = vocabulary
+        self.closers = lru_cache(maxsize=64)(self._closers)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def final_text(self, ids: Sequence[int], stops: tuple[str, ...]) -> str:
+        """The text of a finished continuation: cut right after the first stop string, half a character left off."""
+        if ids and ids[-1] in self._stop_ids:
+            ids = ids[:-1]
+        text = self.decode(ids)
+        ends = [text.find(stop) + len(stop) for stop in stops if stop and stop in text]
+        return text[: min(ends)] if ends else text.rstrip(_BROKEN)
+
+    def has_stop(self, ids: Sequence[int], stops: tuple[str, ...]) -> bool:
+        """True where the last token completes a stop string. Decodes only the tokens that can be part of it."""
+        # Every token holds at least a byte, so a stop string spans no more tokens than it has bytes.
+        tail = self.decode(ids[-max(len(stop.encode()) for stop in stops) - 4 :])
+        return any(stop and stop in tail for stop in stops)
+
+    def _closers(self, stops: tuple[str, ...]) -> frozenset[int] | None:
+        """Ids of the tokens that can complete a stop string, or None where any might.
+
+        Most tokens lack the string's last character, so that a look into this set spares decoding at every step.
+        Printable ASCII stands for itself in the pieces of every kind of tokenizer; other characters may not.
+        """
+        lasts = {stop[-1] for stop in stops if stop}
+        if not all("!" <= last <= "~" for last in lasts):
+            return None
+        pieces = self._tokenizer.convert_ids_to_tokens(range(min(self._vocabulary, len(self._tokenizer))))
+        return frozenset(
+            index
+            for index, piece in enumerate(pieces)
+            if piece is not None and (piece.startswith("<0x") or any(last in piece for last in lasts))
+        )
+
+
+class TextStream:
+    """Text as its tokens arrive; holds back a character whose bytes are not all there."""
+
+    def __init__(self, detokenizer: Detokenizer) -> None:
+        self._detokenizer = detokenizer
+        self._ids: list[int] = []
+        self._start = 0  # decoding starts at the piece before the new one, for tokenizers that drop a leading space
+        self._read = 0
+
+    def push(self, token: int) -> str:
+        self._ids.append(token)
+        before = self._detokenizer.decode(self._ids[self._start : self._read])
+        text = self._detokenizer.decode(self._ids[self._start :])
+        if len(text) <= len(before) or text.endswith(_BROKEN):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        return text[len(before) :]

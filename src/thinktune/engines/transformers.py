@@ -1,0 +1,210 @@
+"""Batched generation on a transformers model, with a decode loop of our own.
+
+Waiting requests enter as others finish (continuous batching), within a budget of tokens held at once. `generate()` of
+transformers is not used because it cannot admit rows, keeps finished ones and draws from one generator for the whole
+batch, and because its continuous batching ignores stop strings and repetition penalty.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+
+from thinktune.engines.base import Completion, Engine, Request
+from thinktune.engines.batch import Decoder, Row
+from thinktune.engines.cache import ATTENTION, register_attention
+from thinktune.engines.scheduler import OUT_OF_MEMORY_HINT, Limits, Scheduler
+from thinktune.engines.text import Detokenizer, TextStream
+from thinktune.errors import GenerationError, ModelError, OutOfMemory
+
+_WINDOW = 4096  # requests sorted together; bounds what is in memory when the caller streams them
+
+
+class TransformersEngine(Engine):
+    """Generates with a causal language model held in memory.
+
+    The model's train or eval mode and its attention are as they were after every call, so that a model in training can
+    answer questions. Results do not depend on what shares a batch, beyond the rounding of matrix products.
+
+    Args:
+        model: a transformers causal model or a PeftModel over one.
+        tokenizer: its tokenizer.
+        stop_ids: token ids that end a completion.
+        max_batch_tokens: rows times columns of the cache held at once; None chooses from free memory.
+
+    Raises:
+        ModelError: the model keeps a state that is not keys and values (linear attention, convolutions).
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, stop_ids: Iterable[int], *, max_batch_tokens: int | None = None
+    ) -> None:
+        config = model.config.get_text_config()
+        _check_attention_only(config)
+        register_attention()
+        embedding = model.get_input_embeddings().weight
+        stops = frozenset(stop_ids)
+        self.context_length: int = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
+        self._model = model
+        self._decoder = Decoder(
+            model=model,
+            detokenizer=Detokenizer(tokenizer, stops, len(embedding)),
+            stop_ids=stops,
+            vocabulary=len(embedding),
+            context_length=self.context_length,
+            layers=config.num_hidden_layers,
+            device=embedding.device,
+        )
+        tokens = max_batch_tokens or _tokens_that_fit(config, embedding)
+        on_gpu = embedding.device.type == "cuda"
+        self._limits = Limits(tokens=tokens, rows=512 if on_gpu else 64, prefill=16384 if on_gpu else 2048)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """See `Engine.generate`. Requests are taken from the iterable in windows, longest prompts first inside one.
+
+        Raises:
+            GenerationError: the device failed.
+            OutOfMemory: not one item could be answered, each by itself being too large for the memory.
+        """
+        source = iter(requests)
+        scheduler = Scheduler(self._decoder, replace(self._limits))
+        answered = False
+        with self._model_ready():
+            while True:
+                if not scheduler.waiting:
+                    window = list(islice(source, _WINDOW))
+                    yield from (refused for request in window for refused in self._refuse(request))
+                    scheduler.waiting.extend(self._rows(window))
+                if scheduler.idle:
+                    break
+                for row in scheduler.advance():
+                    answered |= row.error is None
+                    yield self._complete(row)
+        if scheduler.starved is not None and not answered:
+            raise OutOfMemory(scheduler.starved.error or "out of memory", hint=OUT_OF_MEMORY_HINT)
+
+    def stream(self, request: Request) -> Iterator[str]:
+        """See `Engine.stream`. The pieces join to the text that `generate` gives for the same request.
+
+        Raises:
+            GenerationError: the request cannot be answered, for example because its prompt is too long.
+        """
+        if problem := self._problem(request):
+            raise GenerationError(problem)
+        scheduler = Scheduler(self._decoder, replace(self._limits))
+        row = Row(request, 0, self._room(request))
+        scheduler.waiting.append(row)
+        text = TextStream(self._decoder.detokenizer)
+        shown = ""
+        with self._model_ready():
+            while not scheduler.idle:
+                seen = len(row.ids)
+                scheduler.advance()
+                for token in row.ids[seen : len(row.ids) - (row.reason is not None)]:
+                    if piece := text.push(token):
+                        shown += piece
+                        yield piece
+        completion = self._complete(row)
+        if completion.error is not None:
+            raise GenerationError(completion.error)
+        if rest := completion.text[len(shown) :]:
+            yield rest
+
+    def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
+        """See `Engine.logprobs`.
+
+        Raises:
+            GenerationError: there is no prompt, or the two together exceed the context.
+        """
+        total = len(prompt_ids) + len(continuation_ids)
+        if not prompt_ids or total > self.context_length:
+            raise GenerationError(f"{total} tokens do not make a prompt within the context of {self.context_length}")
+        ids = torch.tensor([[*prompt_ids, *continuation_ids]], device=self._decoder.device)
+        with self._model_ready(), torch.inference_mode():
+            logits = self._model(input_ids=ids, logits_to_keep=len(continuation_ids) + 1).logits[0]
+        scores = logits[-len(continuation_ids) - 1 : -1].float().log_softmax(-1)
+        return [float(score) for score in scores.gather(1, ids[0, len(prompt_ids) :, None])[:, 0]]
+
+    def _rows(self, requests: Iterable[Request]) -> list[Row]:
+        sound = [request for request in requests if not self._problem(request)]
+        # Similar lengths beside each other pad least; longest first, so that memory runs out early if it does.
+        sound.sort(key=lambda request: -len(request.prompt_ids))
+        return [Row(request, index, self._room(request)) for request in sound for index in range(request.sampling.n)]
+
+    def _room(self, request: Request) -> int:
+        return min(request.sampling.max_tokens, self.context_length - len(request.prompt_ids))
+
+    def _refuse(self, request: Request) -> Iterator[Completion]:
+        if problem := self._problem(request):
+            for index in range(request.sampling.n):
+                yield Completion(request.id, index, "", (), "error", problem)
+
+    def _problem(self, request: Request) -> str | None:
+        ids = request.prompt_ids
+        if not ids:
+            return "the prompt is empty"
+        if len(ids) >= self.context_length:
+            return (
+                f"the prompt has {len(ids)} tokens, which leaves no room for an answer in the model's context "
+                f"of {self.context_length}"
+            )
+        if min(ids) < 0 or max(ids) >= self._decoder.vocabulary:
+            return f"the prompt holds a token id outside the model's vocabulary of {self._decoder.vocabulary}"
+        return None
+
+    def _complete(self, row: Row) -> Completion:
+        if row.reason is None or row.reason == "error":
+            return Completion(row.request.id, row.index, "", (), "error", row.error)
+        text = self._decoder.detokenizer.final_text(row.ids, row.sampling.stop)
+        return Completion(row.request.id, row.index, text, tuple(row.ids), row.reason)
+
+    @contextmanager
+    def _model_ready(self) -> Iterator[None]:
+        """Eval mode and our attention, and all as it was afterwards."""
+        training = [module for module in self._model.modules() if module.training]
+        config = self._model.config
+        attention = config._attn_implementation
+        self._model.eval()
+        # Attention put in for training may know nothing of padded rows. Models that cannot use SDPA keep their own.
+        if _supports_sdpa(self._model):
+            config._attn_implementation = ATTENTION
+        try:
+            yield
+        finally:
+            config._attn_implementation = attention
+            for module in training:
+                module.training = True
+
+
+def _supports_sdpa(model: Any) -> bool:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return bool(inner._supports_sdpa)
+
+
+def _check_attention_only(config: Any) -> None:
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if strange := kinds - {"full_attention", "sliding_attention"}:
+        raise ModelError(
+            f"the transformers engine cannot batch {config.model_type} models: they have {', '.join(sorted(strange))}",
+            hint="use --engine vllm",
+        )
+
+
+def _tokens_that_fit(config: Any, embedding: torch.Tensor) -> int:
+    """Tokens of cache that half of the free GPU memory holds; on CPU a quarter of the free memory, at most 1 GiB.
+
+    The rest is for activations, logits, and the copy of a layer's cache when the batch changes.
+    """
+    if embedding.device.type == "cuda":
+        free = torch.cuda.mem_get_info(embedding.device)[0] // 2
+    else:
+        free = min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4, 2**30)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(max(1024, free // (2 * config.num_hidden_layers * heads * size * embedding.element_size())))
