@@ -18,7 +18,8 @@ from thinktune.errors import ModelError
 SETTINGS_FILE = "thinktune.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -175,7 +176,7 @@ def what_lies_in(folder: Path, most: int = 6) -> str:
 
 
 def _no_weights(folder: Path) -> ModelError:
-    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     if pickles:
         return ModelError(
             f"{folder} has its weights as {', '.join(pickles[:3])}: pickled files can run code, and are refused",

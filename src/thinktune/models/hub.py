@@ -16,6 +16,7 @@ from typing import Any
 
 from thinktune.config import Load
 from thinktune.errors import DiskFull, DownloadError, MissingExtra, ModelError, ThinktuneError
+from thinktune.models.folder import PICKLES, TOKENIZER_FILES, check_adapter_folder, check_model_folder, is_adapter
 
 Notify = Callable[[str], None]
 
@@ -23,7 +24,6 @@ _TOKENIZER = ("*.json", "*.jinja", "*.txt", "*.model")
 _WEIGHTS = ("*.safetensors",)
 # Sub-folders hold other formats; Mistral's `consolidated` is a second copy of the weights.
 _NOT_NEEDED = ("*/*", "consolidated*.safetensors")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 
 
@@ -101,7 +101,7 @@ def _patterns(load: Load, weights: bool) -> list[str]:
 def _refuse_pickles(name: str, files: Sequence[str]) -> None:
     if any(fnmatch(file, pattern) for file in files for pattern in _WEIGHTS):
         return
-    pickles = [file for file in files if any(fnmatch(file, pattern) for pattern in _PICKLES)]
+    pickles = [file for file in files if any(fnmatch(file, pattern) for pattern in PICKLES)]
     if pickles:
         raise ModelError(
             f"{name} offers its weights only as {pickles[0]}: pickled files can run code, and are refused",
@@ -178,8 +178,6 @@ def _cached_hub(name: str, load: Load, weights: bool) -> Path | None:
 
 
 def _if_whole(folder: Path, weights: bool) -> Path | None:
-    from thinktune.models.folder import check_adapter_folder, check_model_folder, is_adapter
-
     try:
         if weights and is_adapter(folder):
             check_adapter_folder(folder)
@@ -187,7 +185,7 @@ def _if_whole(folder: Path, weights: bool) -> Path | None:
             check_model_folder(folder)
     except ModelError:
         return None
-    return folder
+    return folder if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
 
 
 def _line(error: BaseException) -> str:
@@ -195,16 +193,51 @@ def _line(error: BaseException) -> str:
 
 
 def _fetch_modelscope(name: str, load: Load, weights: bool) -> Path:
-    from modelscope import snapshot_download
+    from modelscope.hub.snapshot_download import snapshot_download
+    from modelscope_hub import HubApi
 
-    return Path(snapshot_download(name, allow_patterns=_patterns(load, weights), ignore_patterns=list(_NOT_NEEDED)))
+    try:
+        if weights:
+            _refuse_pickles(f"ms:{name}", [entry.path for entry in HubApi().list_repo_files(name, "model")])
+        return Path(snapshot_download(name, allow_patterns=_patterns(load, weights), ignore_patterns=list(_NOT_NEEDED)))
+    except ThinktuneError:
+        raise
+    except Exception as error:
+        raise _judge_modelscope(name, error) from error
+
+
+def _judge_modelscope(name: str, error: BaseException) -> BaseException:
+    """What an error of modelscope means: refused for good, passing, or not of our making (itself)."""
+    import requests
+    from modelscope_hub import errors
+
+    if isinstance(error, requests.HTTPError) and error.__cause__ is not None:
+        error = error.__cause__  # the client wraps some of its own errors
+    if isinstance(error, errors.FileDownloadError):
+        judged = [_judge_modelscope(name, failure) for failure in error.failed_files.values()]
+        return next((one for one in judged if not isinstance(one, _MayPass)), judged[0])
+    if isinstance(error, errors.NotExistError):
+        return ModelError(
+            f"there is no model {name} on ModelScope (or it is private)",
+            hint="check the spelling; for a private one log in with: modelscope login",
+        )
+    if isinstance(error, (errors.AuthenticationError, errors.PermissionDeniedError)):
+        return ModelError(f"ModelScope refuses {name}: {_line(error)}", hint="log in with: modelscope login")
+    if isinstance(error, errors.NetworkError):
+        return _MayPass(f"ModelScope cannot be reached ({type(error).__name__})")
+    if isinstance(error, errors.HubError) and error.retryable:
+        return _MayPass(f"ModelScope answers: {_line(error)}")
+    if isinstance(error, (requests.RequestException, ConnectionError, TimeoutError)):
+        return _MayPass(f"the download broke off ({_line(error)})")
+    return error
 
 
 def _cached_modelscope(name: str, load: Load, weights: bool) -> Path | None:
-    from modelscope import snapshot_download
+    from modelscope.hub.snapshot_download import snapshot_download
+    from modelscope_hub.errors import CacheNotFound
 
     try:
         folder = Path(snapshot_download(name, local_files_only=True))
-    except (OSError, ValueError):
+    except CacheNotFound:
         return None
     return _if_whole(folder, weights)

@@ -9,9 +9,8 @@ from typing import Any
 from thinktune.config import Load
 from thinktune.errors import MissingExtra, ModelError
 from thinktune.models.chat import Chat
+from thinktune.models.folder import TOKENIZER_FILES
 from thinktune.models.references import Resolved
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def read_tokenizer(resolved: Resolved, load: Load, notify: Callable[[str], None]) -> Any:
@@ -62,12 +61,12 @@ def _read(resolved: Resolved, load: Load) -> Any:
 
     folder, gguf = resolved.folder, resolved.gguf
     for adapter in reversed(resolved.adapters):
-        if any((adapter / name).is_file() for name in _TOKENIZER_FILES):
+        if any((adapter / name).is_file() for name in TOKENIZER_FILES):
             folder, gguf = adapter, None
             break
-    if gguf is None and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if gguf is None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(
-            f"{folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)})",
+            f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})",
             hint="copy the tokenizer files of the model it was made from into that folder",
         )
     extra = {"gguf_file": gguf} if gguf else {}
