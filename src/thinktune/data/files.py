@@ -1,0 +1,186 @@
+"""Rows out of local files: JSON lines, JSON, CSV, Parquet; all but Parquet also gzipped; or a folder of them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from thinktune.data.examples import Row
+from thinktune.errors import DataError
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "test": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+}
+_LONGEST_CELL = 2**30  # bytes; csv's own limit of 128 KiB refuses long thoughts
+
+
+def read_path(path: Path, split: str) -> Iterator[Row]:
+    """Yield the rows of a file, or of all data files in a folder (those of the split, where names tell splits apart).
+
+    Rows are numbered from 1 through all files, in the order of their names.
+
+    Raises:
+        DataError: missing, empty, of an unknown kind, or not what its name says (with the line).
+    """
+    files = _files_of_split(path, split) if path.is_dir() else [path]
+    number = 0
+    for number, row in enumerate(chain.from_iterable(map(_read_file, files)), start=1):
+        yield Row(number, row.fields, row.fault)
+    if number == 0:
+        raise DataError(f"{path}: has no rows")
+
+
+def is_data_file(path: Path) -> bool:
+    return _kind(path) in _READERS
+
+
+def _read_file(path: Path) -> Iterator[Row]:
+    reader = _READERS.get(_kind(path))
+    if reader is None:
+        raise DataError(
+            f"{path}: cannot tell what kind of file this is", hint=f"known are {', '.join(_READERS)}, also .gz"
+        )
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path}: is empty")
+        yield from reader(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"no file {path}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: is not a whole gzip file: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _kind(path: Path) -> str:
+    name = path.name.lower().removesuffix(".gz")
+    return "" if path.name.lower().endswith(".parquet.gz") else Path(name).suffix
+
+
+def _files_of_split(folder: Path, split: str) -> list[Path]:
+    files = sorted(path for path in folder.rglob("*") if is_data_file(path) and not _hidden(path, folder))
+    if not files:
+        raise DataError(f"{folder}: has no data files", hint=f"known are {', '.join(_READERS)}, also .gz")
+    splits = {file: _split_named_by(file.relative_to(folder)) for file in files}
+    if not any(splits.values()):
+        return files
+    wanted = [file for file in files if splits[file] == _SPLIT_NAMES.get(split, split)]
+    if not wanted:
+        names = ", ".join(str(file.relative_to(folder)) for file in files[:10])
+        raise DataError(f"{folder}: no file of the split {split!r}; there are {names}", hint="set data.split")
+    return wanted
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _split_named_by(path: Path) -> str | None:
+    """The split a name like `data/train-00000-of-00001.parquet` speaks of."""
+    words = re.split(r"[^a-z]+", str(path).lower())
+    return next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), None)
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _read_json_lines(path: Path) -> Iterator[Row]:
+    with _open(path) as file:
+        for at, line in enumerate(file, start=1):
+            if at == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield _parse_line(line, path, at)
+
+
+def _parse_line(line: bytes, path: Path, at: int) -> Row:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError:
+        return Row(0, {}, "not UTF-8")
+    try:
+        return _as_row(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {at}: is not JSON: {error.msg}: {text.strip()[:80]}") from None
+    except RecursionError:
+        return Row(0, {}, "nested too deep")
+
+
+def _as_row(value: object) -> Row:
+    return Row(0, value) if isinstance(value, dict) else Row(0, {}, "not an object")
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    with _open(path) as file:
+        raw = file.read()
+    try:
+        value = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 (byte {error.start})", hint="save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # JSON lines under another name
+            yield from _read_json_lines(path)
+            return
+        raise DataError(f"{path}, line {error.lineno}: is not JSON: {error.msg}") from None
+    if isinstance(value, dict):
+        value = value.get("data", [value])
+    if not isinstance(value, list):
+        raise DataError(f"{path}: must be a list of rows, or have one under 'data'")
+    yield from map(_as_row, value)
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(_LONGEST_CELL)
+    with _open(path) as raw:
+        # Bytes that are not UTF-8 become surrogates, so that the rows that hold them can be told apart and dropped.
+        reader = csv.DictReader(io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline=""), strict=True)
+        try:
+            for fields in reader:
+                yield Row(0, fields, _csv_fault(fields))
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num}: is not CSV: {error}") from None
+
+
+def _csv_fault(fields: dict[str | Any, Any]) -> str:
+    if None in fields or None in fields.values():
+        return "cells do not match the header"
+    try:
+        "".join(fields.values()).encode()
+    except UnicodeEncodeError:
+        return "not UTF-8"
+    return ""
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                yield from map(_as_row, batch.to_pylist())
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: is not Parquet: {error}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: holds text that is not UTF-8") from None
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}

@@ -1,0 +1,269 @@
+"""The way from sources to what is trained: read, check, draw, tokenise, hold some out, report."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from random import Random
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from thinktune.config import Config, Data, Format, Load, Source
+from thinktune.data.examples import Example, RowFault
+from thinktune.data.packing import pack
+from thinktune.data.report import DataReport, Lengths, Packs, SourceReport
+from thinktune.data.shapes import SHAPES, Shape, find_shape, import_shape, to_example
+from thinktune.data.sources import read_rows
+from thinktune.data.tokens import Renders, Tokens, fingerprint, tokenize
+from thinktune.errors import ConfigError, DataError
+
+Notify = Callable[[str], None]
+T = TypeVar("T", Example, Tokens)
+
+UNKNOWN_SHAPE = "unknown row shape"
+TOO_LONG = "too long"
+
+
+def say(message: str) -> None:
+    """A notice to the person, beside the results."""
+    print(message, file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training takes. No prompt of `held_out` is in `train`."""
+
+    train: list[Tokens]
+    held_out: list[Tokens]
+    report: DataReport
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """The usable examples of one source, in an order drawn by seed, and how many are wanted (None: all)."""
+
+    examples: list[Example]
+    wanted: int | None
+    report: SourceReport
+
+    def take(self, items: Iterable[T], notify: Notify) -> Iterator[T]:
+        """Yield as many as are wanted, and count them."""
+        for item in islice(items, self.wanted):
+            self.report.kept += 1
+            yield item
+        if self.wanted is not None and self.report.kept < self.wanted:
+            notify(f"{self.report.source}: {self.wanted:,} examples asked for, {self.report.kept:,} usable")
+
+
+def load_examples(
+    data: Data,
+    fmt: Format,
+    seed: int,
+    *,
+    load: Load,
+    split: str | None = None,
+    notify: Notify = say,
+    need_thought: bool = True,
+) -> tuple[list[Example], DataReport]:
+    """Read, check and draw examples, without a tokenizer: `data.max_length` plays no part here.
+
+    Args:
+        seed: of the draw, unless data.seed is set.
+        split: instead of data.split.
+        need_thought: False also keeps rows that have an answer but no thought, good enough for evaluation.
+
+    Raises:
+        DataError: a source that cannot be read, or no usable rows in any of them.
+        DownloadError, MissingExtra: see `sources.read_rows`.
+    """
+    pools = _read_pools(data, fmt, seed, load, notify, split=split, need_thought=need_thought)
+    examples = [example for pool in pools for example in pool.take(pool.examples, notify)]
+    Random(seed).shuffle(examples)
+    report = DataReport([pool.report for pool in pools], multi_turn=sum(example.multi_turn for example in examples))
+    return examples, report
+
+
+def prepare(config: Config, chat: Renders, notify: Notify = say) -> Prepared:
+    """Read, check, draw and tokenise everything a training needs.
+
+    Examples come in an order drawn by the seed. Only as many are tokenised as `data.sample` needs.
+
+    Raises:
+        DataError: as `load_examples`; an example longer than `data.max_length` under `overlong: error`.
+    """
+    data, seed = config.data, config.data_seed
+    pools = _read_pools(data, config.format, seed, config.load, notify)
+    tokens = _tokenize(pools, data, chat, config.format, notify)
+    Random(seed).shuffle(tokens)
+    train, held_out = _hold_out(tokens, data.eval_fraction)
+    report = _report(config, pools, train, held_out)
+    if report.cut:
+        notify(
+            f"warning: {report.cut:,} examples were longer than {data.max_length} tokens and lost their end, with it "
+            "the end of the turn; data.overlong: drop keeps whole ones only"
+        )
+    return Prepared(train, held_out, report, report.fingerprint)
+
+
+def _read_pools(
+    data: Data,
+    fmt: Format,
+    seed: int,
+    load: Load,
+    notify: Notify,
+    *,
+    split: str | None = None,
+    need_thought: bool = True,
+) -> list[_Pool]:
+    sources = [Source(source=data.source)] if isinstance(data.source, str) else data.source
+    seed = seed if data.seed is None else data.seed
+    shape = import_shape(data.shape) if data.shape else None
+    pools = []
+    for source, wanted in zip(sources, shares(sources, data.sample), strict=True):
+        where = split or source.split or data.split
+        rows = read_rows(source.source, where, count=wanted, seed=seed, cache=data.cache, load=load, notify=notify)
+        report = SourceReport(source.source)
+        examples = []
+        for row in rows:
+            report.read += 1
+            try:
+                if row.fault:
+                    raise RowFault(row.fault)
+                found = shape or _shape_of(row.fields, report)
+                examples.append(to_example(row, found, report.source, fmt, data.system, need_thought=need_thought))
+            except RowFault as fault:
+                report.drop(str(fault), row.number)
+        _refuse_unknown_shape(report)
+        report.usable = len(examples)
+        if not examples:
+            raise _nothing_usable([report])
+        Random(seed).shuffle(examples)
+        pools.append(_Pool(examples, wanted, report))
+    return pools
+
+
+def shares(sources: Sequence[Source], sample: int | None) -> list[int | None]:
+    """How many examples each source gives: `sample` split by weight, the largest remainders rounded up.
+
+    Raises:
+        ConfigError: weights differ, but there is no `sample` to split.
+    """
+    weights = [source.weight for source in sources]
+    if sample is None:
+        if len(set(weights)) > 1:
+            raise ConfigError("data.source has weights, but no data.sample to split by them", hint="set data.sample")
+        return [None] * len(sources)
+    exact = [sample * weight / sum(weights) for weight in weights]
+    counts = [int(share) for share in exact]
+    for at in sorted(range(len(exact)), key=lambda at: counts[at] - exact[at])[: sample - sum(counts)]:
+        counts[at] += 1
+    return list(counts)
+
+
+def _shape_of(fields: dict[str, object], report: SourceReport) -> Shape:
+    shape = find_shape(fields)
+    if shape is None:
+        report.unknown_keys = sorted({*report.unknown_keys, *map(str, fields)})
+        raise RowFault(UNKNOWN_SHAPE)
+    return shape
+
+
+def _tokenize(pools: list[_Pool], data: Data, chat: Renders, fmt: Format, notify: Notify) -> list[Tokens]:
+    console = Console(stderr=True)
+    columns = (TextColumn("tokenising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tokens: list[Tokens] = []
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=sum(pool.wanted or len(pool.examples) for pool in pools))
+        for pool in pools:
+            fitting = _fit(tokenize(pool.examples, chat, fmt.template), data, pool.report)
+            for item in pool.take(fitting, notify):
+                tokens.append(item)
+                progress.advance(task)
+    if not tokens:
+        raise _nothing_usable([pool.report for pool in pools])
+    return tokens
+
+
+def _fit(encoded: Iterable[Tokens], data: Data, report: SourceReport) -> Iterator[Tokens]:
+    """Pass on what fits into data.max_length; the rest goes the way of data.overlong."""
+    for item in encoded:
+        row = item.example.row
+        if len(item) <= data.max_length:
+            yield item
+        elif data.overlong == "error":
+            raise DataError(
+                f"{report.source}, row {row}: {len(item):,} tokens, but data.max_length is {data.max_length:,}",
+                hint="raise data.max_length, or set data.overlong: drop",
+            )
+        elif data.overlong == "drop":
+            report.drop(TOO_LONG, row)
+        elif item.context < data.max_length:
+            yield item.shorten(data.max_length)
+        else:
+            report.drop("prompt alone too long", row)
+
+
+def _hold_out(tokens: list[Tokens], fraction: float) -> tuple[list[Tokens], list[Tokens]]:
+    """Split off the first of the (shuffled) examples, and with each all that share its prompt."""
+    if not fraction:
+        return tokens, []
+    prompts = [hashlib.sha256(item.ids[: item.context].tobytes()).digest() for item in tokens]
+    held = set(prompts[: max(1, round(fraction * len(tokens)))])
+    train = [item for item, prompt in zip(tokens, prompts, strict=True) if prompt not in held]
+    if not train:
+        raise DataError(f"data.eval_fraction {fraction} leaves nothing to train on of {len(tokens)} examples")
+    return train, [item for item, prompt in zip(tokens, prompts, strict=True) if prompt in held]
+
+
+def _report(config: Config, pools: list[_Pool], train: list[Tokens], held_out: list[Tokens]) -> DataReport:
+    both = [*train, *held_out]
+    packs = None
+    if config.train.packing:
+        capacity = config.train.pack_length or config.data.max_length
+        lengths = [len(item) for item in train]
+        count = len(pack(lengths, capacity))
+        packs = Packs(count, capacity, 1 - sum(lengths) / (count * capacity))
+    return DataReport(
+        [pool.report for pool in pools],
+        multi_turn=sum(item.example.multi_turn for item in both),
+        cut=sum(item.cut for item in both),
+        held_out=len(held_out),
+        lengths=Lengths.of([len(item) for item in both], sum(item.trained for item in both)),
+        packs=packs,
+        fingerprint=fingerprint(both),
+    )
+
+
+def _refuse_unknown_shape(report: SourceReport) -> None:
+    unknown = len(report.dropped.get(UNKNOWN_SHAPE, ()))
+    if unknown == 0 or unknown < report.read - len(report.dropped.get("not UTF-8", ())):
+        return
+    known = "; ".join(f"{shape.name} (needs {', '.join(sorted(shape.keys))})" for shape in SHAPES)
+    raise DataError(
+        f"{report.source}: unknown row shape; keys seen: {', '.join(report.unknown_keys) or 'none'}",
+        hint=f"known shapes: {known}; or set data.shape to a module:function of yours",
+    )
+
+
+def _nothing_usable(reports: list[SourceReport]) -> DataError:
+    lines = [
+        f"{len(rows):,} {reason} (row{'s' if len(rows) > 1 else ''} {name_rows(rows)} of {report.source})"
+        for report in reports
+        for reason, rows in report.dropped.items()
+    ]
+    return DataError("no usable rows: " + "; ".join(lines), hint="thinktune data CONFIG shows every reason")
+
+
+def name_rows(rows: Sequence[int], most: int = 8) -> str:
+    """The first few row numbers.
+
+    >>> name_rows([1, 5, 9], most=2)
+    '1, 5, …'
+    """
+    return ", ".join(map(str, rows[:most])) + (", …" if len(rows) > most else "")

@@ -1,0 +1,165 @@
+"""What became of every row, in numbers: printed by `thinktune data`, kept in data_report.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+_BINS = 12
+
+
+@dataclass
+class SourceReport:
+    """The rows of one source. `dropped` has, by reason, the 1-based numbers of the rows."""
+
+    source: str
+    read: int = 0
+    usable: int = 0
+    kept: int = 0
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+    unknown_keys: list[str] = field(default_factory=list)
+
+    def drop(self, reason: str, row: int) -> None:
+        self.dropped.setdefault(reason, []).append(row)
+
+    @property
+    def dropped_count(self) -> int:
+        return sum(map(len, self.dropped.values()))
+
+    @property
+    def not_drawn(self) -> int:
+        """Rows that nothing is wrong with, left out by data.sample."""
+        return self.read - self.kept - self.dropped_count
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the kept examples. `histogram` has `(from, below, examples)`."""
+
+    total: int
+    trained: int
+    shortest: int
+    median: int
+    p95: int
+    longest: int
+    histogram: list[tuple[int, int, int]]
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], trained: int) -> Lengths:
+        ordered = sorted(lengths)
+
+        def quantile(share: float) -> int:
+            return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+        return cls(sum(ordered), trained, ordered[0], quantile(0.5), quantile(0.95), ordered[-1], _histogram(ordered))
+
+
+@dataclass(frozen=True)
+class Packs:
+    """How the training examples fill packs."""
+
+    count: int
+    capacity: int
+    padding_share: float
+
+
+@dataclass
+class DataReport:
+    """All of it. Counts of tokens are there once examples have been tokenised.
+
+    Attributes:
+        multi_turn: kept examples with earlier turns as context.
+        cut: kept examples that lost their end (`data.overlong: cut`).
+        held_out: kept examples that are only evaluated, not trained.
+        fingerprint: SHA-256 over the token ids and labels, in order.
+    """
+
+    sources: list[SourceReport]
+    multi_turn: int = 0
+    cut: int = 0
+    held_out: int = 0
+    lengths: Lengths | None = None
+    packs: Packs | None = None
+    fingerprint: str = ""
+
+    @property
+    def rows_read(self) -> int:
+        return sum(source.read for source in self.sources)
+
+    @property
+    def kept(self) -> int:
+        return sum(source.kept for source in self.sources)
+
+    @property
+    def not_drawn(self) -> int:
+        return sum(source.not_drawn for source in self.sources)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Rows by reason, most frequent first."""
+        counts: dict[str, int] = {}
+        for source in self.sources:
+            for reason, rows in source.dropped.items():
+                counts[reason] = counts.get(reason, 0) + len(rows)
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+    def one_line(self) -> str:
+        """The report for the opening of a training."""
+        parts = [f"{self.rows_read:,} rows read, {self.kept:,} kept"]
+        if self.not_drawn:
+            parts.append(f"{self.not_drawn:,} not drawn")
+        if self.dropped:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
+            parts.append(f"{sum(self.dropped.values()):,} dropped ({reasons})")
+        if self.cut:
+            parts.append(f"{self.cut:,} CUT")
+        if self.held_out:
+            parts.append(f"{self.held_out:,} held out")
+        if self.lengths:
+            parts.append(f"{self.lengths.total:,} tokens, {self.lengths.trained:,} trained")
+        if self.packs:
+            parts.append(f"{self.packs.count:,} packs, {self.packs.padding_share:.1%} padding")
+        return " · ".join(parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, as plain values for JSON."""
+        totals = {"rows_read": self.rows_read, "kept": self.kept, "not_drawn": self.not_drawn, "dropped": self.dropped}
+        return {**totals, **asdict(self)}
+
+    def write(self, file: Path) -> None:
+        """Write data_report.json; an older one is replaced at once or not at all."""
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            with temporary.open("w", encoding="utf-8") as out:
+                json.dump(self.as_dict(), out, ensure_ascii=False, indent=2)
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _histogram(ordered: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Equal bins from the shortest to the longest, with round borders."""
+    step = _round_up((ordered[-1] - ordered[0]) // _BINS + 1)
+    start = ordered[0] // step * step
+    borders = list(range(start, ordered[-1] + step + 1, step))
+    counts = [0] * (len(borders) - 1)
+    for length in ordered:
+        counts[(length - start) // step] += 1
+    return [(low, high, count) for (low, high), count in zip(pairwise(borders), counts, strict=True)]
+
+
+def _round_up(number: int) -> int:
+    """The next of 1, 2, 5, 10, 20, 50, …"""
+    step = 1
+    while True:
+        for factor in (1, 2, 5):
+            if step * factor >= number:
+                return step * factor
+        step *= 10

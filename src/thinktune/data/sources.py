@@ -1,0 +1,64 @@
+"""Where rows come from: the built-in generator, local files, a Hugging Face or ModelScope data set."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import cast, get_args
+
+from thinktune.config import Load
+from thinktune.data.arithmetic import Split, problems
+from thinktune.data.examples import Row
+from thinktune.data.files import is_data_file, read_path
+from thinktune.data.hub import read_hub_dataset, read_modelscope_dataset
+from thinktune.errors import DataError
+
+BUILTIN = "builtin:arithmetic"
+BUILTIN_ROWS = 2000
+"""Rows the generator gives where `data.sample` does not say how many."""
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
+
+
+def read_rows(
+    source: str,
+    split: str,
+    *,
+    count: int | None,
+    seed: int,
+    cache: Path,
+    load: Load,
+    notify: Callable[[str], None],
+) -> Iterator[Row]:
+    """Yield the rows of one source, numbered from 1.
+
+    Args:
+        count, seed: for the generator: how many rows, and which.
+        cache: folder that keeps downloaded data sets.
+        notify: told of further attempts, and when a cached copy is used because a hub does not answer.
+
+    Raises:
+        DataError: no such file or data set, or one that cannot be read.
+        DownloadError: the hub did not answer, and there is no cached copy.
+        MissingExtra: a ModelScope data set without ModelScope's client.
+    """
+    if source.startswith("builtin:"):
+        return _generate(source, split, count or BUILTIN_ROWS, seed)
+    if source.startswith("ms:"):
+        return read_modelscope_dataset(source, split, cache, load, notify)
+    path = Path(source).expanduser()
+    if path.exists():
+        return read_path(path, split)
+    if is_data_file(path) or not _HUB_ID.fullmatch(source):
+        raise DataError(f"no file or folder {source}", hint=f"looked in {path.absolute().parent}")
+    return read_hub_dataset(source, split, cache, load, notify)
+
+
+def _generate(source: str, split: str, count: int, seed: int) -> Iterator[Row]:
+    if source != BUILTIN:
+        raise DataError(f"no built-in data {source}", hint=f"there is {BUILTIN}")
+    if split not in get_args(Split):
+        raise DataError(f"{BUILTIN} has no split {split!r}", hint="it has train and test")
+    for number, fields in enumerate(problems(cast(Split, split), count, seed), start=1):
+        yield Row(number, fields)
