@@ -1,0 +1,109 @@
+"""The contract of every task: how items of its type are sampled, and whether a completion is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from thinktune import tags
+from thinktune.config import Sampling
+
+Outcome = Literal["right", "wrong", "no answer", "malformed", "cut off", "error", "not scored"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a completion is worth.
+
+    Attributes:
+        correct: strict: the answer inside the tags of a well-formed completion is right. None: not scored.
+        value: 1 or 0 for right or wrong, a measure between for tasks that have one. None: not scored.
+        outcome: why; "cut off" and "malformed" are never right.
+        extracted: the answer that was compared, None where there was none.
+        lenient: right where the format is forgiven, as is fair to models that were not trained for it.
+        scorer: name and version of what decided.
+        note: what the reader of the score has to know, for example that the comparison ran out of time.
+    """
+
+    correct: bool | None
+    value: float | None
+    outcome: Outcome
+    extracted: str | None
+    lenient: bool | None
+    scorer: str
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether two answers are equal; `note` where that could not be found out as usual."""
+
+    equal: bool
+    note: str | None = None
+    failed: bool = False
+
+
+Scorer = Callable[[str, Mapping[str, Any], str], Score]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An item type. `score(completion, gold, finish_reason)` takes the whole gold record."""
+
+    name: str
+    sampling: Sampling
+    score: Scorer
+
+
+def reference_of(gold: Mapping[str, Any]) -> str:
+    """The reference answer of a gold record."""
+    return str(gold["reference"] if "reference" in gold else gold["answer"])
+
+
+def format_outcome(text: str, finish_reason: str) -> Outcome | None:
+    """Why a completion has no answer to compare, or None if it is well-formed.
+
+    >>> format_outcome("<think>so far", "length")
+    'cut off'
+    >>> format_outcome("It is 7.", "stop")
+    'no answer'
+    """
+    if finish_reason == "error":
+        return "error"
+    parsed = tags.parse(text)
+    if parsed.well_formed:
+        return None
+    if finish_reason == "length":
+        return "cut off"
+    return "malformed" if parsed.answer else "no answer"
+
+
+def score_by(
+    text: str,
+    gold: Mapping[str, Any],
+    finish_reason: str,
+    *,
+    compare: Callable[[str, str], Verdict],
+    lenient: Callable[[str], list[str]],
+    scorer: str,
+) -> Score:
+    """Score with a comparison of two answers.
+
+    Args:
+        compare: reference, answer → verdict.
+        lenient: the answers that a completion may be taken to give when its format is forgiven; the first that is
+            equal to the reference makes it right.
+    """
+    reference = reference_of(gold)
+    outcome = format_outcome(text, finish_reason)
+    if outcome == "error":
+        return Score(False, 0.0, "error", None, False, scorer)
+    if outcome is None:
+        answer = tags.parse(text).answer or ""
+        verdict = compare(reference, answer)
+        outcome = "error" if verdict.failed else "right" if verdict.equal else "wrong"
+    else:
+        answer, verdict = None, Verdict(False)
+    forgiven = verdict.equal or any(compare(reference, each).equal for each in lenient(text) if each != answer)
+    return Score(verdict.equal, float(verdict.equal), outcome, answer, forgiven, scorer, verdict.note)
