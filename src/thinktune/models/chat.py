@@ -76,6 +76,13 @@ class Chat:
         """
         return [*self._text_ids(text), self.end_of_turn_id]
 
+    def replies_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """`reply_ids` of each text; a fast tokenizer spreads them over the cores."""
+        if any(control in text for text in texts for control in self._control):
+            return [self.reply_ids(text) for text in texts]
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False).input_ids
+        return [[*ids, self.end_of_turn_id] for ids in encoded]
+
     def _read_template(self) -> None:
         """Learn the system text, the end of turn and the control tokens by rendering probes."""
         probe = uuid.uuid4().hex
