@@ -185,6 +185,9 @@ def _tokenize(pools: list[_Pool], data: Data, chat: Renders, fmt: Format, notify
             for item in pool.take(fitting, notify):
                 tokens.append(item)
                 progress.advance(task)
+    for pool in pools:
+        for rows in pool.report.dropped.values():
+            rows.sort()  # examples came in drawn order
     if not tokens:
         raise _nothing_usable([pool.report for pool in pools])
     return tokens

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 _BINS = 12
@@ -126,22 +123,10 @@ class DataReport:
             parts.append(f"{self.packs.count:,} packs, {self.packs.padding_share:.1%} padding")
         return " · ".join(parts)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything, as plain values for JSON."""
         totals = {"rows_read": self.rows_read, "kept": self.kept, "not_drawn": self.not_drawn, "dropped": self.dropped}
         return {**totals, **asdict(self)}
-
-    def write(self, file: Path) -> None:
-        """Write data_report.json; an older one is replaced at once or not at all."""
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            with temporary.open("w", encoding="utf-8") as out:
-                json.dump(self.as_dict(), out, ensure_ascii=False, indent=2)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def _histogram(ordered: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Protocol
 
 from thinktune.data.examples import Example, Message
@@ -14,12 +15,16 @@ IGNORED = -100
 """The label of a position that is not trained, as PyTorch's cross entropy has it."""
 
 
+_AT_ONCE = 64
+"""Examples the tokenizer gets at once: enough to keep all cores busy."""
+
+
 class Renders(Protocol):
     """What is needed of `models.chat.Chat`."""
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]: ...
 
-    def reply_ids(self, text: str) -> list[int]: ...
+    def replies_ids(self, texts: Sequence[str]) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,12 @@ class Tokens:
 
 def tokenize(examples: Iterable[Example], chat: Renders, template: str) -> Iterator[Tokens]:
     """Yield the tokens of each example, exactly as the chat template renders prompt and reply."""
-    for example in examples:
-        prompt = chat.prompt_ids(example.messages)
-        yield Tokens(array("i", prompt + chat.reply_ids(example.reply(template))), len(prompt), example)
+    rest = iter(examples)
+    while some := list(islice(rest, _AT_ONCE)):
+        replies = chat.replies_ids([example.reply(template) for example in some])
+        for example, reply in zip(some, replies, strict=True):
+            prompt = chat.prompt_ids(example.messages)
+            yield Tokens(array("i", prompt + reply), len(prompt), example)
 
 
 def fingerprint(tokens: Iterable[Tokens]) -> str:

@@ -1,0 +1,163 @@
+"""`thinktune data CONFIG`: the report, and what the model will really see, token by token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from thinktune.config import Config
+from thinktune.data.packing import pack
+from thinktune.data.prepare import Prepared, name_rows, prepare, say
+from thinktune.data.report import DataReport
+from thinktune.data.tokens import Tokens
+
+TRAINED = ("bold green", "bold bright_green")
+CONTEXT = ("bright_black", "white")
+PADDING = "red"
+BORDER = "bold magenta"
+
+_EXAMPLES = 3
+_LONGEST_TEXT = 1200
+"""Characters of a thought that are shown of an example."""
+_LONGEST_PART = 400
+"""Tokens of the context, and of the trained part, that are shown of a document in a pack."""
+
+
+def show(
+    config: Config, chat: Any, console: Console, *, as_json: bool = False, notify: Callable[[str], None] = say
+) -> DataReport:
+    """Prepare the data of a config and print what became of it to `console` (standard output).
+
+    Args:
+        chat: a `models.chat.Chat`, for the tokenizer of the config's model.
+        as_json: print the report as JSON, and nothing else.
+
+    Raises:
+        DataError and others: see `prepare`.
+    """
+    prepared = prepare(config, chat, notify)
+    if as_json:
+        console.print_json(json.dumps(prepared.report.to_dict()))
+        return prepared.report
+    console.print(_numbers(prepared.report))
+    console.print(_histogram(prepared.report))
+    for number, tokens in enumerate(prepared.train[:_EXAMPLES], start=1):
+        console.print(_example(number, tokens))
+    console.print(_batch(prepared, config, chat.tokenizer))
+    return prepared.report
+
+
+def _numbers(report: DataReport) -> Table:
+    table = Table("rows", "", "", box=None, pad_edge=False)
+    for source in report.sources:
+        table.add_row(f"{source.read:,}", "read", escape(source.source))
+    for source in report.sources:
+        for reason, rows in source.dropped.items():
+            where = f" of {source.source}" if len(report.sources) > 1 else ""
+            table.add_row(f"{len(rows):,}", f"[yellow]dropped: {escape(reason)}", escape(name_rows(rows) + where))
+    optional = (
+        (report.not_drawn, "not drawn", "left out by data.sample"),
+        (report.multi_turn, "of several turns", "earlier turns are context"),
+        (report.cut, "[red]CUT", "their end is lost: data.overlong is cut"),
+        (report.held_out, "held out", "for evaluation loss"),
+    )
+    table.add_row(f"{report.kept:,}", "[green]kept", "")
+    for count, name, meaning in optional:
+        if count:
+            table.add_row(f"{count:,}", name, meaning)
+    if report.lengths:
+        table.add_row(f"{report.lengths.total:,}", "tokens", f"{report.lengths.trained:,} of them trained")
+    if report.packs:
+        packs = report.packs
+        table.add_row(f"{packs.count:,}", "packs", f"of {packs.capacity:,} tokens, {packs.padding_share:.2%} padding")
+    table.add_row("", "fingerprint", report.fingerprint[:16])
+    return table
+
+
+def _histogram(report: DataReport) -> Group:
+    lengths = report.lengths
+    if lengths is None:
+        raise ValueError("the examples have not been tokenised")
+    title = (
+        f"Tokens of an example: {lengths.shortest:,} to {lengths.longest:,}, "
+        f"median {lengths.median:,}, 95% below {lengths.p95:,}"
+    )
+    table = Table(box=None, show_header=False, pad_edge=False)
+    most = max(count for _, _, count in lengths.histogram)
+    for low, high, count in lengths.histogram:
+        bar = "█" * round(40 * count / most) or ("▏" if count else "")
+        table.add_row(Text(f"{low:,}-{high - 1:,}", justify="right"), Text(bar, "cyan"), f"{count:,}")
+    return Group("", title, table, "")
+
+
+def _example(number: int, tokens: Tokens) -> Panel:
+    example = tokens.example
+    text = Text()
+    for message in example.messages:
+        text.append(f"{message['role']}: ", "bold").append(_shorten(message["content"]) + "\n")
+    text.append("think: ", "bold").append(_shorten(example.think) + "\n", "dim")
+    text.append("answer: ", "bold").append(_shorten(example.answer), "green")
+    title = f"example {number}: row {example.row} of {escape(example.source)}, {len(tokens):,} tokens"
+    return Panel(text, title=title, title_align="left")
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= _LONGEST_TEXT:
+        return text
+    left_out = len(text) - _LONGEST_TEXT
+    return f"{text[: _LONGEST_TEXT // 2]} […{left_out:,} characters…] {text[-_LONGEST_TEXT // 2 :]}"
+
+
+def _batch(prepared: Prepared, config: Config, tokenizer: Any) -> Panel:
+    """What is trained, as it is trained: a pack, or without packing an example."""
+    text = Text.assemble(
+        ("context, only read", CONTEXT[0]), " · ", ("▶ trained", TRAINED[0]), " · ", ("padding", PADDING), " · ",
+        ("━━━ document border", BORDER), " · tokens alternate between two shades\n",
+    )  # fmt: skip
+    documents, padding = _first_batch(prepared, config)
+    for number, tokens in enumerate(documents, start=1):
+        counts = f"row {tokens.example.row}, {tokens.context:,} context + {tokens.trained:,} trained"
+        text.append(f"\n━━━ document {number}: {counts} ━━━\n", BORDER)
+        _append_tokens(text, tokens.ids[: tokens.context], CONTEXT, tokenizer)
+        text.append("▶", TRAINED[0])
+        _append_tokens(text, tokens.ids[tokens.context :], TRAINED, tokenizer)
+    if padding:
+        text.append(f"\n━━━ {padding:,} tokens of padding ━━━", PADDING)
+    return Panel(text, title="one packed batch" if config.train.packing else "one example", title_align="left")
+
+
+def _first_batch(prepared: Prepared, config: Config) -> tuple[list[Tokens], int]:
+    if not config.train.packing or prepared.report.packs is None:
+        return prepared.train[:1], 0
+    capacity = prepared.report.packs.capacity
+    packs = pack([len(tokens) for tokens in prepared.train], capacity)
+    several = [indexes for indexes in packs if len(indexes) > 1] or packs
+    documents = [prepared.train[index] for index in min(several, key=len)]  # few, so that they can be read
+    return documents, capacity - sum(map(len, documents))
+
+
+def _append_tokens(text: Text, ids: Iterable[int], shades: tuple[str, str], tokenizer: Any) -> None:
+    pieces = [_readable(tokenizer, token_id) for token_id in ids]
+    head, tail = _LONGEST_PART * 3 // 4, _LONGEST_PART // 4
+    hidden = len(pieces) - head - tail
+    for at, piece in enumerate(pieces):
+        if hidden > 0 and head <= at < head + hidden:
+            if at == head:
+                text.append(f" […{hidden:,} tokens…] ", "italic")
+            continue
+        text.append(piece, shades[at % 2])
+
+
+def _readable(tokenizer: Any, token_id: int) -> str:
+    """A token's text; newlines marked, and a part of a character as the bytes it stands for."""
+    piece = str(tokenizer.decode([token_id]))
+    if "\ufffd" in piece:
+        piece = f"⟨{tokenizer.convert_ids_to_tokens(token_id)}⟩"
+    return piece.replace("\n", "⏎\n")
