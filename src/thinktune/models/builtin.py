@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from thinktune.config import Load
-from thinktune.errors import DiskFull, ModelError
+from thinktune.errors import ModelError
+from thinktune.files import replacing, write_json
 from thinktune.models import hub
-from thinktune.models.cache import cache_folder, require_space
-from thinktune.models.folder import read_json, sha256, write_json
+from thinktune.models.cache import cache_folder, space_required
+from thinktune.models.folder import read_json, sha256
 
 NAME = "builtin:smollm2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -86,7 +87,6 @@ def _is_whole(folder: Path, source: Path) -> bool:
 def _convert_once(source: Path, target: Path, notify: Callable[[str], None]) -> None:
     from filelock import FileLock
 
-    require_space(target, _SIZE, "the built-in model")
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f"{target.name}.lock")):
         if _is_whole(target, source):
@@ -94,17 +94,8 @@ def _convert_once(source: Path, target: Path, notify: Callable[[str], None]) -> 
         for left_over in target.parent.glob(f".{target.name}.*.tmp"):
             shutil.rmtree(left_over)  # of a conversion that was killed: we hold the lock, so nobody works there
         notify("converting the built-in model, once; this takes about 15 seconds")
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
+        with space_required(target.parent, _SIZE, "the built-in model"), replacing(target) as temporary:
             _convert(source, temporary)
-            shutil.rmtree(target, ignore_errors=True)  # one that is damaged, or from another source
-            os.replace(temporary, target)
-        except OSError as error:
-            if "No space left" in str(error):
-                raise DiskFull(f"no space left in {target.parent}", hint="free some, or set THINKTUNE_CACHE") from error
-            raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     notify(f"the built-in model is in {target}")
 
 

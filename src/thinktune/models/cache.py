@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from thinktune.errors import DiskFull
@@ -19,6 +21,26 @@ def cache_folder() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "thinktune" / "cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thinktune"
+
+
+@contextmanager
+def space_required(folder: Path, size: int, what: str) -> Iterator[None]:
+    """Check before a block that `size` bytes fit on the disk of `folder`, and explain it if they then do not.
+
+    Raises:
+        DiskFull: no space left.
+    """
+    from safetensors import SafetensorError
+
+    require_space(folder, size, what)
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if "No space left" in str(error):
+            raise DiskFull(
+                f"no space left for {what} in {folder}", hint="free some, or choose another place"
+            ) from error
+        raise
 
 
 def require_space(folder: Path, size: int, what: str) -> None:

@@ -109,6 +109,16 @@ def total_memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device, as far as the system tells."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
 def _own_gpu() -> torch.device:
     """The GPU of this process: under torchrun the one of its local rank."""
     import torch

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from thinktune.errors import ModelError
+from thinktune.files import write_json
 
 SETTINGS_FILE = "thinktune.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -43,17 +43,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     file = folder / SETTINGS_FILE
     return read_json(file) if file.exists() else {}
-
-
-def write_json(file: Path, values: dict[str, Any]) -> None:
-    """Replace `file` atomically."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(values, stream, indent=2, ensure_ascii=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
 
 
 def read_json(file: Path) -> dict[str, Any]:
