@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,9 +39,9 @@ class Engine(ABC):
     context_length: int
 
     @abstractmethod
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         """Yield `n` completions for each request, as they finish, in any order. A fault of one request becomes error
-        completions of that request.
+        completions of that request. Close the generator to stop early.
 
         Raises:
             GenerationError: the engine itself cannot go on.

@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 ATTENTION = "thinktune_decode"
 
 
-class RowLayer(CacheLayerMixin):  # type: ignore[misc]
+class RowLayer(CacheLayerMixin):
     """Keys and values of one layer, `(rows, heads, columns, size)`, of which the first `length` columns are filled."""
 
     is_sliding = False

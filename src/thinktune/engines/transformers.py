@@ -8,7 +8,7 @@ batch, and because its continuous batching ignores stop strings and repetition p
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -65,7 +65,7 @@ class TransformersEngine(Engine):
         on_gpu = embedding.device.type == "cuda"
         self._limits = Limits(tokens=tokens, rows=512 if on_gpu else 64, prefill=16384 if on_gpu else 2048)
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         """See `Engine.generate`. Requests are taken from the iterable in windows, longest prompts first inside one.
 
         Raises:
