@@ -1,0 +1,256 @@
+"""How often a model keeps the format and is right: `thinktune eval MODEL DATA`.
+
+Writes to a folder: `samples.jsonl`, a line a completion in the order of the problems; `summary.json`; and the journal
+from which a stopped call goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from thinktune import tags
+from thinktune.config import Data, Format, Load, Quantize, Sampling
+from thinktune.engines import open_engine
+from thinktune.engines.base import Engine, Request
+from thinktune.files import write_json, write_text
+from thinktune.infer import valid_text
+from thinktune.journal import Completed, Record, complete, telling_full_disk
+from thinktune.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from thinktune.data import Example
+    from thinktune.models import Chat
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its 95% Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Scores of one model on one set of problems.
+
+    Rates are over all problems, those without a usable completion included: they count as wrong. With several
+    completions a problem, each problem counts with the mean of its own.
+    """
+
+    n: int
+    completions: int
+    format: Rate
+    strict: Rate
+    lenient: Rate
+    outcomes: dict[str, int]
+    mean_tokens: float
+    tokens_per_second: float | None
+    told_format: bool
+    scorer: str
+    notes: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What summary.json holds: the rates by their short names, the intervals beside them."""
+        values = asdict(self)
+        for name, rate in (("format_rate", "format"), ("accuracy", "strict"), ("accuracy_lenient", "lenient")):
+            interval = values.pop(rate)
+            values |= {name: interval["value"], f"{name}_interval": [interval["low"], interval["high"]]}
+        return values
+
+
+def evaluate_data(
+    reference: str | Path,
+    source: str,
+    out: Path,
+    *,
+    split: str = "test",
+    sample: int | None = None,
+    sampling: Sampling | None = None,
+    task: str = "math",
+    tell_format: bool | None = None,
+    load: Load | None = None,
+    quantize: Quantize = "none",
+    batch_tokens: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Summary:
+    """`thinktune eval`: score the model that a reference names on rows with references.
+
+    Args:
+        source: as in `data.source`.
+        tell_format: explain the format in the prompt; None: only to models that were not trained for it.
+        task: one of `TASKS`, which says how answers are compared.
+
+    Raises:
+        DataError, ModelError, …: see `data.load_examples`, `open_engine` and `evaluate`.
+    """
+    from thinktune.data import load_examples
+
+    console = console or Console(stderr=True)
+    load = load or Load()
+    with open_engine(
+        reference, load=load, quantize=quantize, batch_tokens=batch_tokens, notify=console.print
+    ) as opened:
+        data = Data(source=source, split=split, sample=sample)
+        fmt = Format.model_validate(opened.format_settings)
+        examples, _ = load_examples(data, fmt, seed, load=load, notify=console.print, need_thought=False)
+        return evaluate(
+            opened.engine,
+            opened.chat,
+            examples,
+            sampling or Sampling(),
+            out,
+            tell_format=not opened.tuned if tell_format is None else tell_format,
+            model=opened.fingerprint,
+            task=TASKS[task],
+            seed=seed,
+            overwrite=overwrite,
+            console=console,
+        )
+
+
+def evaluate(
+    engine: Engine,
+    chat: Chat,
+    examples: Sequence[Example],
+    sampling: Sampling,
+    out: Path,
+    *,
+    tell_format: bool,
+    model: str,
+    task: Task = TASKS["math"],
+    seed: int = 0,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Summary:
+    """Let the model answer the examples' prompts, score its answers, and write samples.jsonl and summary.json to `out`.
+
+    Args:
+        tell_format: append `tags.INSTRUCTION` to each question, which is only fair to a model not trained for the
+            format. A tuned model is asked exactly as it was trained.
+        model: fingerprint of the model, so that the answers of two models are never mixed.
+        seed: for sampling that has none.
+        overwrite: forget what was finished before.
+
+    Raises:
+        Interrupted, DiskFull, OutOfMemory, GenerationError: see `journal.complete`.
+    """
+    console = console or Console(stderr=True)
+    if sampling.seed is None:
+        sampling = sampling.model_copy(update={"seed": seed})
+    prompts = [_prompt(example, tell_format) for example in examples]
+    requests = [
+        Request(f"{example.source}:{example.row}", chat.prompt_ids(prompt), sampling)
+        for example, prompt in zip(examples, prompts, strict=True)
+    ]
+    done = complete(engine, requests, out / "journal.jsonl", model=model, console=console, overwrite=overwrite)
+    samples = [
+        [_sample(example, prompt[-1]["content"], done.records[request.id, index], task) for index in range(sampling.n)]
+        for example, prompt, request in zip(examples, prompts, requests, strict=True)
+    ]
+    summary = _summarise(samples, done, told_format=tell_format)
+    with telling_full_disk(out):
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for group in samples for line in group]
+        write_text(out / "samples.jsonl", "".join(lines))
+        write_json(out / "summary.json", summary.as_dict())
+    return summary
+
+
+def wilson(successes: float, n: int) -> Rate:
+    """Share and 95% Wilson score interval (Wilson 1927) of `successes` in `n` trials, n at least 1.
+
+    >>> wilson(8, 10)
+    Rate(value=0.8, low=0.4901624715366418, high=0.9433178485456247)
+    """
+    z = 1.959963984540054
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    spread = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Rate(share, max(0.0, centre - spread), min(1.0, centre + spread))
+
+
+def comparison_table(summaries: Mapping[str, Summary]) -> Table:
+    """One column a model: format rate, strict and lenient accuracy with their intervals, problems, tokens."""
+    table = Table(title="with 95% intervals", title_style="dim")
+    table.add_column("")
+    for name in summaries:
+        table.add_column(name, justify="right")
+    rows: dict[str, Callable[[Summary], str]] = {
+        "well-formed": lambda each: str(each.format),
+        "right, strictly": lambda each: str(each.strict),
+        "right, leniently": lambda each: str(each.lenient),
+        "cut off by length": lambda each: str(each.outcomes.get("cut off", 0)),
+        "problems": lambda each: str(each.n),
+        "tokens an answer": lambda each: f"{each.mean_tokens:.0f}",
+        "told the format": lambda each: "yes" if each.told_format else "no",
+    }
+    for label, cell in rows.items():
+        table.add_row(label, *(cell(each) for each in summaries.values()))
+    return table
+
+
+def _prompt(example: Example, tell_format: bool) -> list[dict[str, str]]:
+    turns = [{**message, "content": valid_text(message["content"])} for message in example.messages]
+    if tell_format:
+        turns[-1]["content"] += f"\n\n{tags.INSTRUCTION}"
+    return turns
+
+
+def _sample(example: Example, prompt: str, record: Record, task: Task) -> dict[str, Any]:
+    """One line of samples.jsonl."""
+    score = task.score(record.text, {"reference": example.answer}, record.finish_reason)
+    return {
+        "source": example.source,
+        "row": example.row,
+        "sample": record.index,
+        "prompt": prompt,
+        "completion": record.text,
+        "reference": example.answer,
+        "extracted": score.extracted,
+        "outcome": score.outcome,
+        "correct": score.correct,
+        "lenient": score.lenient,
+        "format_problem": tags.parse(record.text).problem,
+        "finish_reason": record.finish_reason,
+        "error": record.error,
+        "tokens": record.tokens,
+        "scorer": score.scorer,
+        "note": score.note,
+    }
+
+
+def _summarise(samples: Sequence[Sequence[Mapping[str, Any]]], done: Completed, *, told_format: bool) -> Summary:
+    lines = [line for group in samples for line in group]
+
+    def rate(counts: Callable[[Mapping[str, Any]], bool]) -> Rate:
+        return wilson(sum(fmean(map(counts, group)) for group in samples), len(samples))
+
+    return Summary(
+        n=len(samples),
+        completions=len(lines),
+        format=rate(lambda line: line["format_problem"] is None),
+        strict=rate(lambda line: bool(line["correct"])),
+        lenient=rate(lambda line: bool(line["lenient"])),
+        outcomes=dict(Counter(line["outcome"] for line in lines).most_common()),
+        mean_tokens=fmean(line["tokens"] for line in lines),
+        tokens_per_second=done.tokens_per_second,
+        told_format=told_format,
+        scorer=lines[0]["scorer"],
+        notes=dict(Counter(line["note"] for line in lines if line["note"]).most_common()),
+    )
