@@ -1,0 +1,93 @@
+"""Drawing tokens: the right ones, as often as they should be."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from thinktune.config import Sampling
+from thinktune.engines.sampling import NgramBlocker, Sampler, row_noise
+
+VOCABULARY = 1000
+
+
+@dataclass
+class Row:
+    sampling: Sampling
+    noise: random.Random
+    ngrams: NgramBlocker | None = None
+    ids: list[int] = field(default_factory=list)
+
+    def all_ids(self) -> list[int]:
+        return self.ids
+
+
+def draw(logits: torch.Tensor, sampling: Sampling, times: int) -> torch.Tensor:
+    """How often each token is drawn, as shares."""
+    rows = [Row(sampling, row_noise(0, f"r{index}", 0)) for index in range(times)]
+    picked, sound = Sampler(rows, len(logits), torch.device("cpu")).pick(logits.repeat(times, 1))
+    assert sound.all()
+    return torch.bincount(picked, minlength=len(logits)) / times
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.5},
+        {"temperature": 0.8, "top_k": 5},
+        {"temperature": 1.0, "top_p": 0.9},  # wider than the first candidates
+        {"temperature": 0.4, "top_p": 0.6},
+        {"temperature": 1.0, "min_p": 0.2},
+        {"temperature": 0.7, "top_k": 300, "top_p": 0.8, "min_p": 0.05},
+    ],
+)
+def test_shares_are_those_of_transformers_filters(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(VOCABULARY)
+    sampling = Sampling(**settings)
+    filters = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+    if sampling.top_k:
+        filters.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        filters.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        filters.append(MinPLogitsWarper(sampling.min_p))
+    expected = filters(torch.zeros(1, 1, dtype=torch.long), logits[None].clone())[0].softmax(-1)
+    times = 20_000
+    shares = draw(logits, sampling, times)
+    assert not shares[expected == 0].any()
+    spread = (expected * (1 - expected) / times).sqrt()
+    assert ((shares - expected).abs() <= 5 * spread + 1e-9).all()
+
+
+def test_equal_scores_are_drawn_by_token_id_not_by_chance() -> None:
+    sampling = Sampling(temperature=1.0, top_p=0.5)
+    row = [Row(sampling, row_noise(3, "a", 0)), Row(sampling, row_noise(3, "a", 0))]
+    picked, _ = Sampler(row, VOCABULARY, torch.device("cpu")).pick(torch.zeros(2, VOCABULARY))
+    assert picked[0] == picked[1]
+
+
+def test_noise_differs_by_seed_id_and_sample_and_repeats() -> None:
+    draws = {row_noise(*key).random() for key in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "\ud800", 0)]}
+    assert len(draws) == 5
+    assert row_noise(None, "a", 0).random() == row_noise(0, "a", 0).random()
+
+
+def test_an_ngram_is_blocked_only_where_it_would_repeat() -> None:
+    blocker = NgramBlocker(3, [1, 2, 3, 1])
+    assert blocker.blocked() == set()
+    blocker.add(2)
+    assert blocker.blocked() == {3}
+    assert NgramBlocker(1, [4, 5]).blocked() == {4, 5}
