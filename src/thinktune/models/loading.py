@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ def load_model(
         ModelError, DownloadError, MissingExtra, DeviceError, OutOfMemory: see there.
     """
     load = load or Load()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import, and at every int8 product
     device = choose_device(load.device)
     dtype = choose_dtype(device, load.dtype)
     whole = merge_adapter and quantize == "none"
@@ -111,7 +113,7 @@ def load_weights(
     """
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
     arguments: dict[str, Any] = {
         "dtype": dtype,
@@ -121,7 +123,7 @@ def load_weights(
         "output_loading_info": True,
         **_placement(resolved, load, device, quantize),
     }
-    logging.disable_progress_bar()  # loading is announced, and takes seconds
+    disable_progress_bar()  # loading is announced, and takes seconds
     try:
         model, info = AutoModelForCausalLM.from_pretrained(resolved.folder, **arguments)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -139,6 +141,11 @@ def load_weights(
             f"{resolved.folder} lacks {len(names)} of its model's weights, among them {names[0]}",
             hint="its config.json and its weights do not belong together, or the folder is half downloaded",
         )
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward pass without gradients, and
+        # products with those have no derivative: training after an evaluation would silently learn nothing.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model
 
 
