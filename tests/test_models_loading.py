@@ -1,0 +1,289 @@
+"""Every kind of model reference, from folders on this machine, and every way in which a folder can be broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import make_tiny_model, make_tiny_tokenizer
+from thinktune.config import Load
+from thinktune.errors import ModelError, RunFolderError, ThinktuneError, UsageError
+from thinktune.models import load_model, load_tokenizer, resolve, write_settings
+from thinktune.models.folder import adapter_sha256
+from thinktune.models.tokenizer import set_pad_token
+
+FLOAT32 = Load(dtype="float32", device="cpu")
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+def make_adapter(base: Path, folder: Path, *, settings: dict[str, Any] | None = None, seed: int = 1) -> Path:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
+    )
+    model.save_pretrained(folder)
+    if settings is not None:
+        write_settings(folder, {"base_model": str(base), **settings})
+    return folder
+
+
+def make_run(base: Path, folder: Path, **settings: Any) -> Path:
+    make_adapter(base, folder / "adapter", settings={"system": None, **settings})
+    make_tiny_tokenizer().save_pretrained(folder / "adapter")
+    (folder / "run.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def model_copy(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        result: torch.Tensor = model(IDS).logits
+    return result
+
+
+def test_a_model_folder_is_loaded_with_all_that_belongs_to_it(tiny_model: Path) -> None:
+    lines: list[str] = []
+    loaded = load_model(tiny_model, load=FLOAT32, notify=lines.append)
+    assert loaded.dtype == next(loaded.model.parameters()).dtype == torch.float32
+    assert not loaded.model.training
+    assert not loaded.tuned
+    assert loaded.base == loaded.reference == str(tiny_model)
+    assert loaded.chat.system_text == "You are a tiny model."
+    assert loaded.chat.stop_ids == {2}
+    assert "float32" in lines[-1]
+
+
+def test_the_stop_ids_of_the_generation_config_count(model_copy: Path) -> None:
+    file = model_copy / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": [2, 7]}))
+    assert load_model(model_copy, load=FLOAT32).chat.stop_ids == {2, 7}
+
+
+def test_an_adapter_is_merged_or_left_as_asked(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(tiny_model, tmp_path / "adapter")  # of others: base from adapter_config.json
+    merged = load_model(adapter, load=FLOAT32)
+    apart = load_model(adapter, load=FLOAT32, merge_adapter=False)
+    plain = load_model(tiny_model, load=FLOAT32)
+    assert type(apart.model).__name__ == "PeftModelForCausalLM"
+    assert type(merged.model) is type(plain.model)
+    assert merged.tuned
+    assert merged.adapter == adapter
+    assert merged.base == str(tiny_model)
+    torch.testing.assert_close(logits(merged.model), logits(apart.model), atol=1e-5, rtol=1e-5)
+    assert (logits(merged.model) - logits(plain.model)).abs().max() > 0.01
+
+
+def test_a_run_folder_brings_its_recorded_system_text(tiny_model: Path, tmp_path: Path) -> None:
+    run = make_run(tiny_model, tmp_path / "run", system="Be brief.")
+    assert load_model(run, load=FLOAT32).chat.system_text == "Be brief."
+    assert resolve(run, FLOAT32, print).kind == "run"
+
+
+def test_a_run_trained_without_system_text_is_asked_without_one(tiny_model: Path, tmp_path: Path) -> None:
+    loaded = load_model(make_run(tiny_model, tmp_path / "run", system=None), load=FLOAT32)
+    assert loaded.chat.system_text is None
+
+
+def test_the_merged_model_of_a_run_is_used_only_while_it_belongs_to_the_adapter(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    run = make_run(tiny_model, tmp_path / "run")
+    shutil.copytree(tiny_model, run / "merged")
+    digest = adapter_sha256(run / "adapter")
+    write_settings(run / "merged", {"base_model": str(tiny_model), "system": None, "adapter_sha256": digest})
+    assert resolve(run, FLOAT32, print).folder == run / "merged"
+    assert resolve(run, FLOAT32, print, prefer_merged=False).adapter == run / "adapter"
+    make_adapter(tiny_model, run / "adapter", settings={"system": None}, seed=2)
+    lines: list[str] = []
+    assert resolve(run, FLOAT32, lines.append).adapter == run / "adapter"
+    assert "older than the adapter" in lines[0]
+
+
+def test_an_adapter_on_a_run_is_put_on_the_runs_own_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    run = make_run(tiny_model, tmp_path / "run")
+    second = make_adapter(tiny_model, tmp_path / "second", settings={}, seed=5)
+    write_settings(second, {"base_model": str(run)})
+    assert resolve(second, FLOAT32, print).adapters == (run / "adapter", second)
+    both, first = load_model(second, load=FLOAT32), load_model(run, load=FLOAT32)
+    assert (logits(both.model) - logits(first.model)).abs().max() > 0.01
+
+
+def test_the_base_of_an_adapter_is_found_from_any_working_folder(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model.parent)
+    adapter = make_adapter(Path(tiny_model.name), tmp_path / "adapter", settings={})
+    monkeypatch.chdir(tmp_path)
+    assert resolve(adapter, FLOAT32, print).folder == tiny_model
+
+
+def test_a_tokenizer_is_loaded_without_weights(model_copy: Path) -> None:
+    (model_copy / "model.safetensors").unlink()
+    assert load_tokenizer(model_copy).pad_token == "<|endoftext|>"
+
+
+def test_an_adapter_of_another_model_does_not_fit(tmp_path: Path, tiny_model: Path) -> None:
+    wide = make_tiny_model(tmp_path / "wide", hidden_size=64)
+    adapter = make_adapter(wide, tmp_path / "adapter", settings={})
+    write_settings(adapter, {"base_model": str(tiny_model)})
+    with pytest.raises(ModelError, match="does not fit its base"):
+        load_model(adapter, load=FLOAT32)
+
+
+def test_an_adapter_for_more_layers_does_not_fit(tmp_path: Path, tiny_model: Path) -> None:
+    shallow = make_tiny_model(tmp_path / "shallow", num_hidden_layers=1)
+    adapter = make_adapter(shallow, tmp_path / "adapter", settings={})
+    write_settings(adapter, {"base_model": str(tiny_model)})
+    with pytest.raises(ModelError, match="does not fit its base"):
+        load_model(adapter, load=FLOAT32)
+
+
+def _truncate(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _cut_header(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"\x00\x01")
+
+
+def _lose_shard(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def _pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _lose_layer(folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": 3}))
+
+
+def _unknown_architecture(folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_type": "nonesuch"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncate, r"model\.safetensors is cut off"),
+        (_cut_header, "not a whole safetensors file"),
+        (_lose_shard, r"model-00002-of-00002\.safetensors of 2"),
+        (_pickle, r"pytorch_model\.bin: pickled files can run code"),
+        (_lose_layer, "lacks 9 of its model's weights"),
+        (_unknown_architecture, "cannot be loaded"),
+        (lambda folder: (folder / "config.json").unlink(), r"no config\.json; found there: chat_template\.jinja"),
+        (lambda folder: (folder / "config.json").write_text("{"), r"config\.json cannot be read"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors weights"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer .* cannot be read"),
+        (lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template"),
+    ],
+)
+def test_a_broken_model_folder_says_what_is_wrong(model_copy: Path, damage: Any, message: str) -> None:
+    damage(model_copy)
+    with pytest.raises(ModelError, match=message):
+        load_model(model_copy, load=FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("./nothing", "there is no nothing"),
+        ("/no/such/folder", "is not there either"),
+        ("missing.gguf", r"there is no missing\.gguf"),
+        ("builtin:gpt", "there is builtin:smollm2"),
+        ("two words", "not a model reference"),
+        ("ms:", "not a model reference"),
+        ("", "name a model folder|not a model folder"),
+    ],
+)
+def test_a_reference_to_nothing_is_refused(
+    reference: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ThinktuneError, match=message):
+        load_model(reference, load=FLOAT32)
+
+
+def test_a_typo_below_an_existing_folder_is_not_taken_for_a_hub_id(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model.parent.parent)
+    with pytest.raises(ModelError, match=rf"in {tiny_model.parent.name}: tiny"):
+        load_model(f"{tiny_model.parent.name}/tny", load=FLOAT32)
+
+
+def test_a_run_whose_training_has_not_ended_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: x")
+    with pytest.raises(RunFolderError, match="--resume"):
+        load_model(tmp_path, load=FLOAT32)
+
+
+def test_an_adapter_with_pickled_weights_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(tiny_model, tmp_path / "adapter")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(ModelError, match="pickled"):
+        load_model(adapter, load=FLOAT32)
+
+
+def test_fp8_is_refused_until_the_fast_path_brings_it(tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match="fp8"):
+        load_model(tiny_model, load=FLOAT32, quantize="fp8")
+
+
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_a_quantised_model_still_trains_an_adapter_after_an_evaluation(tiny_model: Path, quantize: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    from peft import LoraConfig, get_peft_model
+
+    loaded = load_model(tiny_model, load=Load(device="cpu", dtype="bfloat16"), quantize=quantize)
+    assert loaded.model.model.layers[0].self_attn.q_proj.weight.dtype in (torch.int8, torch.uint8)
+    model = get_peft_model(loaded.model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    model.eval()
+    logits(model)
+    model.train()
+    model(IDS, labels=IDS).loss.backward()
+    gradients = [weight.grad for name, weight in model.named_parameters() if "lora_B" in name]
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_a_pad_token_that_ends_no_turn_is_kept() -> None:
+    tokenizer = make_tiny_tokenizer()
+    set_pad_token(tokenizer, {2}, pytest.fail)
+    assert tokenizer.pad_token == "<|endoftext|>"
+
+
+def test_a_pad_token_that_ends_turns_is_replaced_without_adding_one() -> None:
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.pad_token = "<|im_end|>"
+    size = len(tokenizer)
+    set_pad_token(tokenizer, {2}, pytest.fail)
+    assert tokenizer.pad_token == "<|endoftext|>"
+    assert len(tokenizer) == size
+
+
+def test_a_vocabulary_without_another_token_pads_with_the_end_of_turn_and_says_so() -> None:
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.pad_token = None
+    lines: list[str] = []
+    set_pad_token(tokenizer, {0, 1, 2}, lines.append)
+    assert tokenizer.pad_token == tokenizer.eos_token
+    assert "no token for padding" in lines[0]
