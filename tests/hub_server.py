@@ -132,6 +132,32 @@ class _ModelScope(_Handler):
         return self._json(200, {"Code": 200, "Data": {"Name": self.hub.repository}})
 
 
+class _HuggingFaceDatasets(_HuggingFace):
+    def _route(self, url: Any) -> None:
+        path = url.path.replace("/api/datasets/", "/api/models/").removeprefix("/datasets")
+        super()._route(url._replace(path=path))
+
+
+class _ModelScopeDatasets(_Handler):
+    def _route(self, url: Any) -> None:
+        path, query = unquote(url.path), parse_qs(url.query)
+        base = f"/api/v1/datasets/{self.hub.repository}"
+        if path == f"{base}/repo/tree":
+            files = [_scope_entry(self.hub.folder, file) for file in self.hub.files()]
+            return self._json(200, {"Code": 200, "Data": {"Files": files, "TotalCount": len(files)}})
+        if path == f"{base}/repo":
+            return self._file(query["FilePath"][0])
+        return self._json(404, {"Code": 10010205001, "Message": "Dataset does not exist."})
+
+
+_HANDLERS = {
+    "hub": _HuggingFace,
+    "modelscope": _ModelScope,
+    "hub datasets": _HuggingFaceDatasets,
+    "modelscope datasets": _ModelScopeDatasets,
+}
+
+
 def _hub_entry(folder: Path, file: Path) -> dict[str, Any]:
     name = str(file.relative_to(folder))
     return {"type": "file", "oid": _digest(file)[:40], "size": file.stat().st_size, "path": name}
@@ -148,8 +174,8 @@ def _digest(file: Path) -> str:
 
 @contextmanager
 def serve(kind: str, hub: Hub) -> Iterator[Hub]:
-    """Serve `hub` on a free local port until the block ends; `kind` is "hub" or "modelscope"."""
-    handler = type("Handler", ({"hub": _HuggingFace, "modelscope": _ModelScope}[kind],), {"hub": hub})
+    """Serve `hub` on a free local port until the block ends; `kind` is a key of `_HANDLERS`."""
+    handler = type("Handler", (_HANDLERS[kind],), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
