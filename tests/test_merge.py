@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import make_tiny_model
+from test_models_loading import FLOAT32, logits, make_adapter, make_run
+from thinktune.errors import DiskFull, ModelError, RunFolderError
+from thinktune.merge import Merged, merge
+from thinktune.models import load_model, write_settings
+from thinktune.models.cache import space_required
+from thinktune.models.folder import check_model_folder, stored_dtype
+
+
+@pytest.fixture
+def run(tiny_model: Path, tmp_path: Path) -> Path:
+    return make_run(tiny_model, tmp_path / "run", system="Be brief.", format={"clean_prompt": True})
+
+
+def merged(run: Path, **arguments: object) -> Merged:
+    return merge(run, load=FLOAT32, max_tokens=4, **arguments)  # type: ignore[arg-type]
+
+
+def test_the_merged_model_answers_as_the_adapter_does(run: Path) -> None:
+    result = merged(run)
+    assert result.folder == str(run / "merged")
+    assert result.max_difference < 1e-4
+    assert result.greedy_agreement == 1
+    assert result.adapter_effect > 100 * result.mean_difference
+    assert result.positions > 100
+    apart = load_model(run, load=FLOAT32, merge_adapter=False)
+    whole = load_model(run / "merged", load=FLOAT32)
+    torch.testing.assert_close(logits(whole.model), logits(apart.model), atol=1e-5, rtol=1e-5)
+
+
+def test_it_brings_everything_that_later_verbs_need(run: Path) -> None:
+    merged(run)
+    names = {path.name for path in (run / "merged").iterdir()}
+    needed = {"model.safetensors", "tokenizer.json", "chat_template.jinja", "generation_config.json", "thinktune.json"}
+    assert needed <= names
+    loaded = load_model(run, load=FLOAT32)
+    assert loaded.adapter is None
+    assert loaded.tuned
+    assert loaded.chat.system_text == "Be brief."
+    assert loaded.settings["format"] == {"clean_prompt": True}
+
+
+def test_the_weights_keep_the_dtype_of_the_base_and_are_rounded_once(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = make_tiny_model(tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    run = make_run(base, tmp_path / "run")
+    result = merged(run)
+    assert result.dtype == "bfloat16"
+    assert result.compared_in == "float32"
+    assert stored_dtype(check_model_folder(run / "merged")) == "BF16"
+    exact = load_model(run / "adapter", load=FLOAT32).model
+    saved = load_model(run / "merged", load=FLOAT32).model
+    pairs = zip(exact.parameters(), saved.parameters(), strict=True)
+    assert all(torch.equal(one.bfloat16().float(), other) for one, other in pairs)
+
+
+def test_an_unchanged_merge_is_skipped_and_a_changed_adapter_is_not(run: Path, tiny_model: Path) -> None:
+    first = merged(run)
+    again = merged(run)
+    assert again.skipped
+    assert again.max_difference == first.max_difference
+    assert not merged(run, overwrite=True).skipped
+    make_adapter(tiny_model, run / "adapter", settings={"system": None}, seed=9)
+    assert not merged(run).skipped
+
+
+def test_a_damaged_merged_model_is_made_again(run: Path) -> None:
+    merged(run)
+    weights = run / "merged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    assert not merged(run).skipped
+    check_model_folder(run / "merged")
+
+
+def test_left_overs_of_a_killed_merge_are_cleared_and_never_used(run: Path) -> None:
+    left_over = run / ".merged.4711.tmp"
+    left_over.mkdir()
+    (left_over / "config.json").write_text("{}")
+    merged(run)
+    assert sorted(path.name for path in run.iterdir() if path.is_dir()) == ["adapter", "merged"]
+
+
+def test_a_merge_that_fails_leaves_no_folder(run: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = run / "adapter" / "adapter_model.safetensors"
+    save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(ModelError, match="NaN"):
+        merged(run)
+    assert [path.name for path in run.iterdir() if path.is_dir()] == ["adapter"]
+
+
+def test_another_folder_is_never_replaced(run: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("")
+    for overwrite in (False, True):
+        with pytest.raises(RunFolderError, match="no merged model"):
+            merged(run, out=precious, overwrite=overwrite)
+    assert (precious / "thesis.tex").exists()
+
+
+def test_an_adapter_folder_is_merged_beside_itself(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(tiny_model, tmp_path / "lora")
+    assert merged(adapter).folder == str(tmp_path / "lora-merged")
+
+
+def test_a_model_without_adapter_has_nothing_to_merge(tiny_model: Path) -> None:
+    with pytest.raises(ModelError, match="no adapter"):
+        merged(tiny_model)
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    adapter = make_adapter(make_tiny_model(tmp_path / "wide", hidden_size=64), tmp_path / "lora", settings={})
+    write_settings(adapter, {"base_model": str(tiny_model)})
+    with pytest.raises(ModelError, match="does not fit"):
+        merged(adapter)
+    assert not (tmp_path / "lora-merged").exists()
+
+
+def test_a_quantised_base_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    save_file({name: tensor.to(torch.int8) for name, tensor in weights.items()}, base / "model.safetensors")
+    adapter = make_adapter(tiny_model, tmp_path / "lora", settings={})
+    write_settings(adapter, {"base_model": str(base)})
+    with pytest.raises(ModelError, match="stored as I8"):
+        merged(adapter)
+
+
+def test_too_little_space_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match=r"needs 1048576\.0 GiB"), space_required(tmp_path / "new", 2**50, "the model"):
+        pytest.fail("the work began")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_meanwhile_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(DiskFull, match="no space left for the model"), space_required(tmp_path, 1, "the model"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_record_in_the_merged_folder_is_the_result(run: Path) -> None:
+    result = merged(run)
+    record = json.loads((run / "merged" / "thinktune.json").read_text())
+    assert record["merge"]["max_difference"] == result.max_difference
+    assert record["merge"]["question"] == result.question
