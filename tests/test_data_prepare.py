@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -285,9 +286,9 @@ def test_a_split_can_be_given_apart_from_the_config() -> None:
 
 
 def printed(config: Config, chat: Chat, **options: Any) -> str:
-    console = Console(record=True, width=120, file=open("/dev/null", "w"))  # noqa: SIM115 (lives as long as the console)
+    console = Console(width=120, file=io.StringIO())
     show(config, chat, console, notify=silent, **options)
-    return console.export_text()
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
 def test_the_data_are_shown_with_numbers_examples_and_one_pack_token_by_token(write: Write, chat: Chat) -> None:
@@ -309,8 +310,16 @@ def test_very_long_documents_are_shortened_on_screen(write: Write, chat: Chat) -
     assert len(text.splitlines()) < 80
 
 
+def test_without_a_chat_the_one_of_the_configs_model_is_used(
+    write: Write, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = parse_config({"model": str(tiny_model), "data": {"source": write([row(1), row(2)])}})
+    report = show(config, json=True, notify=silent)
+    assert json.loads(capsys.readouterr().out)["fingerprint"] == report.fingerprint
+
+
 def test_the_report_is_shown_as_json_where_a_program_reads_it(write: Write, chat: Chat) -> None:
-    shown = json.loads(printed(config_of(write([row(1), row(2)])), chat, as_json=True))
+    shown = json.loads(printed(config_of(write([row(1), row(2)])), chat, json=True))
     assert (shown["rows_read"], shown["kept"]) == (2, 2)
     assert shown["lengths"]["trained"] > 0
     assert shown["packs"]["count"] == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,20 +30,29 @@ _LONGEST_PART = 400
 
 
 def show(
-    config: Config, chat: Any, console: Console, *, as_json: bool = False, notify: Callable[[str], None] = say
+    config: Config,
+    chat: Any = None,
+    console: Console | None = None,
+    *,
+    json: bool = False,
+    notify: Callable[[str], None] = say,
 ) -> DataReport:
-    """Prepare the data of a config and print what became of it to `console` (standard output).
+    """Prepare the data of a config and print what became of it.
 
     Args:
-        chat: a `models.chat.Chat`, for the tokenizer of the config's model.
-        as_json: print the report as JSON, and nothing else.
+        chat: a `models.Chat`; None makes the one that training would have.
+        console: where to print; None is standard output.
+        json: print the report as JSON, and nothing else.
 
     Raises:
         DataError and others: see `prepare`.
+        ModelError, DownloadError: the tokenizer of the config's model cannot be had.
     """
+    console = console or Console()
+    chat = chat or _chat_of(config, notify)
     prepared = prepare(config, chat, notify)
-    if as_json:
-        console.print_json(json.dumps(prepared.report.to_dict()))
+    if json:
+        console.print_json(data=prepared.report.to_dict())
         return prepared.report
     console.print(_numbers(prepared.report))
     console.print(_histogram(prepared.report))
@@ -52,6 +60,15 @@ def show(
         console.print(_example(number, tokens))
     console.print(_batch(prepared, config, chat.tokenizer))
     return prepared.report
+
+
+def _chat_of(config: Config, notify: Callable[[str], None]) -> Any:
+    # Imported here because it brings transformers, and because data know models only where a verb puts them together.
+    from thinktune.models import make_chat, resolve
+    from thinktune.models.tokenizer import read_tokenizer
+
+    resolved = resolve(config.model, config.load, notify, weights=False)
+    return make_chat(read_tokenizer(resolved, config.load, notify), resolved.settings)
 
 
 def _numbers(report: DataReport) -> Table:
