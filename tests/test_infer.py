@@ -1,0 +1,345 @@
+"""Batch file in, result file out, nothing lost on the way."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from conftest import make_tiny_tokenizer
+from scripted import ScriptedModel
+from thinktune import journal as journal_module
+from thinktune.config import Infer, Sampling
+from thinktune.engines.transformers import TransformersEngine
+from thinktune.errors import BatchFileError, DiskFull, GenerationError, Interrupted, UsageError
+from thinktune.infer import Inferred, infer, infer_file, journal_of, read_batch_file
+from thinktune.models import Chat
+
+SHORT = Sampling(max_tokens=100)
+PROFILES = {
+    "math": SHORT,
+    "choice": SHORT,
+    "code-generate": SHORT.model_copy(update={"n": 3, "temperature": 1.0}),
+    "generic-generate": SHORT,
+}
+
+
+def line(number: int, kind: str = "math", prompt: str = "") -> str:
+    return json.dumps({"id": f"i{number}", "type": kind, "prompt": prompt or f"q{number}."}, ensure_ascii=False) + "\n"
+
+
+def answer_to(prompt: str) -> str:
+    question = prompt.rsplit("user\n", 1)[-1].partition("<|im_end|>")[0]
+    return f"<think>{question}</think> <answer>{question[:20]}</answer>"
+
+
+class Workbench:
+    """A scripted model, a batch file and a place for the result."""
+
+    def __init__(self, folder: Path, reply: Callable[[str], str] = answer_to) -> None:
+        self.asked: list[str] = []
+        self.reply = reply
+        self.file = folder / "A1.jsonl"
+        self.out = folder / "out" / "res.json"
+        self.said = io.StringIO()
+        self._tokenizer = make_tiny_tokenizer()
+
+    def infer(self, text: str | None = None, **settings: Any) -> Inferred:
+        if text is not None:
+            self.file.write_text(text, encoding="utf-8")
+        skip_bad = settings.pop("skip_bad", False)
+        model = ScriptedModel(self._tokenizer, self._reply)
+        engine = TransformersEngine(model, self._tokenizer, [2], max_batch_tokens=settings.pop("batch_tokens", None))
+        items = read_batch_file(self.file, skip_bad=skip_bad)
+        console = Console(file=self.said, width=200)
+        settings = {"model": "m1", "profiles": PROFILES, **settings}
+        return infer(engine, Chat(self._tokenizer), items, self.out, console=console, **settings)
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = json.loads(self.out.read_text(encoding="utf-8"))["result"]["results"]
+        return results
+
+    def _reply(self, prompt: str) -> str:
+        self.asked.append(prompt)
+        return self.reply(prompt)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def test_results_come_in_input_order_lists_for_code_and_several_samples(bench: Workbench) -> None:
+    text = (
+        "\ufeff" + line(3, prompt="long " * 9) + "\n" + line(1, "code-generate") + line(2, "choice", "小明有三个苹果")
+    )
+    inferred = bench.infer(text)
+    assert [result["id"] for result in bench.results] == ["i3", "i1", "i2"]
+    assert bench.results[1]["content"] == [answer_to("user\nq1.<|im_end|>")] * 3
+    assert bench.results[2]["content"] == answer_to("user\n小明有三个苹果<|im_end|>")
+    assert "小明" in bench.out.read_text(encoding="utf-8")
+    assert (inferred.items, inferred.failed, inferred.completions, inferred.well_formed) == (3, 0, 5, 5)
+    bench.infer(line(1), profiles={"math": SHORT.model_copy(update={"n": 2, "temperature": 1.0})})
+    assert len(bench.results[0]["content"]) == 2
+
+
+def test_missing_tags_and_answers_cut_off_are_counted(bench: Workbench) -> None:
+    replies = {"q1": "no tags", "q2": "<think>" + "on " * 90, "q3": "<think>a</think> 7", "q4": "word " * 600}
+    bench.reply = lambda prompt: next((said for name, said in replies.items() if name in prompt), answer_to(prompt))
+    profiles = {"math": SHORT, "generic-generate": Sampling(max_tokens=5000)}
+    inferred = bench.infer(line(1) + line(2) + line(3) + line(4, "generic-generate") + line(5), profiles=profiles)
+    assert inferred.well_formed == 1
+    assert inferred.problems == {"no <think>": 1, "no <answer>": 1}
+    assert (inferred.cut_off, inferred.clamped) == (2, 1)
+    assert "1 of 5 completions well-formed; 1 no <think>" in bench.said.getvalue()
+
+
+def test_every_fault_of_the_file_is_listed_with_its_line(bench: Workbench) -> None:
+    bench.file.write_bytes(
+        (line(1) + "{not json}\n\n" + line(1) + '{"type": "math", "prompt": "q"}\n').encode()
+        + b'{"id": "x", "type": "maths", "prompt": "q"}\n{"id": "y", "type": "math", "prompt": " "}\n'
+        + b'{"id": "z", "type": "math"}\n[1]\n{"id": "\xff"}\n{"id": {}, "type": "math", "prompt": "q"}\n'
+        + b'{"id": "\\ud800", "type": "math", "prompt": "q"}\n{"id": "w", "type": "math", "prompt": 7}\n'
+        + b"[" * 100_000
+    )
+    with pytest.raises(BatchFileError) as caught:
+        read_batch_file(bench.file)
+    message = str(caught.value)
+    for expected in [
+        "line 2: is not JSON", "line 4: id 'i1' is used in line 1 already", "line 5: has no id",
+        'line 6: unknown type "maths"; did you mean math? known are math, choice, code-generate, generic-generate',
+        "line 7: prompt is blank", "line 8: has no prompt", "line 9: is not an object", "line 10: is not UTF-8",
+        "line 11: id must be", "line 12: id is not valid Unicode", "line 13: prompt must be a text",
+        "line 14: is nested too deep", "12 of 13 lines", "--skip-bad",
+    ]:  # fmt: skip
+        assert expected in message
+    assert caught.value.exit_code == 2
+
+
+def test_faulty_lines_become_error_items_in_their_place_when_skipped(bench: Workbench) -> None:
+    inferred = bench.infer(line(1) + "oops\n" + line(1) + line(2), skip_bad=True)
+    assert [result["id"] for result in bench.results] == ["i1", None, "i1", "i2"]
+    assert ["error" in result for result in bench.results] == [False, True, True, False]
+    assert "line 2" in bench.results[1]["error"]
+    assert inferred.failed == 2
+
+
+def test_files_without_items_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    with pytest.raises(BatchFileError, match="no items"):
+        read_batch_file(tmp_path / "empty.jsonl")
+    with pytest.raises(BatchFileError, match="there is no batch file"):
+        read_batch_file(tmp_path / "none.jsonl")
+    with pytest.raises(BatchFileError, match="cannot be read"):
+        read_batch_file(tmp_path)
+
+
+def test_the_builtin_questions_have_all_types() -> None:
+    assert {item.type for item in read_batch_file("builtin:questions")} == set(PROFILES)
+
+
+def test_strange_prompts_are_answered_or_fail_alone(bench: Workbench) -> None:
+    prompts = ["half \ud800 pair", "nul \0 byte", "<|im_end|><|im_start|>system", "x" * 100_000, "plain"]
+    text = "".join(json.dumps({"id": n, "type": "math", "prompt": each}) + "\n" for n, each in enumerate(prompts))
+    bench.reply = lambda prompt: "<think>a</think> <answer>7</answer>"
+    inferred = bench.infer(text)
+    assert [result["id"] for result in bench.results] == [0, 1, 2, 3, 4]
+    assert "context of 512" in bench.results[3].pop("error")
+    assert inferred.failed == 1
+    assert all("content" in result for result in bench.results[:3])
+
+
+def test_a_call_in_which_everything_fails_says_so(bench: Workbench) -> None:
+    with pytest.raises(GenerationError, match="all 2 items failed") as caught:
+        bench.infer(line(1, prompt="x" * 9000) + line(2, prompt="y" * 9000))
+    assert caught.value.exit_code == 1
+    assert len(bench.results) == 2
+
+
+def test_a_stopped_call_goes_on_with_what_is_missing(bench: Workbench) -> None:
+    text = "".join(line(number, "code-generate" if number % 3 == 0 else "math") for number in range(12))
+    bench.infer(text)
+    whole = bench.out.read_bytes()
+    bench.out.unlink()
+    journal_of(bench.out).unlink()
+
+    def stop_at_the_fifth(prompt: str) -> str:
+        if len(set(bench.asked)) > 5:
+            raise KeyboardInterrupt
+        return answer_to(prompt)
+
+    bench.reply, bench.asked = stop_at_the_fifth, []
+    with pytest.raises(Interrupted, match="of 20 completions finished") as caught:
+        bench.infer(batch_tokens=200)
+    assert "goes on" in caught.value.hint
+    assert not bench.out.exists()
+    kept = {json.loads(each)["id"] for each in journal_of(bench.out).read_text().splitlines()}
+    bench.reply, bench.asked = answer_to, []
+    bench.infer()
+    assert bench.out.read_bytes() == whole
+    assert "going on from" in bench.said.getvalue()
+    assert kept
+    assert not any(f"q{name[1:]}." in prompt for name in kept for prompt in bench.asked)
+    bench.asked.clear()
+    bench.infer()
+    assert (bench.asked, bench.out.read_bytes()) == ([], whole)
+    bench.infer(overwrite=True)
+    assert len({*bench.asked}) == 12
+
+
+def test_a_torn_last_line_costs_one_completion(bench: Workbench) -> None:
+    bench.infer(line(1) + line(2) + line(3))
+    file = journal_of(bench.out)
+    file.write_bytes(file.read_bytes()[:-30])
+    bench.asked.clear()
+    bench.infer()
+    assert len(set(bench.asked)) == 1
+    lines = [json.loads(each) for each in file.read_text(encoding="utf-8").splitlines()]
+    assert sorted(each["id"] for each in lines) == ["i1", "i2", "i3"]
+
+
+def test_a_damaged_line_in_the_middle_costs_its_completion_only(bench: Workbench) -> None:
+    bench.infer(line(1) + line(2))
+    file = journal_of(bench.out)
+    file.write_bytes(b"\x00\xffgarbage\n" + b'{"key": "k"}\n[]\n' + file.read_bytes())
+    bench.asked.clear()
+    bench.infer()
+    assert bench.asked == []
+
+
+@pytest.mark.parametrize(
+    ("change", "fresh"),
+    [
+        ({"model": "m2"}, 2),
+        ({"profiles": {"math": SHORT.model_copy(update={"max_tokens": 101})}}, 2),
+        ({"seed": 1}, 2),
+        ({"text": line(1) + line(2, prompt="another one")}, 1),
+    ],
+)
+def test_completions_of_other_settings_are_noticed_and_not_mixed_in(
+    bench: Workbench, change: dict[str, Any], fresh: int
+) -> None:
+    bench.infer(line(1) + line(2))
+    bench.asked.clear()
+    bench.infer(**change)
+    assert len(set(bench.asked)) == fresh
+    assert f"{fresh} completions in" in bench.said.getvalue()
+    bench.asked.clear()
+    bench.infer(**change)
+    assert bench.asked == []
+
+
+def test_more_samples_are_added_to_those_there_are(bench: Workbench) -> None:
+    profile = SHORT.model_copy(update={"temperature": 1.0})
+    bench.infer(line(1), profiles={"math": profile})
+    bench.infer(profiles={"math": profile.model_copy(update={"n": 3})})
+    assert "1 of 3 completions are there already" in bench.said.getvalue()
+    assert len(bench.results[0]["content"]) == 3
+
+
+def test_failed_items_are_tried_again(bench: Workbench) -> None:
+    def fail_on_two(prompt: str) -> str:
+        if "q2." in prompt:
+            raise ValueError("a bad day")
+        return answer_to(prompt)
+
+    bench.reply = fail_on_two
+    assert bench.infer(line(1) + line(2) + line(3)).failed == 1
+    assert "a bad day" in bench.results[1]["error"]
+    bench.reply, bench.asked = answer_to, []
+    assert bench.infer().failed == 0
+    assert len(set(bench.asked)) == 1
+
+
+def test_a_full_disk_ends_the_call_and_keeps_what_was_finished(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, written = os.write, []
+
+    def write(descriptor: int, data: bytes) -> int:
+        written.append(descriptor)
+        if len(written) == 3:
+            return real(descriptor, data[:10])
+        if len(written) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr(journal_module.os, "write", write)
+    with pytest.raises(DiskFull, match="no space left") as caught:
+        bench.infer("".join(map(line, range(8))))
+    assert str(journal_of(bench.out)) in caught.value.message
+    monkeypatch.undo()
+    assert len(journal_of(bench.out).read_text().splitlines()) == 2
+    assert not bench.out.exists()
+    bench.infer()
+    assert len(bench.results) == 8
+
+
+def test_a_whole_call_on_a_model_folder_ends_at_once_the_second_time(tiny_model: Path, tmp_path: Path) -> None:
+    file, out, said = tmp_path / "A1.jsonl", tmp_path / "res.json", io.StringIO()
+    file.write_text(line(1) + line(2, "code-generate"))
+    settings = Infer(
+        profiles={"math": Sampling(max_tokens=4), "code-generate": Sampling(max_tokens=4, n=3, temperature=1)}
+    )
+    console = Console(file=said, width=200)
+    first = infer_file(tiny_model, file, out, settings=settings, console=console)
+    assert first.completions == 4
+    assert "loading" in said.getvalue()
+    said.truncate(0)
+    again = infer_file(tiny_model, file, out, settings=settings, console=console)
+    assert again.completions == 4
+    assert "loading" not in said.getvalue()
+    assert "already" in said.getvalue()
+
+
+def test_an_engine_that_is_not_there_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "A1.jsonl").write_text(line(1))
+    with pytest.raises(UsageError, match="vllm is not available"):
+        infer_file("nowhere/at/all", tmp_path / "A1.jsonl", tmp_path / "res.json", settings=Infer(engine="vllm"))
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_nothing_it_had_finished(tiny_model: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "A1.jsonl", tmp_path / "res.json"
+    file.write_text("".join(line(number) for number in range(200)))
+    command = [sys.executable, "-c", KILLED, str(tiny_model), str(file), str(out)]
+    process = subprocess.Popen(command)
+    kept = 0
+    while kept < 20:
+        assert process.poll() is None
+        time.sleep(0.02)
+        kept = journal_of(out).read_bytes().count(b"\n") if journal_of(out).exists() else 0
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    subprocess.run(command, check=True)
+    resumed = json.loads(out.read_text())["result"]["results"]
+    ids = [json.loads(each)["id"] for each in journal_of(out).read_text().splitlines()]
+    assert len(ids) == len(set(ids)) == 200
+    subprocess.run([*command[:-1], str(tmp_path / "other.json")], check=True)
+    assert json.loads((tmp_path / "other.json").read_text())["result"]["results"] == resumed
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import torch
+from thinktune.config import Infer, Sampling
+from thinktune.infer import infer_file
+torch.set_num_threads(1)
+sampling = Sampling(max_tokens=60, temperature=1.0, stop=())
+settings = Infer(profiles={"math": sampling}, batch_tokens=2000)
+infer_file(sys.argv[1], sys.argv[2], Path(sys.argv[3]), settings=settings)
+"""
