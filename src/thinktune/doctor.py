@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, requires, version
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
@@ -58,6 +59,17 @@ def report() -> dict[str, Any]:
         "network": _network(),
     }
     return {**facts, "advice": list(_advise(facts))}
+
+
+def show(*, json: bool = False) -> None:
+    """Print a report to stdout: as a table with advice below it, or as JSON."""
+    from rich.console import Console
+
+    facts = report()
+    if json:
+        print(dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        print_report(facts, Console())
 
 
 def print_report(facts: dict[str, Any], console: Console) -> None:

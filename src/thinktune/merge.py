@@ -68,6 +68,18 @@ class Merged:
     seconds: float
     skipped: bool = False
 
+    def summary(self) -> str:
+        """What a person wants to know of it, in a few lines."""
+        tags_right = "well-formed" if self.well_formed else "not well-formed"
+        return (
+            f"{self.folder} ({self.dtype}, {self.seconds} s)\n"
+            f"adapter against merged, in {self.compared_in} over {self.positions} positions: logits differ by "
+            f"{self.mean_difference:.2g} on average and {self.max_difference:.2g} at most "
+            f"(the adapter itself makes {self.adapter_effect:.2g}); "
+            f"same next token at {self.greedy_agreement:.1%}\n"
+            f"{self.question} → {tags_right}: {self.answer}"
+        )
+
 
 def merge(
     reference: str | Path,

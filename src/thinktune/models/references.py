@@ -132,12 +132,23 @@ def _run(text: str, folder: Path, load: Load, notify: Notify, weights: bool, pre
         )
     merged = folder / "merged"
     if prefer_merged and merged.is_dir():
-        settings = read_settings(merged)
-        if settings.get("adapter_sha256") == adapter_sha256(adapter):
-            check_model_folder(merged)
+        if (problem := _why_not(merged, adapter, weights)) is None:
+            settings = read_settings(merged)
             return Resolved(text, "run", merged, str(settings["base_model"]), settings=settings)
-        notify(f"{merged} is older than the adapter: using the adapter (thinktune merge {text} renews it)")
+        notify(f"{problem}: using the adapter (thinktune merge {text} renews it)")
     return replace(_adapter(text, adapter, load, notify, weights), kind="run")
+
+
+def _why_not(merged: Path, adapter: Path, weights: bool) -> str | None:
+    """Why a merged model cannot stand for the adapter, or None if it can."""
+    if read_settings(merged).get("adapter_sha256") != adapter_sha256(adapter):
+        return f"{merged} is older than the adapter"
+    try:
+        if weights:
+            check_model_folder(merged)
+    except ModelError as error:
+        return error.message
+    return None
 
 
 def _adapter(text: str, folder: Path, load: Load, notify: Notify, weights: bool) -> Resolved:
