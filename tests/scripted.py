@@ -36,24 +36,16 @@ class ScriptedModel(LlamaForCausalLM):
         self.batches: list[int] = []  # rows of every forward
         self.eval()
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        past_key_values: Any,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
         self.batches.append(len(input_ids))
         states = input_ids[:, None, :, None].float()
-        keys, _ = past_key_values.update(states, states, 0)
+        keys, _ = kwargs["past_key_values"].update(states, states, 0)
+        seen, positions = kwargs["attention_mask"], kwargs["position_ids"]
         logits = torch.zeros(len(input_ids), 1, self.config.vocab_size)
-        for row, (ids, mask, positions) in enumerate(
-            zip(keys[:, 0, :, 0].long(), attention_mask, position_ids, strict=True)
-        ):
+        for row, (ids, mask) in enumerate(zip(keys[:, 0, :, 0].long(), seen, strict=True)):
             history = ids[mask].tolist()
-            assert positions[-1] == len(history) - 1
-            logits[row, 0, self.next_token(history)] = 10.0
+            assert positions[row, -1] == len(history) - 1
+            logits[row, 0, self.next_token(history)] = 100.0
         return CausalLMOutputWithPast(logits=logits)
 
     def next_token(self, history: list[int]) -> int:

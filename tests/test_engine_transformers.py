@@ -150,7 +150,12 @@ def test_settings_of_one_request_leave_its_neighbours_alone(engine: Transformers
     longer = GREEDY.model_copy(update={"max_tokens": 60})
     greedy = make_requests(6, longer)
     alone = answers(engine.generate(greedy))
-    changes = [{"temperature": 2.0}, {"repetition_penalty": 0.1}, {"no_repeat_ngram_size": 1}, {"max_tokens": 3}]
+    changes: list[dict[str, float]] = [
+        {"temperature": 2.0},
+        {"repetition_penalty": 0.1},
+        {"no_repeat_ngram_size": 1},
+        {"max_tokens": 3},
+    ]
     mixed = [
         replace(request, id=f"x{index}", sampling=longer.model_copy(update=change))
         for index, change in enumerate(changes)

@@ -19,7 +19,6 @@ from rich.console import Console
 
 from conftest import make_tiny_tokenizer
 from scripted import ScriptedModel
-from thinktune import journal as journal_module
 from thinktune.config import Infer, Sampling
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import BatchFileError, DiskFull, GenerationError, Interrupted, UsageError
@@ -276,7 +275,7 @@ def test_a_full_disk_ends_the_call_and_keeps_what_was_finished(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(descriptor, data)
 
-    monkeypatch.setattr(journal_module.os, "write", write)
+    monkeypatch.setattr("thinktune.journal.os.write", write)
     with pytest.raises(DiskFull, match="no space left") as caught:
         bench.infer("".join(map(line, range(8))))
     assert str(journal_of(bench.out)) in caught.value.message
