@@ -11,10 +11,20 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from thinktune import tags
 from thinktune.errors import ConfigError
@@ -25,7 +35,29 @@ ITEM_TYPES: tuple[str, ...] = get_args(ItemType)
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_sections(cls, values: Any) -> Any:
+        """In YAML, `lora:` with nothing below it is null; a person means the section with its defaults."""
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if value is not None or not cls._is_section(key)}
+
+    @classmethod
+    def _is_section(cls, key: str) -> bool:
+        field = cls.model_fields.get(key)
+        return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, _Section)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python takes true for 1; nobody who writes `r: true` means that."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
+            raise ValueError("should not be true or false")
+        return value
 
 
 class Load(_Section):
@@ -49,10 +81,17 @@ class Source(_Section):
     split: str | None = Field(None, description="overrides data.split")
 
 
+_NAME, _LIST = "(name)", "(list)"
+"""The two ways to write data.source, told apart before checking, so that a mistake is reported for one of them."""
+
+
 class Data(_Section):
     """Rows: where from, how many, and what makes one unusable."""
 
-    source: str | list[Source] = Field("builtin:arithmetic", description="file, folder, hub id, ms: id or builtin:")
+    source: Annotated[
+        Annotated[str, Tag(_NAME)] | Annotated[list[Source], Tag(_LIST)],
+        Discriminator(lambda value: _NAME if isinstance(value, str) else _LIST),
+    ] = Field("builtin:arithmetic", description="file, folder, hub id, ms: id or builtin:")
     split: str = "train"
     sample: int | None = Field(None, ge=1, description="usable examples to keep, drawn by seed; null: all")
     seed: int | None = Field(None, description="null: the top-level seed")
@@ -151,7 +190,7 @@ class Train(_Section):
     log_every: int = Field(1, ge=1, description="optimizer steps between two lines of metrics.jsonl")
     save_every: int = Field(100, ge=1, description="optimizer steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1)
-    eval_every: int | None = Field(None, ge=1, description="optimizer steps between evaluation losses; null: at the end")
+    eval_every: int | None = Field(None, ge=1, description="steps between evaluation losses; null: at the end")
     report_to: list[str] = Field([], description="tensorboard, wandb, mlflow, swanlab, trackio")
     trainer: dict[str, Any] = Field({}, description="any further field of TRL's SFTConfig, checked by it")
 
@@ -199,7 +238,7 @@ class Infer(_Section):
     """Batch items to a result file."""
 
     engine: Literal["auto", "transformers", "vllm"] = "auto"
-    file: str | None = Field(None, description="batch file; builtin:questions for a small one; null: no inference in run")
+    file: str | None = Field(None, description="batch file, or builtin:questions; null: no inference in run")
     out: Path | None = Field(None, description="result file; null: RUN/infer/results.json")
     profiles: dict[ItemType, Sampling] = Field({}, description="sampling by item type, over each task's own")
     batch_tokens: int | None = Field(None, ge=1, description="tokens the engine holds at once; null: from free memory")
@@ -277,7 +316,8 @@ def parse_config(values: dict[str, Any], where: str = "config") -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         problems = [_explain(item) for item in error.errors()]
-        raise ConfigError(f"{where}: " + "\n".join(problems), hint="thinktune config --schema lists every key") from None
+        hint = "thinktune config --schema lists every key"
+        raise ConfigError(f"{where}: " + "\n".join(problems), hint) from None
 
 
 def dump_config(config: Config) -> str:
@@ -304,13 +344,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as a text, to everyone's surprise; this one reads it as the number."""
+    """YAML as people mean it: 1e-4 is a number (YAML 1.1 reads a text), and a key set twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is set twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {
-    key: [pair for pair in pairs] for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.yaml_implicit_resolvers = {key: list(pairs) for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
@@ -328,7 +373,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *path, last = key.split(".")
     section = values
     for name in path:
-        inner = section.setdefault(name, {})
+        inner = section.get(name)
+        if inner is None:
+            inner = section[name] = {}
         if not isinstance(inner, dict):
             raise ConfigError(f"override {override!r}: {name} is not a section")
         section = inner
@@ -336,7 +383,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
+    where = ".".join(str(part) for part in problem["loc"] if part not in (_NAME, _LIST))
     if problem["type"] != "extra_forbidden":
         message = problem["msg"].removeprefix("Value error, ")
         return f"{where}: {message}" if where else message
@@ -360,3 +407,8 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for inner in get_args(annotation):
         yield from _models_in(inner)
+
+
+def config_schema() -> str:
+    """The JSON schema of config files, for editors (configs/schema.json is this text)."""
+    return json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False)

@@ -156,22 +156,25 @@ _COMPUTE = ("What is {term}?", "Compute {term}.", "Work out {term}.", "How much 
 
 
 def add_and_subtract(random: Random, level: int) -> Problem:
-    top = _at(level, 49, 79, 99)
-    a, b, c = random.randint(21, top), random.randint(13, top), random.randint(11, 29)
+    a, b, c = (
+        random.randint(21, _at(level, 49, 69, 89)),
+        random.randint(12, 39),
+        random.randint(5, _at(level, 9, 15, 29)),
+    )
     work = Work()
     answer = work.subtract(work.add(a, b), c)
     return Problem(_ask(random, _COMPUTE, term=f"{a} + {b} - {c}"), work, answer, (a, b, c))
 
 
 def multiply_and_add(random: Random, level: int) -> Problem:
-    a, b, c = random.randint(13, _at(level, 39, 69, 99)), random.randint(3, 9), random.randint(11, 49)
+    a, b, c = random.randint(12, _at(level, 19, 39, 69)), random.randint(3, _at(level, 5, 7, 9)), random.randint(11, 49)
     work = Work()
     answer = work.add(work.multiply(a, b), c)
     return Problem(_ask(random, _COMPUTE, term=f"{a} * {b} + {c}"), work, answer, (a, b, c))
 
 
 def equation(random: Random, level: int) -> Problem:
-    factor, x, shift = random.randint(3, 9), random.randint(6, _at(level, 12, 19, 29)), random.randint(12, 59)
+    factor, x, shift = random.randint(2, _at(level, 4, 6, 9)), random.randint(3, 9), random.randint(11, 39)
     total = factor * x + shift
     work = Work()
     answer = work.divide(work.subtract(total, shift), factor)
@@ -180,8 +183,8 @@ def equation(random: Random, level: int) -> Problem:
 
 
 def average(random: Random, level: int) -> Problem:
-    top = _at(level, 39, 69, 99)
-    a, b = random.randint(21, top), random.randint(12, top)
+    top = _at(level, 29, 39, 49)
+    a, b = random.randint(11, top), random.randint(12, top)
     b += (a + b) % 2
     work = Work()
     answer = work.divide(work.add(a, b), 2)
@@ -193,23 +196,9 @@ def average(random: Random, level: int) -> Problem:
     return Problem(_ask(random, wordings, a=a, b=b), work, answer, (a, b))
 
 
-def remainder(random: Random, level: int) -> Problem:
-    size, full, left = random.randint(6, 9), random.randint(4, 9), random.randint(1, 5)
-    items, more = size * full + left, random.randint(21, _at(level, 39, 69, 99))
-    work = Work()
-    answer = work.add(more, work.subtract(items, work.multiply(full, size)))
-    wordings = (
-        "{name} packs {items} {thing} into full {box} of {size} and keeps what is left over. "
-        "{name} had {more} {thing} at home. How many {thing} does {name} have outside the {box} now?",
-        "From {items} {thing}, {name} fills as many {box} of {size} as possible and lays the rest to {more} others. "
-        "How many {thing} lie outside the {box}?",
-    )
-    return Problem(_ask(random, wordings, items=items, size=size, more=more), work, answer, (items, size, more))
-
-
 def compare(random: Random, level: int) -> Problem:
-    count, each = random.randint(3, 9), random.randint(12, _at(level, 24, 39, 59))
-    fewer = random.randint(11, min(99, count * each - 11))
+    count, each = random.randint(3, _at(level, 5, 7, 9)), random.randint(12, _at(level, 19, 29, 39))
+    fewer = random.randint(11, 29)
     work = Work()
     answer = work.subtract(work.multiply(each, count), fewer)
     wordings = (
@@ -222,7 +211,8 @@ def compare(random: Random, level: int) -> Problem:
 
 
 def collect(random: Random, level: int) -> Problem:
-    count, each, have = random.randint(3, 9), random.randint(12, _at(level, 19, 39, 59)), random.randint(12, 59)
+    count, each = random.randint(3, _at(level, 5, 7, 9)), random.randint(12, _at(level, 19, 39, 59))
+    have = random.randint(12, 59)
     work = Work()
     answer = work.add(work.multiply(each, count), have)
     wordings = (
@@ -234,8 +224,8 @@ def collect(random: Random, level: int) -> Problem:
 
 
 def change(random: Random, level: int) -> Problem:
-    price, count = random.randint(12, _at(level, 19, 39, 59)), random.randint(3, 9)
-    purse = price * count + random.randint(11, 99)
+    price, count = random.randint(12, _at(level, 15, 19, 29)), random.randint(2, _at(level, 4, 5, 6))
+    purse = price * count + random.randint(11, 59)
     work = Work()
     answer = work.subtract(purse, work.multiply(price, count))
     wordings = (
@@ -251,24 +241,24 @@ def change(random: Random, level: int) -> Problem:
 
 
 def share(random: Random, level: int) -> Problem:
-    people, each = random.randint(3, 9), random.randint(7, _at(level, 12, 19, 29))
-    total = people * each
-    first = random.randint(5, total - 5)
+    people, each = random.randint(2, _at(level, 4, 6, 9)), random.randint(4, 9)
+    first = random.randint(3, people * each - 3)
+    second = people * each - first
     work = Work()
-    answer = work.divide(work.add(first, total - first), people)
+    answer = work.divide(work.add(first, second), people)
     wordings = (
         "{name} brings {a} {thing} and {other} brings {b}. They share them equally among {people} children. "
         "How many does each child get?",
         "{name} and {other} put {a} and {b} {thing} together and split them into {people} equal {box}. "
         "How many {thing} are in each?",
     )
-    question = _ask(random, wordings, a=first, b=total - first, people=people)
-    return Problem(question, work, answer, (people, first, total - first))
+    question = _ask(random, wordings, a=first, b=second, people=people)
+    return Problem(question, work, answer, (people, first, second))
 
 
 def perimeter(random: Random, level: int) -> Problem:
-    top = _at(level, 39, 69, 99)
-    length, width = random.randint(21, top), random.randint(12, top)
+    top = _at(level, 29, 49, 69)
+    length, width = random.randint(15, top), random.randint(12, top)
     work = Work()
     answer = work.multiply(work.add(length, width), 2)
     wordings = (
@@ -287,7 +277,6 @@ KINDS: dict[str, Callable[[Random, int], Problem]] = {
         multiply_and_add,
         equation,
         average,
-        remainder,
         compare,
         collect,
         change,

@@ -1,0 +1,2 @@
+"""What makes training fast, in parts that can each be used alone: attention over packed documents, a fused LoRA
+linear, a loss that never builds all logits. None of them changes the model's state dict or PEFT's adapter format."""

@@ -1,0 +1,114 @@
+"""Causal attention over documents packed into one sequence, none of which sees another. Needs no flash-attn build.
+
+On CUDA in bf16/fp16 it is one call of torch's own variable-length flash attention; elsewhere one causal SDPA call per
+document, which does no work on padding because there is none. Registered with transformers under `NAME`; batches carry
+`cu_seq_lens_q` and `max_length_q`, the keyword arguments transformers itself uses for flash attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "thinktune_packed"
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
+    document_lengths: list[int],
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention in the form transformers calls it.
+
+    Args:
+        query: [1, query heads, tokens, head dim]; key and value have [1, key heads, tokens, head dim].
+        cu_seq_lens_q: int32 [documents + 1], the cumulative document lengths.
+        max_length_q: length of the longest document.
+        document_lengths: the same lengths as a list, so that no device has to be waited for.
+
+    Returns:
+        [1, tokens, query heads, head dim] and None for the attention weights.
+    """
+    if sliding_window is not None and sliding_window < max_length_q:
+        raise NotImplementedError("packed documents longer than the model's sliding window")
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
+        return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling), None
+    return _per_document(query, key, value, document_lengths, scaling, dropout), None
+
+
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_lens: torch.Tensor,
+    max_length: int,
+    scaling: float | None,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    # [1, heads, tokens, dim] -> [tokens, heads, dim]; transposing back is free, the projections made it that way.
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    out = varlen_attn(q, k, v, cu_seq_lens, cu_seq_lens, max_length, max_length, scale=scaling, **_CAUSAL_GROUPED)
+    return out.unsqueeze(0)
+
+
+def _varlen_arguments() -> dict[str, Any]:
+    """torch 2.11 spells causal and grouped heads as `is_causal` and by head counts; from 2.12 on they are
+    `window_size` and `enable_gqa`."""
+    import inspect
+
+    from torch.nn.attention.varlen import varlen_attn
+
+    names = inspect.signature(varlen_attn).parameters
+    arguments: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
+    if "enable_gqa" in names:
+        arguments["enable_gqa"] = True
+    return arguments
+
+
+_CAUSAL_GROUPED = _varlen_arguments()
+
+
+def _per_document(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: list[int],
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    parts = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
+        for q, k, v in zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, packed_attention)
+
+
+@contextmanager
+def packed_documents(model: PreTrainedModel) -> Iterator[None]:
+    """Within, `model` expects packed batches; afterwards it has the attention it had before."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,93 @@
+"""The run folder: where each part of a run lies, and whether it is there."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from thinktune.config import Config, load_config
+from thinktune.errors import RunFolderError
+
+_LIBRARIES = ("thinktune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "vllm")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside `runs/<name>/`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def record(self) -> Path:
+        """run.json; written when training has ended, so that its presence says so."""
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def data_report(self) -> Path:
+        return self.path / "data_report.json"
+
+    @property
+    def loss_plot(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def merged(self) -> Path:
+        return self.path / "merged"
+
+    @property
+    def eval(self) -> Path:
+        return self.path / "eval"
+
+    @property
+    def exists(self) -> bool:
+        return self.path.exists() and any(self.path.iterdir())
+
+    @property
+    def is_trained(self) -> bool:
+        return self.record.exists()
+
+    def require_same_config(self, config: Config) -> None:
+        """
+        Raises:
+            RunFolderError: its training differs from `config`'s.
+        """
+        before = load_config(self.config)
+        differing = [name for name in TRAINING_SECTIONS if getattr(before, name) != getattr(config, name)]
+        if differing:
+            raise RunFolderError(
+                f"{self.path} was started with other settings of {', '.join(differing)}",
+                hint=f"resume with its own: {self.config}; or --overwrite it, or choose another output=FOLDER",
+            )
+
+
+TRAINING_SECTIONS = ("model", "seed", "quantize", "load", "data", "format", "lora", "train")
+"""The sections of a config that decide what training yields."""
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of every library that can change a result; those not installed are left out."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

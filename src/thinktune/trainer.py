@@ -1,0 +1,207 @@
+"""TRL's SFTTrainer with what we own changed: batches, loss, whole checkpoints, a meter that survives them."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+import types
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import Trainer
+from trl import SFTTrainer
+
+from thinktune.data.tokens import IGNORED, Tokens
+from thinktune.fast.loss import has_plain_head, head_loss
+from thinktune.files import write_json
+
+_MARKER = "whole.json"
+"""Written last into a checkpoint, with the meter's state: a checkpoint without it is not whole."""
+
+
+@dataclass
+class Meter:
+    """Counts real work: no padding, and nothing twice after a resume.
+
+    Attributes:
+        tokens: all tokens that went through the model, over the whole run.
+        trained_tokens: those of them that were predicted.
+        seconds: of training, without evaluation and saving.
+        loss: summed cross-entropy (nats) since the last line of metrics.
+        loss_tokens: the trained tokens that it sums over.
+    """
+
+    tokens: int = 0
+    trained_tokens: int = 0
+    seconds: float = 0.0
+    loss: float | torch.Tensor = 0.0  # a tensor while steps run, so that no step waits for the device
+    loss_tokens: int = 0
+
+    def add(self, tokens: int, trained: int, loss: torch.Tensor) -> None:
+        self.tokens += tokens
+        self.trained_tokens += trained
+        self.loss_tokens += trained
+        self.loss = loss + self.loss
+
+    def take_loss(self) -> float:
+        """The mean loss a trained token since the last call, in nats."""
+        mean = float(self.loss) / self.loss_tokens if self.loss_tokens else math.nan
+        self.loss, self.loss_tokens = 0.0, 0
+        return mean
+
+    def state(self) -> dict[str, float]:
+        return {**asdict(self), "loss": float(self.loss)}
+
+
+class PackedCollator:
+    """Lays documents end to end, with nothing between them."""
+
+    def __init__(self, examples: Sequence[Tokens]) -> None:
+        self._examples = examples
+
+    def __call__(self, packs: list[dict[str, list[int]]]) -> dict[str, Any]:
+        """
+        Args:
+            packs: rows `{"documents": [index of an example, …]}`.
+
+        Returns:
+            input_ids, position_ids and labels, int64 [1, tokens], positions counting from 0 in each document; where
+            the loss is taken: positions and the targets they predict, int64 [trained tokens]; and what attention over
+            packed documents wants: int32 cu_seq_lens_q, max_length_q, document_lengths.
+        """
+        documents = [self._examples[index] for pack in packs for index in pack["documents"]]
+        lengths = [len(document) for document in documents]
+        ids = torch.cat([torch.tensor(document.ids) for document in documents]).long()
+        contexts = torch.tensor([document.context for document in documents]).repeat_interleave(torch.tensor(lengths))
+        places = torch.cat([torch.arange(length) for length in lengths])
+        labels = ids.masked_fill(places < contexts, IGNORED)
+        # A document's first label is never trained, so that shifting the whole row mixes no two documents.
+        (positions,) = (labels[1:] != IGNORED).nonzero(as_tuple=True)
+        return {
+            "input_ids": ids[None],
+            "position_ids": places[None],
+            "labels": labels[None],
+            "positions": positions,
+            "targets": labels[positions + 1],
+            "cu_seq_lens_q": torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
+            "max_length_q": max(lengths),
+            "document_lengths": lengths,
+        }
+
+
+def as_dataset(packs: list[list[int]], offset: int = 0) -> Dataset:
+    """A row a pack, naming its examples by index; the collator has the examples."""
+    return Dataset.from_dict({"documents": [[offset + index for index in pack] for pack in packs]})
+
+
+def add_summed_loss(model: Any) -> None:
+    """Let a causal LM's forward return its summed loss where it is given positions and targets.
+
+    The loss runs inside `forward`, so that wrappers around it (DDP, FSDP) see one ordinary call.
+    """
+    plain = has_plain_head(model)
+    original = model.forward
+
+    def forward(
+        self: Any, positions: torch.Tensor | None = None, targets: torch.Tensor | None = None, **inputs: Any
+    ) -> Any:
+        if positions is None or targets is None:
+            return original(**inputs)
+        if plain:
+            hidden = self.base_model(**inputs).last_hidden_state[0, positions]
+            return {"loss": head_loss(hidden, self.get_output_embeddings().weight, targets)}
+        logits = original(**inputs).logits[0, positions].float()
+        return {"loss": torch.nn.functional.cross_entropy(logits, targets, reduction="sum")}
+
+    model.forward = types.MethodType(forward, model)
+
+
+class ThinkTrainer(SFTTrainer):
+    """Takes a model with `add_summed_loss` and batches of `PackedCollator`.
+
+    The loss of an optimizer step is the sum over all its batches divided by all their trained tokens, so that how the
+    examples are spread over batches and devices changes nothing.
+    """
+
+    def __init__(self, *args: Any, keep_checkpoints: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # ours divides by num_items_in_batch; Trainer must not divide again
+        self.meter = Meter()
+        self._keep_checkpoints = keep_checkpoints
+        self._since = time.monotonic()
+
+    def start_clock(self) -> None:
+        self._since = time.monotonic()
+
+    def stop_clock(self) -> None:
+        """Add the time since `start_clock` to the meter, and start again."""
+        now = time.monotonic()
+        self.meter.seconds += now - self._since
+        self._since = now
+
+    def resume_meter(self, checkpoint: Path) -> None:
+        """Count on from where the checkpoint was saved."""
+        self.meter = Meter(**json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))["meter"])
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """The batch's share of the step's mean loss."""
+        summed = _summed_loss(model, inputs)
+        self.meter.add(inputs["input_ids"].numel(), inputs["targets"].numel(), summed.detach())
+        # DDP averages the gradients of its processes, while num_items_in_batch counts the tokens of all of them.
+        loss: torch.Tensor = summed / num_items_in_batch * self.accelerator.num_processes
+        return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Mean loss a trained token over the held-out examples, in nats. (Trainer's own is a mean over batches.)"""
+        self.stop_clock()
+        was_training = self.model.training
+        self.model.eval()
+        totals = torch.zeros(2, device=self.args.device)
+        with torch.no_grad():
+            for batch in self.get_eval_dataloader():
+                inputs = self._prepare_inputs(batch)
+                totals += torch.stack([_summed_loss(self.model, inputs), totals.new_tensor(inputs["targets"].numel())])
+        self.model.train(was_training)
+        loss, tokens = self.accelerator.reduce(totals).tolist()
+        metrics = {"eval_loss": loss / max(1.0, tokens)}
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.start_clock()
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, "loss": self.meter.take_loss()}  # the device is waited for here, before the clock is read
+            self.stop_clock()
+        Trainer.log(self, logs, start_time)  # not SFTTrainer's, which adds figures of the loss it would have computed
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save, mark as whole, and only then drop older ones."""
+        self.stop_clock()
+        Trainer._save_checkpoint(self, model, trial)  # not SFTTrainer's, which writes a model card into it
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            write_json(folder / _MARKER, {"step": self.state.global_step, "meter": self.meter.state()})
+            for _, old in whole_checkpoints(folder.parent)[: -self._keep_checkpoints]:
+                shutil.rmtree(old)
+        self.start_clock()
+
+
+def _summed_loss(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    inputs = {name: value for name, value in inputs.items() if name != "labels"}  # only there to be counted by Trainer
+    loss: torch.Tensor = model(**inputs, use_cache=False)["loss"]
+    return loss
+
+
+def whole_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """Step and folder of every checkpoint that was saved to its end, oldest first."""
+    markers = folder.glob(f"checkpoint-*/{_MARKER}")
+    return sorted((json.loads(marker.read_text(encoding="utf-8"))["step"], marker.parent) for marker in markers)
