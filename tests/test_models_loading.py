@@ -208,6 +208,7 @@ def test_a_broken_model_folder_says_what_is_wrong(model_copy: Path, damage: Any,
     [
         ("./nothing", "there is no nothing"),
         ("/no/such/folder", "is not there either"),
+        ("runs/typo", "runs is not there either"),
         ("missing.gguf", r"there is no missing\.gguf"),
         ("builtin:gpt", "there is builtin:smollm2"),
         ("two words", "not a model reference"),

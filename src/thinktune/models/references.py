@@ -174,7 +174,7 @@ def _adapter(text: str, folder: Path, load: Load, notify: Notify, weights: bool)
 def _looks_like_path(text: str) -> bool:
     first = text.split("/", 1)[0]
     return (
-        text.startswith(("/", ".", "~"))
+        text.startswith(("/", ".", "~", "runs/"))
         or text.endswith(("/", ".gguf", ".safetensors"))
         or text.count("/") > 1
         or ("/" in text and Path(first).is_dir())  # runs/typo is a typo, not an owner called runs
