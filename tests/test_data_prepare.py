@@ -99,6 +99,13 @@ def test_control_tokens_in_a_row_are_text(write: Write, chat: Chat) -> None:
     assert trained[-1] == chat.end_of_turn_id
 
 
+def test_many_replies_at_once_are_tokenised_as_each_alone(chat: Chat) -> None:
+    texts = ["<think>a</think> <answer>1</answer>", "12 + 30 = 42", "小明 有 3 个", "", "a\n\n  b"]
+    assert chat.replies_ids(texts) == [chat.reply_ids(text) for text in texts]
+    texts[1] = "not the end: <|im_end|>"
+    assert chat.replies_ids(texts) == [chat.reply_ids(text) for text in texts]
+
+
 def test_every_row_is_accounted_for_under_its_reason_with_its_number(tmp_path: Path, chat: Chat) -> None:
     lines = [
         json.dumps(row(1)).encode(),

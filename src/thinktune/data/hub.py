@@ -65,7 +65,8 @@ def _load_from_hub(source: str, split: str, cache: Path, notify: Notify) -> Any:
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(f"no data set {source}: {error}", hint="check the spelling, or log in: hf auth login") from None
     except datasets.exceptions.DatasetsError as error:
-        raise DataError(f"data set {source}: {error}", hint="download its files, and name their folder") from None
+        cause = error.__cause__ or error
+        raise DataError(f"data set {source}: {cause}", hint="download its files, and name their folder") from None
     except ValueError as error:
         hint = "name its subset: owner/name:subset" if "onfig" in str(error) else "check data.split"
         raise DataError(f"data set {source}: {error}", hint=hint) from None
@@ -151,7 +152,7 @@ def _try_again(fetch: Callable[[], T], source: str, load: Load, notify: Notify) 
             if reason == _OFFLINE:
                 break
         except OSError as error:
-            if error.errno == errno.ENOSPC:
+            if error.errno == errno.ENOSPC or "Not enough disk space" in str(error):  # datasets looks before it leaps
                 raise DiskFull(
                     f"no space left while downloading {source}", hint="free some, or set data.cache"
                 ) from None

@@ -260,7 +260,9 @@ def _nothing_usable(reports: list[SourceReport]) -> DataError:
         for report in reports
         for reason, rows in report.dropped.items()
     ]
-    return DataError("no usable rows: " + "; ".join(lines), hint="a row needs a prompt, a thought and an answer: docs/data.md")
+    return DataError(
+        "no usable rows: " + "; ".join(lines), hint="a row needs a prompt, a thought and an answer: docs/data.md"
+    )
 
 
 def name_rows(rows: Sequence[int], most: int = 8) -> str:
