@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +20,7 @@ from thinktune.errors import DiskFull, ThinktuneError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from thinktune.config import Config
+    from thinktune.config import Config, Quantize
 
 app = typer.Typer(
     help="Teach a chat model to think before it answers.",
@@ -41,6 +43,7 @@ ModelReference = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
+Quantization = Annotated[str, typer.Option("--quantize", help="none, int8 or nf4")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 
 
@@ -58,6 +61,7 @@ def quickstart(
     overwrite: Overwrite = False,
 ) -> None:
     """Train, merge, try and score the built-in model on built-in data: everything, in minutes, on a CPU."""
+    _quiet_libraries()
     from thinktune.pipeline import quickstart
 
     quickstart(overrides or [], console=_stderr(), overwrite=overwrite)
@@ -66,6 +70,7 @@ def quickstart(
 @app.command()
 def run(config: ConfigFile, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """Data, training, merge, inference and evaluation in one; what is done already and unchanged is skipped."""
+    _quiet_libraries()
     from thinktune.pipeline import run
 
     run(_load(config, overrides), console=_stderr(), overwrite=overwrite)
@@ -91,6 +96,7 @@ def config(
 @app.command()
 def data(config: ConfigFile, overrides: Overrides = None, json: AsJson = False) -> None:
     """Show what training would see: rows kept and dropped, lengths, examples, and one packed batch token by token."""
+    _quiet_libraries()
     from thinktune.data.show import show
 
     show(_load(config, overrides), json=json)
@@ -113,6 +119,117 @@ def train(
 
 
 @app.command()
+def ask(
+    model: ModelReference,
+    question: Annotated[str | None, typer.Argument(help="leave out for a conversation")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="print exactly what the model writes")] = False,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.1,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 2048,
+    seed: Annotated[int, typer.Option()] = 3407,
+    quantize: Quantization = "none",
+) -> None:
+    """Stream an answer, thinking dimmed; without a question, hold a conversation."""
+    _quiet_libraries()
+    from thinktune.ask import ask
+    from thinktune.config import Sampling
+
+    sampling = Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)
+    ask(model, question, sampling=sampling, quantize=_quantize(quantize), raw=raw)
+
+
+@app.command()
+def merge(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run or adapter folder")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="default: RUN/merged", show_default=False)] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge the adapter into the original, unquantised weights, and compare the two."""
+    _quiet_libraries()
+    from thinktune.merge import merge
+
+    print(merge(run, out, overwrite=overwrite, notify=_notify).summary())
+
+
+@app.command()
+def infer(
+    model: ModelReference,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines {id, type, prompt}, or builtin:questions")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the result file")] = Path("results.json"),
+    config: Annotated[Path | None, typer.Option("--config", help="take infer.* settings from it")] = None,
+    quantize: Quantization = "none",
+    seed: Annotated[int, typer.Option()] = 3407,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="faulty lines become error items")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Answer a batch file; a stopped call goes on where it was."""
+    _quiet_libraries()
+    from thinktune.infer import infer_file
+
+    settings = _load(config, None).infer if config else None
+    infer_file(
+        model,
+        file,
+        out,
+        settings=settings,
+        quantize=_quantize(quantize),
+        seed=seed,
+        skip_bad=skip_bad,
+        overwrite=overwrite,
+        console=_stderr(),
+    )
+
+
+@app.command()
+def eval(
+    model: ModelReference,
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="rows with answers: a file, hub id or builtin:arithmetic")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="default: eval/MODEL-DATA", show_default=False)
+    ] = None,
+    split: Annotated[str, typer.Option(help="which split of the data")] = "test",
+    sample: Annotated[int | None, typer.Option(min=1, help="so many problems, drawn by seed")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
+    n: Annotated[int, typer.Option(min=1, help="completions a problem")] = 1,
+    tell_format: Annotated[
+        bool | None, typer.Option("--tell-format/--no-tell-format", help="default: only untuned models are told")
+    ] = None,
+    seed: Annotated[int, typer.Option()] = 3407,
+    quantize: Quantization = "none",
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+) -> None:
+    """Score a model: well-formed completions and accuracy, strict and lenient, with 95% intervals."""
+    _quiet_libraries()
+    from rich.console import Console
+
+    from thinktune.config import Sampling
+    from thinktune.evaluate import comparison_table, evaluate_data
+
+    out = out or Path("eval") / f"{_name(model)}-{_name(data)}"
+    summary = evaluate_data(
+        model,
+        data,
+        out,
+        split=split,
+        sample=sample,
+        sampling=Sampling(temperature=temperature, max_tokens=max_tokens, n=n),
+        tell_format=tell_format,
+        quantize=_quantize(quantize),
+        seed=seed,
+        overwrite=overwrite,
+        console=_stderr(),
+    )
+    if json:
+        print(dumps(summary.as_dict(), ensure_ascii=False, indent=2))
+    else:
+        Console().print(comparison_table({model: summary}))
+        _notify(f"every sample is in {out / 'samples.jsonl'}")
+
+
+@app.command()
 def doctor(json: AsJson = False) -> None:
     """Tell what this machine and installation can do, what will be slow or impossible, and what to do about it."""
     _quiet_libraries()
@@ -125,6 +242,21 @@ def _load(file: Path, overrides: list[str] | None) -> Config:
     from thinktune.config import load_config
 
     return load_config(file, overrides or [])
+
+
+def _notify(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _name(reference: str) -> str:
+    """A reference as part of a file name."""
+    return re.sub(r"[^\w.-]+", "-", Path(reference).stem if Path(reference).is_file() else reference).strip("-.")
+
+
+def _quantize(name: str) -> Quantize:
+    from thinktune.config import parse_config
+
+    return parse_config({"quantize": name}, where="--quantize").quantize
 
 
 def _stderr() -> Console:

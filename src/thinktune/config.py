@@ -102,6 +102,11 @@ class Data(_Section):
     eval_fraction: float = Field(0.0, ge=0, lt=1, description="share of the examples held out for evaluation loss")
     cache: Path = Field(Path("data/reasoning"), description="where hub data sets are kept")
 
+    @property
+    def chat_settings(self) -> dict[str, str]:
+        """What `system` says to models.make_chat: a text of its own replaces the one the model has."""
+        return {} if self.system in ("drop", "keep") else {"system": self.system}
+
 
 class Format(_Section):
     """How an example becomes the assistant's text."""

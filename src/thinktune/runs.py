@@ -53,6 +53,10 @@ class RunFolder:
         return self.path / "merged"
 
     @property
+    def infer(self) -> Path:
+        return self.path / "infer"
+
+    @property
     def eval(self) -> Path:
         return self.path / "eval"
 

@@ -28,7 +28,7 @@ from thinktune.errors import ConfigError, Interrupted, ModelError, OutOfMemory, 
 from thinktune.fast import attention
 from thinktune.fast.lora import fuse_lora
 from thinktune.files import replacing, write_json, write_text
-from thinktune.models import Loaded, load_model, resolve, write_settings
+from thinktune.models import Loaded, load_model, make_chat, resolve, write_settings
 from thinktune.models.device import describe_hardware
 from thinktune.progress import MetricsFile, ProgressLine, StopSignals, peak_memory_gib, plot_metrics
 from thinktune.runs import RunFolder, library_versions
@@ -55,6 +55,8 @@ def train(config: Config, *, console: Console, resume: bool = False, overwrite: 
     set_seed(config.train_seed)
     notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
     loaded = load_model(config.model, load=config.load, quantize=config.quantize, notify=notify)
+    settings = {**loaded.settings, **config.data.chat_settings}
+    loaded.chat = make_chat(loaded.tokenizer, settings, stop_ids=loaded.chat.stop_ids)
     prepared = prepare(config, loaded.chat, notify)
     write_json(run.data_report, prepared.report.to_dict())
     console.print(prepared.report.one_line(), highlight=False)
@@ -109,7 +111,7 @@ def _with_adapter(loaded: Loaded, config: Config, notify: Any) -> PeftModel:
     """The model with a new adapter, or with the one of `lora.init`, its master weights in float32."""
     loaded.model.requires_grad_(False)
     if config.lora.init is not None:
-        resolved = resolve(config.lora.init, config.load, notify)
+        resolved = resolve(config.lora.init, config.load, notify, prefer_merged=False)
         if resolved.adapter is None:
             raise ConfigError(f"lora.init: {config.lora.init} is no adapter", hint="name a run or an adapter folder")
         model = PeftModel.from_pretrained(loaded.model, resolved.adapter, is_trainable=True)

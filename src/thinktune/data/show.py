@@ -68,7 +68,7 @@ def _chat_of(config: Config, notify: Callable[[str], None]) -> Any:
     from thinktune.models.tokenizer import read_tokenizer
 
     resolved = resolve(config.model, config.load, notify, weights=False)
-    return make_chat(read_tokenizer(resolved, config.load, notify), resolved.settings)
+    return make_chat(read_tokenizer(resolved, config.load, notify), {**resolved.settings, **config.data.chat_settings})
 
 
 def _numbers(report: DataReport) -> Table:

@@ -60,12 +60,12 @@ class Sampler:
 
     def __init__(self, rows: Sequence[SampledRow], vocabulary: int, device: torch.device) -> None:
         self._device = device
-        self._vocabulary = vocabulary
         drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
         penalised = [index for index, row in enumerate(rows) if row.sampling.repetition_penalty != 1]
         self._noises = [rows[index].noise for index in drawn]
         self._blockers = [(index, row.ngrams) for index, row in enumerate(rows) if row.ngrams is not None]
-        self._drawn = torch.tensor(drawn, dtype=torch.long, device=device)
+        # A slice, where it is all of them, spares a copy of the logits.
+        self._drawn = slice(None) if len(drawn) == len(rows) else torch.tensor(drawn, dtype=torch.long, device=device)
         self._penalised = torch.tensor(penalised, dtype=torch.long, device=device)
         settings = [rows[index].sampling for index in drawn]
         self._temperature = self._column([each.temperature for each in settings])
@@ -75,10 +75,9 @@ class Sampler:
         self._filtered = any(each.top_k or each.top_p < 1 or each.min_p for each in settings)
         self._candidates = max([_CANDIDATES, *(each.top_k for each in settings)])
         if penalised:
-            self._penalty = self._column([rows[index].sampling.repetition_penalty for index in penalised])
-            self._seen = torch.zeros(len(penalised), vocabulary, dtype=torch.bool, device=device)
-            for at, index in enumerate(penalised):
-                self._seen[at, torch.tensor(rows[index].all_ids(), device=device)] = True
+            pairs = [(index, token) for index in penalised for token in sorted(set(rows[index].all_ids()))]
+            self._seen = torch.tensor(pairs, device=device).T  # rows, token ids
+            self._penalty = torch.tensor([row.sampling.repetition_penalty for row in rows], device=device)
 
     def pick(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The next token ids `(rows,)` for logits `(rows, vocabulary)`, and which rows had usable logits `(rows,)`.
@@ -88,22 +87,23 @@ class Sampler:
         if len(self._penalised) or self._blockers:
             logits = self._penalise(logits.float())
         best, ids = logits.max(dim=-1)
-        if len(self._drawn):
-            scores = logits[self._drawn].float() / self._temperature
+        if self._noises:
+            scores = logits[self._drawn].float() / (self._temperature * 1.1)
             noise = self._column([generator.random() for generator in self._noises])
             if self._filtered:
                 ids[self._drawn] = _draw_filtered(scores, noise, self._limits, self._candidates)
             else:
-                ids[self._drawn] = _invert(scores.softmax(-1), noise)
+                ids[self._drawn] = _invert(_weights(scores), noise)
         if len(self._penalised):
-            self._seen.scatter_(1, ids[self._penalised][:, None], True)
+            self._seen = torch.cat([self._seen, torch.stack([self._penalised, ids[self._penalised]])], dim=1)
         return ids, best.isfinite()
 
     def _penalise(self, logits: torch.Tensor) -> torch.Tensor:
         if len(self._penalised):
-            some = logits[self._penalised]
-            lowered = torch.where(some < 0, some * self._penalty, some / self._penalty)
-            logits[self._penalised] = torch.where(self._seen, lowered, some)
+            at, tokens = self._seen
+            some, penalty = logits[at, tokens], self._penalty[at]
+            # A token seen twice is written twice, with the same value.
+            logits[at, tokens] = torch.where(some < 0, some * penalty, some / penalty)
         pairs = [(index, token) for index, ngrams in self._blockers for token in ngrams.blocked()]
         if pairs:
             at, tokens = torch.tensor(pairs, device=self._device).unbind(1)
@@ -125,8 +125,9 @@ def _draw_filtered(scores: torch.Tensor, noise: torch.Tensor, limits: torch.Tens
     kept = torch.arange(count, device=scores.device) < top_k
     # top_p is a share of what top_k left over, which is the whole vocabulary where there is no top_k.
     covered = top_k <= count
-    total = torch.where(covered, top.masked_fill(~kept, -torch.inf).logsumexp(-1, True), scores.logsumexp(-1, True))
-    weights = (top - total).exp()
+    weights = _weights(top)
+    total = torch.where(covered, (weights * kept).sum(-1, True), _weights(scores).sum(-1, True))
+    weights = weights / total
     kept &= weights.cumsum(-1) - weights < top_p
     kept &= weights >= min_p * weights[:, :1]
     whole = (covered | ~kept[:, -1:])[:, 0]
@@ -136,6 +137,12 @@ def _draw_filtered(scores: torch.Tensor, noise: torch.Tensor, limits: torch.Tens
         rest = ~whole
         picked[rest] = _draw_filtered(scores[rest], noise[rest], limits[rest], scores.shape[-1])
     return picked
+
+
+def _weights(scores: torch.Tensor) -> torch.Tensor:
+    """Probabilities `(rows, n)` up to a factor, 1 for the likeliest."""
+    # Below e^-80 floats become subnormal, on which a CPU takes ten times as long; so rare a token is never drawn.
+    return (scores - scores.amax(-1, True)).clamp_(min=-80).exp_()
 
 
 def _invert(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

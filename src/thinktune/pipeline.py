@@ -1,0 +1,143 @@
+"""`thinktune run` and `thinktune quickstart`: data → train → merge → infer → eval, one after the other.
+
+Every step can be stopped and called again: training goes on from its newest checkpoint, inference and evaluation from
+their journals, and what is whole and was made from the same inputs is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from thinktune.config import Config, load_config
+from thinktune.evaluate import Summary, comparison_table, evaluate_data
+from thinktune.files import write_json
+from thinktune.infer import infer_file
+from thinktune.merge import merge
+from thinktune.runs import RunFolder
+
+
+def quickstart(overrides: Sequence[str], *, console: Console, overwrite: bool = False) -> None:
+    """Everything on the built-in model and data, ending in a table of base against tuned and what to try next."""
+    with as_file(_shipped_config("quickstart.yaml")) as file:
+        config = load_config(file, overrides)
+    run(config, console=console, overwrite=overwrite)
+    folder = config.run_folder
+    console.print("\nNext:", style="bold")
+    for command, what in (
+        (f'thinktune ask {folder} "Ben buys 4 bags of 17 apples and eats 9. How many are left?"', "ask it yourself"),
+        (f"thinktune ask {folder}", "hold a conversation"),
+        ("thinktune run configs/qwen2.5-3b.yaml", "the same for Qwen2.5-3B-Instruct, on a GPU"),
+    ):
+        console.print(f"  {command}", highlight=False, markup=False)
+        console.print(f"      {what}", style="dim", highlight=False)
+
+
+def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
+    """Do every step that `config` has settings for, and print base against tuned on stdout.
+
+    Args:
+        overwrite: begin anew, throwing away what the run folder holds.
+
+    Raises:
+        ThinktuneError: what the steps raise.
+    """
+    folder = RunFolder(config.run_folder)
+    steps = _Steps(folder.path / "steps.json", console, anew=overwrite)
+    with steps("train"):
+        _train(config, folder, console, overwrite)
+    with steps("merge"):
+        notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
+        merged = merge(folder.path, load=config.load, notify=notify)
+        console.print(merged.summary(), highlight=False, markup=False)
+    if config.infer.file is not None:
+        with steps("infer"):
+            infer_file(
+                folder.path,
+                config.infer.file,
+                config.infer.out or folder.infer / "results.json",
+                settings=config.infer,
+                load=config.load,
+                seed=config.seed,
+                console=console,
+            )
+    if config.eval.data is not None:
+        summaries: dict[str, Summary] = {}
+        for name, reference in _models_to_score(config, folder):
+            with steps(f"eval {name}"):
+                summaries[name] = evaluate_data(
+                    reference,
+                    config.eval.data,
+                    folder.eval / name,
+                    split=config.eval.split,
+                    sample=config.eval.sample,
+                    sampling=config.eval.sampling,
+                    load=config.load,
+                    seed=config.seed,
+                    console=console,
+                )
+        write_json(folder.eval / "summary.json", _summary(summaries, folder, steps.seconds))
+        Console().print(comparison_table(summaries))
+
+
+def _train(config: Config, folder: RunFolder, console: Console, overwrite: bool) -> None:
+    from thinktune.train import train
+
+    if folder.is_trained and not overwrite:
+        folder.require_same_config(config)
+        console.print(f"{folder.path} is trained", style="dim", highlight=False)
+    else:
+        train(config, console=console, resume=folder.exists and not overwrite, overwrite=overwrite)
+
+
+def _models_to_score(config: Config, folder: RunFolder) -> Iterator[tuple[str, str | Path]]:
+    if config.eval.base:
+        yield "base", config.model
+    yield "tuned", folder.path
+
+
+def _summary(summaries: dict[str, Summary], folder: RunFolder, seconds: dict[str, float]) -> dict[str, Any]:
+    record = json.loads(folder.record.read_text(encoding="utf-8"))
+    return {
+        **{name: summary.as_dict() for name, summary in summaries.items()},
+        "train_seconds": record["train_seconds"],
+        "total_seconds": round(sum(seconds.values()), 1),
+        "train_tokens_per_second": record["tokens_per_second"],
+        "peak_memory_gib": record["peak_memory_gib"],
+    }
+
+
+@dataclass
+class _Steps:
+    """Announces each step, and keeps how long it took when it was really done, over calls."""
+
+    file: Path
+    console: Console
+    anew: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.console.rule(f"[bold]{name}", align="left")
+        start = time.monotonic()
+        yield
+        took = time.monotonic() - start
+        if self.file.exists() and not self.seconds and not self.anew:
+            self.seconds = json.loads(self.file.read_text(encoding="utf-8"))
+        # A step that was skipped took next to nothing, and its real time is there already.
+        self.seconds[name] = round(max(took, self.seconds.get(name, 0.0)), 2)
+        write_json(self.file, self.seconds)
+
+
+def _shipped_config(name: str) -> Any:
+    """A shipped config: inside the package where it was installed from a wheel, else beside the sources."""
+    packaged = files("thinktune") / "configs" / name
+    return packaged if packaged.is_file() else Path(__file__).parents[2] / "configs" / name
