@@ -88,7 +88,7 @@ class Sampler:
             logits = self._penalise(logits.float())
         best, ids = logits.max(dim=-1)
         if self._noises:
-            scores = logits[self._drawn].float() / (self._temperature * 1.1)
+            scores = logits[self._drawn].float() / self._temperature
             noise = self._column([generator.random() for generator in self._noises])
             if self._filtered:
                 ids[self._drawn] = _draw_filtered(scores, noise, self._limits, self._candidates)
