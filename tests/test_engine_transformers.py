@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from thinktune.config import Sampling
 from thinktune.engines.base import Completion, Request
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import GenerationError, ModelError, OutOfMemory
+from thinktune.models.device import multiplies_bfloat16
 
 GREEDY = Sampling(max_tokens=12, stop=())
 DRAWN = Sampling(max_tokens=12, stop=(), temperature=1.0, seed=7)
@@ -324,3 +326,34 @@ def test_a_model_with_linear_attention_is_refused(tiny_model: Path, tokenizer: A
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ModelError, match="linear_attention"):
         TransformersEngine(model, tokenizer, [2])
+
+
+def test_an_unmerged_adapter_is_used(tiny_model: Path, tokenizer: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"]))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=1.0)
+    model.eval()
+    requests = make_requests(4, GREEDY)
+    found = answers(TransformersEngine(model, tokenizer, [2]).generate(requests))
+    for request in requests:
+        assert list(found[request.id, 0]) == generate_with_transformers(model, request)
+    with model.disable_adapter():
+        assert answers(TransformersEngine(model, tokenizer, [2]).generate(requests)) != found
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(torch.device("cpu")), reason="this CPU does not multiply bfloat16")
+def test_packed_weights_change_no_result_and_are_gone_afterwards(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = copy.deepcopy(model).bfloat16()
+    engine = TransformersEngine(half, tokenizer, [2])
+    requests = make_requests(6, GREEDY)
+    packed = answers(engine.generate(requests))
+    assert not any("forward" in vars(module) for module in half.modules())
+    monkeypatch.setattr("thinktune.engines.packed._SHARE_OF_MEMORY", 0)
+    assert answers(engine.generate(requests)) == packed

@@ -184,7 +184,7 @@ def infer(
     with telling_full_disk(out):
         write_json(out, {"result": {"results": results}})
     inferred = _count(results, requests, done, out)
-    console.print(str(inferred))
+    console.print(str(inferred), soft_wrap=True, markup=False, highlight=False)
     if inferred.failed == inferred.items:
         raise GenerationError(f"all {len(items)} items failed; the first: {results[0]['error']}", hint=f"see {out}")
     return inferred

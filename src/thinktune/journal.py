@@ -255,15 +255,18 @@ def _tell_start(journal: Journal, keys: dict[tuple[str, int], str], found: int, 
     changed = {(each.id, each.index) for key, each in journal.records.items() if key not in wanted} & {
         place for place, key in keys.items() if key not in journal.records
     }
+    lines = []
     if found == len(keys):
-        console.print(f"all {found} completions are in {journal.file} already; --overwrite makes them anew")
+        lines.append(f"all {found} completions are in {journal.file} already; --overwrite makes them anew")
     elif found:
-        console.print(f"going on from {journal.file}: {found} of {len(keys)} completions are there already")
+        lines.append(f"going on from {journal.file}: {found} of {len(keys)} completions are there already")
     if changed:
-        console.print(
+        lines.append(
             f"{len(changed)} completions in {journal.file} were made with another prompt, sampling or model: "
             "they are made anew"
         )
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _with_progress(engine: Engine, requests: Sequence[Request], console: Console) -> Iterator[Completion]:

@@ -19,6 +19,7 @@ import torch
 from thinktune.engines.base import Completion, Engine, Request
 from thinktune.engines.batch import Decoder, Row
 from thinktune.engines.cache import ATTENTION, register_attention
+from thinktune.engines.packed import packed_linears
 from thinktune.engines.scheduler import OUT_OF_MEMORY_HINT, Limits, Scheduler
 from thinktune.engines.text import Detokenizer, TextStream
 from thinktune.errors import GenerationError, ModelError, OutOfMemory
@@ -75,7 +76,7 @@ class TransformersEngine(Engine):
         source = iter(requests)
         scheduler = Scheduler(self._decoder, replace(self._limits))
         answered = False
-        with self._model_ready():
+        with self._model_ready(), packed_linears(self._model):
             while True:
                 if not scheduler.waiting:
                     window = list(islice(source, _WINDOW))
@@ -102,7 +103,7 @@ class TransformersEngine(Engine):
         scheduler.waiting.append(row)
         text = TextStream(self._decoder.detokenizer)
         shown = ""
-        with self._model_ready():
+        with self._model_ready(), packed_linears(self._model):
             while not scheduler.idle:
                 seen = len(row.ids)
                 scheduler.advance()
