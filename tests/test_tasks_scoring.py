@@ -82,6 +82,7 @@ def test_an_answer_too_long_to_be_one_is_not_compared() -> None:
         ("<think>a</think> <answer>7", "stop", "malformed", True),
         ("The answer is $7.", "stop", "no answer", True),
         (r"It is \boxed{7} in 3 steps", "stop", "no answer", True),
+        ("inside <think> and <answer> tags? It is 7", "stop", "malformed", True),
         ("It is 7, or rather 8", "stop", "no answer", False),
         ("no idea", "stop", "no answer", False),
         ("", "error", "error", False),

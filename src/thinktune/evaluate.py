@@ -182,7 +182,8 @@ def wilson(successes: float, n: int) -> Rate:
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     spread = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Rate(share, max(0.0, centre - spread), min(1.0, centre + spread))
+    # At the ends the formula gives exactly 0 and 1, but for rounding.
+    return Rate(share, centre - spread if successes else 0.0, centre + spread if successes < n else 1.0)
 
 
 def comparison_table(summaries: Mapping[str, Summary]) -> Table:

@@ -60,7 +60,7 @@ def lenient_answers(text: str) -> list[str]:
     """Where the answer probably stands, the best guess first: the tags, the last box, the last number."""
     parsed = tags.parse(text)
     said = parsed.answer or tags.last_boxed(text)
-    candidates = [said, last_number(said or text)]
+    candidates = [said, last_number(said or "") or last_number(text)]
     return [candidate for candidate in candidates if candidate]
 
 
