@@ -115,6 +115,7 @@ def test_the_interval_is_wilsons() -> None:
     ]:
         rate = wilson(successes, n)
         assert (rate.low, rate.high) == pytest.approx((low, high), abs=5e-5)
+    assert (wilson(0, 20).low, wilson(20, 20).high) == (0, 1)
 
 
 def test_the_table_sets_base_against_tuned(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class Opened:
         format_settings: the `format` section it was trained with, empty where unknown.
     """
 
-    engine: Engine
+    engine: EngineOnDemand
     chat: Chat
     fingerprint: str
     tuned: bool
@@ -84,7 +84,7 @@ def open_engine(
         return TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=batch_tokens)
 
     return Opened(
-        engine=_EngineOnDemand(start),
+        engine=EngineOnDemand(start),
         chat=make_chat(read_tokenizer(resolved, load, notify), resolved.settings),
         fingerprint=f"{_fingerprint(resolved)} {dtype} {quantize}",
         tuned=bool(resolved.adapters or resolved.settings),
@@ -92,33 +92,34 @@ def open_engine(
     )
 
 
-class _EngineOnDemand(Engine):
+class EngineOnDemand(Engine):
     """Starts the real engine at its first use."""
 
-    def __init__(self, start: Callable[[], Engine]) -> None:
-        self._start = start
+    def __init__(self, make: Callable[[], Engine]) -> None:
+        self._make = make
         self._engine: Engine | None = None
 
     @property
     def context_length(self) -> int:  # type: ignore[override]
-        return self._started().context_length
+        return self.start().context_length
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
-        yield from self._started().generate(requests)
+        yield from self.start().generate(requests)
 
     def stream(self, request: Request) -> Iterator[str]:
-        yield from self._started().stream(request)
+        yield from self.start().stream(request)
 
     def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
-        return self._started().logprobs(prompt_ids, continuation_ids)
+        return self.start().logprobs(prompt_ids, continuation_ids)
 
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
 
-    def _started(self) -> Engine:
+    def start(self) -> Engine:
+        """Load the model now."""
         if self._engine is None:
-            self._engine = self._start()
+            self._engine = self._make()
         return self._engine
 
 
