@@ -115,6 +115,7 @@ class EngineOnDemand(Engine):
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
+            self._engine = None  # lets go of the model, so that the next one has its memory
 
     def start(self) -> Engine:
         """Load the model now."""
