@@ -1,0 +1,60 @@
+"""The package as it is built and installed: what the wheel holds, what the extras are called, what is public."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import thinktune
+from thinktune import doctor
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return dict(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"])
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return zipfile.ZipFile(next(out.glob("*.whl")))
+
+
+def test_the_wheel_holds_types_data_and_configs_beside_the_code(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    sources = (ROOT / "src").rglob("*.py")
+    assert {str(path.relative_to(ROOT / "src")) for path in sources} <= names
+    assert {"thinktune/py.typed", "thinktune/data/questions.jsonl"} <= names
+    assert {f"thinktune/configs/{path.name}" for path in (ROOT / "configs").iterdir()} <= names
+
+
+def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
+    assert {name.split("/")[0] for name in wheel.namelist()} == {
+        "thinktune",
+        f"thinktune-{version('thinktune')}.dist-info",
+    }
+
+
+def test_the_version_is_written_twice_and_is_the_same(project: dict[str, Any]) -> None:
+    assert project["version"] == thinktune.__version__
+
+
+def test_the_extras_are_those_that_doctor_explains(project: dict[str, Any]) -> None:
+    assert set(project["optional-dependencies"]) - {"dev"} == set(doctor._EXTRAS)
+    assert set(doctor._EXTRAS) == {"vllm", "quant", "eval", "demo", "modelscope", "gguf"}
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(thinktune.__all__) == ["Config", "Parsed", "ThinktuneError", "load_config", "parse", "render"]
+    assert all(hasattr(thinktune, name) for name in thinktune.__all__)
