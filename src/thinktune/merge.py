@@ -132,7 +132,7 @@ def _merge(resolved: Resolved, out: Path, load: Load, question: str, max_tokens:
 
     wide = _comparison_dtype(resolved, device, dtype)
     notify(f"merging on {describe(device, dtype)}, compared in {_name(wide)}")
-    model = load_weights(resolved, load, device, wide, "none", "sdpa")
+    model = load_weights(resolved, load, device, wide, "none")
     for adapter in resolved.adapters:
         model = put_adapter(model, adapter, merge=adapter != resolved.adapter)
     with model.disable_adapter():
@@ -146,7 +146,7 @@ def _merge(resolved: Resolved, out: Path, load: Load, question: str, max_tokens:
         tokenizer.save_pretrained(temporary)
         del model
         gc.collect()
-        merged = load_weights(Resolved(str(out), "folder", temporary, ""), load, device, wide, "none", "sdpa")
+        merged = load_weights(Resolved(str(out), "folder", temporary, ""), load, device, wide, "none")
         differences = _compare(logits, _logits(merged, prompts))
         _cast_weights(merged, choose_dtype(device, load.dtype))
         answer = _answer(merged, tokenizer, chat, question, max_tokens or (2000 if device.type == "cuda" else 64))

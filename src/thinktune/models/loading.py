@@ -57,7 +57,6 @@ def load_model(
     load: Load | None = None,
     quantize: Quantize = "none",
     merge_adapter: bool = True,
-    attention: str = "sdpa",
     notify: Callable[[str], None] = lambda line: None,
 ) -> Loaded:
     """Load whatever a model reference names.
@@ -67,7 +66,6 @@ def load_model(
         load: how; None takes the defaults.
         quantize: how the base weights are held. With int8 and nf4 an adapter stays unmerged.
         merge_adapter: merge adapters in memory (fast to run), or keep the outermost as a PeftModel.
-        attention: transformers' name of the attention implementation.
         notify: receives a line for the person now and then.
 
     Raises:
@@ -81,7 +79,7 @@ def load_model(
     resolved = resolve(reference, load, notify, prefer_merged=whole)
     tokenizer = read_tokenizer(resolved, load, notify)
     notify(f"loading {reference} on {describe(device, dtype)}" + ("" if quantize == "none" else f", {quantize}"))
-    model = load_weights(resolved, load, device, dtype, quantize, attention)
+    model = load_weights(resolved, load, device, dtype, quantize)
     for adapter in resolved.adapters:
         keep = adapter == resolved.adapter and not whole
         model = put_adapter(model, adapter, merge=not keep)
@@ -102,9 +100,7 @@ def make_chat(tokenizer: Any, settings: dict[str, Any], *, stop_ids: frozenset[i
     return Chat(tokenizer, system, stop_ids=stop_ids)
 
 
-def load_weights(
-    resolved: Resolved, load: Load, device: torch.device, dtype: torch.dtype, quantize: Quantize, attention: str
-) -> Any:
+def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: torch.dtype, quantize: Quantize) -> Any:
     """The base model of a resolved reference, without its adapters.
 
     Raises:
@@ -117,7 +113,6 @@ def load_weights(
 
     arguments: dict[str, Any] = {
         "dtype": dtype,
-        "attn_implementation": attention,
         "local_files_only": True,
         "trust_remote_code": load.trust_remote_code,
         "output_loading_info": True,

@@ -1,0 +1,138 @@
+"""The fast path computes what plain PyTorch and plain PEFT compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from thinktune.fast import attention, loss
+from thinktune.fast.attention import packed_documents
+from thinktune.fast.lora import fuse_lora
+from thinktune.fast.loss import has_plain_head, head_loss
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def with_lora(folder: Path, **settings: Any) -> PeftModel:
+    """The tiny model with an adapter whose B matrices are not zero, so that every gradient flows."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(1)
+    model = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, task_type="CAUSAL_LM", **settings)
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def gradients(model: PeftModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def packed(lengths: list[int], ids: torch.Tensor) -> dict[str, Any]:
+    return {
+        "input_ids": ids,
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "cu_seq_lens_q": torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
+        "max_length_q": max(lengths),
+        "document_lengths": lengths,
+        "use_cache": False,
+    }
+
+
+def test_the_fused_lora_linear_gives_the_logits_and_gradients_of_plain_peft(tiny_model: Path) -> None:
+    ids = torch.randint(3, 300, (2, 17), generator=torch.Generator().manual_seed(0))
+    plain, fused = with_lora(tiny_model), with_lora(tiny_model)
+    assert fuse_lora(fused) == 14  # seven projections in each of two layers
+    torch.testing.assert_close(fused(ids).logits, plain(ids).logits)
+    expected, actual = gradients(plain, ids), gradients(fused, ids)
+    assert expected.keys() == actual.keys()
+    assert len(actual) == 28
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_fused_lora_linear_obeys_a_disabled_adapter(tiny_model: Path) -> None:
+    ids = torch.arange(3, 20)[None]
+    model = with_lora(tiny_model)
+    fuse_lora(model)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    with model.disable_adapter():
+        torch.testing.assert_close(model(ids).logits, base(ids).logits)
+    assert not torch.allclose(model(ids).logits, base(ids).logits)
+
+
+@pytest.mark.parametrize("settings", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
+def test_what_the_fused_linear_does_not_compute_is_left_to_peft(tiny_model: Path, settings: dict[str, Any]) -> None:
+    assert fuse_lora(with_lora(tiny_model, **settings)) == 0
+
+
+def test_fusing_changes_no_name_and_no_value_of_the_state_dict(tiny_model: Path) -> None:
+    plain, fused = with_lora(tiny_model), with_lora(tiny_model)
+    fuse_lora(fused)
+    before, after = plain.state_dict(), fused.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("chunk_bytes", [2**30, 4 * 50 * 7])  # all rows at once, and seven at a time
+def test_the_head_loss_is_cross_entropy_with_its_gradient(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    monkeypatch.setitem(loss._CHUNK_BYTES, "cpu", chunk_bytes)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(50, 8, generator=generator)
+    targets = torch.randint(0, 50, (30,), generator=generator)
+    ours = torch.randn(30, 8, generator=generator).requires_grad_()
+    theirs = ours.detach().clone().requires_grad_()
+    (head_loss(ours, weight, targets) / 30).backward()
+    F.cross_entropy(theirs @ weight.t(), targets).backward()
+    torch.testing.assert_close(
+        head_loss(ours, weight, targets), F.cross_entropy(ours @ weight.t(), targets, reduction="sum")
+    )
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_head_loss_of_no_trained_token_is_zero() -> None:
+    hidden = torch.zeros(0, 8, requires_grad=True)
+    total = head_loss(hidden, torch.randn(50, 8), torch.zeros(0, dtype=torch.long))
+    total.backward()
+    assert total.item() == 0.0
+
+
+def test_a_head_that_scales_or_caps_its_logits_is_not_taken_for_a_plain_one(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.requires_grad_(False)
+    assert has_plain_head(model)
+    model.config.final_logit_softcapping = 30.0  # Gemma 2
+    assert not has_plain_head(model)
+
+
+def test_packed_documents_get_the_hidden_states_they_get_alone(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    lengths = [5, 1, 19, 8]
+    ids = torch.randint(3, 300, (1, sum(lengths)), generator=torch.Generator().manual_seed(0))
+    with packed_documents(model):
+        together = model.model(**packed(lengths, ids)).last_hidden_state[0].split(lengths)
+    assert model.config._attn_implementation != attention.NAME
+    for document, states in zip(ids[0].split(lengths), together, strict=True):
+        torch.testing.assert_close(states, model.model(document[None]).last_hidden_state[0])
+
+
+def test_a_packed_document_is_blind_to_the_one_before_it(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    ids = torch.randint(3, 300, (1, 20), generator=torch.Generator().manual_seed(0))
+    other = ids.clone()
+    other[0, :10] = 7
+    with packed_documents(model):
+        first = model.model(**packed([10, 10], ids)).last_hidden_state[0]
+        second = model.model(**packed([10, 10], other)).last_hidden_state[0]
+    assert torch.equal(first[10:], second[10:])
+    assert not torch.equal(first[:10], second[:10])

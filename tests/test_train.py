@@ -1,0 +1,336 @@
+"""Training, on a real tiny model: what it writes, that it learns, and that nothing is lost when it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from thinktune.config import Config, Load, dump_config, parse_config
+from thinktune.data import Tokens, prepare
+from thinktune.errors import ConfigError, ModelError, OutOfMemory, RunFolderError
+from thinktune.models import load_model
+from thinktune.runs import RunFolder
+from thinktune.train import train
+from thinktune.trainer import PackedCollator, whole_checkpoints
+
+MEASURED = ("tokens_per_second", "memory_gib")
+"""What metrics.jsonl has of the machine; everything else must be the same each time."""
+
+
+def make_config(model: Path, output: Path, **settings: Any) -> Config:
+    values: dict[str, Any] = {
+        "model": str(model),
+        "output": str(output),
+        "load": {"dtype": "float32", "device": "cpu"},
+        "data": {"sample": 40, "max_length": 512, "eval_fraction": 0.1},
+        "lora": {"r": 4, "alpha": 8},
+        "train": {"learning_rate": 1e-2, "pack_length": 512, "save_every": 4, "warmup_steps": 2},
+        "ask": {"questions": []},
+    }
+    for section, fields in settings.items():
+        values[section] = {**values.get(section, {}), **fields} if isinstance(fields, dict) else fields
+    return parse_config(values)
+
+
+def quietly(config: Config, **arguments: Any) -> dict[str, Any]:
+    with open(os.devnull, "w") as nowhere:
+        return train(config, console=Console(file=nowhere), **arguments)
+
+
+def adapter_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+
+
+def assert_same_outcome(run: Path, expected: Path) -> None:
+    ours, theirs = adapter_of(run), adapter_of(expected)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert metrics_of(run) == metrics_of(expected)
+    records = [json.loads((folder / "run.json").read_text()) for folder in (run, expected)]
+    for counter in ("steps", "epochs", "tokens", "trained_tokens", "final_loss", "data_fingerprint"):
+        assert records[0][counter] == records[1][counter], counter
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted. Read-only."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    quietly(make_config(tiny_model, run, train={"epochs": 4}))
+    return run
+
+
+def test_a_run_folder_holds_adapter_record_metrics_report_plot_and_config(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {
+        "config.yaml",
+        "run.json",
+        "metrics.jsonl",
+        "data_report.json",
+        "loss.png",
+        "adapter",
+        "checkpoints",
+    } <= names
+    settings = json.loads((finished / "adapter" / "thinktune.json").read_text())
+    assert settings["system"] == "You are a tiny model."
+    assert (finished / "adapter" / "chat_template.jinja").exists()
+    assert (finished / "loss.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((finished / "run.json").read_text())
+    assert record["tokens"] > record["trained_tokens"] > 0
+    assert record["versions"]["torch"] == torch.__version__
+
+
+def test_training_learns(finished: Path) -> None:
+    lines = metrics_of(finished)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] - 0.08  # far more than its noise; a tiny frozen random base allows no more
+    assert [line["step"] for line in lines if "eval_loss" in line] == [lines[-1]["step"]]
+
+
+def test_the_adapter_gives_the_same_logits_through_plain_peft(finished: Path, tiny_model: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(3, 60)[None]
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    plain = base(ids).logits
+    tuned = PeftModel.from_pretrained(base, finished / "adapter")(ids).logits
+    merged = load_model(finished, load=Load(dtype="float32", device="cpu")).model(ids).logits
+    torch.testing.assert_close(tuned, merged, atol=1e-4, rtol=1e-4)
+    assert (tuned - plain).abs().max() > 0.1
+
+
+def test_a_killed_training_resumes_to_the_same_adapter_metrics_and_counters(
+    finished: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "killed"
+    config = make_config(tiny_model, run, train={"epochs": 4})
+    process = start_in_background(config, tmp_path)
+    wait_for_lines(run / "metrics.jsonl", 6, process)
+    process.kill()
+    process.wait()
+    assert not (run / "run.json").exists()
+    quietly(config, resume=True)
+    assert_same_outcome(run, finished)
+
+
+def test_sigterm_saves_a_checkpoint_says_how_to_go_on_and_loses_no_step(
+    finished: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "stopped"
+    config = make_config(tiny_model, run, train={"epochs": 4})
+    process = start_in_background(config, tmp_path)
+    wait_for_lines(run / "metrics.jsonl", 5, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    steps = [line["step"] for line in metrics_of(run)]
+    assert whole_checkpoints(run / "checkpoints")[-1][0] == steps[-1]
+    quietly(config, resume=True)
+    assert_same_outcome(run, finished)
+
+
+def start_in_background(config: Config, folder: Path) -> subprocess.Popen[str]:
+    file = folder / "config.yaml"
+    file.write_text(dump_config(config))
+    command = [sys.executable, "-m", "thinktune", "train", str(file)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_lines(file: Path, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not file.exists() or file.read_text().count("\n") < count:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(finished: Path, tiny_model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "half"
+    config = make_config(tiny_model, run, train={"epochs": 4})
+    quietly(config)
+    (run / "run.json").unlink()
+    (_, older), (_, newest) = whole_checkpoints(run / "checkpoints")
+    (newest / "whole.json").unlink()
+    (newest / "optimizer.pt").write_bytes(b"half")
+    assert whole_checkpoints(run / "checkpoints")[-1][1] == older
+    quietly(config, resume=True)
+    assert_same_outcome(run, finished)
+
+
+def test_only_so_many_checkpoints_are_kept(finished: Path) -> None:
+    assert len(whole_checkpoints(finished / "checkpoints")) == 2
+
+
+def test_lines_that_span_a_checkpoint_are_the_same_after_resuming(tiny_model: Path, tmp_path: Path) -> None:
+    every = {"epochs": 4, "log_every": 5, "save_every": 4}
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    quietly(make_config(tiny_model, whole, train=every))
+    quietly(make_config(tiny_model, resumed, train=every))
+    (resumed / "run.json").unlink()
+    newest = whole_checkpoints(resumed / "checkpoints")[-1][1]
+    (newest / "whole.json").unlink()
+    quietly(make_config(tiny_model, resumed, train=every), resume=True)
+    assert_same_outcome(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 1, "accumulation": 4},
+        {"batch_size": 2, "accumulation": 2},
+        {"batch_size": 4, "gradient_checkpointing": True},
+    ],
+)
+def test_how_rows_are_spread_over_batches_changes_no_gradient(
+    tiny_model: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    common = {"packing": False, "max_steps": 6}
+    quietly(make_config(tiny_model, tmp_path / "at-once", train={**common, "batch_size": 4}))
+    quietly(make_config(tiny_model, tmp_path / "spread", train={**common, **settings}))
+    expected, actual = metrics_of(tmp_path / "at-once"), metrics_of(tmp_path / "spread")
+    assert len(actual) == len(expected) == 7
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_packed_batch_has_the_token_weighted_mean_loss_of_its_documents(tiny_model: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_model, tmp_path / "run", train={"packing": False, "max_steps": 1, "learning_rate": 1e-9})
+    loaded = load_model(tiny_model, load=config.load)
+    prepared = prepare(config, loaded.chat)
+    quietly(config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 36})}))
+    sums = [separate_loss(loaded.model, document) for document in prepared.train]
+    expected = sum(loss for loss, _ in sums) / sum(count for _, count in sums)
+    assert len(sums) == 36
+    assert metrics_of(tmp_path / "run")[0]["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_held_out_loss_is_a_mean_over_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_model, tmp_path / "run", train={"max_steps": 1, "learning_rate": 1e-9})
+    loaded = load_model(tiny_model, load=config.load)
+    prepared = prepare(config, loaded.chat)
+    record = quietly(config)
+    sums = [separate_loss(loaded.model, document) for document in prepared.held_out]
+    assert record["final_loss"] == pytest.approx(sum(s for s, _ in sums) / sum(n for _, n in sums), abs=1e-5)
+
+
+def separate_loss(model: Any, document: Tokens) -> tuple[float, int]:
+    """Summed loss of one document run alone through transformers, and its trained tokens."""
+    with torch.no_grad():
+        logits = model(torch.tensor([document.input_ids])).logits[0, :-1]
+    targets = torch.tensor(document.labels[1:])
+    loss = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum", ignore_index=-100)
+    return float(loss), document.trained
+
+
+def test_positions_start_anew_and_targets_stay_inside_each_document(tiny_model: Path, tmp_path: Path) -> None:
+    config = make_config(tiny_model, tmp_path / "run")
+    documents = prepare(config, load_model(tiny_model, load=config.load).chat).train[:3]
+    batch = PackedCollator(documents)([{"documents": [0, 2]}, {"documents": [1]}])
+    order = [documents[0], documents[2], documents[1]]
+    assert batch["document_lengths"] == [len(document) for document in order]
+    assert batch["position_ids"][0].tolist() == [place for document in order for place in range(len(document))]
+    assert batch["targets"].tolist() == [label for document in order for label in document.labels if label != -100]
+    assert torch.equal(batch["input_ids"][0, batch["positions"] + 1], batch["targets"])
+
+
+def test_a_run_folder_that_exists_is_refused_unless_resumed_or_overwritten(finished: Path, tiny_model: Path) -> None:
+    config = make_config(tiny_model, finished, train={"epochs": 4})
+    with pytest.raises(RunFolderError, match="holds a finished run"):
+        quietly(config)
+    with pytest.raises(RunFolderError, match="trained to its end"):
+        quietly(config, resume=True)
+    with pytest.raises(RunFolderError, match="other settings of lora"):
+        quietly(make_config(tiny_model, finished, train={"epochs": 4}, lora={"r": 8}), resume=True)
+
+
+def test_a_folder_that_is_no_run_is_never_overwritten(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunFolderError, match="not a run folder"):
+        quietly(make_config(tiny_model, tmp_path), overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_training_goes_on_from_the_adapter_of_lora_init(finished: Path, tiny_model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "continued"
+    quietly(make_config(tiny_model, run, train={"max_steps": 1}, lora={"init": str(finished)}))
+    assert metrics_of(run)[0]["loss"] < metrics_of(finished)[0]["loss"] - 0.08
+    assert RunFolder(run).is_trained
+
+
+def test_a_target_the_model_lacks_is_refused_with_those_it_has(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no qkv_proj") as raised:
+        quietly(make_config(tiny_model, tmp_path / "run", lora={"targets": ["qkv_proj"]}))
+    assert "q_proj" in raised.value.hint
+
+
+def test_a_trainer_field_that_sftconfig_lacks_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no field 'leraning_rate'"):
+        quietly(make_config(tiny_model, tmp_path / "run", train={"trainer": {"leraning_rate": 1}}))
+
+
+def test_dropout_above_zero_trains_through_plain_peft(tiny_model: Path, tmp_path: Path) -> None:
+    record = quietly(make_config(tiny_model, tmp_path / "run", lora={"dropout": 0.1}, train={"epochs": 2}))
+    lines = metrics_of(tmp_path / "run")
+    assert record["steps"] > 2
+    assert lines[-2]["loss"] < lines[0]["loss"]
+
+
+def test_a_model_that_mixes_packed_documents_is_refused_with_what_to_set(tmp_path: Path) -> None:
+    model = make_tiny_mamba(tmp_path / "mamba")
+    targets = {"lora": {"targets": ["in_proj", "x_proj"]}}
+    with pytest.raises(ModelError, match="would see each other") as raised:
+        quietly(make_config(model, tmp_path / "packed", **targets))
+    assert "train.packing=false train.batch_size=1" in raised.value.hint
+    record = quietly(
+        make_config(model, tmp_path / "single", train={"packing": False, "max_steps": 2, "accumulation": 2}, **targets)
+    )
+    assert record["steps"] == 2
+
+
+def make_tiny_mamba(folder: Path) -> Path:
+    """A state space model: it reads a row from left to right, whatever attention is told."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    from conftest import make_tiny_tokenizer
+
+    tokenizer = make_tiny_tokenizer()
+    torch.manual_seed(0)
+    config = MambaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, state_size=4, num_hidden_layers=2, eos_token_id=2, pad_token_id=0
+    )
+    MambaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_running_out_of_memory_says_what_to_change(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thinktune.trainer import ThinkTrainer
+
+    def run_out(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ThinkTrainer, "training_step", run_out)
+    with pytest.raises(OutOfMemory) as raised:
+        quietly(make_config(tiny_model, tmp_path / "run", train={"batch_size": 4, "accumulation": 2}))
+    assert "train.batch_size=2 train.accumulation=4" in raised.value.hint
+    assert "train.gradient_checkpointing=true" in raised.value.hint
