@@ -20,6 +20,7 @@ install: $(VENV)/.installed ## thinktune and the built-in model into .venv
 
 quickstart: $(VENV)/.installed ## train, merge, try and score the built-in model: minutes on a CPU
 	$(BIN)/thinktune quickstart $(ARGS)
+	@echo '(once in a shell, so that it finds thinktune: . $(BIN)/activate)'
 
 test: $(VENV)/.installed-dev ## quick tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,0 +1,63 @@
+"""What the documentation says about commands, files and names is so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from thinktune.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
+VERBS = set(typer.main.get_group(app).commands)
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def code_blocks(text: str) -> list[str]:
+    return re.findall(r"^```.*?^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_between_pages_lead_somewhere(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", read(path))
+    assert [target for target in targets if "://" not in target and not (path.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_verb_that_a_page_shows_exists(path: Path) -> None:
+    shown = re.findall(r"(?:^ *|`)thinktune ([a-z]+)\b", read(path), re.MULTILINE)
+    assert set(shown) <= VERBS
+
+
+@pytest.mark.parametrize("path", READMES.values(), ids=READMES.keys())
+def test_the_readme_lists_every_verb(path: Path) -> None:
+    assert set(re.findall(r"^\| `([a-z]+)[ `]", read(path), re.MULTILINE)) >= VERBS
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_files_that_a_page_names_exist(path: Path) -> None:
+    named = re.findall(r"\b(?:configs|docs|bench)/[\w.-]+\.(?:yaml|json|md|py)\b", read(path))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_chinese_readme_has_the_sections_tables_and_code_of_the_english_one() -> None:
+    english, chinese = read(READMES["en"]), read(READMES["zh"])
+    assert code_blocks(chinese) == code_blocks(english)
+    for pattern in (r"^#+ ", r"^\|", r"^- ", r"^\d\. "):
+        lines = [re.findall(pattern, without_code(text), re.MULTILINE) for text in (english, chinese)]
+        assert lines[0] == lines[1], pattern
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(read(READMES["en"]).splitlines()) <= 200
