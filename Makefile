@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install
 TORCH = $(shell sed -n 's/^ *"\(torch[<>=][^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL = help
-.PHONY: help install quickstart test test-slow check clean
+.PHONY: help install quickstart test test-slow check bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ check: $(VENV)/.installed-dev ## lint, format, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench: $(VENV)/.installed ## training speed on this CPU, against plain PEFT
+	$(BIN)/python bench/train_cpu.py $(ARGS)
 
 clean: ## remove caches and builds; .venv, runs and data stay
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
