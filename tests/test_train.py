@@ -49,7 +49,8 @@ def quietly(config: Config, **arguments: Any) -> dict[str, Any]:
 
 
 def adapter_of(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "adapter" / "adapter_model.safetensors")
+    tensors: dict[str, torch.Tensor] = load_file(run / "adapter" / "adapter_model.safetensors")
+    return tensors
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
