@@ -18,9 +18,10 @@ from typing import Any
 from rich.console import Console
 
 from thinktune.config import Config, load_config
+from thinktune.errors import Interrupted
 from thinktune.evaluate import Summary, comparison_table, evaluate_data
 from thinktune.files import write_json
-from thinktune.infer import infer_file
+from thinktune.infer import infer_file, read_batch_file
 from thinktune.merge import merge
 from thinktune.runs import RunFolder
 
@@ -50,6 +51,8 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
     Raises:
         ThinktuneError: what the steps raise.
     """
+    if config.infer.file is not None:
+        read_batch_file(config.infer.file)  # a fault in it is better told now than after training
     folder = RunFolder(config.run_folder)
     steps = _Steps(folder.path / "steps.json", console, anew=overwrite)
     with steps("train"):
@@ -94,8 +97,11 @@ def _train(config: Config, folder: RunFolder, console: Console, overwrite: bool)
     if folder.is_trained and not overwrite:
         folder.require_same_config(config)
         console.print(f"{folder.path} is trained", style="dim", highlight=False)
-    else:
+        return
+    try:
         train(config, console=console, resume=folder.exists and not overwrite, overwrite=overwrite)
+    except Interrupted as stop:
+        raise Interrupted(stop.message, hint="the same command goes on from there") from None
 
 
 def _models_to_score(config: Config, folder: RunFolder) -> Iterator[tuple[str, str | Path]]:

@@ -144,6 +144,18 @@ def _at(level: int, *limits: int) -> int:
     return limits[level - 1]
 
 
+def _subtrahend(random: Random, value: int, low: int, high: int, level: int) -> int:
+    """What to take from `value`; below level 3 with nothing to borrow, which is what small models learn last."""
+    choices = [number for number in range(low, high + 1) if level == 3 or number % 10 <= value % 10]
+    return random.choice(choices)
+
+
+def _addend(random: Random, value: int, low: int, high: int, level: int) -> int:
+    """What to add to `value`; below level 3 with nothing to carry, so that taking it off again borrows nothing."""
+    choices = [number for number in range(low, high + 1) if level == 3 or number % 10 + value % 10 < 10]
+    return random.choice(choices)
+
+
 def _ask(random: Random, wordings: tuple[str, ...], **values: object) -> str:
     """One of the wordings, with names and things drawn for those it mentions."""
     name, other = random.sample(NAMES, 2)
@@ -156,11 +168,8 @@ _COMPUTE = ("What is {term}?", "Compute {term}.", "Work out {term}.", "How much 
 
 
 def add_and_subtract(random: Random, level: int) -> Problem:
-    a, b, c = (
-        random.randint(21, _at(level, 49, 69, 89)),
-        random.randint(12, 39),
-        random.randint(5, _at(level, 9, 15, 29)),
-    )
+    a, b = random.randint(21, _at(level, 49, 69, 89)), random.randint(12, 39)
+    c = _subtrahend(random, a + b, 5, _at(level, 19, 24, 29), level)
     work = Work()
     answer = work.subtract(work.add(a, b), c)
     return Problem(_ask(random, _COMPUTE, term=f"{a} + {b} - {c}"), work, answer, (a, b, c))
@@ -174,7 +183,8 @@ def multiply_and_add(random: Random, level: int) -> Problem:
 
 
 def equation(random: Random, level: int) -> Problem:
-    factor, x, shift = random.randint(2, _at(level, 4, 6, 9)), random.randint(3, 9), random.randint(11, 39)
+    factor, x = random.randint(2, _at(level, 4, 6, 9)), random.randint(3, 9)
+    shift = _addend(random, factor * x, 11, 39, level)
     total = factor * x + shift
     work = Work()
     answer = work.divide(work.subtract(total, shift), factor)
@@ -198,7 +208,7 @@ def average(random: Random, level: int) -> Problem:
 
 def compare(random: Random, level: int) -> Problem:
     count, each = random.randint(3, _at(level, 5, 7, 9)), random.randint(12, _at(level, 19, 29, 39))
-    fewer = random.randint(11, 29)
+    fewer = _subtrahend(random, count * each, 11, 29, level)
     work = Work()
     answer = work.subtract(work.multiply(each, count), fewer)
     wordings = (
@@ -225,7 +235,7 @@ def collect(random: Random, level: int) -> Problem:
 
 def change(random: Random, level: int) -> Problem:
     price, count = random.randint(12, _at(level, 15, 19, 29)), random.randint(2, _at(level, 4, 5, 6))
-    purse = price * count + random.randint(11, 59)
+    purse = price * count + _addend(random, price * count, 11, 59, level)
     work = Work()
     answer = work.subtract(purse, work.multiply(price, count))
     wordings = (
