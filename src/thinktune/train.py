@@ -50,7 +50,7 @@ def train(config: Config, *, console: Console, resume: bool = False, overwrite: 
         ThinktuneError: what loading the model and the data raise.
     """
     run = RunFolder(config.run_folder)
-    checkpoint = _open_run(run, config, resume=resume, overwrite=overwrite)
+    _check_run(run, config, resume=resume, overwrite=overwrite)
     started = time.monotonic()
     set_seed(config.train_seed)
     notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
@@ -58,9 +58,9 @@ def train(config: Config, *, console: Console, resume: bool = False, overwrite: 
     settings = {**loaded.settings, **config.data.chat_settings}
     loaded.chat = make_chat(loaded.tokenizer, settings, stop_ids=loaded.chat.stop_ids)
     prepared = prepare(config, loaded.chat, notify)
-    write_json(run.data_report, prepared.report.to_dict())
     console.print(prepared.report.one_line(), highlight=False)
     model = _with_adapter(loaded, config, notify)
+    checkpoint = _open_run(run, config, prepared, overwrite=overwrite)
     trainer = _build_trainer(model, loaded, prepared, config, run)
     console.print(_parameter_line(model), highlight=False)
 
@@ -83,23 +83,29 @@ def train(config: Config, *, console: Console, resume: bool = False, overwrite: 
     return record
 
 
-def _open_run(run: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> Path | None:
-    """Make the run folder ready and return the checkpoint to go on from."""
-    if run.exists and not run.config.exists():
+def _check_run(run: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that the run folder may be used, before the time is spent to load anything."""
+    if not run.exists:
+        return
+    if not run.config.exists():
         raise RunFolderError(f"{run.path} exists and is not a run folder", hint="output=FOLDER goes elsewhere")
-    if run.exists and overwrite:
-        shutil.rmtree(run.path)
-    elif run.exists and not resume:
-        state = "holds a finished run" if run.is_trained else "holds an unfinished run"
-        raise RunFolderError(
-            f"{run.path} {state}", hint="--resume goes on, --overwrite starts anew, output=FOLDER goes elsewhere"
-        )
-    elif run.exists:
+    if resume:
         run.require_same_config(config)
         if run.is_trained:
             raise RunFolderError(f"{run.path} is trained to its end", hint="--overwrite trains it anew")
+    elif not overwrite:
+        state = "holds a finished run" if run.is_trained else "holds an unfinished run"
+        hint = "--resume goes on, --overwrite starts anew, output=FOLDER goes elsewhere"
+        raise RunFolderError(f"{run.path} {state}", hint)
+
+
+def _open_run(run: RunFolder, config: Config, prepared: Prepared, *, overwrite: bool) -> Path | None:
+    """Begin the run folder, or find the checkpoint to go on from in the one that is there."""
+    if overwrite and run.exists:
+        shutil.rmtree(run.path)
     run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.config, dump_config(config))
+    write_json(run.data_report, prepared.report.to_dict())
     whole = whole_checkpoints(run.checkpoints)
     for folder in run.checkpoints.glob("checkpoint-*"):
         if folder not in (path for _, path in whole):

@@ -1,0 +1,191 @@
+"""The command line as a person meets it: what it prints, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from thinktune import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def thinktune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Calls the CLI in an empty folder; returns exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("THINKTUNE_DEBUG", "")  # --debug sets it; undone after the test
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["thinktune", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def write_config(folder: Path, model: object, **settings: object) -> Path:
+    file = folder / "tiny.yaml"
+    values = {
+        "model": str(model),
+        "load": {"device": "cpu", "dtype": "float32"},
+        "data": {"sample": 12, "max_length": 512},
+        "train": {"max_steps": 2},
+        "ask": {"questions": []},
+        "output": str(folder / "run"),
+        **settings,
+    }
+    file.write_text(json.dumps(values))  # JSON is YAML
+    return file
+
+
+@pytest.mark.parametrize("statement", ["import thinktune", "import thinktune.cli"])
+def test_importing_thinktune_imports_neither_torch_nor_transformers(statement: str) -> None:
+    heavy = ("torch", "transformers", "peft", "datasets")
+    code = f"import sys; {statement}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_names_every_verb_without_importing_the_config(thinktune: Run) -> None:
+    status, out, _ = thinktune("--help")
+    assert status == 0
+    for verb in ("quickstart", "run", "config", "data", "train", "ask", "merge", "infer", "eval", "doctor"):
+        assert f"  {verb} " in out
+
+
+def test_an_unknown_key_is_one_line_with_the_nearest_and_status_2(thinktune: Run, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("lora: {rank: 8}\n")
+    status, out, err = thinktune("config", file, "lorra.r=3")
+    assert status == 2
+    assert out == ""
+    assert "did you mean lora?" in err
+    assert "Traceback" not in err
+
+
+def test_the_resolved_config_goes_to_stdout_and_reads_back(thinktune: Run, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("lora: {r: 8}\n")
+    status, out, _ = thinktune("config", file, "train.learning_rate=3e-4")
+    assert status == 0
+    (tmp_path / "again.yaml").write_text(out)
+    assert thinktune("config", tmp_path / "again.yaml")[1] == out
+    assert "r: 8" in out
+
+
+def test_training_what_cannot_be_trained_says_why_and_leaves_nothing_behind(
+    thinktune: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text('{"question": "1?", "answer": "so #### 1"}\n{"question": \n')
+    (tmp_path / "strange.jsonl").write_text('{"colour": "red", "size": 3}\n')
+    for data, words in (
+        ("nowhere.jsonl", "no file or folder nowhere.jsonl"),
+        ("empty.jsonl", "is empty"),
+        ("broken.jsonl", "line 2"),
+        ("strange.jsonl", "colour"),
+    ):
+        status, _, err = thinktune("train", write_config(tmp_path, tiny_model), f"data.source={data}")
+        assert (status, words in err, "Traceback" in err) == (2, True, False), err
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_failed_before_its_first_step_can_simply_be_repeated(
+    thinktune: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, tiny_model)
+    assert thinktune("train", config, "data.source=nowhere.jsonl")[0] == 2
+    status, _, err = thinktune("train", config)
+    assert status == 0, err
+
+
+def test_cuda_asked_for_and_absent_is_wrong_use(thinktune: Run, tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    status, _, err = thinktune("train", write_config(tmp_path, tiny_model), "load.device=cuda")
+    assert status == 2
+    assert "cuda" in err
+
+
+def test_resume_and_overwrite_exclude_each_other(thinktune: Run, tiny_model: Path, tmp_path: Path) -> None:
+    status, _, err = thinktune("train", write_config(tmp_path, tiny_model), "--resume", "--overwrite")
+    assert (status, "exclude" in err) == (2, True)
+
+
+def test_a_full_disk_is_said_and_is_a_failure(thinktune: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(**_: object) -> None:
+        raise OSError(28, "No space left on device", "results.json")
+
+    monkeypatch.setattr("thinktune.doctor.show", fill)
+    status, _, err = thinktune("doctor")
+    assert status == 1
+    assert "no space left" in err
+
+
+def test_debug_shows_the_trace(thinktune: Run) -> None:
+    from thinktune.errors import ConfigError
+
+    with pytest.raises(ConfigError):
+        thinktune("--debug", "config", "nowhere.yaml")
+
+
+def test_the_whole_way_from_config_to_scores_and_each_step_is_skipped_when_done(
+    thinktune: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    short = {"max_tokens": 6}
+    config = write_config(
+        tmp_path,
+        tiny_model,
+        infer={"file": "builtin:questions", "profiles": dict.fromkeys(KINDS, short)},
+        eval={"data": "builtin:arithmetic", "sample": 4, "sampling": short},
+    )
+    status, out, err = thinktune("run", config)
+    assert status == 0, err
+    run = tmp_path / "run"
+    summary = json.loads((run / "eval" / "summary.json").read_text())
+    for model in ("base", "tuned"):
+        assert {"format_rate", "accuracy", "accuracy_lenient", "n"} <= summary[model].keys()
+        assert summary[model]["n"] == 4
+    assert {"train_seconds", "total_seconds", "train_tokens_per_second"} <= summary.keys()
+    assert len(json.loads((run / "infer" / "results.json").read_text())["result"]["results"]) == 12
+    assert (run / "merged" / "model.safetensors").exists()
+    assert "tuned" in out
+
+    written = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    status, again, err = thinktune("run", config)
+    assert status == 0, err
+    assert "is trained" in err
+    assert again == out
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == written
+    assert json.loads((run / "eval" / "summary.json").read_text())["total_seconds"] >= summary["total_seconds"]
+
+    status, _, err = thinktune("run", config, "lora.r=8")
+    assert status == 2
+    assert "other settings of lora" in err
+
+
+KINDS = ("math", "choice", "code-generate", "generic-generate")
+
+
+def test_a_faulty_batch_file_is_told_before_anything_is_trained(
+    thinktune: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "A1.jsonl").write_text('{"id": "a", "type": "maths", "prompt": "1+1?"}\n')
+    status, _, err = thinktune("run", write_config(tmp_path, tiny_model, infer={"file": "A1.jsonl"}))
+    assert status == 2
+    assert "line 1" in err
+    assert "math" in err
+    assert not (tmp_path / "run").exists()
