@@ -53,4 +53,4 @@ class ScriptedModel(LlamaForCausalLM):
         start = next(at for at in range(len(history), 0, -1) if history[at - len(marker) : at] == marker)
         said = self.reply(self.tokenizer.decode(history[:start]))
         script = [*self.tokenizer(said, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
-        return int(script[len(history) - start])
+        return int(script[min(len(history) - start, len(script) - 1)])

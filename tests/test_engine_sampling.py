@@ -77,6 +77,25 @@ def test_shares_are_those_of_transformers_filters(settings: dict[str, Any]) -> N
     assert chi_square < freedom + 5 * (2 * freedom) ** 0.5 + 5
 
 
+def test_presence_and_frequency_penalties_look_at_what_was_written() -> None:
+    logits = torch.tensor([[3.0, 2.9, 1.0, 0.0]])
+
+    def pick(ids: list[int], **penalties: float) -> int:
+        row = Row(Sampling(**penalties), random.Random(0), ids=ids)
+        return int(Sampler([row], 4, torch.device("cpu")).pick(logits.clone())[0])
+
+    assert pick([0]) == 0
+    assert pick([0], presence_penalty=0.2) == 1
+    assert pick([0, 0, 1], presence_penalty=2) == 0  # both are written: once or twice is the same
+    assert pick([0, 0, 1], frequency_penalty=0.2) == 1
+    assert pick([0, 1], frequency_penalty=-1.0) == 0
+    assert pick([], presence_penalty=2) == 0
+    rows = [Row(Sampling(frequency_penalty=0.06), random.Random(0), ids=[0]), Row(Sampling(), random.Random(0))]
+    sampler = Sampler(rows, 4, torch.device("cpu"))
+    steps = [sampler.pick(logits.repeat(2, 1))[0].tolist() for _ in range(3)]
+    assert steps == [[0, 0], [1, 0], [0, 0]]
+
+
 def test_equal_scores_are_drawn_by_token_id_not_by_chance() -> None:
     sampling = Sampling(temperature=1.0, top_p=0.5)
     row = [Row(sampling, row_noise(3, "a", 0)), Row(sampling, row_noise(3, "a", 0))]

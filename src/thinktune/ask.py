@@ -48,7 +48,7 @@ def ask(
     console = console or Console()
     messages = messages or Console(stderr=True)
     with open_engine(reference, load=load, quantize=quantize, notify=messages.print) as opened:
-        opened.engine.start()  # a person who is shown a prompt expects to be answered at once
+        opened.start()  # a person who is shown a prompt expects to be answered at once
         if question is not None:
             answer(opened.engine, opened.chat, question, sampling, console, raw, messages=messages)
         else:

@@ -44,6 +44,15 @@ ModelReference = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
 Quantization = Annotated[str, typer.Option("--quantize", help="none, int8 or nf4")]
+ThinkBudget = Annotated[
+    int | None,
+    typer.Option(
+        "--think-budget",
+        min=1,
+        help="so many tokens of thought at most, then the answer: every completion is well-formed",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 
 
@@ -125,6 +134,7 @@ def ask(
     raw: Annotated[bool, typer.Option("--raw", help="print exactly what the model writes")] = False,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.1,
     max_tokens: Annotated[int, typer.Option(min=1)] = 2048,
+    think_budget: ThinkBudget = None,
     seed: Annotated[int, typer.Option()] = 3407,
     quantize: Quantization = "none",
 ) -> None:
@@ -133,7 +143,7 @@ def ask(
     from thinktune.ask import ask
     from thinktune.config import Sampling
 
-    sampling = Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)
+    sampling = Sampling().changed(temperature=temperature, max_tokens=max_tokens, seed=seed, think_budget=think_budget)
     ask(model, question, sampling=sampling, quantize=_quantize(quantize), raw=raw)
 
 
@@ -193,6 +203,7 @@ def eval(
     max_tokens: Annotated[int, typer.Option(min=1)] = 1024,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     n: Annotated[int, typer.Option(min=1, help="completions a problem")] = 1,
+    think_budget: ThinkBudget = None,
     tell_format: Annotated[
         bool | None, typer.Option("--tell-format/--no-tell-format", help="default: only untuned models are told")
     ] = None,
@@ -215,7 +226,7 @@ def eval(
         out,
         split=split,
         sample=sample,
-        sampling=Sampling(temperature=temperature, max_tokens=max_tokens, n=n),
+        sampling=Sampling().changed(temperature=temperature, max_tokens=max_tokens, n=n, think_budget=think_budget),
         tell_format=tell_format,
         quantize=_quantize(quantize),
         seed=seed,

@@ -32,6 +32,7 @@ from thinktune.errors import ConfigError
 Quantize = Literal["none", "int8", "nf4", "fp8"]
 ItemType = Literal["math", "choice", "code-generate", "generic-generate"]
 ITEM_TYPES: tuple[str, ...] = get_args(ItemType)
+Profile = Literal["default", "article"]
 
 
 class _Section(BaseModel):
@@ -217,11 +218,35 @@ class Sampling(_Section):
     top_k: int = Field(0, ge=0, description="0: all")
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0)
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="off the score of each token written already")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="the same, once for each time it was written")
     no_repeat_ngram_size: int = Field(0, ge=0)
     max_tokens: int = Field(1024, ge=1)
+    think_budget: int | None = Field(
+        None, ge=1, description="of max_tokens, so many for the thought, the rest for the answer; null: as it comes"
+    )
     stop: tuple[str, ...] = Field((tags.STOP,), description="generation ends after any of these; it is kept")
     seed: int | None = Field(None, description="null: the top-level seed")
     n: int = Field(1, ge=1, description="completions a prompt")
+
+    @model_validator(mode="after")
+    def _room_for_an_answer(self) -> Sampling:
+        if self.think_budget is not None and self.think_budget >= self.max_tokens:
+            raise ValueError(
+                f"think_budget {self.think_budget} leaves no tokens for the answer: max_tokens is {self.max_tokens}"
+            )
+        return self
+
+    def changed(self, **values: Any) -> Sampling:
+        """This with other values, checked again.
+
+        Raises:
+            ConfigError: an unknown field, a wrong value, or values that contradict each other.
+        """
+        try:
+            return Sampling.model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(item, Sampling) for item in error.errors())) from None
 
 
 QUESTIONS = (
@@ -245,7 +270,9 @@ class Infer(_Section):
     engine: Literal["auto", "transformers", "vllm"] = "auto"
     file: str | None = Field(None, description="batch file, or builtin:questions; null: no inference in run")
     out: Path | None = Field(None, description="result file; null: RUN/infer/results.json")
-    profiles: dict[ItemType, Sampling] = Field({}, description="sampling by item type, over each task's own")
+    profile: Profile = Field("default", description="sampling of all types: default, or article (the guide's values)")
+    profiles: dict[ItemType, Sampling] = Field({}, description="sampling by item type, over the profile's")
+    think_budget: int | None = Field(None, ge=1, description="think_budget of all types that set none themselves")
     batch_tokens: int | None = Field(None, ge=1, description="tokens the engine holds at once; null: from free memory")
 
 
@@ -387,18 +414,18 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     section[last] = value
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, root: type[BaseModel] = Config) -> str:
     where = ".".join(str(part) for part in problem["loc"] if part not in (_NAME, _LIST))
     if problem["type"] != "extra_forbidden":
         message = problem["msg"].removeprefix("Value error, ")
         return f"{where}: {message}" if where else message
-    known = list(_keys_beside(problem["loc"]))
+    known = list(_keys_beside(problem["loc"], root))
     near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
     return f"{where}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}")
 
 
-def _keys_beside(location: tuple[Any, ...]) -> Iterator[str]:
-    model: Any = Config
+def _keys_beside(location: tuple[Any, ...], root: type[BaseModel]) -> Iterator[str]:
+    model: Any = root
     for part in location[:-1]:
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:

@@ -43,9 +43,15 @@ def render(think: str, answer: str, template: str = TEMPLATE) -> str:
     '<think>1+1 is 2.</think> <answer>2</answer>'
     """
     # str.format would trip over braces in LaTeX, and replacing twice over one in the thought: split once instead.
+    head, middle, tail = split_template(template)
+    return head + think + middle + answer + tail
+
+
+def split_template(template: str) -> tuple[str, str, str]:
+    """What a template has before the thought, between thought and answer, and after the answer."""
     head, _, rest = template.partition("{think}")
     middle, _, tail = rest.partition("{answer}")
-    return head + think + middle + answer + tail
+    return head, middle, tail
 
 
 def parse(text: str) -> Parsed:

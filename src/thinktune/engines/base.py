@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from thinktune.config import Sampling
+from thinktune.errors import UsageError
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -37,6 +38,18 @@ class Engine(ABC):
     """Turns requests into completions."""
 
     context_length: int
+    unsupported: frozenset[str] = frozenset({"think_budget"})
+    """Fields of Sampling that this engine has no means to honour. Thinking within a budget is a layer over engines."""
+
+    def require_supported(self, sampling: Sampling) -> None:
+        """
+        Raises:
+            UsageError: a field is set that this engine would have to drop; it is named.
+        """
+        unset = Sampling()
+        for name in sorted(self.unsupported):
+            if getattr(sampling, name) != getattr(unset, name):
+                raise UsageError(f"this engine cannot honour sampling.{name}", hint=f"leave out {name}")
 
     @abstractmethod
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:

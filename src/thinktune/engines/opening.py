@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from thinktune import tags
 from thinktune.config import Load, Quantize
 from thinktune.engines.base import Completion, Engine, Request
+from thinktune.engines.budget import Budgeted
 from thinktune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,13 +33,15 @@ class Opened:
         fingerprint: differs where the model's weights, its number format or its quantisation do.
         tuned: whether it was trained to write the format by itself.
         format_settings: the `format` section it was trained with, empty where unknown.
+        start: loads the model now, instead of at the first completion.
     """
 
-    engine: EngineOnDemand
+    engine: Engine
     chat: Chat
     fingerprint: str
     tuned: bool
     format_settings: dict[str, object]
+    start: Callable[[], object]
 
     def __enter__(self) -> Opened:
         return self
@@ -83,12 +87,16 @@ def open_engine(
         loaded = load_model(reference, load=load, quantize=quantize, notify=notify)
         return TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=batch_tokens)
 
+    chat = make_chat(read_tokenizer(resolved, load, notify), resolved.settings)
+    on_demand = EngineOnDemand(start)
+    format_settings = resolved.settings.get("format") or {}
     return Opened(
-        engine=EngineOnDemand(start),
-        chat=make_chat(read_tokenizer(resolved, load, notify), resolved.settings),
+        engine=Budgeted(on_demand, chat, format_settings.get("template", tags.TEMPLATE)),
+        chat=chat,
         fingerprint=f"{_fingerprint(resolved)} {dtype} {quantize}",
         tuned=bool(resolved.adapters or resolved.settings),
-        format_settings=resolved.settings.get("format") or {},
+        format_settings=format_settings,
+        start=on_demand.start,
     )
 
 

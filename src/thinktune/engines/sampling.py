@@ -1,8 +1,9 @@
 """The next token of every row of a batch, each row by its own settings.
 
 The order of the filters, and what repetition_penalty and no_repeat_ngram_size look at (the prompt too), are those of
-transformers' logits processors: penalty, n-grams, temperature, top_k, top_p, min_p. Noise is one number in [0, 1) a
-token from a generator of the row's own, so that a row draws the same whatever shares its batch.
+transformers' logits processors: penalty, n-grams, temperature, top_k, top_p, min_p. presence_penalty and
+frequency_penalty follow repetition_penalty and look at what was generated, as in OpenAI's API and vLLM. Noise is one
+number in [0, 1) a token from a generator of the row's own, so that a row draws the same whatever shares its batch.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class SampledRow(Protocol):
     noise: random.Random
     ngrams: NgramBlocker | None
 
+    ids: list[int]
+
     @property
     def sampling(self) -> Sampling: ...
 
@@ -78,13 +81,20 @@ class Sampler:
             pairs = [(index, token) for index in penalised for token in sorted(set(rows[index].all_ids()))]
             self._seen = torch.tensor(pairs, device=device).T  # rows, token ids
             self._penalty = torch.tensor([row.sampling.repetition_penalty for row in rows], device=device)
+        wearing = [n for n, row in enumerate(rows) if row.sampling.presence_penalty or row.sampling.frequency_penalty]
+        self._wearing = torch.tensor(wearing, dtype=torch.long, device=device)
+        if wearing:
+            written = [(index, token) for index in wearing for token in rows[index].ids]
+            self._written = torch.tensor(written, dtype=torch.long, device=device).reshape(-1, 2).T  # rows, token ids
+            self._presence = torch.tensor([row.sampling.presence_penalty for row in rows], device=device)
+            self._frequency = torch.tensor([row.sampling.frequency_penalty for row in rows], device=device)
 
     def pick(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The next token ids `(rows,)` for logits `(rows, vocabulary)`, and which rows had usable logits `(rows,)`.
 
         Logits may be changed in place.
         """
-        if len(self._penalised) or self._blockers:
+        if len(self._penalised) or len(self._wearing) or self._blockers:
             logits = self._penalise(logits.float())
         best, ids = logits.max(dim=-1)
         if self._noises:
@@ -96,6 +106,8 @@ class Sampler:
                 ids[self._drawn] = _invert(_weights(scores), noise)
         if len(self._penalised):
             self._seen = torch.cat([self._seen, torch.stack([self._penalised, ids[self._penalised]])], dim=1)
+        if len(self._wearing):
+            self._written = torch.cat([self._written, torch.stack([self._wearing, ids[self._wearing]])], dim=1)
         return ids, best.isfinite()
 
     def _penalise(self, logits: torch.Tensor) -> torch.Tensor:
@@ -104,6 +116,9 @@ class Sampler:
             some, penalty = logits[at, tokens], self._penalty[at]
             # A token seen twice is written twice, with the same value.
             logits[at, tokens] = torch.where(some < 0, some * penalty, some / penalty)
+        if len(self._wearing):
+            (at, tokens), times = self._written.unique(dim=1, return_counts=True)
+            logits[at, tokens] -= self._presence[at] + self._frequency[at] * times
         pairs = [(index, token) for index, ngrams in self._blockers for token in ngrams.blocked()]
         if pairs:
             at, tokens = torch.tensor(pairs, device=self._device).unbind(1)

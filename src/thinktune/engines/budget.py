@@ -1,0 +1,195 @@
+"""Thinking within a budget: a layer over any engine, with which every completion is well-formed.
+
+A request with `sampling.think_budget` is answered in two passes. The first writes the thought, until the model closes
+it, ends by itself, or the budget is used up. The second continues prompt, thought and `</think> <answer>`, and writes
+the answer, which is closed where the model does not close it. Both are plain requests over one prefix, so that this
+works with every model and every engine, and an engine's prefix cache is of use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+from thinktune import tags
+from thinktune.engines.base import Completion, Engine, Request
+
+if TYPE_CHECKING:
+    from thinktune.models import Chat
+
+NO_ANSWER = "(no answer)"
+"""Stands in the place of an answer where the model ended without writing one."""
+
+_WINDOW = 256  # requests thinking at once; their answers share the engine with the next window's thoughts
+_MOST_MERGED = 8  # tokens by which a prompt may grow where texts that were tokenised apart meet
+
+
+@dataclass(frozen=True)
+class _Thought:
+    """A request whose thought is written, and the request for its answer."""
+
+    request: Request
+    completion: Completion
+    think: str
+    answering: Request
+
+
+class Budgeted(Engine):
+    """Honours `think_budget` on top of an engine; requests without one pass through.
+
+    Args:
+        engine: it need not know of budgets.
+        chat: of the same model; tokenises the text between the passes.
+        template: as the model was trained to write (`format.template`).
+    """
+
+    def __init__(self, engine: Engine, chat: Chat, template: str = tags.TEMPLATE) -> None:
+        self._engine = engine
+        self._chat = chat
+        self._head, self._middle, self._tail = tags.split_template(template)
+
+    @property
+    def context_length(self) -> int:  # type: ignore[override]
+        return self._engine.context_length
+
+    @property
+    def unsupported(self) -> frozenset[str]:  # type: ignore[override]
+        return self._engine.unsupported - {"think_budget"}
+
+    def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
+        """See `Engine.generate`. The finish reason is the answer's: "length" where it had to be closed."""
+        budgeted: list[Request] = []
+
+        def plain() -> Iterator[Request]:
+            for request in requests:
+                if request.sampling.think_budget is None:
+                    yield request
+                else:
+                    budgeted.append(request)
+
+        with closing(self._engine.generate(plain())) as completions:
+            yield from completions
+        yield from self._in_two_passes(iter(budgeted))
+
+    def stream(self, request: Request) -> Iterator[str]:
+        """See `Engine.stream`. The pieces join to the text that `generate` gives."""
+        if request.sampling.think_budget is None:
+            yield from self._engine.stream(request)
+            return
+        yield self._head
+        thought = ""
+        for piece in _content(self._engine.stream(self._thinking(request)), "<think>"):
+            thought += piece
+            yield piece
+        yield self._middle
+        answered = False
+        for piece in _content(self._engine.stream(self._answering(request, thought, 0)), "<answer>"):
+            answered = True
+            yield piece
+        yield ("" if answered else NO_ANSWER) + self._tail
+
+    def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
+        return self._engine.logprobs(prompt_ids, continuation_ids)
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _in_two_passes(self, source: Iterator[Request]) -> Iterator[Completion]:
+        thoughts: dict[str, _Thought] = {}
+        while (window := list(islice(source, _WINDOW))) or thoughts:
+            asked = {_thinking_id(request): request for request in window}
+            passes = [*(each.answering for each in thoughts.values()), *map(self._thinking, window)]
+            following: dict[str, _Thought] = {}
+            with closing(self._engine.generate(passes)) as completions:
+                for completion in completions:
+                    if thought := thoughts.get(completion.request_id):
+                        yield self._join(thought, completion)
+                    elif completion.error is not None:
+                        yield replace(completion, request_id=asked[completion.request_id].id)
+                    else:
+                        thought = self._with_thought(asked[completion.request_id], completion)
+                        following[thought.answering.id] = thought
+            thoughts = following
+
+    def _thinking(self, request: Request) -> Request:
+        """The first pass. Where the context is too small for all, thought and answer shrink alike."""
+        sampling = request.sampling
+        budget = sampling.think_budget or 0
+        room = self.context_length - len(request.prompt_ids) - len(self._ids("")) - _MOST_MERGED
+        if room < sampling.max_tokens:
+            budget = max(1, room * budget // sampling.max_tokens)
+        stop = _once("</think>", "<answer>", "</answer>", *sampling.stop)
+        thinking = sampling.changed(max_tokens=budget, think_budget=None, stop=stop)
+        return Request(_thinking_id(request), request.prompt_ids, thinking)
+
+    def _with_thought(self, request: Request, completion: Completion) -> _Thought:
+        think = "".join(_content([completion.text], "<think>"))
+        return _Thought(request, completion, think, self._answering(request, think, completion.index))
+
+    def _answering(self, request: Request, think: str, index: int) -> Request:
+        sampling = request.sampling
+        ids = self._ids(think)
+        # Text that was written in an unusual way, such as halves of characters, can take more tokens when read again.
+        while think and len(request.prompt_ids) + len(ids) >= self.context_length:
+            think = think[: len(think) // 2]
+            ids = self._ids(think)
+        return Request(
+            f"answer {index} {request.id}",
+            [*request.prompt_ids, *ids],
+            sampling.changed(
+                max_tokens=sampling.max_tokens - (sampling.think_budget or 0),
+                think_budget=None,
+                stop=_once("</answer>", "<think>", "</think>", *sampling.stop),
+                n=1,
+            ),
+        )
+
+    def _join(self, thought: _Thought, completion: Completion) -> Completion:
+        ids = (*thought.completion.token_ids, *completion.token_ids)
+        whole = replace(completion, request_id=thought.request.id, index=thought.completion.index, token_ids=ids)
+        if completion.error is not None:
+            return whole
+        answer = "".join(_content([completion.text], "<answer>")) or NO_ANSWER
+        return replace(whole, text=self._head + thought.think + self._middle + answer + self._tail)
+
+    def _ids(self, think: str) -> list[int]:
+        """Tokens of the reply so far: up to where the answer begins."""
+        return self._chat.reply_ids((self._head + think + self._middle).rstrip())[:-1]
+
+
+def _thinking_id(request: Request) -> str:
+    return f"think {request.id}"
+
+
+def _once(*stops: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(stops))
+
+
+def _content(pieces: Iterable[str], opening: str) -> Iterator[str]:
+    """The text up to the first tag that is not `opening`, without white space around it; free of tags.
+
+    >>> "".join(_content(["<think> Two", " and two. </thi", "nk> <answer>4"], "<think>"))
+    'Two and two.'
+    """
+    stream = tags.TagStream()
+    parts = chain(chain.from_iterable(map(stream.feed, pieces)), _last(stream))
+    space, started, ended = "", False, False
+    for part, text in parts:
+        if part == "tag":
+            # A space in its place keeps what stood around it from becoming a tag together.
+            text, ended = " ", ended or text != opening
+        if ended:
+            continue  # not break: an engine that is read to its end stops in good order
+        whole = space + text if started else text.lstrip()
+        shown = whole.rstrip()
+        space = whole[len(shown) :]
+        if shown:
+            started = True
+            yield shown
+
+
+def _last(stream: tags.TagStream) -> Iterator[tuple[tags.Part, str]]:
+    yield from stream.flush()  # asked only when all before it is read
