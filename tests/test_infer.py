@@ -20,10 +20,14 @@ from rich.console import Console
 from conftest import make_tiny_tokenizer
 from scripted import ScriptedModel
 from thinktune.config import Infer, Sampling
+from thinktune.engines.budget import Budgeted
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import BatchFileError, DiskFull, GenerationError, Interrupted, UsageError
-from thinktune.infer import Inferred, infer, infer_file, journal_of, read_batch_file
+from thinktune.infer import Inferred, infer, infer_file, journal_of
+from thinktune.items import read_batch_file
+from thinktune.journal import Journal
 from thinktune.models import Chat
+from thinktune.tasks.profiles import samplings
 
 SHORT = Sampling(max_tokens=100)
 PROFILES = {
@@ -60,10 +64,13 @@ class Workbench:
         skip_bad = settings.pop("skip_bad", False)
         model = ScriptedModel(self._tokenizer, self._reply)
         engine = TransformersEngine(model, self._tokenizer, [2], max_batch_tokens=settings.pop("batch_tokens", None))
-        items = read_batch_file(self.file, skip_bad=skip_bad)
+        wanted = Infer(profiles=settings.pop("profiles", PROFILES), think_budget=settings.pop("think_budget", None))
+        sampled = samplings(wanted, settings.pop("seed", 0))
+        items = read_batch_file(self.file, samplings=sampled, skip_bad=skip_bad)
         console = Console(file=self.said, width=200)
-        settings = {"model": "m1", "profiles": PROFILES, **settings}
-        return infer(engine, Chat(self._tokenizer), items, self.out, console=console, **settings)
+        settings = {"model": "m1", **settings}
+        chat = Chat(self._tokenizer)
+        return infer(Budgeted(engine, chat), chat, items, self.out, console=console, **settings)
 
     @property
     def results(self) -> list[dict[str, Any]]:
@@ -307,6 +314,59 @@ def test_an_engine_that_is_not_there_is_refused_before_the_model_is_looked_for(t
     (tmp_path / "A1.jsonl").write_text(line(1))
     with pytest.raises(UsageError, match="vllm is not available"):
         infer_file("nowhere/at/all", tmp_path / "A1.jsonl", tmp_path / "res.json", settings=Infer(engine="vllm"))
+
+
+def test_errors_are_retried_alone(bench: Workbench) -> None:
+    def fail_on_two(prompt: str) -> str:
+        if "q2." in prompt:
+            raise ValueError("a bad day")
+        return answer_to(prompt)
+
+    bench.reply = fail_on_two
+    bench.infer(line(1) + line(2))
+    bench.reply, bench.asked = answer_to, []
+    inferred = bench.infer(line(1) + line(2) + line(3), retry_errors=True)
+    assert {prompt for prompt in bench.asked if "q2." in prompt} == set(bench.asked)
+    assert inferred.failed == 1
+    assert "not answered yet" in bench.results[2]["error"]
+    assert bench.infer().failed == 0
+
+
+def test_two_processes_cannot_write_one_journal(bench: Workbench) -> None:
+    bench.infer(line(1))
+    with Journal(journal_of(bench.out)), pytest.raises(UsageError, match="another process is writing"):
+        bench.infer()
+    bench.infer()
+
+
+def test_a_budget_makes_every_completion_well_formed_and_goes_on_exactly(bench: Workbench) -> None:
+    bench.reply = lambda prompt: "so and so " * 30
+    text = "".join(line(number, "code-generate" if number % 2 else "math") for number in range(6))
+    inferred = bench.infer(text, think_budget=40)
+    assert (inferred.well_formed, inferred.completions, inferred.closed) == (12, 12, 12)
+    assert "12 answers closed at their limit" in bench.said.getvalue()
+    assert inferred.clamped == 0
+    whole = bench.out.read_bytes()
+    file = journal_of(bench.out)
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:5]))
+    bench.infer(think_budget=40)
+    assert bench.out.read_bytes() == whole
+    assert bench.infer(think_budget=41).well_formed == 12
+    assert "made anew" in bench.said.getvalue()
+
+
+def test_results_in_openais_format_say_the_same(bench: Workbench) -> None:
+    bench.infer(line(1, "code-generate") + "oops\n", skip_bad=True, form="openai", name="tiny")
+    first, second = (json.loads(each) for each in bench.out.read_text(encoding="utf-8").splitlines())
+    assert first["custom_id"] == "i1"
+    assert first["error"] is None
+    body = first["response"]["body"]
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": answer_to("user\nq1.<|im_end|>")}
+    assert (body["model"], body["choices"][0]["finish_reason"]) == ("tiny", "stop")
+    assert body["usage"]["total_tokens"] > body["usage"]["completion_tokens"] > 0
+    assert second["response"] is None
+    assert "line 2" in second["error"]["message"]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import re
 import sys
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,7 +20,7 @@ from thinktune.errors import DiskFull, ThinktuneError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from thinktune.config import Config, Quantize
+    from thinktune.config import Config, Infer, Quantize
 
 app = typer.Typer(
     help="Teach a chat model to think before it answers.",
@@ -166,25 +166,43 @@ def infer(
     file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines {id, type, prompt}, or builtin:questions")],
     out: Annotated[Path, typer.Option("--out", "-o", help="the result file")] = Path("results.json"),
     config: Annotated[Path | None, typer.Option("--config", help="take infer.* settings from it")] = None,
+    profile: Annotated[
+        Literal["default", "article"] | None,
+        typer.Option("--profile", help="sampling: default, or article (the guide's)", show_default=False),
+    ] = None,
+    think_budget: ThinkBudget = None,
+    form: Annotated[
+        Literal["results", "openai"],
+        typer.Option("--format", help="of the result: results, or openai (its batch API's lines)"),
+    ] = "results",
     quantize: Quantization = "none",
     seed: Annotated[int, typer.Option()] = 3407,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="faulty lines become error items")] = False,
     overwrite: Overwrite = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="generate only for items that failed before")
+    ] = False,
 ) -> None:
     """Answer a batch file; a stopped call goes on where it was."""
     _prepare_libraries()
     from thinktune.infer import infer_file
 
-    settings = _load(config, None).infer if config else None
+    if retry_errors and overwrite:
+        raise UsageError("--retry-errors and --overwrite exclude each other")
+    # What is given here goes over the config's; a profile named here over the config's types too.
+    given: dict[str, Any] = {"profile": profile, "profiles": {} if profile else None, "think_budget": think_budget}
+    settings = {name: value for name, value in given.items() if value is not None}
     infer_file(
         model,
         file,
         out,
-        settings=settings,
+        settings=_infer_settings(config, settings),
         quantize=_quantize(quantize),
         seed=seed,
         skip_bad=skip_bad,
         overwrite=overwrite,
+        retry_errors=retry_errors,
+        form=form,
         console=_stderr(),
     )
 
@@ -253,6 +271,13 @@ def _load(file: Path, overrides: list[str] | None) -> Config:
     from thinktune.config import load_config
 
     return load_config(file, overrides or [])
+
+
+def _infer_settings(config: Path | None, given: dict[str, Any]) -> Infer:
+    from thinktune.config import parse_config
+
+    values = _load(config, None).infer.model_dump() if config else {}
+    return parse_config({"infer": {**values, **given}}, where="infer").infer
 
 
 def _notify(line: str) -> None:

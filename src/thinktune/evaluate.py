@@ -23,7 +23,7 @@ from thinktune.config import Data, Format, Load, Quantize, Sampling
 from thinktune.engines import open_engine
 from thinktune.engines.base import Engine, Request
 from thinktune.files import write_json, write_text
-from thinktune.infer import valid_text
+from thinktune.items import valid_text
 from thinktune.journal import Completed, Record, complete, telling_full_disk
 from thinktune.tasks import TASKS, Task
 

@@ -8,21 +8,28 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 def write_text(file: Path, text: str) -> None:
     """Replace `file` atomically; a crash or a full disk leaves the old one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with replacing_text(file) as stream:
         stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def write_json(file: Path, values: Any) -> None:
     """Replace `file` atomically with indented, not ASCII-escaped JSON."""
     write_text(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def replacing_text(file: Path) -> Iterator[TextIO]:
+    """Yield a stream of UTF-8 text that takes the place of `file` only on success, when all of it is on the disk."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 @contextmanager

@@ -9,25 +9,28 @@ killing the process loses nothing, and is on the disk within 200 ms, so that a p
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import threading
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from thinktune.config import Sampling
 from thinktune.engines.base import Completion, Engine, FinishReason, Request
 from thinktune.errors import DiskFull, Interrupted, UsageError
 
 _SYNC_SECONDS = 0.2
+_SHOW_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,29 @@ class Record:
     tokens: int
 
 
+class Records(Mapping[tuple[str, int], Record]):
+    """Records by request id and sample index, read from the journal when they are asked for: a long file's do not lie
+    in memory."""
+
+    def __init__(self, file: Path, offsets: dict[tuple[str, int], int]) -> None:
+        self._stream = file.open("rb")
+        self._offsets = offsets
+
+    def __getitem__(self, place: tuple[str, int]) -> Record:
+        return _read_record(self._stream, self._offsets[place])[1]
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self._offsets)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+
 @dataclass(frozen=True)
 class Completed:
     """The completions of all requests, by request id and sample index, and what this call had to do for them."""
 
-    records: dict[tuple[str, int], Record]
+    records: Records
     generated: int
     generated_tokens: int
     seconds: float
@@ -57,16 +78,23 @@ class Completed:
 
 
 class Journal:
-    """An append-only file of records by key.
+    """An append-only file of records by key, which one process at a time may hold open.
+
+    Attributes:
+        records: where in the file the record of each key begins. Errors of earlier calls are not among them: they are
+            to be tried again.
+        failed: the keys whose last record, of an earlier call, is an error.
 
     Raises:
         DiskFull: while writing.
-        UsageError: the file cannot be opened for writing.
+        UsageError: the file cannot be opened for writing, or another process holds it.
     """
 
     def __init__(self, file: Path, *, overwrite: bool = False) -> None:
         self.file = file
-        self.records: dict[str, Record] = {}
+        self.records: dict[str, int] = {}
+        self.failed: set[str] = set()
+        self._end = 0
         self._failure: OSError | None = None
         self._dirty = False
         self._closing = threading.Event()
@@ -76,14 +104,21 @@ class Journal:
         self._thread.start()
 
     def add(self, key: str, record: Record) -> None:
-        """Write one record. Errors are written too, but `records` leaves them out: they are tried again."""
-        line = json.dumps({"key": key, **asdict(record)}, ensure_ascii=False) + "\n"
+        """Write one record, errors too."""
+        line = _encode({"key": key, **vars(record)}).encode() + b"\n"
         with telling_full_disk(self.file):
             if self._failure:
                 raise self._failure
-            _write_all(self._descriptor, line.encode())
+            _write_all(self._descriptor, line, self._end)
         self._dirty = True
-        self.records[key] = record
+        self.records[key] = self._end
+        self._end += len(line)
+
+    def places_beside(self, keys: set[str]) -> set[tuple[str, int]]:
+        """Request id and sample index of every record that has none of these keys."""
+        with self.file.open("rb") as stream:
+            others = [_read_record(stream, at)[1] for key, at in self.records.items() if key not in keys]
+        return {(record.id, record.index) for record in others}
 
     def close(self) -> None:
         """Bring everything to the disk. Safe to call twice."""
@@ -111,31 +146,38 @@ class Journal:
             if error.errno in _FULL:
                 raise
             raise UsageError(f"{self.file} cannot be written: {error.strerror}") from None
-        whole = 0 if overwrite else self._read()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of by the system when the process ends
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UsageError(
+                f"another process is writing {self.file}", hint="wait for it, or choose another result file"
+            ) from None
+        if not overwrite:
+            self._read()
         # The last line of a killed run may be torn; the next one must not be glued to it.
-        os.ftruncate(descriptor, whole)
+        os.ftruncate(descriptor, self._end)
         return descriptor
 
-    def _read(self) -> int:
-        """Take in what is there, and return how many bytes of it are whole lines."""
-        whole = 0
+    def _read(self) -> None:
+        """Take in what is there, up to the end of its last whole line."""
         with self.file.open("rb") as stream:
             for line in stream:
                 if not line.endswith(b"\n"):
                     break
-                whole += len(line)
                 self._take(line)
-        return whole
+                self._end += len(line)
 
     def _take(self, line: bytes) -> None:
         try:
-            fields = json.loads(line)
-            key = fields.pop("key")
-            record = Record(**fields)
+            key, record = _parse(line)
         except (ValueError, TypeError, KeyError, AttributeError):  # a damaged line costs its completion, not the run
             return
         if record.error is None:
-            self.records[key] = record
+            self.records[key] = self._end
+            self.failed.discard(key)
+        else:
+            self.failed.add(key)
 
     def _sync_now_and_then(self) -> None:
         while not self._closing.wait(_SYNC_SECONDS):
@@ -148,9 +190,21 @@ class Journal:
                     return
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    """Write all of `data` or nothing: what a full disk took of it is cut off again."""
-    start = os.lseek(descriptor, 0, os.SEEK_END)
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+def _parse(line: bytes) -> tuple[str, Record]:
+    fields = json.loads(line)
+    return fields.pop("key"), Record(**fields)
+
+
+def _read_record(stream: BinaryIO, offset: int) -> tuple[str, Record]:
+    stream.seek(offset)
+    return _parse(stream.readline())
+
+
+def _write_all(descriptor: int, data: bytes, start: int) -> None:
+    """Append all of `data` or nothing: what a full disk took of it is cut off again. `start` is the file's length."""
     written = 0
     try:
         while written < len(data):
@@ -185,6 +239,7 @@ def complete(
     model: str,
     console: Console,
     overwrite: bool = False,
+    only_failed: bool = False,
 ) -> Completed:
     """Answer all requests through the journal in `file`, generating only what it does not have yet.
 
@@ -192,15 +247,21 @@ def complete(
         model: fingerprint of the model, part of every key.
         console: where to say what goes on (a live line if it is a terminal).
         overwrite: forget what the journal has.
+        only_failed: generate only what the journal has as an error; the rest of what is missing stays so.
 
     Raises:
+        UsageError: the engine cannot honour a request's sampling, or another process writes the journal.
         Interrupted: by Ctrl-C; everything finished is in the journal.
         DiskFull: everything finished before is in the journal.
         GenerationError, OutOfMemory: see `Engine.generate`.
     """
+    for sampling in {each.sampling for each in requests}:
+        engine.require_supported(sampling)
     with Journal(file, overwrite=overwrite) as journal:
-        keys = {(each.id, index): key for each in requests for index, key in enumerate(_keys(each, model))}
-        missing = [each for each in requests if any(keys[each.id, i] not in journal.records for i in _samples(each))]
+        digests = _Digests(model)
+        keys = {(each.id, index): key for each in requests for index, key in enumerate(digests.keys(each))}
+        wanted = journal.failed if only_failed else {key for key in keys.values() if key not in journal.records}
+        missing = [each for each in requests if any(keys[each.id, index] in wanted for index in _samples(each))]
         found = sum(key in journal.records for key in keys.values())
         _tell_start(journal, keys, found, console)
         tokens = 0
@@ -217,26 +278,36 @@ def complete(
                 f"stopped with {done} of {len(keys)} completions finished", hint="the same command goes on from there"
             ) from None
         seconds = time.perf_counter() - started
-        records = {place: journal.records[key] for place, key in keys.items()}
-    return Completed(records, len(keys) - found, tokens, seconds)
+        offsets = {place: journal.records[key] for place, key in keys.items() if key in journal.records}
+        return Completed(Records(file, offsets), len(offsets) - found, tokens, seconds)
 
 
 def _samples(request: Request) -> range:
     return range(request.sampling.n)
 
 
-def _keys(request: Request, model: str) -> list[str]:
-    """A key for each sample. How many samples there are is no part of it, so that more of them can be added."""
-    digest = hashlib.sha256()
-    for part in (model, request.id, request.sampling.model_dump_json(exclude={"n"})):
-        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
-    digest.update(array("q", request.prompt_ids).tobytes())
-    keys = []
-    for index in _samples(request):
-        sample = digest.copy()
-        sample.update(f"/{index}".encode())
-        keys.append(sample.hexdigest()[:32])
-    return keys
+class _Digests:
+    """Keys of one model's completions."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._settings: dict[Sampling, str] = {}
+
+    def keys(self, request: Request) -> list[str]:
+        """A key for each sample. How many samples there are is no part of it, so that more of them can be added."""
+        settings = self._settings.get(request.sampling)
+        if settings is None:
+            settings = self._settings[request.sampling] = request.sampling.model_dump_json(exclude={"n"})
+        digest = hashlib.sha256()
+        for part in (self._model, request.id, settings):
+            digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+        digest.update(array("q", request.prompt_ids).tobytes())
+        keys = []
+        for index in _samples(request):
+            sample = digest.copy()
+            sample.update(f"/{index}".encode())
+            keys.append(sample.hexdigest()[:32])
+        return keys
 
 
 def _record(completion: Completion) -> Record:
@@ -251,10 +322,8 @@ def _record(completion: Completion) -> Record:
 
 
 def _tell_start(journal: Journal, keys: dict[tuple[str, int], str], found: int, console: Console) -> None:
-    wanted = set(keys.values())
-    changed = {(each.id, each.index) for key, each in journal.records.items() if key not in wanted} & {
-        place for place, key in keys.items() if key not in journal.records
-    }
+    places = {place for place, key in keys.items() if key not in journal.records}
+    changed = journal.places_beside(set(keys.values())) & places if places else ()
     lines = []
     if found == len(keys):
         lines.append(f"all {found} completions are in {journal.file} already; --overwrite makes them anew")
@@ -286,9 +355,12 @@ def _with_progress(engine: Engine, requests: Sequence[Request], console: Console
         closing(engine.generate(requests)) as completions,
     ):
         line = progress.add_task("", total=total, speed="")
-        started, tokens = time.perf_counter(), 0
-        for completion in completions:
+        started = shown = time.perf_counter()
+        tokens = 0
+        for done, completion in enumerate(completions, start=1):
             tokens += len(completion.token_ids)
-            speed = tokens / (time.perf_counter() - started)
-            progress.update(line, advance=1, speed=f"{speed:,.0f} tokens/s")
+            now = time.perf_counter()
+            if now - shown > _SHOW_SECONDS or done == total:  # an update costs as much as writing the completion
+                shown = now
+                progress.update(line, completed=done, speed=f"{tokens / (now - started):,.0f} tokens/s")
             yield completion

@@ -1,0 +1,95 @@
+"""Result files: `{"result": {"results": [{"id", "content"}, …]}}`, or the lines of OpenAI's batch API.
+
+Results are taken one by one and written as they come, so that a long file needs no memory for them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from thinktune.files import replacing_text
+from thinktune.items import Item
+from thinktune.journal import Record
+
+ResultFormat = Literal["results", "openai"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one item: an `error`, or one record for each sample. `prompt_tokens` is 0 where unknown."""
+
+    item: Item
+    records: Sequence[Record]
+    error: str | None
+    prompt_tokens: int = 0
+
+
+def write_results(file: Path, results: Iterable[Result], *, form: ResultFormat, model: str) -> None:
+    """Replace `file` atomically.
+
+    Args:
+        form: "results" (ours) or "openai".
+        model: what OpenAI's lines name as the model.
+    """
+    with replacing_text(file) as stream:
+        if form == "openai":
+            for result in results:
+                stream.write(json.dumps(_openai_line(result, model), ensure_ascii=False) + "\n")
+        else:
+            _write_ours(stream, results)
+
+
+def _write_ours(stream: TextIO, results: Iterable[Result]) -> None:
+    """What `json.dump(…, indent=2)` would write of the whole."""
+    stream.write('{\n  "result": {\n    "results": [')
+    for number, result in enumerate(results):
+        text = json.dumps(_our_result(result), indent=2, ensure_ascii=False)
+        stream.write(",\n" if number else "\n")
+        # A line break inside of a text is escaped: those that are there are the indentation's.
+        stream.write("\n".join(f"      {line}" for line in text.split("\n")))
+    stream.write("\n    ]\n  }\n}\n")
+
+
+def _our_result(result: Result) -> dict[str, Any]:
+    item = result.item
+    if result.error is not None:
+        return {"id": item.id, "error": result.error}
+    several = item.type == "code-generate" or len(result.records) > 1
+    texts = [record.text for record in result.records]
+    return {"id": item.id, "content": texts if several else texts[0]}
+
+
+def _openai_line(result: Result, model: str) -> dict[str, Any]:
+    """See https://platform.openai.com/docs/api-reference/batch/request-output."""
+    name = str(result.item.id)
+    line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": name, "response": None, "error": None}
+    if result.error is not None:
+        return {**line, "error": {"code": "generation_failed", "message": result.error}}
+    written = sum(record.tokens for record in result.records)
+    choices = [
+        {
+            "index": record.index,
+            "message": {"role": "assistant", "content": record.text},
+            "logprobs": None,
+            "finish_reason": record.finish_reason,
+        }
+        for record in result.records
+    ]
+    body = {
+        "id": f"chatcmpl-{name}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": choices,
+        "usage": {
+            "prompt_tokens": result.prompt_tokens,
+            "completion_tokens": written,
+            "total_tokens": result.prompt_tokens + written,
+        },
+    }
+    return {**line, "response": {"status_code": 200, "request_id": f"req_{name}", "body": body}}

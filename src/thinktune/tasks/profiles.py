@@ -1,0 +1,40 @@
+"""Named sets of sampling by item type: each task's own by default, or the guide's values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from thinktune.config import ITEM_TYPES, Infer, Profile, Sampling
+from thinktune.errors import ConfigError
+from thinktune.tasks import TASKS
+
+# repetition_penalty 1.5 damages numbers and code, which have to repeat themselves: it is here to be compared with.
+_ARTICLE = Sampling(temperature=0.3, top_p=0.9, repetition_penalty=1.5, max_tokens=1024)
+
+PROFILES: dict[Profile, Mapping[str, Sampling]] = {
+    "default": {name: task.sampling for name, task in TASKS.items()},
+    "article": {
+        name: _ARTICLE.changed(max_tokens=2048, n=3) if name == "code-generate" else _ARTICLE for name in ITEM_TYPES
+    },
+}
+
+
+def samplings(settings: Infer, seed: int = 0) -> dict[str, Sampling]:
+    """The sampling of each item type: the profile, `settings.profiles` over it, then the budget and the seed where
+    they are not set.
+
+    Raises:
+        ConfigError: `think_budget` leaves a type no tokens for its answer.
+    """
+    chosen = {}
+    wanted: dict[str, Sampling] = {**PROFILES[settings.profile]}
+    wanted.update({str(name): sampling for name, sampling in settings.profiles.items()})
+    for name, sampling in wanted.items():
+        missing = {"seed": seed, "think_budget": settings.think_budget}
+        try:
+            chosen[name] = sampling.changed(
+                **{field: value for field, value in missing.items() if getattr(sampling, field) is None}
+            )
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error.message}", hint="lower the budget, or raise max_tokens") from None
+    return chosen
