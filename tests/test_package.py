@@ -56,5 +56,19 @@ def test_the_extras_are_those_that_doctor_explains(project: dict[str, Any]) -> N
 
 
 def test_the_public_names_are_these() -> None:
-    assert sorted(thinktune.__all__) == ["Config", "Parsed", "ThinktuneError", "load_config", "parse", "render"]
+    assert sorted(thinktune.__all__) == [
+        "Config",
+        "Infer",
+        "Parsed",
+        "ThinktuneError",
+        "load_config",
+        "parse",
+        "render",
+    ]
     assert all(hasattr(thinktune, name) for name in thinktune.__all__)
+
+
+def test_importing_the_package_stays_light() -> None:
+    code = "import sys, thinktune; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

@@ -1,8 +1,21 @@
 """Teach a chat model to think before it answers. Importing this imports nothing heavy."""
 
+from typing import TYPE_CHECKING, Any
+
 from thinktune.config import Config, load_config
 from thinktune.errors import ThinktuneError
 from thinktune.tags import Parsed, parse, render
 
+if TYPE_CHECKING:
+    from thinktune.notebook import Infer
+
 __version__ = "0.1.0"
-__all__ = ["Config", "Parsed", "ThinktuneError", "load_config", "parse", "render"]
+__all__ = ["Config", "Infer", "Parsed", "ThinktuneError", "load_config", "parse", "render"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Infer":  # when it is first asked for: it brings the engines with it
+        from thinktune.notebook import Infer
+
+        return Infer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -161,6 +161,30 @@ def merge(
 
 
 @app.command()
+def verify(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder with a merged model")],
+    prompts: Annotated[int, typer.Option(min=1, help="held-out prompts to compare on")] = 8,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="default: 256 on a GPU, 48 on a CPU", show_default=False)
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Prove that adapter, merged model and engine are the same model, and that it ends its turns; else exit with 1."""
+    _quiet_libraries()
+    from rich.console import Console
+
+    from thinktune.verify import verify
+
+    verified = verify(run, prompts=prompts, max_tokens=max_tokens, notify=_notify)
+    if json:
+        print(dumps(verified.as_dict(), ensure_ascii=False, indent=2))
+    else:
+        Console().print(verified.table())
+    if not verified.passed:
+        sys.exit(1)
+
+
+@app.command()
 def infer(
     model: ModelReference,
     file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines {id, type, prompt}, or builtin:questions")],
@@ -256,6 +280,31 @@ def eval(
     else:
         Console().print(comparison_table({model: summary}))
         _notify(f"every sample is in {out / 'samples.jsonl'}")
+
+
+@app.command()
+def clean(
+    runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="the folder of your run folders")] = Path("runs"),
+    only: Annotated[
+        list[Literal["left-over", "merged", "cache"]] | None,
+        typer.Option("--only", help="of what kind; can be given several times", show_default=False),
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="remove it; else it is listed only")] = False,
+    json: AsJson = False,
+) -> None:
+    """List what can be made again (merged models, converted models) and what crashes left over; --delete removes it."""
+    _quiet_libraries()
+    from thinktune.clean import KINDS, clean
+
+    report = clean(runs, frozenset(only or KINDS), really=delete)
+    if json:
+        print(dumps(report, ensure_ascii=False, indent=2))
+        return
+    for waste in report["found"]:
+        print(f"{waste['size'] / 2**20:10,.1f} MiB  {waste['kind']:9}  {waste['path']}")
+    total = f"{report['bytes'] / 2**20:,.1f} MiB"
+    hint = "" if delete or not report["found"] else "; thinktune clean --delete removes it"
+    _notify(f"{total} {'removed' if delete else 'can go'}{hint}")
 
 
 @app.command()

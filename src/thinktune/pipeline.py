@@ -1,4 +1,4 @@
-"""`thinktune run` and `thinktune quickstart`: data → train → merge → infer → eval, one after the other.
+"""`thinktune run` and `thinktune quickstart`: data → train → merge → verify → infer → eval, one after the other.
 
 Every step can be stopped and called again: training goes on from its newest checkpoint, inference and evaluation from
 their journals, and what is whole and was made from the same inputs is not made again.
@@ -24,6 +24,7 @@ from thinktune.files import write_json
 from thinktune.infer import infer_file, read_batch_file
 from thinktune.merge import merge
 from thinktune.runs import RunFolder
+from thinktune.verify import verify
 
 
 def quickstart(overrides: Sequence[str], *, console: Console, overwrite: bool = False) -> None:
@@ -61,6 +62,15 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
         notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
         merged = merge(folder.path, load=config.load, notify=notify)
         console.print(merged.summary(), highlight=False, markup=False)
+    with steps("verify"):
+        verified = verify(folder.path, load=config.load, engine=config.infer.engine, prompts=4, notify=notify)
+        console.print(verified.table())
+        if not verified.agrees:
+            console.print(
+                f"adapter, merged model and engine differ: thinktune merge {folder.path} --overwrite", style="bold red"
+            )
+        if not verified.stops:
+            console.print("the model has not learnt to end its turn: train longer, or on more rows", style="yellow")
     if config.infer.file is not None:
         with steps("infer"):
             infer_file(

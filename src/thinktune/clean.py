@@ -1,0 +1,119 @@
+"""What thinktune left on the disk and can make again: `thinktune clean` lists it, `thinktune clean --delete` removes it.
+
+Adapters, configs, results and records of runs are never touched. What a model hub's own client keeps is its business.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from thinktune.errors import UsageError
+from thinktune.models import read_settings
+from thinktune.models.builtin import MANIFEST
+from thinktune.models.cache import cache_folder
+from thinktune.models.folder import is_adapter
+
+Kind = Literal["left-over", "merged", "cache"]
+KINDS: dict[Kind, str] = {
+    "left-over": "unfinished work of a process that ended early",
+    "merged": "merged models of runs whose adapter is there: thinktune merge makes them again",
+    "cache": "converted models: made again at their next use",
+}
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # as files.replacing names them, with the number of the process
+
+
+@dataclass(frozen=True)
+class Waste:
+    """Something that can go, and its size in bytes."""
+
+    path: str
+    kind: Kind
+    size: int
+
+
+def find_waste(runs: Path, kinds: frozenset[Kind]) -> list[Waste]:
+    """All that can go.
+
+    Args:
+        runs: a folder of run folders; one that does not exist has none.
+        kinds: what to look for.
+
+    Raises:
+        UsageError: `runs` is no folder.
+    """
+    if runs.exists() and not runs.is_dir():
+        raise UsageError(f"{runs} is no folder", hint="name the folder that your run folders are in")
+    found: dict[Path, Kind] = {}
+    cache = cache_folder()
+    for kind, paths in (("left-over", _left_over(runs, cache)), ("merged", _merged(runs)), ("cache", _cached(cache))):
+        if kind in kinds:
+            found.update(dict.fromkeys(paths, kind))
+    return [Waste(str(path), kind, _size(path)) for path, kind in found.items()]
+
+
+def delete(waste: Waste) -> None:
+    """Remove one thing; a model's folder first gets a name under which it is not taken for whole."""
+    path = Path(waste.path)
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    doomed = path if waste.kind == "left-over" else path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if doomed != path:
+        path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def clean(runs: Path, kinds: frozenset[Kind], *, really: bool = False) -> dict[str, Any]:
+    """`thinktune clean`: what was found, and removed if `really`.
+
+    Returns:
+        `{"found": [{"path", "kind", "size"}, …], "bytes": all their sizes, "deleted": whether they are gone}`
+    """
+    found = find_waste(runs, kinds)
+    if really:
+        for waste in found:
+            delete(waste)
+    return {"found": [asdict(each) for each in found], "bytes": sum(each.size for each in found), "deleted": really}
+
+
+def _left_over(runs: Path, cache: Path) -> Iterator[Path]:
+    for top in (runs, cache):
+        for path in sorted(top.rglob(".*.tmp")) if top.is_dir() else ():
+            match = _TEMPORARY.fullmatch(path.name)
+            if match and not _is_running(int(match.group(1))):
+                yield path
+
+
+def _is_running(process: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(process)
+
+
+def _merged(runs: Path) -> Iterator[Path]:
+    """Merged models beside the adapter that they came from, where everything to make them again is there."""
+    for folder in sorted(runs.rglob("merged")) if runs.is_dir() else ():
+        if (
+            folder.is_dir()
+            and not folder.is_symlink()
+            and "merge" in read_settings(folder)
+            and is_adapter(folder.parent / "adapter")
+        ):
+            yield folder
+
+
+def _cached(cache: Path) -> Iterator[Path]:
+    """Converted models. Whatever else lies in a folder that the person chose for a cache is not ours."""
+    for manifest in sorted(cache.glob(f"models/*/{MANIFEST}")):
+        yield manifest.parent
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if not file.is_dir() or file.is_symlink())

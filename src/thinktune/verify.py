@@ -1,0 +1,259 @@
+"""Adapter = merged model = engine, proven on held-out prompts: `thinktune verify RUN`.
+
+The adapter on its base, as it was trained, is held against the merged model (a plain forward pass) and against the
+engine that answers batch files. Compared are what each renders a prompt to, the log-probabilities of the first token
+and greedy continuations; and whether the model has learnt to end its turn. Models are loaded one after the other.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from thinktune import tags
+from thinktune.config import QUESTIONS, Data, Format, Load, Sampling, load_config
+from thinktune.engines import open_engine
+from thinktune.engines.base import Engine, Request
+from thinktune.engines.opening import EngineName
+from thinktune.errors import GenerationError, ModelError
+from thinktune.files import write_json
+from thinktune.models import load_model, resolve
+from thinktune.models.folder import read_json, read_settings, stored_dtype
+from thinktune.runs import RunFolder
+
+if TYPE_CHECKING:
+    from thinktune.models import Chat, Loaded
+
+TOP = 20
+BOUNDS = {"F32": 0.01}
+"""Largest difference in log-probability (nats) over the top 20, by the merged weights' stored dtype."""
+ROUNDED_BOUND = 0.5  # for 16-bit weights: adding the adapter rounds each to 8 or 11 bits
+AGREEMENT = {"F32": 0.999}
+ROUNDED_AGREEMENT = 0.9  # nearly equal tokens may change places
+ENDED = 0.9  # share of replies after which the end of turn is likelier than not
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table: what was found, what was demanded, and whether that is enough."""
+
+    name: str
+    found: str
+    demanded: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What verifying a run gave.
+
+    Attributes:
+        agrees: adapter, merged model and engine are the same model.
+        stops: it has learnt to end its turn.
+        fingerprint: of what was compared; another adapter, merged model or dtype has another.
+        prompts: where they are from, and how many.
+    """
+
+    checks: tuple[Check, ...]
+    agrees: bool
+    stops: bool
+    fingerprint: str
+    prompts: str
+
+    @property
+    def passed(self) -> bool:
+        return self.agrees and self.stops
+
+    def table(self) -> Table:
+        table = Table(title=self.prompts, title_style="dim")
+        for name in ("", "found", "demanded", ""):
+            table.add_column(name)
+        for check in self.checks:
+            table.add_row(
+                check.name, check.found, check.demanded, "[green]yes[/]" if check.passed else "[bold red]no[/]"
+            )
+        return table
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"passed": self.passed, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A held-out question, and a reply in the form that was trained."""
+
+    messages: Sequence[dict[str, str]]
+    reply: str
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one way of running the model shows of one prompt."""
+
+    rendered: list[int]
+    logprobs: dict[int, float]  # of the adapter's likeliest first tokens
+    greedy: Sequence[int]
+
+
+def verify(
+    reference: str | Path,
+    *,
+    load: Load | None = None,
+    engine: EngineName = "auto",
+    prompts: int = 8,
+    max_tokens: int | None = None,
+    notify: Notify = lambda line: None,
+) -> Verified:
+    """Compare the three ways of running what a run folder holds, and write `verify.json` there.
+
+    A comparison that was made before, of the same weights, is not made again.
+
+    Args:
+        reference: a run folder with adapter/ and merged/.
+        engine: as in `infer.engine`.
+        prompts: how many, from `eval.data` of the run's config, else from its training data.
+        max_tokens: of the greedy continuations; None: 256 on a GPU, 48 on a CPU.
+
+    Raises:
+        ModelError: no run folder, or its merged model is missing or older than the adapter.
+        GenerationError: the engine cannot answer.
+    """
+    load = load or Load()
+    run = RunFolder(Path(reference))
+    resolved = resolve(reference, load, notify)
+    if resolved.kind != "run" or resolved.folder.resolve() != run.merged.resolve():
+        raise ModelError(f"{reference} has no merged model to verify", hint=f"thinktune merge {reference}")
+    with open_engine(reference, engine=engine, load=load, notify=notify) as opened:
+        record = run.path / "verify.json"
+        fingerprint = f"{opened.fingerprint} {engine} {prompts} {max_tokens}"
+        if (before := _read(record)) and before.fingerprint == fingerprint:
+            notify(f"{run.path} is verified")
+            return before
+        questions, source = _held_out(run, prompts, load, notify)
+        loaded = load_model(run.adapter, load=load, merge_adapter=False, notify=notify)
+        limit = max_tokens or (256 if loaded.device.type == "cuda" else 48)
+        adapter = _look(loaded, questions, None, limit)
+        del loaded
+        gc.collect()
+        loaded = load_model(run.merged, load=load, notify=notify)
+        merged = _look(loaded, questions, adapter, limit)
+        del loaded
+        gc.collect()
+        answers = _look_through(opened.engine, opened.chat, questions, adapter, limit)
+        ends = [_end_probability(opened.engine, opened.chat, prompt) for prompt in questions]
+    stored = stored_dtype(sorted(run.merged.glob("*.safetensors")))
+    pairs = {"merged model": merged, "engine": answers}
+    checks = [check for name, seen in pairs.items() for check in _compare(name, adapter, seen, stored)]
+    ended = sum(probability > 0.5 for probability in ends) / len(ends)
+    found = f"{ended:.0%} of replies, {fmean(ends):.2f} on average"
+    stops = Check("end of turn after an answer", found, f"likelier than not, {ENDED:.0%}", ended >= ENDED)
+    agrees = all(check.passed for check in checks)
+    verified = Verified((*checks, stops), agrees, stops.passed, fingerprint, f"{len(questions)} prompts of {source}")
+    write_json(record, verified.as_dict())
+    return verified
+
+
+def _read(record: Path) -> Verified | None:
+    if not record.is_file():
+        return None
+    values = read_json(record)
+    values.pop("passed", None)
+    try:
+        return Verified(**{**values, "checks": tuple(Check(**check) for check in values["checks"])})
+    except (TypeError, KeyError):  # written by another version
+        return None
+
+
+def _held_out(run: RunFolder, count: int, load: Load, notify: Notify) -> tuple[list[_Prompt], str]:
+    from thinktune.data import load_examples
+
+    fmt = Format.model_validate(read_settings(run.adapter).get("format") or {})
+    if not run.config.is_file():  # an adapter that was not trained here
+        reply = tags.render("So be it.", "42", fmt.template)
+        return [_Prompt([{"role": "user", "content": text}], reply) for text in QUESTIONS[:count]], "thinktune's own"
+    config = load_config(run.config)
+    if config.eval.data is not None:
+        data, source = Data(source=config.eval.data, split=config.eval.split, sample=count), config.eval.data
+    else:
+        data, source = config.data.model_copy(update={"sample": count}), "the training data (eval.data is not set)"
+    examples, _ = load_examples(data, fmt, config.seed, load=load, notify=notify, need_thought=False)
+    return [
+        _Prompt(list(example.messages), tags.render(example.think or "So be it.", example.answer, fmt.template))
+        for example in examples
+    ], source
+
+
+def _look(loaded: Loaded, prompts: Sequence[_Prompt], first: Sequence[_Seen] | None, limit: int) -> list[_Seen]:
+    """A model by plain forward passes. `first` says which tokens to look at; None: the likeliest."""
+    import torch
+
+    from thinktune.engines.transformers import TransformersEngine
+
+    rendered = [loaded.chat.prompt_ids(prompt.messages) for prompt in prompts]
+    greedy = _continue(TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids), rendered, limit)
+    seen = []
+    for at, ids in enumerate(rendered):
+        with torch.inference_mode():
+            logits = loaded.model(torch.tensor([ids], device=loaded.device)).logits[0, -1].float()
+        scores = logits.log_softmax(-1)
+        chosen = scores.topk(TOP).indices.tolist() if first is None else list(first[at].logprobs)
+        seen.append(_Seen(ids, {token: float(scores[token]) for token in chosen}, greedy[at]))
+    return seen
+
+
+def _look_through(
+    engine: Engine, chat: Chat, prompts: Sequence[_Prompt], first: Sequence[_Seen], limit: int
+) -> list[_Seen]:
+    rendered = [chat.prompt_ids(prompt.messages) for prompt in prompts]
+    greedy = _continue(engine, rendered, limit)
+    return [
+        _Seen(ids, {token: engine.logprobs(ids, [token])[0] for token in seen.logprobs}, tokens)
+        for ids, seen, tokens in zip(rendered, first, greedy, strict=True)
+    ]
+
+
+def _continue(engine: Engine, rendered: Sequence[list[int]], limit: int) -> list[Sequence[int]]:
+    sampling = Sampling(max_tokens=limit, stop=())
+    found: dict[str, Sequence[int]] = {}
+    for completion in engine.generate([Request(str(at), ids, sampling) for at, ids in enumerate(rendered)]):
+        if completion.error is not None:
+            raise GenerationError(f"a held-out prompt cannot be answered: {completion.error}")
+        found[completion.request_id] = completion.token_ids
+    return [found[str(at)] for at in range(len(rendered))]
+
+
+def _end_probability(engine: Engine, chat: Chat, prompt: _Prompt) -> float:
+    """Of the token that ends the turn, right after a reply."""
+    *reply, end = chat.reply_ids(prompt.reply)
+    return math.exp(engine.logprobs([*chat.prompt_ids(prompt.messages), *reply], [end])[0])
+
+
+def _compare(name: str, adapter: Sequence[_Seen], other: Sequence[_Seen], stored: str) -> list[Check]:
+    pairs = list(zip(adapter, other, strict=True))
+    same = sum(one.rendered == two.rendered for one, two in pairs)
+    gap = max(abs(value - two.logprobs[token]) for one, two in pairs for token, value in one.logprobs.items())
+    bound = BOUNDS.get(stored, ROUNDED_BOUND)
+    alike = [_alike(one.greedy, two.greedy) for one, two in pairs]
+    rate = sum(equal for equal, _ in alike) / sum(total for _, total in alike)
+    wanted = AGREEMENT.get(stored, ROUNDED_AGREEMENT)
+    return [
+        Check(f"{name}: rendered token ids", f"{same} of {len(pairs)} equal", "all", same == len(pairs)),
+        Check(f"{name}: top {TOP} log-probabilities", f"{gap:.2g} apart at most", f"{bound:g}", gap <= bound),
+        Check(f"{name}: greedy tokens", f"{rate:.1%} the same", f"{wanted:.1%}", rate >= wanted),
+    ]
+
+
+def _alike(one: Sequence[int], two: Sequence[int]) -> tuple[int, int]:
+    """How many tokens were chosen alike after the same prefix, of how many: none is counted after they part."""
+    equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False)))
+    return equal, min(equal + 1, max(len(one), len(two)))

@@ -1,0 +1,81 @@
+"""Only what can be made again, or was never finished, is removed, and only when asked to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from test_models_loading import FLOAT32, make_run
+from thinktune.clean import KINDS, clean
+from thinktune.errors import UsageError
+from thinktune.merge import merge
+from thinktune.models.cache import cache_folder
+
+ALL = frozenset(KINDS)
+ENDED = 2**22 + 1  # no process has a number above Linux' limit
+
+
+@pytest.fixture
+def runs(tiny_model: Path, tmp_path: Path) -> Path:
+    runs = tmp_path / "runs"
+    merge(make_run(tiny_model, runs / "one"), load=FLOAT32, max_tokens=2)
+    (runs / "one" / f".merged.{ENDED}.tmp").mkdir()
+    (runs / "one" / f".results.json.{ENDED}.tmp").write_text("half")
+    (runs / "one" / f".summary.json.{os.getpid()}.tmp").write_text("at work")
+    (runs / "other" / "merged").mkdir(parents=True)
+    (runs / "other" / "merged" / "thesis.tex").write_text("mine")
+    converted = cache_folder() / "models" / "smollm2"
+    converted.mkdir(parents=True)
+    (converted / "manifest.json").write_text("{}")
+    (cache_folder() / "photos").mkdir()
+    return runs
+
+
+def everything(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*")}
+
+
+def test_nothing_is_removed_unless_asked_for(runs: Path) -> None:
+    before = everything(runs)
+    report = clean(runs, ALL)
+    assert everything(runs) == before
+    assert not report["deleted"]
+    found = {(Path(each["path"]).name, each["kind"]) for each in report["found"]}
+    assert found == {
+        (f".merged.{ENDED}.tmp", "left-over"),
+        (f".results.json.{ENDED}.tmp", "left-over"),
+        ("merged", "merged"),
+        ("smollm2", "cache"),
+    }
+    assert report["bytes"] > 10_000
+
+
+def test_what_is_precious_stays(runs: Path) -> None:
+    before = everything(runs)
+    assert clean(runs, ALL, really=True)["deleted"]
+    gone = {str(path.relative_to("one")) for path in before - everything(runs)}
+    assert {name for name in gone if "/" not in name} == {
+        "merged", f".merged.{ENDED}.tmp", f".results.json.{ENDED}.tmp",
+    }  # fmt: skip
+    assert (runs / "other" / "merged" / "thesis.tex").exists()
+    assert (cache_folder() / "photos").exists()
+    assert clean(runs, ALL)["found"] == []
+
+
+def test_one_kind_can_be_chosen(runs: Path) -> None:
+    clean(runs, frozenset({"left-over"}), really=True)
+    assert {each["kind"] for each in clean(runs, ALL)["found"]} == {"merged", "cache"}
+
+
+def test_a_merged_model_whose_adapter_is_gone_is_kept(runs: Path) -> None:
+    (runs / "one" / "adapter" / "adapter_config.json").unlink()
+    assert clean(runs, frozenset({"merged"}))["found"] == []
+
+
+def test_a_missing_folder_holds_nothing_and_a_file_is_refused(tmp_path: Path) -> None:
+    assert clean(tmp_path / "none", ALL)["found"] == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is no folder"):
+        clean(tmp_path / "file", ALL)

@@ -1,0 +1,40 @@
+"""A model that stays loaded, for notebooks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from thinktune import Infer
+from thinktune.config import Load
+from thinktune.errors import ConfigError, GenerationError
+
+LOAD = Load(dtype="float32", device="cpu")
+
+
+def test_questions_are_answered_in_order_and_repeat_themselves(tiny_model: Path) -> None:
+    with Infer(tiny_model, load=LOAD, think_budget=4) as model:
+        first, second = model.batch(["a", [{"role": "user", "content": "b"}]], max_tokens=8, n=2, temperature=1.0)
+        assert len(first) == len(second) == 2
+        assert all(parsed.well_formed for parsed in (*first, *second))
+        assert model("a", max_tokens=8, temperature=1.0) == first[0]
+
+
+def test_a_file_is_answered_as_by_the_command(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "A1.jsonl").write_text('{"id": 1, "type": "math", "prompt": "q", "sampling": {"max_tokens": 6}}\n')
+    with Infer(tiny_model, load=LOAD) as model:
+        assert model.file(tmp_path / "A1.jsonl", tmp_path / "res.json").completions == 1
+    (result,) = json.loads((tmp_path / "res.json").read_text(encoding="utf-8"))["result"]["results"]
+    assert result["id"] == 1
+
+
+def test_wrong_settings_are_told_at_once(tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean think_budget"):
+        Infer(tiny_model, think_bugdet=4)
+    with Infer(tiny_model, load=LOAD) as model:
+        with pytest.raises(ConfigError, match="did you mean max_tokens"):
+            model("q", max_token=4)
+        with pytest.raises(GenerationError, match="question 1: the prompt has"):
+            model("x" * 9000)
