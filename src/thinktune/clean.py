@@ -1,4 +1,4 @@
-"""What thinktune left on the disk and can make again: `thinktune clean` lists it, `thinktune clean --delete` removes it.
+"""What thinktune left on disk and can make again: `thinktune clean` lists it, `thinktune clean --delete` removes it.
 
 Adapters, configs, results and records of runs are never touched. What a model hub's own client keeps is its business.
 """
