@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from test_models_loading import FLOAT32, make_run
 from thinktune.clean import KINDS, clean
+from thinktune.cli import app
 from thinktune.errors import UsageError
 from thinktune.merge import merge
 from thinktune.models.cache import cache_folder
@@ -72,6 +74,16 @@ def test_one_kind_can_be_chosen(runs: Path) -> None:
 def test_a_merged_model_whose_adapter_is_gone_is_kept(runs: Path) -> None:
     (runs / "one" / "adapter" / "adapter_config.json").unlink()
     assert clean(runs, frozenset({"merged"}))["found"] == []
+
+
+def test_the_command_lists_and_removes(runs: Path) -> None:
+    listed = CliRunner().invoke(app, ["clean", str(runs), "--only", "left-over"])
+    assert listed.exit_code == 0
+    assert listed.stdout.count("left-over") == 2
+    assert CliRunner().invoke(app, ["clean", str(runs), "--delete", "--json"]).exit_code == 0
+    assert clean(runs, ALL)["found"] == []
+    with pytest.raises(UsageError, match="no kind everything"):
+        clean(runs, ["everything"])
 
 
 def test_a_missing_folder_holds_nothing_and_a_file_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,24 +37,27 @@ class Waste:
     size: int
 
 
-def find_waste(runs: Path, kinds: frozenset[Kind]) -> list[Waste]:
+def find_waste(runs: Path, kinds: Collection[str]) -> list[Waste]:
     """All that can go.
 
     Args:
         runs: a folder of run folders; one that does not exist has none.
-        kinds: what to look for.
+        kinds: what to look for, of `KINDS`.
 
     Raises:
-        UsageError: `runs` is no folder.
+        UsageError: `runs` is no folder, or an unknown kind.
     """
+    if unknown := set(kinds) - set(KINDS):
+        raise UsageError(f"there is no kind {', '.join(sorted(unknown))}", hint=f"known are {', '.join(KINDS)}")
     if runs.exists() and not runs.is_dir():
         raise UsageError(f"{runs} is no folder", hint="name the folder that your run folders are in")
-    found: dict[Path, Kind] = {}
     cache = cache_folder()
-    for kind, paths in (("left-over", _left_over(runs, cache)), ("merged", _merged(runs)), ("cache", _cached(cache))):
-        if kind in kinds:
-            found.update(dict.fromkeys(paths, kind))
-    return [Waste(str(path), kind, _size(path)) for path, kind in found.items()]
+    places: dict[Kind, Iterator[Path]] = {
+        "left-over": _left_over(runs, cache),
+        "merged": _merged(runs),
+        "cache": _cached(cache),
+    }
+    return [Waste(str(path), kind, _size(path)) for kind in places if kind in kinds for path in places[kind]]
 
 
 def delete(waste: Waste) -> None:
@@ -69,7 +72,7 @@ def delete(waste: Waste) -> None:
     shutil.rmtree(doomed)
 
 
-def clean(runs: Path, kinds: frozenset[Kind], *, really: bool = False) -> dict[str, Any]:
+def clean(runs: Path, kinds: Collection[str], *, really: bool = False) -> dict[str, Any]:
     """`thinktune clean`: what was found, and removed if `really`.
 
     Returns:

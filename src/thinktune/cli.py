@@ -286,8 +286,8 @@ def eval(
 def clean(
     runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="the folder of your run folders")] = Path("runs"),
     only: Annotated[
-        list[Literal["left-over", "merged", "cache"]] | None,
-        typer.Option("--only", help="of what kind; can be given several times", show_default=False),
+        list[str] | None,
+        typer.Option("--only", help="left-over, merged or cache; can be given several times", show_default=False),
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="remove it; else it is listed only")] = False,
     json: AsJson = False,
@@ -296,7 +296,7 @@ def clean(
     _quiet_libraries()
     from thinktune.clean import KINDS, clean
 
-    report = clean(runs, frozenset(only or KINDS), really=delete)
+    report = clean(runs, only or list(KINDS), really=delete)
     if json:
         print(dumps(report, ensure_ascii=False, indent=2))
         return

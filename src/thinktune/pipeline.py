@@ -21,9 +21,11 @@ from thinktune.config import Config, load_config
 from thinktune.errors import Interrupted
 from thinktune.evaluate import Summary, comparison_table, evaluate_data
 from thinktune.files import write_json
-from thinktune.infer import infer_file, read_batch_file
+from thinktune.infer import infer_file
+from thinktune.items import read_batch_file
 from thinktune.merge import merge
 from thinktune.runs import RunFolder
+from thinktune.tasks.profiles import samplings
 from thinktune.verify import verify
 
 
@@ -53,7 +55,9 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
         ThinktuneError: what the steps raise.
     """
     if config.infer.file is not None:
-        read_batch_file(config.infer.file)  # a fault in it is better told now than after training
+        read_batch_file(
+            config.infer.file, samplings=samplings(config.infer, config.seed)
+        )  # a fault in it is better told now than after training
     folder = RunFolder(config.run_folder)
     steps = _Steps(folder.path / "steps.json", console, anew=overwrite)
     with steps("train"):
