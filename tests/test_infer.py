@@ -16,9 +16,12 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from conftest import make_tiny_tokenizer
 from scripted import ScriptedModel
+from thinktune import tags
+from thinktune.cli import app
 from thinktune.config import Infer, Sampling
 from thinktune.engines.budget import Budgeted
 from thinktune.engines.transformers import TransformersEngine
@@ -367,6 +370,20 @@ def test_results_in_openais_format_say_the_same(bench: Workbench) -> None:
     assert body["usage"]["total_tokens"] > body["usage"]["completion_tokens"] > 0
     assert second["response"] is None
     assert "line 2" in second["error"]["message"]
+
+
+def test_the_commands_options_go_over_the_configs(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "A1.jsonl").write_text(line(1))
+    (tmp_path / "c.yaml").write_text("infer: {think_budget: 2, profiles: {math: {max_tokens: 9}}}")
+    call = ["infer", str(tiny_model), str(tmp_path / "A1.jsonl"), "-o", str(tmp_path / "out"), "--format", "openai"]
+    done = CliRunner().invoke(app, [*call, "--config", str(tmp_path / "c.yaml"), "--think-budget", "4"])
+    assert done.exit_code == 0, done.stderr
+    (choice,) = json.loads((tmp_path / "out").read_text(encoding="utf-8"))["response"]["body"]["choices"]
+    assert tags.parse(choice["message"]["content"]).well_formed
+    (record,) = map(json.loads, journal_of(tmp_path / "out").read_text(encoding="utf-8").splitlines())
+    assert record["tokens"] <= 9
+    with pytest.raises(UsageError, match="exclude each other"):
+        CliRunner().invoke(app, [*call, "--retry-errors", "--overwrite"], catch_exceptions=False)
 
 
 @pytest.mark.slow

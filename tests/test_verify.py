@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from test_models_loading import FLOAT32, make_run
+from thinktune.cli import app
 from thinktune.errors import ModelError
 from thinktune.merge import merge
 from thinktune.verify import Verified, _alike, verify
@@ -43,6 +46,13 @@ def test_an_untrained_model_has_not_learnt_to_end_its_turn(run: Path) -> None:
     assert not result.stops
     assert not result.passed
     assert "0% of replies" in result.checks[-1].found
+
+
+def test_the_command_says_no_by_its_exit_status(run: Path) -> None:
+    done = CliRunner().invoke(app, ["verify", str(run), "--prompts", "1", "--max-tokens", "2", "--json"])
+    assert done.exit_code == 1
+    report = json.loads(done.stdout)
+    assert (report["passed"], report["stops"]) == (False, False)
 
 
 def test_other_weights_than_the_adapters_are_found(run: Path) -> None:

@@ -170,7 +170,7 @@ def verify(
     json: AsJson = False,
 ) -> None:
     """Prove that adapter, merged model and engine are the same model, and that it ends its turns; else exit with 1."""
-    _quiet_libraries()
+    _prepare_libraries()
     from rich.console import Console
 
     from thinktune.verify import verify
@@ -293,7 +293,7 @@ def clean(
     json: AsJson = False,
 ) -> None:
     """List what can be made again (merged models, converted models) and what crashes left over; --delete removes it."""
-    _quiet_libraries()
+    _prepare_libraries()
     from thinktune.clean import KINDS, clean
 
     report = clean(runs, only or list(KINDS), really=delete)
