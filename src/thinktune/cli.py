@@ -308,6 +308,23 @@ def clean(
 
 
 @app.command()
+def sweep(
+    config: ConfigFile,
+    overrides: Annotated[
+        list[str],
+        typer.Argument(metavar="KEY=VALUE,VALUE...", help="settings to try, all combinations: lora.r=4,8,16"),
+    ],
+    overwrite: Overwrite = False,
+) -> None:
+    """Train and score a grid of settings, with the base model loaded once; what is done already is skipped."""
+    _quiet_libraries()
+    from thinktune.sweep import sweep
+
+    swept = sweep(config, overrides, console=_stderr(), overwrite=overwrite)
+    swept.require_whole()
+
+
+@app.command()
 def doctor(json: AsJson = False) -> None:
     """Tell what this machine and installation can do, what will be slow or impossible, and what to do about it."""
     _prepare_libraries()

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from thinktune import tags
 from thinktune.config import Data, Format, Load, Quantize, Sampling
-from thinktune.engines import open_engine
+from thinktune.engines import Opened, open_engine
 from thinktune.engines.base import Engine, Request
 from thinktune.files import write_json, write_text
 from thinktune.items import valid_text
@@ -89,6 +89,7 @@ def evaluate_data(
     seed: int = 0,
     overwrite: bool = False,
     console: Console | None = None,
+    opened: Opened | None = None,
 ) -> Summary:
     """`thinktune eval`: score the model that a reference names on rows with references.
 
@@ -96,6 +97,7 @@ def evaluate_data(
         source: as in `data.source`.
         tell_format: explain the format in the prompt; None: only to models that were not trained for it.
         task: one of `TASKS`, which says how answers are compared.
+        opened: the model, where it is in memory already; it is closed in the end.
 
     Raises:
         DataError, ModelError, …: see `data.load_examples`, `open_engine` and `evaluate`.
@@ -104,7 +106,7 @@ def evaluate_data(
 
     console = console or Console(stderr=True)
     load = load or Load()
-    with open_engine(
+    with opened or open_engine(
         reference, load=load, quantize=quantize, batch_tokens=batch_tokens, notify=console.print
     ) as opened:
         data = Data(source=source, split=split, sample=sample)

@@ -32,6 +32,17 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def reset_peak_memory() -> None:
+    """Forget earlier peaks, where the system lets us (CUDA, Linux): this process may have trained before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:  # another system, or not permitted: then the peak is that of the whole process
+        return
+
+
 class MetricsFile:
     """metrics.jsonl: one line a logged step.
 

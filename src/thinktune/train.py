@@ -15,33 +15,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
 from trl import SFTConfig
 
 from thinktune.ask import answer
 from thinktune.config import OWNED_TRAINER_FIELDS, Config, Train, dump_config
-from thinktune.data import Prepared, Tokens, pack, prepare
+from thinktune.data import Prepared, Tokens, pack
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import ConfigError, Interrupted, ModelError, OutOfMemory, RunFolderError
 from thinktune.fast import attention
-from thinktune.fast.lora import fuse_lora
 from thinktune.files import replacing, write_json, write_text
-from thinktune.models import Loaded, load_model, make_chat, resolve, write_settings
+from thinktune.models import Loaded, write_settings
 from thinktune.models.device import describe_hardware
-from thinktune.progress import MetricsFile, ProgressLine, StopSignals, peak_memory_gib, plot_metrics
+from thinktune.progress import MetricsFile, ProgressLine, StopSignals, peak_memory_gib, plot_metrics, reset_peak_memory
 from thinktune.runs import RunFolder, library_versions
-from thinktune.trainer import PackedCollator, ThinkTrainer, add_summed_loss, as_dataset, whole_checkpoints
+from thinktune.trainer import PackedCollator, ThinkTrainer, as_dataset, whole_checkpoints
+from thinktune.workbench import Workbench, adapter_to_train
 
 
-def train(config: Config, *, console: Console, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def train(
+    config: Config,
+    *,
+    console: Console,
+    resume: bool = False,
+    overwrite: bool = False,
+    bench: Workbench | None = None,
+) -> dict[str, Any]:
     """Fine-tune as `config` says, into its run folder, and return what run.json records.
 
     Args:
         console: for progress and notices; answers to `ask.questions` go there too.
         resume: go on from the newest whole checkpoint of the run folder, if it has one.
         overwrite: replace a run folder that exists.
+        bench: where several trainings share base model and data; the base model is left as it was.
 
     Raises:
         RunFolderError: the run folder exists, or holds another config than the one to resume.
@@ -52,34 +60,30 @@ def train(config: Config, *, console: Console, resume: bool = False, overwrite: 
     run = RunFolder(config.run_folder)
     _check_run(run, config, resume=resume, overwrite=overwrite)
     started = time.monotonic()
-    set_seed(config.train_seed)
+    reset_peak_memory()
     notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
-    loaded = load_model(config.model, load=config.load, quantize=config.quantize, notify=notify)
-    settings = {**loaded.settings, **config.data.chat_settings}
-    loaded.chat = make_chat(loaded.tokenizer, settings, stop_ids=loaded.chat.stop_ids)
-    prepared = prepare(config, loaded.chat, notify)
+    loaded, prepared = (bench or Workbench()).take(config, notify)
     console.print(prepared.report.one_line(), highlight=False)
-    model = _with_adapter(loaded, config, notify)
-    checkpoint = _open_run(run, config, prepared, overwrite=overwrite)
-    trainer = _build_trainer(model, loaded, prepared, config, run)
-    console.print(_parameter_line(model), highlight=False)
-
-    with _out_of_memory_explained(config), StopSignals() as stop, attention.packed_documents(model.get_base_model()):
-        if not _documents_are_isolated(model, prepared.train):
-            _require_single_documents(config)
-        final_loss = _optimise(trainer, run, checkpoint, stop, console)
-    if stop.requested:
-        raise Interrupted(
-            f"stopped by {stop.name} after step {trainer.state.global_step}; a checkpoint is saved",
-            hint="go on with the same command and --resume",
-        )
-
-    _save_adapter(model, loaded, config, run)
-    record = _record(trainer, model, loaded, prepared, config, final_loss, time.monotonic() - started)
-    write_json(run.record, record)
-    plot_metrics(run.metrics, run.loss_plot)
-    console.print(_closing_line(record, run), highlight=False)
-    _answer_questions(model, loaded, config, console)
+    set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
+    with adapter_to_train(loaded, config, notify) as model:
+        checkpoint = _open_run(run, config, prepared, overwrite=overwrite)
+        trainer = _build_trainer(model, loaded, prepared, config, run)
+        console.print(_parameter_line(model), highlight=False)
+        with _out_of_memory_explained(config), StopSignals() as stop, attention.packed_documents(loaded.model):
+            if not _documents_are_isolated(model, prepared.train):
+                _require_single_documents(config)
+            final_loss = _optimise(trainer, run, checkpoint, stop, console)
+        if stop.requested:
+            raise Interrupted(
+                f"stopped by {stop.name} after step {trainer.state.global_step}; a checkpoint is saved",
+                hint="go on with the same command and --resume",
+            )
+        _save_adapter(model, loaded, config, run)
+        record = _record(trainer, model, loaded, prepared, config, final_loss, time.monotonic() - started)
+        write_json(run.record, record)
+        plot_metrics(run.metrics, run.loss_plot)
+        console.print(_closing_line(record, run), highlight=False)
+        _answer_questions(model, loaded, config, console)
     return record
 
 
@@ -111,41 +115,6 @@ def _open_run(run: RunFolder, config: Config, prepared: Prepared, *, overwrite: 
         if folder not in (path for _, path in whole):
             shutil.rmtree(folder)  # cut off while it was written
     return whole[-1][1] if whole else None
-
-
-def _with_adapter(loaded: Loaded, config: Config, notify: Any) -> PeftModel:
-    """The model with a new adapter, or with the one of `lora.init`, its master weights in float32."""
-    loaded.model.requires_grad_(False)
-    if config.lora.init is not None:
-        resolved = resolve(config.lora.init, config.load, notify, prefer_merged=False)
-        if resolved.adapter is None:
-            raise ConfigError(f"lora.init: {config.lora.init} is no adapter", hint="name a run or an adapter folder")
-        model = PeftModel.from_pretrained(loaded.model, resolved.adapter, is_trainable=True)
-        notify(f"continuing the adapter {resolved.adapter}; its own rank and targets hold")
-    else:
-        _check_targets(loaded.model, config.lora.targets)
-        lora = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=config.lora.r,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules=config.lora.targets,
-            use_rslora=config.lora.use_rslora,
-            bias="none",
-        )
-        model = get_peft_model(loaded.model, lora)
-    fuse_lora(model)
-    add_summed_loss(model.get_base_model())
-    return model
-
-
-def _check_targets(model: Any, targets: list[str]) -> None:
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")}
-    if unknown := [target for target in targets if target.rpartition(".")[2] not in linear]:
-        raise ConfigError(
-            f"lora.targets: the model has no {', '.join(unknown)}",
-            hint=f"its linear layers are {', '.join(sorted(linear))}",
-        )
 
 
 def _build_trainer(

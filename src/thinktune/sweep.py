@@ -1,0 +1,251 @@
+"""`thinktune sweep CONFIG lora.r=4,8,16 train.seed=1,2,3`: a grid of trainings on one base model in memory.
+
+Each member has a run folder of its own below the config's. What is whole and unchanged is skipped, what was stopped
+goes on, and a member that fails does not keep the others from being trained.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+from rich.console import Console
+
+from thinktune.config import Config, load_config
+from thinktune.engines import open_engine
+from thinktune.engines.base import Engine
+from thinktune.engines.opening import EngineOnDemand
+from thinktune.errors import ConfigError, DiskFull, Interrupted, ThinktuneError
+from thinktune.evaluate import evaluate_data
+from thinktune.runs import RunFolder
+from thinktune.workbench import Workbench, adapter_to_ask, data_key, model_key
+
+_OPENING, _CLOSING = "[{(", "]})"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One training of a sweep: `name` says what it sets, as in `r=4,seed=1`."""
+
+    name: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What became of a sweep: the run folders that are whole, and by name what went wrong with the others."""
+
+    folder: Path
+    runs: list[Path]
+    failures: dict[str, str]
+
+    def require_whole(self) -> None:
+        """
+        Raises:
+            ThinktuneError: some members failed.
+        """
+        if self.failures:
+            lines = "\n".join(f"  {name}: {problem}" for name, problem in self.failures.items())
+            count = len(self.failures) + len(self.runs)
+            raise ThinktuneError(
+                f"{len(self.failures)} of {count} members failed:\n{lines}",
+                hint="the same command tries them again, and skips those that are done",
+            )
+
+
+def sweep(
+    file: str | Path,
+    overrides: Sequence[str],
+    *,
+    console: Console,
+    overwrite: bool = False,
+    bench: Workbench | None = None,
+) -> Swept:
+    """Train and evaluate every combination of the values in `overrides`, below the run folder of `file`.
+
+    Args:
+        overrides: `key=value`, or `key=value,value,…` to sweep over; commas inside brackets and quotes do not split.
+        overwrite: train members anew that are there.
+        bench: holds base model and data; None: a new one.
+
+    Raises:
+        ConfigError: any member's config is wrong; nothing has been trained then.
+        Interrupted: Ctrl-C or SIGTERM; what was done is saved.
+        DiskFull: going on would be of no use.
+    """
+    members = plan_sweep(file, overrides)
+    root = members[0].config.run_folder.parent
+    bench = bench or Workbench()
+    failures: dict[str, str] = {}
+    runs: list[Path] = []
+    console.print(f"{len(members)} trainings below {root}", highlight=False)
+    for number, member in enumerate(members, start=1):
+        console.rule(f"[bold]{number} of {len(members)}: {member.name}", align="left")
+        try:
+            _train(member.config, bench, console, overwrite)
+            if member.config.eval.data is not None:
+                _evaluate(member.config, bench, console, runs)
+            runs.append(member.config.run_folder)
+        except Interrupted as stopped:
+            raise Interrupted(
+                f"{member.name}: {stopped.message}", hint="give the same command again: it goes on where it stopped"
+            ) from None
+        except DiskFull:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever one member dies of, the others can still be trained
+            failures[member.name] = _in_a_line(error)
+            console.print(f"[bold red]failed[/]: {failures[member.name]}", highlight=False)
+        _free_memory()
+    return Swept(root, runs, failures)
+
+
+def plan_sweep(file: str | Path, overrides: Sequence[str]) -> list[Member]:
+    """Every combination as a member with its config, checked; those that share base model and data in a row.
+
+    Raises:
+        ConfigError: a value is missing, or a config that comes of it is wrong.
+    """
+    keys, values = [], []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override!r} is not key=value", hint="for example lora.r=4,8,16")
+        keys.append(key)
+        values.append(list(dict.fromkeys(split_values(text))))
+        if not all(values[-1]):
+            raise ConfigError(f"{override!r}: a value is missing between the commas")
+    if not any(len(each) > 1 for each in values):
+        raise ConfigError("there is nothing to sweep over", hint="give a key several values: lora.r=4,8,16")
+    if doubled := [key for key, count in Counter(keys).items() if count > 1]:
+        raise ConfigError(f"{doubled[0]} is given twice")
+    swept = [key for key, each in zip(keys, values, strict=True) if len(each) > 1]
+    if "output" in swept:
+        raise ConfigError("output cannot be swept over", hint="each member has its own folder below it")
+    short = _short_names(swept)
+    members = []
+    for combination in product(*values):
+        pairs = list(zip(keys, combination, strict=True))
+        config = load_config(file, [f"{key}={value}" for key, value in pairs])
+        name = ",".join(f"{short[key]}={value}" for key, value in pairs if key in short)
+        output = config.run_folder / re.sub(r"[^\w.,=+-]+", "-", name)
+        questions = config.ask.model_copy(update={"questions": []})  # nobody watches; `thinktune ask` is there
+        members.append(Member(name, config.model_copy(update={"output": output, "ask": questions})))
+    places = {member.config.output for member in members}
+    if len(places) < len(members):
+        raise ConfigError("values of the sweep differ only in characters that cannot stand in a folder's name")
+    return sorted(members, key=_order_of_first_use([(model_key(m.config), data_key(m.config)) for m in members]))
+
+
+def split_values(text: str) -> list[str]:
+    """Split at commas outside brackets and quotes.
+
+    >>> split_values("[q_proj,v_proj],[q_proj]")
+    ['[q_proj,v_proj]', '[q_proj]']
+    """
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if character == "," and not depth and not quote:
+            parts.append("")
+            continue
+        parts[-1] += character
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        else:
+            depth += (character in _OPENING) - (character in _CLOSING)
+    return [part.strip() for part in parts]
+
+
+def _short_names(keys: list[str]) -> dict[str, str]:
+    """The last part of each key, where that tells them apart."""
+    last = Counter(key.rpartition(".")[2] for key in keys)
+    return {key: name if last[name := key.rpartition(".")[2]] == 1 else key for key in keys}
+
+
+def _order_of_first_use(keys: list[tuple[object, object]]) -> Callable[[Member], tuple[int, int]]:
+    """A sort key that brings members with the same model, and then the same data, together."""
+    models = [model for model, _ in keys]
+
+    def order(member: Member) -> tuple[int, int]:
+        model, data = model_key(member.config), data_key(member.config)
+        return models.index(model), keys.index((model, data))
+
+    return order
+
+
+def _train(config: Config, bench: Workbench, console: Console, overwrite: bool) -> None:
+    from thinktune.train import train
+
+    folder = RunFolder(config.run_folder)
+    if folder.is_trained and not overwrite:
+        folder.require_same_config(config)
+        console.print(f"{folder.path} is trained", style="dim", highlight=False)
+        return
+    train(config, console=console, resume=folder.exists and not overwrite, overwrite=overwrite, bench=bench)
+
+
+def _evaluate(config: Config, bench: Workbench, console: Console, before: Sequence[Path]) -> None:
+    """Score base and tuned model on `eval.data`, with the base model in memory. What the journals have is not asked."""
+    folder = RunFolder(config.run_folder)
+    models = {"base": None, "tuned": folder.adapter} if config.eval.base else {"tuned": folder.adapter}
+    for name, adapter in models.items():
+        if name == "base":
+            _take_over_journal(folder.eval / name, [run / "eval" / name for run in before])
+        with ExitStack() as stack:
+            opened = open_engine(adapter or config.model, load=config.load, notify=console.print)
+            if config.quantize == "none":  # else the scores are those of the unquantised model, which is not at hand
+                start = partial(_start, config, bench, console, adapter, stack)
+                opened = replace(opened, engine=EngineOnDemand(start))
+            summary = evaluate_data(
+                adapter or config.model,
+                config.eval.data or "",
+                folder.eval / name,
+                split=config.eval.split,
+                sample=config.eval.sample,
+                sampling=config.eval.sampling,
+                load=config.load,
+                seed=config.seed,
+                console=console,
+                opened=opened,
+            )
+        console.print(f"{name}: well-formed {summary.format}, right {summary.strict}", highlight=False)
+
+
+def _start(config: Config, bench: Workbench, console: Console, adapter: Path | None, stack: ExitStack) -> Engine:
+    from thinktune.engines.transformers import TransformersEngine
+
+    loaded = bench.take_model(config, console.print)
+    model = stack.enter_context(adapter_to_ask(loaded, adapter)) if adapter else loaded.model
+    return TransformersEngine(model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=config.infer.batch_tokens)
+
+
+def _take_over_journal(place: Path, others: Sequence[Path]) -> None:
+    """Begin with the answers that the base model gave for another member; those to other questions are not used."""
+    journals = [other / "journal.jsonl" for other in others if (other / "journal.jsonl").exists()]
+    if journals and not (place / "journal.jsonl").exists():
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(journals[-1], place / "journal.jsonl")
+
+
+def _in_a_line(error: Exception) -> str:
+    if isinstance(error, ThinktuneError):
+        return error.message + (f" ({error.hint})" if error.hint else "")
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _free_memory() -> None:
+    """A trainer and its optimizer lie in cycles; their memory is wanted for the next member."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
