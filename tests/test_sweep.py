@@ -33,7 +33,7 @@ def make_file(model: Path, folder: Path, **settings: Any) -> Path:
         "data": {"sample": 20, "max_length": 512},
         "lora": {"r": 2, "alpha": 4},
         "train": {"learning_rate": 1e-2, "max_steps": 2, "save_every": 1},
-        "eval": {"data": "builtin:arithmetic", "sample": 3, "sampling": {"max_tokens": 8}},
+        "eval": {"data": "builtin:arithmetic", "sample": 3, "sampling": {"max_tokens": 8}, "every": None},
     }
     for section, fields in settings.items():
         values[section] = {**values.get(section, {}), **fields}
@@ -47,7 +47,8 @@ def quietly(file: Path, *overrides: str, **settings: Any) -> Swept:
 
 
 def adapter_of(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "adapter" / "adapter_model.safetensors")
+    tensors: dict[str, torch.Tensor] = load_file(run / "adapter" / "adapter_model.safetensors")
+    return tensors
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from thinktune.runs import RunFolder
 from thinktune.train import train
 from thinktune.trainer import PackedCollator, whole_checkpoints
 
-MEASURED = ("tokens_per_second", "memory_gib")
+MEASURED = ("tokens_per_second", "memory_gib", "eval_seconds")
 """What metrics.jsonl has of the machine; everything else must be the same each time."""
 
 

@@ -321,7 +321,30 @@ def sweep(
     from thinktune.sweep import sweep
 
     swept = sweep(config, overrides, console=_stderr(), overwrite=overwrite)
+    if swept.runs:
+        _print_comparison([str(run) for run in swept.runs], swept.folder)
     swept.require_whole()
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run folders")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for report.html, comparison.json and .png")] = Path(
+        "comparison"
+    ),
+    json: AsJson = False,
+) -> None:
+    """Set runs side by side: cost, loss, scores with intervals, and which differences are real."""
+    _print_comparison(runs, out, json=json)
+
+
+@app.command()
+def report(runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run folders")]) -> None:
+    """Write RUN/report.html: curves, data, config, scores and samples on one page that loads nothing."""
+    from thinktune.report import write_report
+
+    for run in runs:
+        print(write_report(run))
 
 
 @app.command()
@@ -348,6 +371,25 @@ def _infer_settings(config: Path | None, given: dict[str, Any]) -> Infer:
 
 def _notify(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def _print_comparison(runs: list[str], out: Path, *, json: bool = False) -> None:
+    """The table and the differences in words, or JSON, on stdout; the page and the plot into `out`."""
+    from rich.console import Console
+
+    from thinktune.compare import compare, sentences, table
+    from thinktune.report import write_comparison
+
+    comparison = compare(runs)
+    if json:
+        print(dumps(comparison.as_dict(), ensure_ascii=False, indent=2))
+    else:
+        side_by_side, stdout = table(comparison), Console()
+        natural = stdout.measure(side_by_side, options=stdout.options.update(max_width=1000)).maximum
+        Console(width=max(stdout.width, natural)).print(side_by_side)  # cells cut short would be of no use
+        for sentence in sentences(comparison):
+            print(sentence)
+    _notify(f"samples side by side: {write_comparison(comparison, out)}")
 
 
 def _name(reference: str) -> str:

@@ -30,6 +30,7 @@ from thinktune import tags
 from thinktune.errors import ConfigError
 
 Quantize = Literal["none", "int8", "nf4", "fp8"]
+Logger = Literal["tensorboard", "wandb", "mlflow", "swanlab", "trackio"]
 ItemType = Literal["math", "choice", "code-generate", "generic-generate"]
 ITEM_TYPES: tuple[str, ...] = get_args(ItemType)
 Profile = Literal["default", "article"]
@@ -163,6 +164,7 @@ OWNED_TRAINER_FIELDS = {
     "packing": "train.packing",
     "padding_free": "train.packing",
     "report_to": "train.report_to",
+    "run_name": "output",
     "bf16": "load.dtype",
     "fp16": "load.dtype",
     "use_cpu": "load.device",
@@ -197,7 +199,7 @@ class Train(_Section):
     save_every: int = Field(100, ge=1, description="optimizer steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1)
     eval_every: int | None = Field(None, ge=1, description="steps between evaluation losses; null: at the end")
-    report_to: list[str] = Field([], description="tensorboard, wandb, mlflow, swanlab, trackio")
+    report_to: list[Logger] = Field([], description="where to log as well, through the trainer's own integrations")
     trainer: dict[str, Any] = Field({}, description="any further field of TRL's SFTConfig, checked by it")
 
     @field_validator("trainer")
@@ -284,6 +286,10 @@ class Eval(_Section):
     gold: Path | None = Field(None, description="references by id, for a batch file's results")
     sample: int | None = Field(None, ge=1, description="problems to score, drawn by seed; null: all")
     sampling: Sampling = Sampling()
+    every: int | None = Field(50, ge=1, description="optimizer steps between small evaluations during training")
+    every_sample: int = Field(16, ge=1, description="problems of such an evaluation, always the same")
+    every_tokens: int = Field(512, ge=1, description="most tokens of an answer there, greedy")
+    every_share: float = Field(0.1, gt=0, le=1, description="most of the training time they may take; 1: all of it")
     base: bool = Field(True, description="score the untuned model too, told the format in its prompt")
 
 

@@ -24,6 +24,7 @@ from thinktune.files import write_json
 from thinktune.infer import infer_file
 from thinktune.items import read_batch_file
 from thinktune.merge import merge
+from thinktune.report import write_report
 from thinktune.runs import RunFolder
 from thinktune.tasks.profiles import samplings
 from thinktune.verify import verify
@@ -103,6 +104,7 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
                 )
         write_json(folder.eval / "summary.json", _summary(summaries, folder, steps.seconds))
         Console().print(comparison_table(summaries))
+    console.print(f"everything on one page: {write_report(folder.path)}", highlight=False)
 
 
 def _train(config: Config, folder: RunFolder, console: Console, overwrite: bool) -> None:

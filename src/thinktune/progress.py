@@ -48,7 +48,8 @@ class MetricsFile:
 
     `step, epoch, loss` (nats a trained token since the last line) `, grad_norm, learning_rate, tokens, trained_tokens`
     depend on config and data alone; `tokens_per_second` (since the last line) and `memory_gib` (peak) on the machine.
-    A line with `eval_loss` comes after each evaluation. Lines after `after_step` are cut off: a resumed training
+    A line with `eval_loss` comes after each evaluation of the held-out loss, one with `eval_accuracy` after each
+    evaluation by generation (see checkup.py). Lines after `after_step` are cut off: a resumed training
     writes them again.
     """
 
@@ -90,11 +91,11 @@ class _Recorder(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
-        if not state.is_world_process_zero or not ({"loss", "eval_loss"} & set(logs)):
+        if not state.is_world_process_zero or not ({"loss", "eval_loss", "eval_accuracy"} & set(logs)):
             return
         line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
-        names = ("loss", "eval_loss", "grad_norm", "learning_rate")
-        line |= {name: float(logs[name]) for name in names if name in logs}
+        line |= {name: float(logs[name]) for name in ("loss", "grad_norm", "learning_rate") if name in logs}
+        line |= {name: value for name, value in logs.items() if name.startswith("eval_")}
         if "loss" in logs:
             meter = self._trainer.meter
             tokens, seconds = meter.tokens - self._before[0], meter.seconds - self._before[1]
@@ -184,47 +185,3 @@ class _Stopper(TrainerCallback):
         if self._stop.requested:
             control.should_save = True
             control.should_training_stop = True
-
-
-def plot_metrics(metrics: Path, image: Path) -> None:
-    """Draw metrics.jsonl: loss (with a running mean), held-out loss, learning rate and gradient norm."""
-    from matplotlib.figure import Figure
-
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    steps = [line for line in lines if "loss" in line]
-    held_out = [line for line in lines if "eval_loss" in line]
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    loss, norm = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    at = [line["step"] for line in steps]
-    values = [line["loss"] for line in steps]
-    loss.plot(at, values, color="tab:blue", alpha=0.35, linewidth=1, label="training, each line")
-    loss.plot(at, _running_mean(values), color="tab:blue", label="training, running mean")
-    if held_out:
-        loss.plot(
-            [line["step"] for line in held_out],
-            [line["eval_loss"] for line in held_out],
-            "o-",
-            color="tab:orange",
-            label="held out",
-        )
-    loss.set_ylabel("loss (nats a trained token)")
-    loss.legend()
-    loss.grid(alpha=0.3)
-    norm.plot(at, [line.get("grad_norm", math.nan) for line in steps], color="tab:green", linewidth=1)
-    norm.set_ylabel("gradient norm", color="tab:green")
-    norm.set_xlabel("optimizer step")
-    norm.grid(alpha=0.3)
-    rate = norm.twinx()
-    rate.plot(at, [line["learning_rate"] for line in steps], color="tab:gray", linestyle="--", linewidth=1)
-    rate.set_ylabel("learning rate", color="tab:gray")
-    figure.savefig(image, dpi=110)
-
-
-def _running_mean(values: list[float]) -> list[float]:
-    """Exponential, over about a twentieth of the run, not biased towards the first value."""
-    decay = 1 - 1 / max(1.0, len(values) / 20)
-    means, mean, weight = [], 0.0, 0.0
-    for value in values:
-        mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
-        means.append(mean / weight)
-    return means

@@ -53,12 +53,21 @@ class RunFolder:
         return self.path / "merged"
 
     @property
+    def logs(self) -> Path:
+        """Of TensorBoard, where `train.report_to` asks for it."""
+        return self.path / "logs"
+
+    @property
     def infer(self) -> Path:
         return self.path / "infer"
 
     @property
     def eval(self) -> Path:
         return self.path / "eval"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
 
     @property
     def exists(self) -> bool:

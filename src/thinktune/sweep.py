@@ -25,6 +25,7 @@ from thinktune.engines.base import Engine
 from thinktune.engines.opening import EngineOnDemand
 from thinktune.errors import ConfigError, DiskFull, Interrupted, ThinktuneError
 from thinktune.evaluate import evaluate_data
+from thinktune.report import write_report
 from thinktune.runs import RunFolder
 from thinktune.workbench import Workbench, adapter_to_ask, data_key, model_key
 
@@ -94,6 +95,7 @@ def sweep(
             if member.config.eval.data is not None:
                 _evaluate(member.config, bench, console, runs)
             runs.append(member.config.run_folder)
+            write_report(member.config.run_folder)
         except Interrupted as stopped:
             raise Interrupted(
                 f"{member.name}: {stopped.message}", hint="give the same command again: it goes on where it stopped"

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,21 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
+from transformers.integrations import TensorBoardCallback
 from trl import SFTConfig
 
+from thinktune import plots
 from thinktune.ask import answer
+from thinktune.checkup import Checkup, checkup_problems
 from thinktune.config import OWNED_TRAINER_FIELDS, Config, Train, dump_config
-from thinktune.data import Prepared, Tokens, pack
+from thinktune.data import Example, Prepared, Tokens, pack
 from thinktune.engines.transformers import TransformersEngine
-from thinktune.errors import ConfigError, Interrupted, ModelError, OutOfMemory, RunFolderError
+from thinktune.errors import ConfigError, Interrupted, MissingExtra, ModelError, OutOfMemory, RunFolderError
 from thinktune.fast import attention
 from thinktune.files import replacing, write_json, write_text
 from thinktune.models import Loaded, write_settings
 from thinktune.models.device import describe_hardware
-from thinktune.progress import MetricsFile, ProgressLine, StopSignals, peak_memory_gib, plot_metrics, reset_peak_memory
+from thinktune.progress import MetricsFile, ProgressLine, StopSignals, peak_memory_gib, reset_peak_memory
 from thinktune.runs import RunFolder, library_versions
 from thinktune.trainer import PackedCollator, ThinkTrainer, as_dataset, whole_checkpoints
 from thinktune.workbench import Workbench, adapter_to_train
@@ -57,6 +61,7 @@ def train(
         OutOfMemory: with what to change.
         ThinktuneError: what loading the model and the data raise.
     """
+    _require_loggers(config)
     run = RunFolder(config.run_folder)
     _check_run(run, config, resume=resume, overwrite=overwrite)
     started = time.monotonic()
@@ -64,6 +69,7 @@ def train(
     notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
     loaded, prepared = (bench or Workbench()).take(config, notify)
     console.print(prepared.report.one_line(), highlight=False)
+    problems = checkup_problems(config, notify)
     set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
     with adapter_to_train(loaded, config, notify) as model:
         checkpoint = _open_run(run, config, prepared, overwrite=overwrite)
@@ -72,19 +78,27 @@ def train(
         with _out_of_memory_explained(config), StopSignals() as stop, attention.packed_documents(loaded.model):
             if not _documents_are_isolated(model, prepared.train):
                 _require_single_documents(config)
-            final_loss = _optimise(trainer, run, checkpoint, stop, console)
+            checkup = _checkup(problems, model, loaded, config, trainer, console)
+            metrics = _optimise(trainer, run, checkpoint, stop, checkup, console)
         if stop.requested:
             raise Interrupted(
                 f"stopped by {stop.name} after step {trainer.state.global_step}; a checkpoint is saved",
                 hint="go on with the same command and --resume",
             )
         _save_adapter(model, loaded, config, run)
-        record = _record(trainer, model, loaded, prepared, config, final_loss, time.monotonic() - started)
+        record = _record(trainer, model, loaded, prepared, config, metrics, time.monotonic() - started)
         write_json(run.record, record)
-        plot_metrics(run.metrics, run.loss_plot)
+        plots.save(plots.training_figure(metrics.lines), run.loss_plot)
         console.print(_closing_line(record, run), highlight=False)
         _answer_questions(model, loaded, config, console)
     return record
+
+
+def _require_loggers(config: Config) -> None:
+    if missing := [name for name in config.train.report_to if find_spec(name) is None]:
+        raise MissingExtra(
+            f"train.report_to: {', '.join(missing)} is not installed", hint=f"pip install {' '.join(missing)}"
+        )
 
 
 def _check_run(run: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> None:
@@ -135,6 +149,9 @@ def _build_trainer(
         keep_checkpoints=settings.keep_checkpoints,
     )
     trainer.remove_callback(PrinterCallback)  # ours prints a better line
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(run.logs)  # else it would be inside checkpoints/
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL makes them bf16 on quantised bases, where small steps then round to nothing
             parameter.data = parameter.data.float()
@@ -176,6 +193,7 @@ def _sft_config(settings: Train, config: Config, loaded: Loaded, run: RunFolder,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "report_to": settings.report_to or "none",
+        "run_name": run.path.name,
         "bf16": False,  # the weights are bf16 where the hardware has it; autocast on top would only cost
         "use_cpu": not on_gpu,
         "max_length": None,  # nothing is cut here; data.overlong has decided
@@ -195,10 +213,27 @@ def _sft_config(settings: Train, config: Config, loaded: Loaded, run: RunFolder,
         raise ConfigError(f"train.trainer: {error}") from None
 
 
+def _checkup(
+    problems: list[Example], model: PeftModel, loaded: Loaded, config: Config, trainer: ThinkTrainer, console: Console
+) -> Checkup | None:
+    if not problems:
+        return None
+    try:
+        return Checkup(problems, model, loaded, config, trainer, console)
+    except ModelError as error:  # it can be trained nevertheless
+        console.print(f"no evaluation during training: {error.message}", highlight=False)
+        return None
+
+
 def _optimise(
-    trainer: ThinkTrainer, run: RunFolder, checkpoint: Path | None, stop: StopSignals, console: Console
-) -> float:
-    """Run the training loop and return the held-out loss, or where nothing is held out that of the last steps."""
+    trainer: ThinkTrainer,
+    run: RunFolder,
+    checkpoint: Path | None,
+    stop: StopSignals,
+    checkup: Checkup | None,
+    console: Console,
+) -> MetricsFile:
+    """Run the training loop, with a last evaluation of the held-out loss."""
     step = 0
     if checkpoint is not None:
         step = int(checkpoint.name.rpartition("-")[2])
@@ -208,6 +243,9 @@ def _optimise(
     line = ProgressLine(trainer, console)
     for callback in (metrics.recorder(trainer), line, stop.callback()):
         trainer.add_callback(callback)
+    if checkup is not None:
+        checkup.resume(metrics.lines)
+        trainer.add_callback(checkup)
     with line:
         trainer.start_clock()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -217,7 +255,7 @@ def _optimise(
             and not metrics.has_eval_at(trainer.state.global_step)
         ):
             trainer.evaluate()
-    return metrics.final_loss()
+    return metrics
 
 
 @torch.no_grad()
@@ -290,7 +328,7 @@ def _record(
     loaded: Loaded,
     prepared: Prepared,
     config: Config,
-    final_loss: float,
+    metrics: MetricsFile,
     seconds: float,
 ) -> dict[str, Any]:
     meter = trainer.meter
@@ -313,7 +351,8 @@ def _record(
         "wall_seconds": round(seconds, 2),
         "tokens_per_second": round(meter.tokens / max(meter.seconds, 1e-9), 1),
         "peak_memory_gib": round(peak_memory_gib(), 2),
-        "final_loss": final_loss,
+        "evaluation_seconds": round(sum(line.get("eval_seconds", 0.0) for line in metrics.lines), 2),
+        "final_loss": metrics.final_loss(),
     }
 
 

@@ -1,0 +1,146 @@
+"""A small test that a model takes while it is trained: format rate and accuracy by generation, every so many steps.
+
+Training goes on as if there had been none: random state, train mode and attention are as they were.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from thinktune import tags
+from thinktune.config import Config, Data
+from thinktune.data import Example, load_examples
+from thinktune.engines.base import Completion, Request
+from thinktune.engines.transformers import TransformersEngine
+from thinktune.infer import valid_text
+from thinktune.tasks import TASKS
+
+if TYPE_CHECKING:
+    from thinktune.models import Loaded
+    from thinktune.trainer import ThinkTrainer
+    from thinktune.workbench import Notify
+
+_FIRST_SECONDS = 1.0
+"""What the first one is taken to cost, until it is known."""
+
+
+def checkup_problems(config: Config, notify: Notify) -> list[Example]:
+    """The problems asked during training, always the same; none where `eval.data` or `eval.every` is not set.
+
+    Raises:
+        DataError, DownloadError, MissingExtra: see `data.load_examples`.
+    """
+    if config.eval.data is None or config.eval.every is None:
+        return []
+    data = Data(source=config.eval.data, split=config.eval.split, sample=config.eval.every_sample)
+    examples, _ = load_examples(data, config.format, config.seed, load=config.load, notify=notify, need_thought=False)
+    return examples
+
+
+class Checkup(TrainerCallback):
+    """Asks the problems every `eval.every` steps and logs `eval_format_rate`, `eval_accuracy`,
+    `eval_accuracy_lenient`, `eval_samples` and `eval_seconds`, which is what it cost.
+
+    All of them together take at most `eval.every_share` of the training time that has passed: a checkup that would
+    exceed it is left out, one that turns out to is broken off. With a share of 1 none is.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Example],
+        model: Any,
+        loaded: Loaded,
+        config: Config,
+        trainer: ThinkTrainer,
+        console: Console,
+    ) -> None:
+        limit = min(config.eval.every_tokens, config.eval.sampling.max_tokens)
+        sampling = config.eval.sampling.model_copy(update={"temperature": 0.0, "n": 1, "seed": 0, "max_tokens": limit})
+        prompts = [
+            loaded.chat.prompt_ids([{**turn, "content": valid_text(turn["content"])} for turn in problem.messages])
+            for problem in problems
+        ]
+        self._requests = [Request(str(at), ids, sampling) for at, ids in enumerate(prompts)]
+        self._references = [problem.answer for problem in problems]
+        self._engine = TransformersEngine(
+            model,
+            loaded.tokenizer,
+            loaded.chat.stop_ids,
+            max_batch_tokens=len(prompts) * (max(map(len, prompts)) + limit),
+        )
+        self._every = config.eval.every or 0
+        self._share = config.eval.every_share
+        self._trainer = trainer
+        self._console = console
+        self._warned = False
+        self._seconds = 0.0
+        self._expected = _FIRST_SECONDS
+
+    def resume(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Count what those before the checkpoint have cost, by the lines of metrics.jsonl."""
+        if costs := [line["eval_seconds"] for line in lines if "eval_seconds" in line]:
+            self._seconds, self._expected = sum(costs), costs[-1]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not state.is_world_process_zero or state.global_step % self._every:
+            return
+        self._trainer.stop_clock()
+        allowed = self._allowed_seconds()
+        if allowed >= self._expected:
+            due = control.should_log
+            self._take(allowed)
+            control.should_log = due  # the trainer takes what was logged here for the line of this step
+        elif not self._warned:
+            self._warned = True
+            self._console.print(
+                f"evaluation during training takes {self._expected:.1f} s; every {self._every} steps, that would be "
+                f"over {self._share:.0%} of the training time (eval.every_share), so some are left out",
+                style="dim",
+                highlight=False,
+            )
+        self._trainer.start_clock()
+
+    def _allowed_seconds(self) -> float:
+        return math.inf if self._share == 1 else self._share * self._trainer.meter.seconds - self._seconds
+
+    def _take(self, allowed: float) -> None:
+        started = time.monotonic()
+        completions = self._generate(started + allowed)
+        scores = self._score(completions) if len(completions) == len(self._requests) else {}
+        cost = time.monotonic() - started
+        self._seconds += cost
+        if scores:
+            self._expected = cost
+            self._trainer.log({**scores, "eval_seconds": round(cost, 3)})
+        else:
+            self._expected = 2 * cost
+
+    def _generate(self, deadline: float) -> list[Completion]:
+        completions = []
+        with torch.random.fork_rng(), closing(self._engine.generate(self._requests)) as answers:
+            for completion in answers:
+                completions.append(completion)
+                if time.monotonic() > deadline:
+                    break
+        return completions
+
+    def _score(self, completions: Sequence[Completion]) -> dict[str, float]:
+        scores = [
+            TASKS["math"].score(each.text, {"reference": self._references[int(each.request_id)]}, each.finish_reason)
+            for each in completions
+        ]
+        count = len(scores)
+        return {
+            "eval_format_rate": sum(tags.parse(each.text).well_formed for each in completions) / count,
+            "eval_accuracy": sum(bool(score.correct) for score in scores) / count,
+            "eval_accuracy_lenient": sum(bool(score.lenient) for score in scores) / count,
+            "eval_samples": count,
+        }

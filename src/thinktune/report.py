@@ -1,0 +1,185 @@
+"""report.html: all of a run, or of a comparison, on one page that loads nothing from anywhere.
+
+Whatever a model wrote is escaped by the template engine, and a content security policy lets no script run but the
+page's own, by its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from thinktune import plots, tags
+from thinktune.compare import COLUMNS, Candidate, Comparison, compare, sentences
+from thinktune.files import write_text
+from thinktune.runs import RunFolder
+
+MOST_PROBLEMS = 400
+"""Problems that a page shows; a page of thousands would not open on a phone."""
+_MOST_CHARACTERS = 20_000
+
+
+def write_report(run: str | Path) -> Path:
+    """Write RUN/report.html and return its path.
+
+    Raises:
+        RunFolderError: the folder is no run, or its training has not ended.
+    """
+    folder = RunFolder(Path(run))
+    comparison = compare([folder.path])
+    tuned = comparison.candidates[-1]
+    record = json.loads(folder.record.read_text(encoding="utf-8"))
+    page = _render(
+        "run.html",
+        title=folder.path.resolve().name,
+        record=record,
+        facts=_facts(record),
+        curves=plots.data_url(plots.training_figure(tuned.metrics)),
+        data=_read_json(folder.data_report),
+        config=folder.config.read_text(encoding="utf-8"),
+        **_scores(comparison, _called_tuned(comparison.candidates)),
+    )
+    write_text(folder.report, page)
+    return folder.report
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> Path:
+    """Write report.html, comparison.json and comparison.png to `folder` and return the path of the page."""
+    figure = _comparison_figure(comparison)
+    plots.save(figure, folder / "comparison.png")
+    write_text(folder / "comparison.json", json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    page = _render(
+        "comparison.html",
+        title=" · ".join(each.name for each in comparison.candidates),
+        figure=plots.data_url(figure),
+        differing=comparison.differing,
+        runs=[each.name for each in comparison.candidates if each.facts],
+        **_scores(comparison, comparison.candidates),
+    )
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _render(template: str, **values: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("thinktune", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (files("thinktune") / "templates" / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return environment.get_template(template).render(script=script, script_digest=digest, **values)
+
+
+def _scores(comparison: Comparison, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """What both pages show of scores and samples."""
+    problems = list(_problems(candidates))
+    return {
+        "headings": [heading for heading, _ in COLUMNS],
+        "rows": [(each.name, [cell(each) for _, cell in COLUMNS]) for each in candidates],
+        "outcomes": _outcomes(candidates),
+        "sentences": list(sentences(comparison)),
+        "told": [each.name for each in candidates if each.summary and each.summary.get("told_format")],
+        "sides": [each.name for each in candidates if each.samples],
+        "problems": problems[:MOST_PROBLEMS],
+        "problem_count": len(problems),
+    }
+
+
+def _called_tuned(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """On the page of one run, its model is simply the tuned one."""
+    *base, tuned = candidates
+    return [*base, Candidate("tuned", tuned.facts, tuned.settings, tuned.summary, tuned.samples, tuned.metrics)]
+
+
+def _outcomes(candidates: Sequence[Candidate]) -> dict[str, list[int]]:
+    """How many samples of each candidate came to which outcome, the most frequent outcome first."""
+    counts = [Counter(line["outcome"] for line in each.samples) for each in candidates]
+    total = sum(counts, Counter())
+    return {outcome: [count[outcome] for count in counts] for outcome, _ in total.most_common()}
+
+
+def _problems(candidates: Sequence[Candidate]) -> Iterator[dict[str, Any]]:
+    """Each problem with what every candidate made of it, in the order of the samples files."""
+    asked = [each for each in candidates if each.samples]
+    by_item = [{(line["source"], line["row"], line["sample"]): line for line in each.samples} for each in asked]
+    for item in dict.fromkeys(item for lines in by_item for item in lines):
+        found = [lines.get(item) for lines in by_item]
+        first = next(line for line in found if line is not None)
+        yield {
+            "where": f"{item[0]}, row {item[1]}" + (f", sample {item[2] + 1}" if item[2] else ""),
+            "prompt": _shorten(first["prompt"].removesuffix(tags.INSTRUCTION).rstrip()),
+            "reference": first["reference"],
+            "sides": [line and _side(each.name, line) for each, line in zip(asked, found, strict=True)],
+        }
+
+
+def _side(name: str, line: dict[str, Any]) -> dict[str, Any]:
+    """One completion as the page shows it: taken apart where it is well-formed, else as it was written."""
+    text = _shorten(line["completion"])
+    parsed = tags.parse(line["completion"])
+    return {
+        "name": name,
+        "outcome": line["outcome"],
+        "think": _shorten(parsed.think or "") if parsed.well_formed else None,
+        "answer": _shorten(parsed.answer or "") if parsed.well_formed else None,
+        "raw": None if parsed.well_formed else text,
+        "remarks": [str(line[key]) for key in ("format_problem", "error", "note") if line.get(key)],
+        "tokens": line["tokens"],
+        "lenient": bool(line.get("lenient")) and not line["correct"],
+    }
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    return f"{text[:_MOST_CHARACTERS]} … ({len(text) - _MOST_CHARACTERS:,} more characters are in samples.jsonl)"
+
+
+def _comparison_figure(comparison: Comparison) -> Any:
+    candidates = comparison.candidates
+    return plots.comparison_figure(
+        [each.name for each in candidates],
+        [each.summary for each in candidates],
+        [each.metrics for each in candidates],
+    )
+
+
+def _facts(record: dict[str, Any]) -> dict[str, str]:
+    """run.json in words, for the head of the page."""
+    share = record["trainable_parameters"] / record["parameters"]
+    hardware = record["hardware"]
+    return {
+        "base model": record["model"],
+        "parameters trained": f"{record['trainable_parameters']:,} of {record['parameters']:,} ({share:.2%})",
+        "steps": f"{record['steps']:,} ({record['epochs']:.2f} epochs)",
+        "tokens": f"{record['tokens']:,}, {record['trained_tokens']:,} of them trained",
+        "speed": f"{record['tokens_per_second']:,.0f} tokens/s",
+        "training time": _duration(record["train_seconds"]),
+        "peak memory": f"{record['peak_memory_gib']:.2f} GiB",
+        "final loss": f"{record['final_loss']:.4f}",
+        "hardware": f"{hardware.get('gpu', hardware['cpu'])}, {record['dtype']}",
+        "seed": str(record["seed"]),
+        "system text": record["system"] or "none",
+    }
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = zip((hours, minutes, rest), ("h", "min", "s"), strict=True)
+    return " ".join(f"{count} {unit}" for count, unit in parts if count) or "0 s"
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
