@@ -115,8 +115,11 @@ class Comparison:
         return {"candidates": candidates, "differences": differences, "notes": self.notes}
 
 
-def compare(runs: Sequence[str | Path]) -> Comparison:
+def compare(runs: Sequence[str | Path], names: Sequence[str] | None = None) -> Comparison:
     """Read trained runs and compare them, and the base model where it was scored with them.
+
+    Args:
+        names: what to call the runs; None: by their folders.
 
     Raises:
         RunFolderError: a folder is no run, or its training has not ended.
@@ -124,7 +127,7 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
     folders = [RunFolder(Path(run)) for run in dict.fromkeys(map(Path, runs))]
     for folder in folders:
         _require_trained(folder)
-    names = _names([folder.path for folder in folders])
+    names = names or _names([folder.path for folder in folders])
     tuned = [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
     candidates = [*_base_models(folders, tuned), *tuned]
     differences, notes = _differences(candidates)
@@ -155,8 +158,10 @@ def sentences(comparison: Comparison, most: int = 12) -> Iterator[str]:
     yield from comparison.notes
 
 
-def _fact(name: str, form: str, scale: float = 1.0) -> Callable[[Candidate], str]:
-    return lambda each: form.format(each.facts[name] * scale) if name in each.facts else "–"
+def _fact(name: str, form: str, per: int = 1) -> Callable[[Candidate], str]:
+    return lambda each: (
+        form.format(each.facts[name] / per if per > 1 else each.facts[name]) if name in each.facts else "–"
+    )
 
 
 def _score(name: str) -> Callable[[Candidate], str]:
@@ -173,7 +178,7 @@ COLUMNS: tuple[tuple[str, Callable[[Candidate], str]], ...] = (
     ("trainable", _fact("trainable_parameters", "{:,}")),
     ("tokens/s", _fact("tokens_per_second", "{:,.0f}")),
     ("GiB", _fact("peak_memory_gib", "{:.2f}")),
-    ("minutes", _fact("train_seconds", "{:.1f}", 1 / 60)),
+    ("minutes", _fact("train_seconds", "{:.1f}", per=60)),
     ("final loss", _fact("final_loss", "{:.4f}")),
     ("well-formed", _score("format_rate")),
     ("right", _score("accuracy")),

@@ -62,7 +62,7 @@ def comparison_figure(
     scores.invert_yaxis()
     scores.set_xlim(0, 100)
     scores.set_xlabel("% of the problems, with 95% intervals")
-    scores.legend(loc="lower right", fontsize="small")
+    scores.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize="small")
     scores.grid(axis="x", alpha=0.3)
     for name, lines in zip(names, runs, strict=True):
         if steps := [line for line in lines if "loss" in line]:

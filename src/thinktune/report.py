@@ -32,7 +32,7 @@ def write_report(run: str | Path) -> Path:
         RunFolderError: the folder is no run, or its training has not ended.
     """
     folder = RunFolder(Path(run))
-    comparison = compare([folder.path])
+    comparison = compare([folder.path], ["tuned"])
     tuned = comparison.candidates[-1]
     record = json.loads(folder.record.read_text(encoding="utf-8"))
     page = _render(
@@ -43,7 +43,7 @@ def write_report(run: str | Path) -> Path:
         curves=plots.data_url(plots.training_figure(tuned.metrics)),
         data=_read_json(folder.data_report),
         config=folder.config.read_text(encoding="utf-8"),
-        **_scores(comparison, _called_tuned(comparison.candidates)),
+        **_scores(comparison),
     )
     write_text(folder.report, page)
     return folder.report
@@ -60,7 +60,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
         figure=plots.data_url(figure),
         differing=comparison.differing,
         runs=[each.name for each in comparison.candidates if each.facts],
-        **_scores(comparison, comparison.candidates),
+        **_scores(comparison),
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -81,8 +81,9 @@ def _render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(script=script, script_digest=digest, **values)
 
 
-def _scores(comparison: Comparison, candidates: Sequence[Candidate]) -> dict[str, Any]:
+def _scores(comparison: Comparison) -> dict[str, Any]:
     """What both pages show of scores and samples."""
+    candidates = comparison.candidates
     problems = list(_problems(candidates))
     return {
         "headings": [heading for heading, _ in COLUMNS],
@@ -94,12 +95,6 @@ def _scores(comparison: Comparison, candidates: Sequence[Candidate]) -> dict[str
         "problems": problems[:MOST_PROBLEMS],
         "problem_count": len(problems),
     }
-
-
-def _called_tuned(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """On the page of one run, its model is simply the tuned one."""
-    *base, tuned = candidates
-    return [*base, Candidate("tuned", tuned.facts, tuned.settings, tuned.summary, tuned.samples, tuned.metrics)]
 
 
 def _outcomes(candidates: Sequence[Candidate]) -> dict[str, list[int]]:

@@ -1,0 +1,142 @@
+"""The page: everything on it, nothing loaded, and nothing that a model writes runs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from test_compare import write_run
+from thinktune.compare import compare
+from thinktune.report import MOST_PROBLEMS, write_comparison, write_report
+
+HOSTILE = (
+    "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    "</details></div></article>\"'><svg/onload=alert(1)> {{{{ 7*7 }}}} {}"
+)
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run", tuned="rrrw", base="wwww")
+
+
+def test_the_page_has_scores_curves_config_versions_and_samples(run: Path) -> None:
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "tuned is better than base" not in page  # four problems prove nothing
+    assert "tuned and base cannot be told apart: 75.0 points" in page
+    assert "75.0% (30–95)" in page
+    assert "1,234 of 5,000" in page
+    assert "<details><summary>thinking, 2 characters</summary>" in page
+    assert page.count('<article class="problem">') == 4
+    assert "alpha: 8" in page
+    assert "base: told the format" in page
+    images = [attributes["src"] or "" for tag, attributes in Elements(page).found if tag == "img"]
+    assert len(images) == 1
+    assert b"<svg" in base64.b64decode(images[0].removeprefix("data:image/svg+xml;base64,"))
+
+
+def test_a_data_report_is_shown_with_the_rows_that_were_dropped(run: Path) -> None:
+    source = {"source": "file<b>.jsonl", "read": 10, "usable": 8, "kept": 7, "dropped": {"no answer": [3, 9]}}
+    lengths = {"total": 70, "trained": 40, "shortest": 5, "median": 9, "p95": 20, "longest": 21}
+    report = {
+        "sources": [source],
+        "dropped": {"no answer": 2},
+        "not_drawn": 1,
+        "held_out": 0,
+        "multi_turn": 0,
+        "cut": 0,
+        "packs": None,
+        "lengths": {**lengths, "histogram": [[0, 10, 5], [10, 30, 2]]},
+        "fingerprint": "f00",
+    }
+    (run / "data_report.json").write_text(json.dumps(report))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "rows 3, 9 of file&lt;b&gt;.jsonl" in page
+    assert "width: 40.0%" in page
+
+
+def test_nothing_is_loaded_from_anywhere(run: Path, tmp_path: Path) -> None:
+    for page in (write_report(run), write_comparison(compare([run]), tmp_path / "out")):
+        for tag, attributes in Elements(page.read_text(encoding="utf-8")).found:
+            assert tag not in ("link", "iframe", "object", "embed", "base", "video", "audio")
+            for name in ("src", "href", "srcset", "action", "poster"):
+                assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+
+
+def test_what_a_model_writes_stays_text(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tuned="rw", base="wr", completion=HOSTILE)
+    for page in (write_report(run), write_comparison(compare([run]), tmp_path / "out")):
+        text = page.read_text(encoding="utf-8")
+        elements = Elements(text).found
+        assert [tag for tag, _ in elements].count("script") == 1
+        assert not any(name.startswith("on") for _, attributes in elements for name in attributes)
+        assert not any(tag == "svg" for tag, _ in elements)
+        assert "&lt;script&gt;document.title=" in text
+        assert "{{ 7*7 }}" in text
+
+
+def test_the_policy_lets_only_the_pages_own_script_run(run: Path) -> None:
+    page = write_report(run).read_text(encoding="utf-8")
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script.group(1).encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
+
+
+def test_a_page_of_very_many_problems_shows_the_first_and_says_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tuned="r" * (MOST_PROBLEMS + 5))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert page.count('<article class="problem">') == MOST_PROBLEMS
+    assert f"The first {MOST_PROBLEMS} of {MOST_PROBLEMS + 5} are here" in page
+
+
+def test_a_run_without_scores_has_a_page_too(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tuned="r")
+    shutil.rmtree(run / "eval")
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "tuned was not scored" in page
+    assert '<article class="problem">' not in page
+
+
+@pytest.mark.slow
+def test_in_a_browser_filters_work_hostile_text_is_inert_and_a_phone_shows_it_whole(tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no browser here")
+    run = write_run(tmp_path / "run", tuned="rrw", base="wrw", completion=HOSTILE)
+    file = write_report(run)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(file.as_uri())
+        assert page.title() == "run – thinktune"
+        assert page.inner_text("output") == "3 of 3"
+        page.select_option("select >> nth=0", "wrong")
+        page.select_option("select >> nth=1", "right")
+        assert page.inner_text("output") == "1 of 3"
+        assert page.locator("article.problem:visible").count() == 1
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+        browser.close()
