@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from itertools import product
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -17,8 +14,7 @@ from typer.testing import CliRunner
 from thinktune.cli import app
 from thinktune.compare import compare, sentences
 from thinktune.errors import RunFolderError
-from thinktune.evaluate import wilson
-from thinktune.paired import compare_paired, holm, mcnemar
+from thinktune.statistics import wilson
 
 GOOD = "<think>so</think> <answer>{}</answer>"
 
@@ -84,44 +80,6 @@ def write_scores(folder: Path, outcomes: str, completion: str = GOOD) -> None:
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
-def test_the_exact_test_is_the_two_sided_binomial_one() -> None:
-    # The probability of every split of n fair coins at least as far from the middle, added up one sequence at a time.
-    for n, first in [(1, 0), (5, 1), (8, 2), (9, 9), (10, 5)]:
-        far = abs(first - n / 2)
-        sequences = list(product((0, 1), repeat=n))
-        expected = sum(abs(sum(each) - n / 2) >= far for each in sequences) / len(sequences)
-        assert mcnemar(first, n - first) == pytest.approx(min(1.0, expected))
-    assert mcnemar(0, 0) == 1.0
-    assert mcnemar(0, 3000) == 0.0 or mcnemar(0, 3000) < 1e-300
-
-
-def test_holm_gives_the_values_of_its_definition() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-def test_the_interval_of_a_difference_holds_the_truth_about_19_times_in_20() -> None:
-    random, held, rounds = Random(1), 0, 600
-    for _ in range(rounds):
-        first = [random.random() < 0.5 for _ in range(80)]
-        second = [right or random.random() < 0.4 for right in first]  # right with 0.5 + 0.5 * 0.4
-        paired = compare_paired(first, second)
-        held += paired.low <= 0.2 <= paired.high
-    assert 0.92 < held / rounds < 0.99
-
-
-def test_equal_models_differ_by_nothing_and_opposite_ones_by_everything() -> None:
-    same = compare_paired([True, False] * 10, [True, False] * 10)
-    assert (same.difference, same.p) == (0.0, 1.0)
-    assert same.low < 0 < same.high
-    opposite = compare_paired([False] * 20, [True] * 20)
-    assert opposite.difference == 1.0
-    assert opposite.high <= 1.0 + 1e-12
-    assert opposite.p == pytest.approx(2 / 2**20)
-    assert not math.isnan(opposite.low)
-
-
 def test_a_comparison_reads_cost_scores_settings_and_the_base_model(tmp_path: Path) -> None:
     runs = [
         write_run(tmp_path / "r=4", tuned="r" * 20 + "w" * 10, base="w" * 30),
@@ -130,24 +88,31 @@ def test_a_comparison_reads_cost_scores_settings_and_the_base_model(tmp_path: Pa
     comparison = compare(runs)
     assert [each.name for each in comparison.candidates] == ["base", "r=4", "r=8"]
     assert comparison.differing == {"lora.r": [4, 8]}
-    real = {(each.first, each.second): each.real for each in comparison.differences}
+    real = {(each.first, each.second): each.real for each in comparison.pairs}
     assert real == {("base", "r=4"): True, ("base", "r=8"): True, ("r=4", "r=8"): False}
     said = list(sentences(comparison))
     assert said[0].startswith("r=8 is better than base by 70.0 points (95% interval ")
-    assert "r=8 and r=4 cannot be told apart: 3.3 points" in said[2]
+    assert said[2].startswith("r=8 is 3.3 points above r=4, which may be luck")
     assert "p adjusted for 3 comparisons" in said[3]
 
 
-def test_a_worse_model_is_called_worse_with_the_interval_turned_round(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / "a", tuned="r" * 30), write_run(tmp_path / "b", tuned="w" * 29 + "r")]
-    (said,) = sentences(compare(runs))
-    assert said.startswith("a is better than b by 96.7 points (95% interval 79.2 to 99.4; p = ")
+def test_p_values_are_adjusted_for_the_number_of_comparisons(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "a", tuned="r" * 9 + "w" * 21),
+        write_run(tmp_path / "b", tuned="r" * 15 + "w" * 15),
+        write_run(tmp_path / "c", tuned="r" * 15 + "w" * 15),
+    ]
+    pairs = compare(runs).pairs
+    assert [pair.difference.p for pair in pairs] == [0.03125, 0.03125, 1.0]
+    assert [pair.p for pair in pairs] == [0.09375, 0.09375, 1.0]
+    assert not any(pair.real for pair in pairs)
+    assert compare(runs[:2]).pairs[0].real
 
 
 def test_runs_scored_on_other_problems_are_compared_on_those_they_share(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a", tuned="r" * 30), write_run(tmp_path / "b", tuned="r" * 20)]
     comparison = compare(runs)
-    assert comparison.differences[0].paired.n == 20
+    assert comparison.pairs[0].difference.n == 20
     assert comparison.notes == ["a and b are compared on the 20 problems that both were given"]
 
 
@@ -156,7 +121,7 @@ def test_a_run_that_was_not_scored_is_shown_and_named(tmp_path: Path) -> None:
     shutil.rmtree(run / "eval")
     comparison = compare([run, write_run(tmp_path / "b", tuned="rw")])
     assert comparison.notes == ["a was not scored"]
-    assert comparison.differences == []
+    assert comparison.pairs == []
 
 
 def test_a_folder_that_is_no_whole_run_is_refused(tmp_path: Path) -> None:

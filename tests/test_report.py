@@ -42,7 +42,7 @@ def run(tmp_path: Path) -> Path:
 def test_the_page_has_scores_curves_config_versions_and_samples(run: Path) -> None:
     page = write_report(run).read_text(encoding="utf-8")
     assert "tuned is better than base" not in page  # four problems prove nothing
-    assert "tuned and base cannot be told apart: 75.0 points" in page
+    assert "tuned is 75.0 points above base, which may be luck" in page
     assert "75.0% (30–95)" in page
     assert "1,234 of 5,000" in page
     assert "<details><summary>thinking, 2 characters</summary>" in page

@@ -16,12 +16,10 @@ from typing import Any
 import yaml
 from rich.table import Table
 
+from thinktune import statistics
 from thinktune.errors import RunFolderError
-from thinktune.paired import Paired, compare_paired, holm
 from thinktune.runs import RunFolder
-
-REAL = 0.05
-"""A difference counts as real where its adjusted p is below this."""
+from thinktune.statistics import Difference, holm, sentence
 
 _FACTS = (
     "trainable_parameters",
@@ -54,41 +52,31 @@ class Candidate:
     samples: list[dict[str, Any]]
     metrics: list[dict[str, Any]]
 
-    def right(self) -> dict[Item, bool]:
-        """Whether each problem was answered right, strictly; of several samples, by more than half of them."""
-        votes: dict[Item, list[bool]] = {}
+    def scores(self) -> dict[Item, float]:
+        """What each problem came to: 1 for right, strictly; of several samples their mean."""
+        scores: dict[Item, list[bool]] = {}
         for line in self.samples:
             if line["correct"] is not None:
-                votes.setdefault((line["source"], line["row"]), []).append(line["correct"])
-        return {item: fmean(each) > 0.5 for item, each in votes.items()}
+                scores.setdefault((line["source"], line["row"]), []).append(line["correct"])
+        return {item: fmean(each) for item, each in scores.items()}
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Two candidates on the problems both were given; `p_adjusted` allows for the number of comparisons."""
+class Pair:
+    """Two candidates on the problems both were given; `p` is adjusted for the number of comparisons (None: no test,
+    as problems with several samples have more outcomes than right and wrong)."""
 
     first: str
     second: str
-    paired: Paired
-    p_adjusted: float
+    difference: Difference
+    p: float | None
 
     @property
     def real(self) -> bool:
-        return self.p_adjusted < REAL
+        return self.difference.real if self.p is None else self.p < 0.05
 
     def __str__(self) -> str:
-        """
-        >>> str(Difference("base", "tuned", Paired(100, 0.12, 0.07, 0.17, 0.0001), 0.0003))
-        'tuned is better than base by 12.0 points (95% interval 7.0 to 17.0; p = 0.0003)'
-        """
-        paired = self.paired
-        better, worse, sign = (self.second, self.first, 1) if paired.difference >= 0 else (self.first, self.second, -1)
-        low, high = sorted((100 * sign * paired.low, 100 * sign * paired.high))
-        interval = f"95% interval {low:.1f} to {high:.1f}; p = {self.p_adjusted:.2g}"
-        points = abs(100 * paired.difference)
-        if self.real:
-            return f"{better} is better than {worse} by {points:.1f} points ({interval})"
-        return f"{better} and {worse} cannot be told apart: {points:.1f} points ({interval})"
+        return sentence(self.difference, self.first, self.second, p=self.p)
 
 
 @dataclass(frozen=True)
@@ -97,7 +85,7 @@ class Comparison:
 
     candidates: list[Candidate]
     differing: dict[str, list[Any]]
-    differences: list[Difference]
+    pairs: list[Pair]
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,9 +96,9 @@ class Comparison:
             for each in self.candidates
         ]
         differences = [
-            {"first": each.first, "second": each.second, **asdict(each.paired)}
-            | {"p_adjusted": each.p_adjusted, "real": each.real, "in_words": str(each)}
-            for each in self.differences
+            {"first": each.first, "second": each.second, **asdict(each.difference)}
+            | {"p_adjusted": each.p, "real": each.real, "in_words": str(each)}
+            for each in self.pairs
         ]
         return {"candidates": candidates, "differences": differences, "notes": self.notes}
 
@@ -130,9 +118,9 @@ def compare(runs: Sequence[str | Path], names: Sequence[str] | None = None) -> C
     names = names or _names([folder.path for folder in folders])
     tuned = [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
     candidates = [*_base_models(folders, tuned), *tuned]
-    differences, notes = _differences(candidates)
+    pairs, notes = _pairs(candidates)
     notes += [f"{each.name} was not scored" for each in candidates if each.summary is None]
-    return Comparison(candidates, _differing(tuned), differences, notes)
+    return Comparison(candidates, _differing(tuned), pairs, notes)
 
 
 def table(comparison: Comparison) -> Table:
@@ -147,13 +135,13 @@ def table(comparison: Comparison) -> Table:
 
 
 def sentences(comparison: Comparison, most: int = 12) -> Iterator[str]:
-    """The differences in words, the surest first; where there are many, only those that are real, and a count."""
-    ordered = sorted(comparison.differences, key=lambda each: each.p_adjusted)
+    """The differences in words, the real and large ones first; where there are many, only the real ones, and a count."""
+    ordered = sorted(comparison.pairs, key=lambda each: (not each.real, -abs(each.difference.value)))
     shown = ordered if len(ordered) <= most else [each for each in ordered if each.real][:most]
     yield from map(str, shown)
-    if rest := len(ordered) - len(shown):
-        yield f"{rest} more comparisons, {sum(each.real for each in ordered) - sum(each.real for each in shown)} real"
-    if len(ordered) > 1:
+    if rest := ordered[len(shown) :]:
+        yield f"{len(rest)} more comparisons, {sum(each.real for each in rest)} of them of real differences"
+    if len(ordered) > 1 and any(each.p is not None for each in ordered):
         yield f"paired by problem, exact McNemar test, p adjusted for {len(ordered)} comparisons (Holm)"
     yield from comparison.notes
 
@@ -254,17 +242,16 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _differences(candidates: list[Candidate]) -> tuple[list[Difference], list[str]]:
-    pairs, notes = [], []
-    answers = {each.name: right for each in candidates if (right := each.right())}
-    for first, second in combinations(answers, 2):
-        common = [item for item in answers[first] if item in answers[second]]
-        if not common:
+def _pairs(candidates: list[Candidate]) -> tuple[list[Pair], list[str]]:
+    found, notes = [], []
+    scores = {each.name: of_each for each in candidates if (of_each := each.scores())}
+    for first, second in combinations(scores, 2):
+        if not scores[first].keys() & scores[second].keys():
             notes.append(f"{first} and {second} were given different problems: nothing to compare")
             continue
-        if len(common) < max(len(answers[first]), len(answers[second])):
-            notes.append(f"{first} and {second} are compared on the {len(common)} problems that both were given")
-        paired = compare_paired([answers[first][i] for i in common], [answers[second][i] for i in common])
-        pairs.append((first, second, paired))
-    adjusted = holm([paired.p for *_, paired in pairs])
-    return [Difference(*pair, p) for pair, p in zip(pairs, adjusted, strict=True)], notes
+        difference = statistics.compare(scores[first], scores[second])
+        if difference.n < max(len(scores[first]), len(scores[second])):
+            notes.append(f"{first} and {second} are compared on the {difference.n} problems that both were given")
+        found.append((first, second, difference))
+    adjusted = iter(holm([difference.p for *_, difference in found if difference.p is not None]))
+    return [Pair(*each, None if each[2].p is None else next(adjusted)) for each in found], notes
