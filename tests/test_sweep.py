@@ -172,7 +172,7 @@ def test_a_member_trained_with_other_settings_is_not_taken_for_done(tiny_model: 
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(tiny_model: Path, tmp_path: Path) -> None:
-    file = make_file(tiny_model, tmp_path, train={"max_steps": 60, "save_every": 100})
+    file = make_file(tiny_model, tmp_path, train={"max_steps": 25, "save_every": 100})
     when(lambda: (tmp_path / "runs" / "r=4" / "metrics.jsonl").exists(), lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match="r=4: stopped by SIGTERM") as raised:
         quietly(file, "lora.r=2,4")
@@ -182,7 +182,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(tiny_model: Path, tmp_path: Path) 
     swept = quietly(file, "lora.r=2,4")
     assert len(swept.runs) == 2
     steps = [json.loads(line)["step"] for line in (swept.runs[1] / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 26))
 
 
 def when(condition: Callable[[], bool], action: Callable[[], None]) -> None:

@@ -135,7 +135,7 @@ def table(comparison: Comparison) -> Table:
 
 
 def sentences(comparison: Comparison, most: int = 12) -> Iterator[str]:
-    """The differences in words, the real and large ones first; where there are many, only the real ones, and a count."""
+    """The differences in words, real and large ones first; where there are many, only the real ones, and a count."""
     ordered = sorted(comparison.pairs, key=lambda each: (not each.real, -abs(each.difference.value)))
     shown = ordered if len(ordered) <= most else [each for each in ordered if each.real][:most]
     yield from map(str, shown)
