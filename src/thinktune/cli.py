@@ -317,7 +317,7 @@ def sweep(
     overwrite: Overwrite = False,
 ) -> None:
     """Train and score a grid of settings, with the base model loaded once; what is done already is skipped."""
-    _quiet_libraries()
+    _prepare_libraries()
     from thinktune.sweep import sweep
 
     swept = sweep(config, overrides, console=_stderr(), overwrite=overwrite)
