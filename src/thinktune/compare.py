@@ -162,6 +162,11 @@ def _score(name: str) -> Callable[[Candidate], str]:
     return cell
 
 
+def _completed(each: Candidate) -> str:
+    share = (each.summary or {}).get("accuracy_completed")
+    return "–" if share is None else f"{share:.1%}"
+
+
 COLUMNS: tuple[tuple[str, Callable[[Candidate], str]], ...] = (
     ("trainable", _fact("trainable_parameters", "{:,}")),
     ("tokens/s", _fact("tokens_per_second", "{:,.0f}")),
@@ -170,6 +175,7 @@ COLUMNS: tuple[tuple[str, Callable[[Candidate], str]], ...] = (
     ("final loss", _fact("final_loss", "{:.4f}")),
     ("well-formed", _score("format_rate")),
     ("right", _score("accuracy")),
+    ("of the completed", _completed),
     ("right, leniently", _score("accuracy_lenient")),
 )
 """Headings and cells of the table, here and in the report."""
