@@ -20,7 +20,7 @@ from thinktune.config import Config, Data
 from thinktune.data import Example, load_examples
 from thinktune.engines.base import Completion, Request
 from thinktune.engines.transformers import TransformersEngine
-from thinktune.infer import valid_text
+from thinktune.items import valid_text
 from thinktune.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class Checkup(TrainerCallback):
         console: Console,
     ) -> None:
         limit = min(config.eval.every_tokens, config.eval.sampling.max_tokens)
-        sampling = config.eval.sampling.model_copy(update={"temperature": 0.0, "n": 1, "seed": 0, "max_tokens": limit})
+        plain = {"temperature": 0.0, "n": 1, "seed": 0, "max_tokens": limit, "think_budget": None}
+        sampling = config.eval.sampling.model_copy(update=plain)
         prompts = [
             loaded.chat.prompt_ids([{**turn, "content": valid_text(turn["content"])} for turn in problem.messages])
             for problem in problems

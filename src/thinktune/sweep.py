@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -22,7 +22,6 @@ from rich.console import Console
 from thinktune.config import Config, load_config
 from thinktune.engines import open_engine
 from thinktune.engines.base import Engine
-from thinktune.engines.opening import EngineOnDemand
 from thinktune.errors import ConfigError, DiskFull, Interrupted, ThinktuneError
 from thinktune.evaluate import evaluate_data
 from thinktune.report import write_report
@@ -203,10 +202,9 @@ def _evaluate(config: Config, bench: Workbench, console: Console, before: Sequen
         if name == "base":
             _take_over_journal(folder.eval / name, [run / "eval" / name for run in before])
         with ExitStack() as stack:
-            opened = open_engine(adapter or config.model, load=config.load, notify=console.print)
-            if config.quantize == "none":  # else the scores are those of the unquantised model, which is not at hand
-                start = partial(_start, config, bench, console, adapter, stack)
-                opened = replace(opened, engine=EngineOnDemand(start))
+            # With quantize, the scores are those of the unquantised model, which has to be loaded.
+            start = partial(_start, config, bench, console, adapter, stack) if config.quantize == "none" else None
+            opened = open_engine(adapter or config.model, load=config.load, notify=console.print, make=start)
             summary = evaluate_data(
                 adapter or config.model,
                 config.eval.data or "",

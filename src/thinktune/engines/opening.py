@@ -58,12 +58,14 @@ def open_engine(
     quantize: Quantize = "none",
     batch_tokens: int | None = None,
     notify: Callable[[str], None] = lambda line: None,
+    make: Callable[[], Engine] | None = None,
 ) -> Opened:
     """Find the model that a reference names, and an engine that will run it.
 
     Args:
         batch_tokens: tokens the engine holds at once; None chooses from free memory.
         notify: receives a line for the person now and then.
+        make: gives the engine, where that model is in memory already; None loads it.
 
     Raises:
         UsageError: the engine is not available in this version.
@@ -88,7 +90,7 @@ def open_engine(
         return TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=batch_tokens)
 
     chat = make_chat(read_tokenizer(resolved, load, notify), resolved.settings)
-    on_demand = EngineOnDemand(start)
+    on_demand = EngineOnDemand(make or start)
     format_settings = resolved.settings.get("format") or {}
     return Opened(
         engine=Budgeted(on_demand, chat, format_settings.get("template", tags.TEMPLATE)),
