@@ -17,8 +17,9 @@ from thinktune import tags
 from thinktune.config import Sampling
 from thinktune.data import Example
 from thinktune.engines.transformers import TransformersEngine
-from thinktune.evaluate import Summary, comparison_table, evaluate, evaluate_data, wilson
+from thinktune.evaluate import Summary, comparison_table, evaluate, evaluate_data
 from thinktune.models import Chat
+from thinktune.statistics import wilson
 
 
 def make_examples(count: int) -> list[Example]:

@@ -7,7 +7,6 @@ from which a stopped call goes on.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,23 +24,12 @@ from thinktune.engines.base import Engine, Request
 from thinktune.files import write_json, write_text
 from thinktune.items import valid_text
 from thinktune.journal import Completed, Record, complete, telling_full_disk
+from thinktune.statistics import Rate, wilson
 from thinktune.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from thinktune.data import Example
     from thinktune.models import Chat
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share with its 95% Wilson interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
 
 
 @dataclass(frozen=True)
@@ -170,20 +158,6 @@ def evaluate(
         write_text(out / "samples.jsonl", "".join(lines))
         write_json(out / "summary.json", summary.as_dict())
     return summary
-
-
-def wilson(successes: float, n: int) -> Rate:
-    """Share and 95% Wilson score interval (Wilson 1927) of `successes` in `n` trials, n at least 1.
-
-    >>> wilson(8, 10)
-    Rate(value=0.8, low=0.4901624715366418, high=0.9433178485456247)
-    """
-    z = 1.959963984540054
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    spread = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # At the ends the formula gives exactly 0 and 1, but for rounding.
-    return Rate(share, centre - spread if successes else 0.0, centre + spread if successes < n else 1.0)
 
 
 def comparison_table(summaries: Mapping[str, Summary]) -> Table:

@@ -1,0 +1,179 @@
+"""How sure a number is: intervals, differences of two models on the same problems, several samples a problem, in words.
+
+A problem is the unit everywhere: two samples of one problem say less than two problems do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TypeVar
+
+Answer = TypeVar("Answer", bound=Hashable)
+Key = TypeVar("Key", bound=Hashable)
+_Z = 1.959963984540054  # the normal distribution holds 95% within so many standard deviations
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its 95% Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
+
+
+def wilson(successes: float, n: int) -> Rate:
+    """Share and 95% Wilson score interval (Wilson 1927) of `successes` in `n` trials, n at least 1.
+
+    >>> str(wilson(8, 10))
+    '80.0% (49.0% to 94.3%)'
+    """
+    share = successes / n
+    centre = (share + _Z * _Z / (2 * n)) / (1 + _Z * _Z / n)
+    spread = _Z / (1 + _Z * _Z / n) * math.sqrt(share * (1 - share) / n + _Z * _Z / (4 * n * n))
+    # At the ends the formula gives exactly 0 and 1, but for rounding.
+    return Rate(share, centre - spread if successes else 0.0, centre + spread if successes < n else 1.0)
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Unbiased chance that one of `k` samples is right, when `right` of `n` were (Chen et al. 2021, equation 1).
+
+    >>> pass_at_k(4, 1, 1), pass_at_k(5, 4, 2)
+    (0.25, 1.0)
+
+    Raises:
+        ValueError: not 1 <= k <= n, or not 0 <= right <= n.
+    """
+    if not (1 <= k <= n and 0 <= right <= n):
+        raise ValueError(f"pass@{k} of {right} right in {n} samples is not defined")
+    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def majority(answers: Sequence[Answer | None]) -> Answer | None:
+    """The most frequent answer; of equally frequent ones, the one given first. None stands for no answer, and is none.
+
+    >>> majority(["5", "7", None, "7", None, None])
+    '7'
+    """
+    counts = Counter(answer for answer in answers if answer is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two models on the same problems.
+
+    Attributes:
+        n: problems that both answered to.
+        value: second minus first, a share: 0.12 is 12 points.
+        low, high: 95% interval of it, by paired bootstrap over problems.
+        p: two-sided exact McNemar where every score is 0 or 1, else None.
+        gained, lost: problems that only the second, or only the first, has right; a better score, where scores are
+            not 0 or 1.
+    """
+
+    n: int
+    value: float
+    low: float
+    high: float
+    p: float | None
+    gained: int
+    lost: int
+
+    @property
+    def real(self) -> bool:
+        """Whether it is more than luck explains, at 5%."""
+        return self.p < 0.05 if self.p is not None else not self.low <= 0 <= self.high
+
+
+def compare(first: Mapping[Key, float], second: Mapping[Key, float], *, seed: int = 0) -> Difference:
+    """Compare two models by their scores on each problem (0 to 1, by the problem's id); only shared ones count.
+
+    Raises:
+        ValueError: they share no problem.
+    """
+    shared = sorted(first.keys() & second.keys(), key=repr)  # in one order, so that the resamples are the same
+    if not shared:
+        raise ValueError("the two share no problem")
+    differences = [second[key] - first[key] for key in shared]
+    low, high = bootstrap(differences, seed=seed)
+    gained, lost = sum(each > 0 for each in differences), sum(each < 0 for each in differences)
+    binary = all(score in (0, 1) for scores in (first, second) for score in (scores[key] for key in shared))
+    return Difference(
+        len(shared), fmean(differences), low, high, mcnemar(gained, lost) if binary else None, gained, lost
+    )
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided exact p-value of so many discordant pairs, were both ways equally likely (McNemar 1947).
+
+    >>> mcnemar(8, 2)
+    0.109375
+    """
+    n = gained + lost
+    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
+    return float(min(1.0, 2 * tail / 2**n))
+
+
+def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = _RESAMPLES) -> tuple[float, float]:
+    """95% percentile interval of the mean (Efron 1979), from resamples of the values, which is paired if they are
+    differences of pairs. Deterministic for a seed."""
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    array = np.asarray(values, dtype=np.float64)
+    # In portions: a resample of every problem at once would take gigabytes for large benchmarks.
+    portion = max(1, 2_000_000 // len(array))
+    means = [
+        array[generator.integers(len(array), size=(min(portion, resamples - start), len(array)))].mean(axis=1)
+        for start in range(0, resamples, portion)
+    ]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number (Holm 1979), in the order given.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = highest
+    return adjusted
+
+
+def sentence(difference: Difference, first: str = "base", second: str = "tuned", *, p: float | None = None) -> str:
+    """A difference in words.
+
+    Args:
+        p: the p-value after adjustment for several comparisons, in place of the difference's own.
+
+    >>> sentence(Difference(200, 0.12, 0.07, 0.17, 0.0001, 30, 6))
+    'tuned is better than base by 12.0 points (95% interval 7.0 to 17.0; p < 0.001; 200 problems)'
+    """
+    p = difference.p if p is None else p
+    real = difference.real if p is None else p < 0.05
+    low, high = difference.low, difference.high
+    if difference.value < 0:
+        low, high = -high, -low
+    chance = "" if p is None else "; p < 0.001" if p < 0.001 else f"; p = {p:.3f}"
+    facts = f"95% interval {100 * low:.1f} to {100 * high:.1f}{chance}; {difference.n} problems"
+    points = f"{100 * abs(difference.value):.1f} points"
+    if real:
+        return f"{second} is {'better' if difference.value > 0 else 'worse'} than {first} by {points} ({facts})"
+    if difference.value == 0:
+        return f"{second} and {first} are equally good ({facts})"
+    ahead = f"{second} is {points} {'above' if difference.value > 0 else 'below'} {first}"
+    return f"{ahead}, which may be luck ({facts})"

@@ -1,0 +1,99 @@
+"""Our figures against scipy's, statsmodels' and published ones."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import combinations
+
+import pytest
+from scipy.stats import binomtest
+from scipy.stats import bootstrap as scipy_bootstrap
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from thinktune.statistics import bootstrap, compare, holm, majority, mcnemar, pass_at_k, sentence, wilson
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (8, 10), (57, 200), (1, 1000)])
+def test_wilson_equals_scipys(successes: int, n: int) -> None:
+    expected = binomtest(successes, n).proportion_ci(method="wilson")
+    rate = wilson(successes, n)
+    assert (rate.value, rate.low, rate.high) == pytest.approx((successes / n, expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (8, 2), (2, 8), (5, 5), (59, 6), (300, 240), (121, 59)])
+def test_mcnemar_equals_statsmodels(gained: int, lost: int) -> None:
+    table = [[10, lost], [gained, 10]]
+    expected = statsmodels_mcnemar(table, exact=True).pvalue if gained + lost else 1.0
+    assert mcnemar(gained, lost) == pytest.approx(expected, rel=1e-9)
+
+
+def test_holm_equals_statsmodels() -> None:
+    generator = random.Random(0)
+    for count in (1, 2, 7):
+        p_values = [generator.random() ** 3 for _ in range(count)]
+        assert holm(p_values) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
+    assert holm([]) == []
+
+
+def test_pass_at_k_is_the_share_of_all_subsets_that_hold_a_right_sample() -> None:
+    for n in range(1, 8):
+        for right in range(n + 1):
+            for k in range(1, n + 1):
+                subsets = list(combinations([True] * right + [False] * (n - right), k))
+                assert pass_at_k(n, right, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_pass_at_k_equals_the_published_product() -> None:
+    for n, right, k in [(200, 3, 100), (200, 150, 10), (1000, 1, 999), (10, 9, 5)]:
+        product = math.prod(1 - k / i for i in range(n - right + 1, n + 1)) if n - right >= k else 0.0
+        assert pass_at_k(n, right, k) == pytest.approx(1 - product, abs=1e-12)
+    with pytest.raises(ValueError, match="not defined"):
+        pass_at_k(3, 1, 4)
+
+
+def test_the_bootstrap_agrees_with_scipys_and_repeats_itself() -> None:
+    generator = random.Random(1)
+    values = [float(generator.choice([-1, 0, 0, 0, 1, 1])) for _ in range(300)]
+    expected = scipy_bootstrap((values,), lambda x, axis: x.mean(axis=axis), method="percentile", rng=0)
+    low, high = bootstrap(values)
+    assert (low, high) == pytest.approx((expected.confidence_interval.low, expected.confidence_interval.high), abs=0.01)
+    assert bootstrap(values) == (low, high)
+    assert bootstrap([0.25]) == (0.25, 0.25)
+    assert bootstrap([1.0, 0.0] * 2_000_000, resamples=3)[0] == pytest.approx(0.5, abs=0.01)
+
+
+def test_two_models_are_compared_on_the_problems_they_share() -> None:
+    first: dict[object, float] = {n: float(n < 50) for n in range(100)} | {"only first": 1.0}
+    second: dict[object, float] = {n: float(n < 45 or 50 <= n < 75) for n in range(100)} | {"only second": 0.0}
+    difference = compare(first, second)
+    assert (difference.n, difference.gained, difference.lost) == (100, 25, 5)
+    assert difference.value == pytest.approx(0.2)
+    assert difference.p == pytest.approx(binomtest(5, 30).pvalue)
+    assert 0.08 < difference.low < 0.12 < 0.28 < difference.high < 0.32
+    assert difference.real
+    with pytest.raises(ValueError, match="share no problem"):
+        compare({1: 1.0}, {2: 1.0})
+
+
+def test_scores_between_right_and_wrong_have_an_interval_and_no_p_value() -> None:
+    difference = compare(dict.fromkeys(range(50), 0.2), {n: 0.2 + n / 100 for n in range(50)})
+    assert difference.p is None
+    assert difference.real
+
+
+def test_a_difference_is_put_into_words() -> None:
+    worse = compare(dict.fromkeys(range(40), 1.0), {n: float(n > 9) for n in range(40)})
+    assert sentence(worse).startswith("tuned is worse than base by 25.0 points (95% interval 12.5 to 37.5; p = 0.002")
+    luck = compare(dict.fromkeys(range(9), 0.0), {n: float(n < 2) for n in range(9)})
+    assert "tuned is 22.2 points above base, which may be luck" in sentence(luck)
+    assert "may be luck" in sentence(worse, p=0.08)
+    same = compare({1: 1.0}, {1: 1.0})
+    assert sentence(same, "r=4", "r=8").startswith("r=8 and r=4 are equally good")
+
+
+def test_the_majority_is_the_most_frequent_answer_and_the_first_of_equals() -> None:
+    assert majority(["b", "a", "a", "b", None]) == "b"
+    assert majority([None, None]) is None
+    assert majority([None, "x"]) == "x"
