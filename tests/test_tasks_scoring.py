@@ -174,12 +174,6 @@ def test_choices_are_scored_strictly_and_leniently() -> None:
     assert not score("choice", "A train may take B hours.", "B").lenient
 
 
-def test_types_without_a_scorer_say_so() -> None:
-    result = score("code-generate", written("def f(): pass"), "whatever")
-    assert (result.correct, result.lenient, result.outcome) == (None, None, "not scored")
-    assert score("generic-generate", "<think>", "x", "length").outcome == "cut off"
-
-
 def test_numbers_are_found_in_text() -> None:
     assert last_number("So 3 x $1,200 = $3,600.") == "3600"
     assert last_number("from 5 to -3") == "-3"

@@ -20,6 +20,4 @@ def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
     )
 
 
-# Three programs are worth having only if they differ.
-CODE = Task("code-generate", Sampling(temperature=0.6, top_p=0.95, max_tokens=2048, n=3), score)
 GENERIC = Task("generic-generate", Sampling(temperature=0.3, top_p=0.9, max_tokens=1024), score)
