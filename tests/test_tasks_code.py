@@ -279,8 +279,8 @@ def add(a, b):
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_programs_are_wrong_end_in_time_and_leave_nothing(kind: str) -> None:
     started = time.monotonic()
-    verdict = run_trial(HOSTILE[kind], GOLD["test"], GOLD["entry_point"], Limits(seconds=1.5))
-    assert time.monotonic() - started < 6
+    verdict = run_trial(HOSTILE[kind], GOLD["test"], GOLD["entry_point"], Limits(cpu_seconds=0.7, seconds=2))
+    assert time.monotonic() - started < 20
     assert (verdict.equal, bool(verdict.note)) == (False, True)
 
 

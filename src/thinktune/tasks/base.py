@@ -13,6 +13,9 @@ Outcome = Literal["right", "wrong", "no answer", "malformed", "cut off", "error"
 """Of a well-formed completion: right or wrong; "measured" where there are only degrees; "not scored" where the gold
 record does not say what would be right."""
 
+UNFINISHED: tuple[Outcome, ...] = ("cut off", "error")
+"""Outcomes of what was not completed, and is left out of accuracy over the completed."""
+
 TAIL = 20_000
 """Characters at the end of a completion where lenient scoring looks for an answer."""
 

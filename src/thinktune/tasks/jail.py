@@ -117,7 +117,7 @@ def confine(settings: dict[str, Any], isolated: bool) -> None:
     os.umask(0o077)
     limit("RLIMIT_AS", settings["memory"])
     limit("RLIMIT_FSIZE", settings["disk"])
-    limit("RLIMIT_CPU", int(settings["seconds"]) + 1)
+    limit("RLIMIT_CPU", int(settings["cpu_seconds"]) + 2)
     limit("RLIMIT_CORE", 0)
     limit("RLIMIT_NOFILE", 64)
     user = settings["user"]
