@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from thinktune import cli
 from thinktune.errors import DataError, MissingExtra
 from thinktune.predictions import read_predictions, score_predictions, scores_table
 from thinktune.tasks import generic
@@ -148,6 +149,26 @@ def test_files_that_cannot_be_used_are_refused_with_the_reason(
     with pytest.raises(DataError) as caught:
         score_predictions(tmp_path / "res", tmp_path / "gold")
     assert said in str(caught.value)
+
+
+def test_the_command_line_scores_a_result_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["eval", "--predictions", str(write_results(tmp_path)), "--gold", str(write_gold(tmp_path)), "--json"]
+    monkeypatch.setattr("sys.argv", ["thinktune", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert not ended.value.code
+    assert json.loads(out)["types"]["math"]["outcomes"]["right"] == 1
+    assert "1 gold items have no prediction and count as wrong: m4" in err
+    assert (tmp_path / "eval/res/samples.jsonl").is_file()
+    monkeypatch.setattr("sys.argv", ["thinktune", *arguments[:3]])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "--predictions and --gold go together" in capsys.readouterr().err
 
 
 def test_chinese_is_tokenised_as_chinese() -> None:

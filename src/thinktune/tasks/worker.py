@@ -20,7 +20,7 @@ import psutil
 from thinktune.tasks.base import Verdict
 
 _START_SECONDS = 60.0  # importing sympy on a busy machine
-_SECONDS = 5.0
+_SECONDS = 3.0
 _PATIENCE = 12  # times as long by the clock
 _MEMORY = 2 * 2**30
 
