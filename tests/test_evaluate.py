@@ -55,6 +55,8 @@ def test_rates_count_every_problem_and_say_why_it_failed(tmp_path: Path) -> None
     summary, lines = run(tmp_path, mixed)
     assert (summary.n, summary.completions) == (10, 10)
     assert (summary.format.value, summary.strict.value, summary.lenient.value) == (0.6, 0.5, 0.7)
+    assert summary.completed is not None
+    assert summary.completed.value == pytest.approx(5 / 9)
     assert summary.outcomes == {"right": 5, "no answer": 3, "wrong": 1, "cut off": 1}
     assert [line["row"] for line in lines] == list(range(1, 11))
     assert lines[5] | {"scorer": "", "tokens": 0} == {

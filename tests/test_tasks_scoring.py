@@ -8,7 +8,8 @@ import pytest
 
 from thinktune.tasks import TASKS
 from thinktune.tasks.choice import letter
-from thinktune.tasks.math import as_number, last_number, normalise
+from thinktune.tasks.forms import normalise, quantity
+from thinktune.tasks.math import last_number
 from thinktune.tasks.worker import Verifier
 
 
@@ -48,6 +49,50 @@ def test_numbers_are_equal_however_they_are_written(answer: str, reference: str)
 def test_other_numbers_are_wrong(answer: str, reference: str) -> None:
     result = score("math", written(answer), reference)
     assert (result.correct, result.value, result.outcome) == (False, 0.0, "wrong")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("18 dollars", "18"), ("18", r"18\text{ dollars}"), ("$18", "18 dollars"), ("18 元", "18"), ("十八元", "18"),
+        ("180 cm", "1.8 m"), ("2 hours", "120 minutes"), ("12 apples", "12"), ("5 km²", "5 km^2"),
+        ("3 million", "3000000"),
+        ("$1.5 million", "1500000 dollars"), (r"45^\circ", "45"), ("45 degrees", "45°"), ("7 (apples)", "7"),
+        ("50%", "0.5"), ("50%", "50"), (r"50\%", "50％"), ("百分之五十", "50%"), ("三分之二", "2/3"),
+        ("两百零五", "205"),
+        ("负三点一四", "-3.14"), ("3.5万", "35000"), ("一亿", "100000000"), ("二〇二四", "2024"),
+        ("１２．５", "12.5"),
+        ("（１，２）", "(1,2)"), ("1½", "1.5"), (r"1\frac{1}{2}", "3/2"), ("1 1/2", "1.5"), ("1.5 × 10^3", "1500"),
+        ("x = 5", "5"), ("The answer is 5.", "5"), ("答案是5。", "5"), ("答案：5", "5"), (r"$\boxed{5}$", "5"),
+        ("**5**", "5"),
+        ("√2", r"\sqrt{2}"), ("−3", "-3"), ("2π", r"2\pi"), ("x²+1", "1+x^{2}"), (r"\text{even}", "Even"),
+        ("(0, 5]", r"\left(0,5\right]"), (r"0 < x \le 5", "(0,5]"), ("3, 2", r"\{2,3\}"), ("2或3", "2,3"),
+        ("2 or 3", "3,2"), (r"\pm 2", "2, -2"), (r"(-\infty,2)\cup(3,\infty)", r"(-∞,2) ∪ (3,∞)"),
+        (r"\varnothing", "∅"),
+        (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
+        ("(4.25, 0)", r"(\frac{17}{4},0)"), ("(((5)))", "5"), ("{{5}}", "5"),
+        ("2x+1", "y=2x+1"), ("9" * 900, "9" * 900),
+    ],
+)  # fmt: skip
+def test_answers_are_equal_in_whatever_form_they_are_written(answer: str, reference: str) -> None:
+    assert score("math", written(answer), reference).correct
+    assert score("math", written(reference), answer).correct
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("5 m", "5 km"), ("18x", "18"), ("5x", "5"), ("2 pi", "2"), ("18 thousand", "18"), ("18 dollars", "18 cents"),
+        ("50%", "0.5%"), ("[0,5)", "(0,5)"), ("(1,2)", "(2,1)"), ("(1,2)", r"\{1,2\}"), ("(1,250)", "1250"),
+        ("5 or 6", "5"),
+        ("dynamo", "Monday"), ("三分之二", "3/2"), ("十八", "80"), ("x=2 or x=3", "2"), (r"\sqrt{3}", r"\sqrt{2}"),
+        ("5 cm^2", "5 cm"), ("1.5e3", "15000"), ("3/4", "3"), ("18 1/2", "18"), ("万", "10"), ("one", "two"),
+        ("", "0"),
+    ],
+)  # fmt: skip
+def test_what_only_looks_alike_is_not_equal(answer: str, reference: str) -> None:
+    assert not score("math", written(answer), reference).correct
+    assert not score("math", written(reference), answer).correct
 
 
 def test_expressions_are_compared_by_math_verify() -> None:
@@ -101,7 +146,20 @@ def test_a_completion_fails_for_a_reason_and_may_be_forgiven(
     [
         ("B", "B"), ("(B)", "B"), ("B.", "B"), ("B. 12 apples", "B"), ("（C）", "C"), ("C：十二", "C"),
         (r"\boxed{\text{D}}", "D"), ("b", "B"), ("**A**", "A"),
-        ("A train leaves", None), ("Because", None), ("", None), ("12", None),
+        ("The answer is B.", "B"), ("The correct answer is (C) because it is 12.", "C"), ("Answer: D", "D"),
+        ("Option B", "B"),
+        ("B is correct", "B"), ("答案是B", "B"), ("答案：Ｃ", "C"), ("故选D。", "D"), ("应选（A）", "A"),
+        ("选项B", "B"), ("B项", "B"),
+        ("正确答案为 C，因为它最大", "C"), ("(c)", "C"), ("c)", "C"), ("$\\mathbf{B}$", "B"), ("[B]", "B"),
+        ("A、C", "AC"),
+        ("BD", "BD"),
+        ("A and C", "AC"), ("A: a train", "A"), ('"B"', "B"),
+        ("A train leaves", None), ("Because", None), ("", None), ("12", None), ("Plan B failed", None),
+        ("I think so", None),
+        ("The answer is A train that leaves", None), ("the answer is a train", None),
+        ("A. is wrong, B. is right", None),
+        ("答案是C语言", None), ("The answer is A. No, the answer is B.", None), ("BAD", None), ("A or B", None),
+        ("Vitamin C", None), ("E=mc^2", None), ("Dr. B. Smith", None), ("K", None), ("A" * 5000, None),
     ],
 )  # fmt: skip
 def test_a_choice_is_its_letter_and_no_letter_of_the_prose(answer: str, expected: str | None) -> None:
@@ -116,15 +174,38 @@ def test_choices_are_scored_strictly_and_leniently() -> None:
     assert not score("choice", "A train may take B hours.", "B").lenient
 
 
-def test_types_without_a_scorer_say_so() -> None:
-    result = score("code-generate", written("def f(): pass"), "whatever")
-    assert (result.correct, result.lenient, result.outcome) == (None, None, "not scored")
-    assert score("generic-generate", "<think>", "x", "length").outcome == "cut off"
-
-
 def test_numbers_are_found_in_text() -> None:
     assert last_number("So 3 x $1,200 = $3,600.") == "3600"
     assert last_number("from 5 to -3") == "-3"
     assert last_number("it is 3/4 of v2") == "3/4"
     assert last_number("none") is None
-    assert as_number(normalise("9" * 5000)) is None
+    assert quantity(normalise("9" * 5000)) is None
+
+
+@pytest.mark.parametrize("task", ["math", "choice"])
+@pytest.mark.parametrize(
+    "text",
+    [r"\boxed{" * 100_000, "{" * 500_000 + "5" + "}" * 500_000, "答案" + " " * 500_000, "9" * 1_000_000,
+     "5" + " " * 500_000 + "x",
+     "√(" * 300_000, "1," * 400_000, "<answer>" * 100_000, "十" * 300_000, "\\frac{" * 100_000, "\x00" * 100_000],
+    ids=lambda text: text[:8],
+)  # fmt: skip
+def test_answers_of_a_million_characters_are_read_in_no_time(task: str, text: str) -> None:
+    started = time.monotonic()
+    for completion in (text, written(text), "<think>" + text):
+        assert not score(task, completion, "B" if task == "choice" else "7").correct
+    assert time.monotonic() - started < 5
+
+
+def test_what_is_no_mathematics_at_all_neither_hangs_nor_ends_the_scorer() -> None:
+    bombs = [
+        r"\frac{1}{" * 90 + "1" + "}" * 90,
+        "{" * 400 + "5" + "}" * 400,
+        "(" * 300,
+        r"\sqrt" * 150,
+        r"10^{10^{10}}!",
+        "\\",
+    ]
+    for bomb in bombs:
+        assert not score("math", written(bomb), "7").correct
+    assert score("math", written("x+1"), "1+x").correct

@@ -233,10 +233,19 @@ def infer(
 
 @app.command()
 def eval(
-    model: ModelReference,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="as for ask", show_default=False)] = None,
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="rows with answers: a file, hub id or builtin:arithmetic")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="DATA", help="rows with answers: a file, hub id or builtin:arithmetic", show_default=False
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="score this result file instead of a model", show_default=False)
+    ] = None,
+    gold: Annotated[
+        Path | None, typer.Option(help="its references: JSON lines {id, type, reference}", show_default=False)
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="default: eval/MODEL-DATA", show_default=False)
     ] = None,
@@ -254,10 +263,17 @@ def eval(
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
-    """Score a model: well-formed completions and accuracy, strict and lenient, with 95% intervals."""
+    """Score a model, or a result file: well-formed completions and accuracy, strict and lenient, with 95% intervals."""
     _prepare_libraries()
     from rich.console import Console
 
+    if predictions is not None or gold is not None:
+        if predictions is None or gold is None or model is not None:
+            raise UsageError("--predictions and --gold go together, and without a MODEL")
+        _eval_predictions(predictions, gold, out, json=json)
+        return
+    if model is None or data is None:
+        raise UsageError("name a MODEL and DATA, or --predictions and --gold")
     from thinktune.config import Sampling
     from thinktune.evaluate import comparison_table, evaluate_data
 
@@ -280,6 +296,22 @@ def eval(
     else:
         Console().print(comparison_table({model: summary}))
         _notify(f"every sample is in {out / 'samples.jsonl'}")
+
+
+def _eval_predictions(predictions: Path, gold: Path, out: Path | None, *, json: bool) -> None:
+    from rich.console import Console
+
+    from thinktune.predictions import score_predictions, scores_table
+
+    out = out or Path("eval") / predictions.stem
+    scores = score_predictions(predictions, gold, out)
+    if json:
+        print(dumps(scores.as_dict(), ensure_ascii=False, indent=2))
+    else:
+        Console().print(scores_table(scores))
+    for remark in scores.remarks():
+        _notify(remark)
+    _notify(f"every sample is in {out / 'samples.jsonl'}")
 
 
 @app.command()

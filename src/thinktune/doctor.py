@@ -36,7 +36,7 @@ _EXTRAS = {
     "gguf": "GGUF files, and converting the built-in model",
     "modelscope": "ms: models and data sets",
     "vllm": "the vLLM engine, on a GPU",
-    "eval": "BLEU and statistics",
+    "eval": "BLEU and chrF of free text",
     "demo": "the web page",
 }
 

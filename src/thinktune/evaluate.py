@@ -25,7 +25,7 @@ from thinktune.files import write_json, write_text
 from thinktune.items import valid_text
 from thinktune.journal import Completed, Record, complete, telling_full_disk
 from thinktune.statistics import Rate, wilson
-from thinktune.tasks import TASKS, Task
+from thinktune.tasks import TASKS, UNFINISHED, Task
 
 if TYPE_CHECKING:
     from thinktune.data import Example
@@ -37,13 +37,15 @@ class Summary:
     """Scores of one model on one set of problems.
 
     Rates are over all problems, those without a usable completion included: they count as wrong. With several
-    completions a problem, each problem counts with the mean of its own.
+    completions a problem, each problem counts with the mean of its own. Only `completed` leaves problems out: those
+    whose completions were all cut off or failed; None where that leaves none.
     """
 
     n: int
     completions: int
     format: Rate
     strict: Rate
+    completed: Rate | None
     lenient: Rate
     outcomes: dict[str, int]
     mean_tokens: float
@@ -58,6 +60,8 @@ class Summary:
         for name, rate in (("format_rate", "format"), ("accuracy", "strict"), ("accuracy_lenient", "lenient")):
             interval = values.pop(rate)
             values |= {name: interval["value"], f"{name}_interval": [interval["low"], interval["high"]]}
+        completed = values.pop("completed")
+        values["accuracy_completed"] = completed["value"] if completed else None
         return values
 
 
@@ -171,6 +175,7 @@ def comparison_table(summaries: Mapping[str, Summary]) -> Table:
     rows: dict[str, Callable[[Summary], str]] = {
         "well-formed": lambda each: str(each.format),
         "right, strictly": lambda each: str(each.strict),
+        "of the completed": lambda each: str(each.completed or ""),
         "right, leniently": lambda each: str(each.lenient),
         "cut off by length": lambda each: str(each.outcomes.get("cut off", 0)),
         "problems": lambda each: str(each.n),
@@ -215,14 +220,18 @@ def _sample(example: Example, prompt: str, record: Record, task: Task) -> dict[s
 def _summarise(samples: Sequence[Sequence[Mapping[str, Any]]], done: Completed, *, told_format: bool) -> Summary:
     lines = [line for group in samples for line in group]
 
-    def rate(counts: Callable[[Mapping[str, Any]], bool]) -> Rate:
-        return wilson(sum(fmean(map(counts, group)) for group in samples), len(samples))
+    def rate(
+        counts: Callable[[Mapping[str, Any]], bool], groups: Sequence[Sequence[Mapping[str, Any]]] = samples
+    ) -> Rate:
+        return wilson(sum(fmean(map(counts, group)) for group in groups), len(groups))
 
+    finished = [kept for group in samples if (kept := [line for line in group if line["outcome"] not in UNFINISHED])]
     return Summary(
         n=len(samples),
         completions=len(lines),
         format=rate(lambda line: line["format_problem"] is None),
         strict=rate(lambda line: bool(line["correct"])),
+        completed=rate(lambda line: bool(line["correct"]), finished) if finished else None,
         lenient=rate(lambda line: bool(line["lenient"])),
         outcomes=dict(Counter(line["outcome"] for line in lines).most_common()),
         mean_tokens=fmean(line["tokens"] for line in lines),

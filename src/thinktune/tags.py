@@ -21,6 +21,8 @@ INSTRUCTION = (
 """What a model that was not tuned for the format is told, so that a comparison with it is fair."""
 
 _ANY_TAG = re.compile("|".join(TAGS))
+# Boxes and braces; an escaped brace is text, not structure.
+_BRACES = re.compile(r"\\boxed\{|\\(?!\\boxed\{)[^b]|[{}]")
 
 
 @dataclass(frozen=True)
@@ -105,28 +107,14 @@ def last_boxed(text: str) -> str | None:
     >>> last_boxed(r"\boxed{1} so \boxed{\frac{3}{4}}")
     '\\frac{3}{4}'
     """
-    at = len(text)
-    while (at := text.rfind(r"\boxed{", 0, at)) >= 0:
-        start = at + len(r"\boxed{")
-        end = _closing_brace(text, start)
-        if end is not None:
-            return text[start:end].strip()
-    return None
-
-
-def _closing_brace(text: str, start: int) -> int | None:
-    depth = 1
-    position = start
-    while position < len(text):
-        char = text[position]
-        if char == "\\":  # an escaped brace is text, not structure
-            position += 2
-            continue
-        depth += (char == "{") - (char == "}")
-        if depth == 0:
-            return position
-        position += 1
-    return None
+    best, opened = None, list[int]()
+    for match in _BRACES.finditer(text):  # once over the text: a model may write a million of them
+        if match.group() == "}":
+            start = opened.pop() if opened else -1
+            best = (start, match.start()) if start > (best[0] if best else -1) else best
+        elif match.group() in ("{", r"\boxed{"):
+            opened.append(-1 if match.group() == "{" else match.end())
+    return text[best[0] : best[1]].strip() if best else None
 
 
 Part = Literal["think", "answer", "outside", "tag"]

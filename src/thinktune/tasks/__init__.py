@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from thinktune.tasks import choice, math, unscored
-from thinktune.tasks.base import Outcome, Score, Task
+from thinktune.tasks import choice, code, generic, math
+from thinktune.tasks.base import UNFINISHED, Outcome, Score, Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (math.TASK, choice.TASK, unscored.CODE, unscored.GENERIC)}
+TASKS: dict[str, Task] = {task.name: task for task in (math.TASK, choice.TASK, code.TASK, generic.TASK)}
 
-__all__ = ["TASKS", "Outcome", "Score", "Task"]
+__all__ = ["TASKS", "UNFINISHED", "Outcome", "Score", "Task"]

@@ -9,7 +9,15 @@ from typing import Any, Literal
 from thinktune import tags
 from thinktune.config import Sampling
 
-Outcome = Literal["right", "wrong", "no answer", "malformed", "cut off", "error", "not scored"]
+Outcome = Literal["right", "wrong", "no answer", "malformed", "cut off", "error", "measured", "not scored"]
+"""Of a well-formed completion: right or wrong; "measured" where there are only degrees; "not scored" where the gold
+record does not say what would be right."""
+
+UNFINISHED: tuple[Outcome, ...] = ("cut off", "error")
+"""Outcomes of what was not completed, and is left out of accuracy over the completed."""
+
+TAIL = 20_000
+"""Characters at the end of a completion where lenient scoring looks for an answer."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,7 @@ class Score:
     """What a completion is worth.
 
     Attributes:
-        correct: strict: the answer inside the tags of a well-formed completion is right. None: not scored.
+        correct: strict: the answer inside the tags of a well-formed completion is right. None: not known.
         value: 1 or 0 for right or wrong, a measure between for tasks that have one. None: not scored.
         outcome: why; "cut off" and "malformed" are never right.
         extracted: the answer that was compared, None where there was none.

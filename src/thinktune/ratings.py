@@ -1,0 +1,185 @@
+"""What people say: two answers side by side, and which is better. Kept in SQLite, shared by several raters at once.
+
+The page that asks people is the studio's; what is stored, and what may be concluded from it, is decided here.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Literal, get_args
+
+from thinktune.errors import DataError, UsageError
+from thinktune.statistics import Rate, wilson
+
+Verdict = Literal["first", "second", "both good", "both bad"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS ratings (
+    rater TEXT NOT NULL,
+    item TEXT NOT NULL,
+    first TEXT NOT NULL,   -- the two models, in the order of the alphabet, whichever was shown on the left
+    second TEXT NOT NULL,
+    verdict TEXT NOT NULL CHECK (verdict IN ('first', 'second', 'both good', 'both bad')),
+    comment TEXT NOT NULL DEFAULT '',
+    time TEXT NOT NULL,    -- ISO 8601, UTC
+    PRIMARY KEY (rater, item, first, second),
+    CHECK (first < second)
+) STRICT, WITHOUT ROWID;
+"""
+_VERSION = 1
+_WAIT_SECONDS = 10.0
+_SWAPPED: dict[Verdict, Verdict] = {"first": "second", "second": "first"}
+
+
+@dataclass(frozen=True)
+class Rating:
+    """One rater's verdict on the answers of two models to one item."""
+
+    rater: str
+    item: str
+    first: str
+    second: str
+    verdict: Verdict
+    comment: str = ""
+
+
+class Ratings:
+    """A file of ratings. Every call opens it anew, so that threads and processes may share an object or a file."""
+
+    def __init__(self, file: Path) -> None:
+        """Make the file if there is none.
+
+        Raises:
+            DataError: the file is no SQLite database, or of a later version.
+        """
+        self._file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._open() as database:
+                database.execute("PRAGMA journal_mode = WAL")  # readers do not wait for writers
+                (version,) = database.execute("PRAGMA user_version").fetchone()
+                if version > _VERSION:
+                    raise DataError(f"{file} was written by a later thinktune", hint="pip install --upgrade thinktune")
+                database.executescript(_SCHEMA)
+                database.execute(f"PRAGMA user_version = {_VERSION}")
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"{file} is no file of ratings: {error}") from error
+
+    def add(self, rating: Rating) -> None:
+        """Store a rating; a rater's second one of the same item and models replaces the first.
+
+        Raises:
+            UsageError: an unknown verdict, a model against itself, or no rater.
+        """
+        if rating.verdict not in VERDICTS:
+            raise UsageError(f"verdict {rating.verdict!r} is not one of {', '.join(VERDICTS)}")
+        if rating.first == rating.second or not rating.rater.strip():
+            raise UsageError("a rating needs a rater and two different models")
+        rating = _ordered(rating)
+        values = (rating.rater.strip(), rating.item, rating.first, rating.second, rating.verdict, rating.comment)
+        with self._open() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO ratings (rater, item, first, second, verdict, comment, time)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*values, datetime.now(UTC).isoformat(timespec="seconds")),
+            )
+
+    def all(self) -> list[Rating]:
+        """Every rating, by time."""
+        with self._open() as database:
+            rows = database.execute(
+                "SELECT rater, item, first, second, verdict, comment FROM ratings ORDER BY time, rater, item"
+            )
+            return [Rating(*row) for row in rows]
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        database = sqlite3.connect(self._file, timeout=_WAIT_SECONDS)
+        try:
+            with database:  # one transaction
+                yield database
+        finally:
+            database.close()
+
+
+def win_rate(ratings: Iterable[Rating], model: str, other: str) -> Rate | None:
+    """How often a model is preferred to another, ties counting half, with a 95% Wilson interval. None: never rated.
+
+    Items are the unit: several raters of one item are averaged.
+    """
+    points: dict[str, list[float]] = defaultdict(list)
+    for rating in ratings:
+        if {rating.first, rating.second} == {model, other}:
+            points[rating.item].append(_points(rating if rating.first == model else _flipped(rating)))
+    return wilson(sum(map(fmean, points.values())), len(points)) if points else None
+
+
+def bradley_terry(ratings: Sequence[Rating], *, rounds: int = 10_000, tolerance: float = 1e-10) -> dict[str, float]:
+    """Strength of each model (Bradley and Terry 1952), as natural logarithms with mean 0, a tie being half a win.
+
+    A model that is 1 above another is preferred with odds of e to 1. Half a tie between every two models keeps one that
+    always wins finite. By Hunter's (2004) minorisation.
+    """
+    models = sorted({name for rating in ratings for name in (rating.first, rating.second)})
+    if not models:
+        return {}
+    wins: dict[tuple[str, str], float] = defaultdict(float)
+    for one, two in combinations(models, 2):
+        wins[one, two] = wins[two, one] = 0.25
+    for rating in ratings:
+        wins[rating.first, rating.second] += _points(rating)
+        wins[rating.second, rating.first] += 1 - _points(rating)
+    strength = dict.fromkeys(models, 1.0)
+    for _ in range(rounds):
+        before = strength
+        strength = {
+            one: sum(wins[one, two] for two in models if two != one)
+            / sum((wins[one, two] + wins[two, one]) / (before[one] + before[two]) for two in models if two != one)
+            for one in models
+        }
+        mean = math.exp(fmean(map(math.log, strength.values())))
+        strength = {name: value / mean for name, value in strength.items()}
+        if all(abs(strength[name] - before[name]) <= tolerance * before[name] for name in models):
+            break
+    return {name: math.log(value) for name, value in strength.items()}
+
+
+def agreement(ratings: Iterable[Rating]) -> float | None:
+    """Krippendorff's alpha (nominal, 2011) over all verdicts: 1 is full agreement, 0 what chance would give.
+
+    None where no item has two raters, or all verdicts ever given are the same.
+    """
+    units: dict[tuple[str, str, str], list[Verdict]] = defaultdict(list)
+    for rating in map(_ordered, ratings):
+        units[rating.item, rating.first, rating.second].append(rating.verdict)
+    groups = [verdicts for verdicts in units.values() if len(verdicts) > 1]
+    values = [verdict for group in groups for verdict in group]
+    expected = sum(a != b for a, b in combinations(values, 2)) * 2 / max(1, len(values) - 1)
+    if not expected:
+        return None
+    observed = sum(2 * sum(a != b for a, b in combinations(group, 2)) / (len(group) - 1) for group in groups)
+    return 1 - observed / expected
+
+
+def _points(rating: Rating) -> float:
+    """What the first model gets of a rating."""
+    return {"first": 1.0, "second": 0.0}.get(rating.verdict, 0.5)
+
+
+def _ordered(rating: Rating) -> Rating:
+    return rating if rating.first < rating.second else _flipped(rating)
+
+
+def _flipped(rating: Rating) -> Rating:
+    verdict = _SWAPPED.get(rating.verdict, rating.verdict)
+    return Rating(rating.rater, rating.item, rating.second, rating.first, verdict, rating.comment)

@@ -1,0 +1,187 @@
+"""Result files made anywhere are scored against gold; what does not match is counted and listed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thinktune import cli
+from thinktune.errors import DataError, MissingExtra
+from thinktune.predictions import read_predictions, score_predictions, scores_table
+from thinktune.tasks import generic
+from thinktune.tasks.generic import similarity
+
+GOLD: list[dict[str, Any]] = [
+    {"id": "m1", "type": "math", "reference": "1/2"},
+    {"id": "m2", "type": "math", "reference": "7"},
+    {"id": "m3", "type": "math", "reference": "8"},
+    {"id": "m4", "type": "math", "reference": "9"},
+    {"id": "c1", "type": "choice", "reference": "B"},
+    {"id": "p1", "type": "code-generate", "reference": "", "test": "assert f(1) == 2", "entry_point": "f"},
+    {"id": "g1", "type": "generic-generate", "reference": "今天天气很好，我们去公园。"},
+]
+
+
+def written(answer: str) -> str:
+    return f"<think>a</think> <answer>{answer}</answer>"
+
+
+CONTENTS: dict[str, Any] = {
+    "m1": written("0.5"),
+    "m2": written("6"),
+    "c1": written("答案是B"),
+    "p1": [written("def f(x): return x + 1"), written("def f(x): return x"), written("f = None")],
+    "g1": written("今天天气很好，我们去公园。"),
+    "x1": written("1"),
+}
+
+
+def write_gold(folder: Path) -> Path:
+    file = folder / "gold.jsonl"
+    file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in GOLD), encoding="utf-8")
+    return file
+
+
+def write_results(folder: Path) -> Path:
+    results = [{"id": name, "content": content} for name, content in CONTENTS.items()]
+    results += [{"id": "m3", "error": "out of memory"}]
+    (folder / "res.json").write_text(json.dumps({"result": {"results": results}}), encoding="utf-8")
+    return folder / "res.json"
+
+
+def test_a_result_file_is_scored_by_type_and_mismatched_ids_are_listed(tmp_path: Path) -> None:
+    scores = score_predictions(write_results(tmp_path), write_gold(tmp_path), tmp_path / "eval")
+    mathematics, choice, code, text = scores.types.values()
+    assert mathematics.outcomes == {"error": 2, "right": 1, "wrong": 1}
+    assert mathematics.strict is not None
+    assert mathematics.completed is not None
+    assert (mathematics.n, mathematics.strict.value, mathematics.completed.value) == (4, 0.25, 0.5)
+    assert choice.strict is not None
+    assert choice.strict.value == 1
+    assert code.measures == pytest.approx({"pass@1": 1 / 3, "pass@2": 2 / 3, "pass@3": 1.0})
+    assert text.strict is None
+    assert text.measures == pytest.approx({"bleu": 100, "chrf": 100})
+    assert (scores.without_prediction, scores.without_gold) == (["m4"], ["x1"])
+    assert scores.remarks() == [
+        "1 gold items have no prediction and count as wrong: m4",
+        "1 predictions have no gold and are not scored: x1",
+    ]
+    assert scores_table(scores).row_count == 5 + 4 + 5  # rates, outcomes, pass@1 to 3, bleu and chrf
+
+
+def test_what_was_scored_is_written_a_line_a_sample(tmp_path: Path) -> None:
+    score_predictions(write_results(tmp_path), write_gold(tmp_path), tmp_path / "eval")
+    lines = [json.loads(line) for line in (tmp_path / "eval/samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["id"] for line in lines] == ["m1", "m2", "m3", "m4", "c1", "p1", "p1", "p1", "g1"]
+    assert (lines[2]["outcome"], lines[2]["note"]) == ("error", "out of memory")
+    assert (lines[3]["outcome"], lines[3]["note"]) == ("error", "no prediction for this id")
+    summary = json.loads((tmp_path / "eval/summary.json").read_text(encoding="utf-8"))
+    assert summary["without_gold"] == ["x1"]
+    again = score_predictions(tmp_path / "eval/predictions.jsonl", write_gold(tmp_path))
+    assert again.types["code-generate"].measures == summary["types"]["code-generate"]["measures"]
+
+
+@pytest.mark.parametrize("form", ["result", "results", "list", "mapping", "lines"])
+def test_predictions_may_come_in_any_usual_form(form: str, tmp_path: Path) -> None:
+    entries = [{"id": 1, "content": "a"}, {"id": "2", "content": ["b", "c"]}]
+    values: dict[str, Any] = {
+        "result": {"result": {"results": entries}},
+        "results": {"results": entries},
+        "list": entries,
+        "mapping": {"1": "a", "2": ["b", "c"]},
+    }
+    text = (
+        json.dumps(values[form])
+        if form in values
+        else '{"id": 1, "completion": "a"}\n{"id": "2", "text": "b"}\n{"id": "2", "text": "c"}\n'
+    )
+    (tmp_path / "res").write_text("\ufeff" + text, encoding="utf-8")
+    read = read_predictions(tmp_path / "res")
+    assert {name: [sample.text for sample in samples] for name, samples in read.items()} == {
+        "1": ["a"],
+        "2": ["b", "c"],
+    }
+
+
+def test_samples_of_one_problem_vote(tmp_path: Path) -> None:
+    gold, predictions = tmp_path / "gold", tmp_path / "predictions"
+    gold.write_text('{"id": 1, "type": "math", "reference": "0.5"}\n{"id": 2, "type": "choice", "reference": "A"}\n')
+    gold.write_text(gold.read_text() + '{"id": 3, "type": "choice", "reference": "A"}\n')
+    samples = {"1": ["1/2", "3", r"\frac{1}{2}"], "2": ["A", "(B)", "B."]}  # nothing for the third
+    contents = {name: list(map(written, answers)) for name, answers in samples.items()}
+    predictions.write_text(json.dumps([{"id": name, "content": texts} for name, texts in contents.items()]))
+    scores = score_predictions(predictions, gold)
+    assert scores.types["math"].measures == pytest.approx({"pass@1": 2 / 3, "pass@2": 1, "pass@3": 1, "maj@3": 1})
+    assert scores.types["choice"].measures["maj@3"] == 0
+
+
+def test_a_prediction_cut_off_by_length_says_so(tmp_path: Path) -> None:
+    (tmp_path / "gold").write_text('{"id": 1, "type": "math", "reference": "5"}\n')
+    (tmp_path / "res").write_text('{"id": 1, "content": "<think>5", "finish_reason": "length"}\n')
+    scores = score_predictions(tmp_path / "res", tmp_path / "gold").types["math"]
+    assert (scores.outcomes, scores.completed) == ({"cut off": 1}, None)
+
+
+@pytest.mark.parametrize(
+    ("gold", "predictions", "said"),
+    [
+        ("", "[]", "gold is empty"),
+        ('{"id": 1, "type": "math", "reference": "5"}', "", "res is empty"),
+        ('{"id": 1, "type": "math", "reference": "5"}', "[]", "no predictions"),
+        ('{"id": 1, "type": "math", "reference": "5"}', "[5]", "entry 1 is not an object with an id"),
+        ('{"id": 1, "type": "math", "reference": "5"}', "not JSON", "entry 1"),
+        ('{"id": 1, "type": "math", "reference": "5"}', '{"2": "a"}', "share no id"),
+        ("[1]\n{", '{"2": "a"}', "line 2: is not a JSON object"),
+        ('{"type": "math", "reference": "5"}', '{"2": "a"}', "line 1: has no id"),
+        ('{"id": 1, "type": "maths", "reference": "5"}', '{"2": "a"}', "type 'maths' is not one of math, choice"),
+        ('{"id": 1, "type": "math"}', '{"2": "a"}', "has no reference"),
+        ('{"id": 1, "type": "math", "reference": "5"}\n' * 2, '{"2": "a"}', "line 2: id '1' is there already"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused_with_the_reason(
+    gold: str, predictions: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "gold").write_text(gold)
+    (tmp_path / "res").write_text(predictions)
+    with pytest.raises(DataError) as caught:
+        score_predictions(tmp_path / "res", tmp_path / "gold")
+    assert said in str(caught.value)
+
+
+def test_the_command_line_scores_a_result_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["eval", "--predictions", str(write_results(tmp_path)), "--gold", str(write_gold(tmp_path)), "--json"]
+    monkeypatch.setattr("sys.argv", ["thinktune", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert not ended.value.code
+    assert json.loads(out)["types"]["math"]["outcomes"]["right"] == 1
+    assert "1 gold items have no prediction and count as wrong: m4" in err
+    assert (tmp_path / "eval/res/samples.jsonl").is_file()
+    monkeypatch.setattr("sys.argv", ["thinktune", *arguments[:3]])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "--predictions and --gold go together" in capsys.readouterr().err
+
+
+def test_chinese_is_tokenised_as_chinese() -> None:
+    near, far = similarity(["我们去公园玩"], ["我们去公园吧"]), similarity(["完全不同"], ["我们去公园吧"])
+    assert 50 < near["bleu"] < 100
+    assert far["bleu"] < near["bleu"]
+    assert similarity(["the cat sat on the mat"], ["the cat sat on the mat"])["bleu"] == pytest.approx(100)
+
+
+def test_without_sacrebleu_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    generic.scorer_name.cache_clear()
+    with pytest.raises(MissingExtra, match=r"thinktune\[eval\]"):
+        generic.score(written("a"), {"reference": "a"}, "stop")

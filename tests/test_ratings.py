@@ -1,0 +1,101 @@
+"""Ratings are kept for several raters at once, and say no more than they can."""
+
+from __future__ import annotations
+
+import math
+import random
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thinktune.errors import DataError, UsageError
+from thinktune.ratings import Rating, Ratings, agreement, bradley_terry, win_rate
+
+
+def test_ratings_come_back_as_they_were_given_whichever_side_was_shown_first(tmp_path: Path) -> None:
+    ratings = Ratings(tmp_path / "new/ratings.sqlite")
+    ratings.add(Rating("ann", "q1", "tuned", "base", "first", "clearer"))
+    ratings.add(Rating("bob", "q1", "base", "tuned", "both bad"))
+    assert set(Ratings(tmp_path / "new/ratings.sqlite").all()) == {
+        Rating("ann", "q1", "base", "tuned", "second", "clearer"),
+        Rating("bob", "q1", "base", "tuned", "both bad"),
+    }
+
+
+def test_a_second_thought_replaces_the_first(tmp_path: Path) -> None:
+    ratings = Ratings(tmp_path / "r")
+    ratings.add(Rating("ann", "q1", "a", "b", "first"))
+    ratings.add(Rating(" ann ", "q1", "b", "a", "first"))
+    assert [rating.verdict for rating in ratings.all()] == ["second"]
+
+
+def test_several_raters_write_at_once(tmp_path: Path) -> None:
+    ratings = Ratings(tmp_path / "r")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: ratings.add(Rating(f"rater {n % 8}", f"q{n // 8}", "a", "b", "first")), range(80)))
+    assert len(ratings.all()) == 80
+    with sqlite3.connect(tmp_path / "r") as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"verdict": "better"}, {"second": "a"}, {"rater": " "}], ids=["verdict", "same model", "no rater"]
+)
+def test_a_rating_that_says_nothing_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    values = {"rater": "ann", "item": "q", "first": "a", "second": "b", "verdict": "first"} | wrong
+    with pytest.raises(UsageError):
+        Ratings(tmp_path / "r").add(Rating(**values))
+
+
+def test_another_file_is_not_taken_for_ratings(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("not a database, but long enough to be looked at " * 10)
+    with pytest.raises(DataError, match="no file of ratings"):
+        Ratings(tmp_path / "r")
+    with sqlite3.connect(tmp_path / "later") as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(DataError, match="later thinktune"):
+        Ratings(tmp_path / "later")
+
+
+def test_the_win_rate_counts_items_and_halves_ties() -> None:
+    ratings = [
+        Rating("ann", "1", "base", "tuned", "second"),
+        Rating("bob", "1", "tuned", "base", "first"),
+        Rating("ann", "2", "base", "tuned", "both good"),
+        Rating("ann", "3", "base", "tuned", "first"),
+        Rating("ann", "4", "base", "other", "first"),
+    ]
+    rate = win_rate(ratings, "tuned", "base")
+    assert rate is not None
+    assert rate.value == 0.5
+    assert 0.1 < rate.low < 0.5 < rate.high < 0.9
+    assert win_rate(ratings, "tuned", "other") is None
+
+
+def test_bradley_terry_finds_the_strengths_that_ratings_were_drawn_from() -> None:
+    true, generator, ratings = {"a": 0.8, "b": 0.0, "c": -0.8}, random.Random(0), []
+    for n in range(6000):
+        one, two = generator.sample(sorted(true), 2)
+        first_wins = generator.random() < 1 / (1 + math.exp(true[two] - true[one]))
+        ratings.append(Rating("ann", str(n), one, two, "first" if first_wins else "second"))
+    assert bradley_terry(ratings) == pytest.approx(true, abs=0.1)
+    always = bradley_terry([Rating("ann", "1", "a", "b", "first")] * 10)
+    assert math.isfinite(always["a"])
+    # Of two models the likelihood is greatest at the odds of the wins: 10.25 to 0.25.
+    assert always["a"] - always["b"] == pytest.approx(math.log(10.25 / 0.25))
+    assert bradley_terry([]) == {}
+
+
+def test_agreement_is_krippendorffs_alpha() -> None:
+    # Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", example B: nominal data, two observers.
+    ratings = [
+        Rating(rater, str(at), "x", "y", value)  # type: ignore[arg-type]
+        for rater, values in (("Ben", "aabbdcccedda"), ("Gerry", "babbbccceddd"))
+        for at, value in enumerate(values)
+    ]
+    assert agreement(ratings) == pytest.approx(0.692, abs=5e-4)
+    assert agreement([rating for rating in ratings if rating.rater == "Ben"]) is None
+    assert agreement([Rating(r, i, "x", "y", v) for r in "ab" for i, v in (("1", "first"), ("2", "second"))]) == 1  # type: ignore[arg-type]

@@ -1,0 +1,319 @@
+"""Programs of models are run against tests, and contained whatever they try."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from thinktune.tasks import TASKS, Score
+from thinktune.tasks.code import program_in
+from thinktune.tasks.trial import RUNNER, Limits, run_trial
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs process limits")
+
+GOLD = {
+    "test": "def check(candidate):\n    assert candidate(2, 3) == 5\n    assert candidate(-1, 1) == 0, 'negative'\n",
+    "entry_point": "add",
+}
+RIGHT = "def add(a, b):\n    return a + b\n"
+
+
+def written(answer: str) -> str:
+    return f"<think>a</think> <answer>{answer}</answer>"
+
+
+def score(answer: str, **gold: str) -> Score:
+    return TASKS["code-generate"].score(written(answer), GOLD | gold, "stop")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        RIGHT,
+        f"```python\n{RIGHT}```",
+        f"Here it is:\n\n```py\n{RIGHT}```\nTry it:\n```python\nprint(add(1, 2))\n```",
+        f"Here it is:\n{RIGHT}\nThis adds the numbers.",
+        f"```\n{RIGHT}",
+        f"```\r\n{RIGHT}```".replace("\n", "\r\n"),
+        "from math import fsum\n\nhelper = lambda *x: int(fsum(x))\nadd = helper",
+        "class Adder:\n    def __call__(self, a, b):\n        return a + b\n\nadd = Adder()",
+        "import sys\nprint('x' * 10**7)\nsys.stderr.write('y')\n" + RIGHT,
+    ],
+)
+def test_a_right_program_passes_wherever_it_stands_in_the_answer(answer: str) -> None:
+    result = score(answer)
+    assert (result.correct, result.outcome, result.note) == (True, "right", None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "note"),
+    [
+        ("def add(a, b):\n    return a - b", "AssertionError"),
+        ("def add(a, b):\n    return abs(a) + abs(b)", "AssertionError: negative"),
+        ("def plus(a, b):\n    return a + b", "does not define add"),
+        ("def add(a, b):\n    return 1 / 0", "ZeroDivisionError"),
+        ("def add(a, b) return", "SyntaxError"),
+        ("add them", "SyntaxError"),
+        ("raise SystemExit(0)", "SystemExit"),
+        ("def add(a, b):\n    raise SystemExit(0)", "SystemExit"),
+        ("(" * 100_000, "before it is called"),
+        ("import nowhere\n" + RIGHT, "No module named 'nowhere'"),
+    ],
+)
+def test_a_wrong_program_fails_and_the_note_says_why(answer: str, note: str) -> None:
+    result = score(answer)
+    assert (result.correct, result.outcome) == (False, "wrong")
+    assert note in (result.note or "")
+
+
+def test_values_cross_with_their_types_and_errors_with_theirs() -> None:
+    same = "def f(x):\n    if x == 'raise':\n        raise ValueError('no')\n    return x"
+    values = [
+        None,
+        True,
+        1,
+        -(2**70),
+        1.5,
+        float("inf"),
+        "é\ud800",
+        (1, [2, {"a": {3}}]),
+        b"\x00",
+        2j,
+        {(1, 2): "x"},
+        frozenset({1}),
+    ]
+    test = f"for value in {values!r}:\n    assert f(value) == value and type(f(value)) is type(value), value\n".replace(
+        " inf,", " float('inf'),"
+    )
+    test += (
+        "try:\n    f('raise')\nexcept ValueError as error:\n    assert 'no' in str(error)\nelse:\n    assert False\n"
+    )
+    assert run_trial(same, test, "f").note is None
+    assert "no plain value" in (run_trial("def f(x):\n    return object()", "f(1)", "f").note or "")
+
+
+def test_tests_may_call_the_other_functions_of_a_program() -> None:
+    program = "def helper(x):\n    return x + 1\n\ndef f(x):\n    return helper(helper(x))"
+    assert run_trial(program, "def check(candidate):\n    assert candidate(1) == helper(2)", "f").equal
+
+
+def test_a_completion_without_its_tags_may_be_forgiven() -> None:
+    result = TASKS["code-generate"].score(f"Sure:\n```python\n{RIGHT}```", GOLD, "stop")
+    assert (result.correct, result.outcome, result.lenient) == (False, "no answer", True)
+
+
+def test_a_gold_record_without_tests_is_not_scored() -> None:
+    result = TASKS["code-generate"].score(written(RIGHT), {"reference": RIGHT}, "stop")
+    assert (result.correct, result.outcome, result.extracted) == (None, "not scored", RIGHT.strip())
+
+
+def test_the_first_fence_with_a_function_is_the_program() -> None:
+    assert (
+        program_in("```bash\npip install x\n```\n```python\ndef f(): pass\n```\n```python\ndef g(): pass\n```")
+        == "def f(): pass\n"
+    )
+
+
+@pytest.fixture
+def nothing_left_behind() -> Iterator[None]:
+    folders = [Path(tempfile.gettempdir()), Path.cwd(), Path("/dev/shm")]
+    files = {
+        file
+        for folder in folders
+        if folder.exists()
+        for file in folder.iterdir()
+        if file.name.startswith(("thinktune-trial", "mischief"))
+    }
+    processes = {process.pid for process in psutil.Process().children(recursive=True)}
+    yield
+    left = {
+        file
+        for folder in folders
+        if folder.exists()
+        for file in folder.iterdir()
+        if file.name.startswith(("thinktune-trial", "mischief"))
+    }
+    assert left == files
+    running = [each for each in psutil.process_iter(["cmdline"]) if "mischief" in " ".join(each.info["cmdline"] or [])]
+    assert {process.pid for process in psutil.Process().children(recursive=True)} <= processes
+    assert not [each for each in running if "pytest" not in " ".join(each.info["cmdline"])]
+
+
+HOSTILE = {
+    "endless loop": "def add(a, b):\n    while True: pass",
+    "endless loop at import": "while True: pass",
+    "sleep": """
+import time
+time.sleep(1000)
+def add(a, b):
+    return a + b
+""",
+    "fork bomb": """
+import os
+def add(a, b):
+    while True:
+        try: os.fork()
+        except OSError: pass
+""",
+    "daemon": """
+import os, time
+def add(a, b):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            time.sleep(1000)
+        os._exit(0)
+    return -1
+""",
+    "threads": """
+import threading, time
+def add(a, b):
+    while True: threading.Thread(target=time.sleep, args=(99,)).start()
+""",
+    "memory": """
+def add(a, b):
+    x = []
+    while True: x.append(bytearray(10**7))
+""",
+    "memory in children": """
+import os, time
+def add(a, b):
+    for _ in range(6):
+        if os.fork() == 0:
+            x = b'1' * 900_000_000
+            time.sleep(99)
+    time.sleep(99)
+""",
+    "big integer": "def add(a, b):\n    return 10 ** 10 ** 10",
+    "big answer": "def add(a, b):\n    return 'x' * 10**8",
+    "disk": """
+def add(a, b):
+    for n in range(100):
+        for folder in ('.', '/tmp', '/dev/shm', '/var/tmp'):
+            try: open(f'{folder}/mischief{n}', 'wb').write(b'1' * 10**7)
+            except OSError: pass
+    return -1
+""",
+    "printing": """
+import sys
+def add(a, b):
+    while True: sys.stdout.write('x' * 10**8); sys.stderr.write('x' * 10**8)
+""",
+    "kill parent": """
+import os, signal
+def add(a, b):
+    for pid in (os.getppid(), os.getpgid(0), 0, -1):
+        try: os.kill(pid, signal.SIGKILL)
+        except OSError: pass
+    return -1
+""",
+    "exit before the tests": "import os\nos._exit(0)",
+    "exit in the call": """
+import os
+def add(a, b):
+    os._exit(0)
+""",
+    "crash": """
+import ctypes
+def add(a, b):
+    ctypes.string_at(0)
+""",
+    "equal to everything": """
+class Any(int):
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+def add(a, b):
+    return Any(7)
+""",
+    "patched builtins": """
+import builtins, sys
+builtins.AssertionError = Exception
+builtins.exec = builtins.compile = lambda *a, **k: None
+sys.exit = lambda *a: None
+def add(a, b):
+    return 7
+""",
+    "faked verdict": """
+import os, json
+def add(a, b):
+    for fd in range(64):
+        try: os.write(fd, b'{"passed": true}\\n')
+        except OSError: pass
+    return 7
+""",
+    "patched frames": """
+import sys
+def add(a, b):
+    frame = sys._getframe()
+    while frame:
+        if 'message' in frame.f_locals: frame.f_locals['message'].update(passed=True)
+        frame.f_globals['encode'] = lambda value: {'passed': True}
+        frame = frame.f_back
+    return 7
+""",
+    "garbage on the pipe": """
+import os
+def add(a, b):
+    for fd in range(3, 64):
+        try: os.write(fd, b'[[[[\\xff\\n' * 1000)
+        except OSError: pass
+""",
+    "reads the stack": """
+import gc, sys
+def add(a, b):
+    found = [o for o in gc.get_objects() if isinstance(o, dict) and 'test' in o and 'entry_point' in o]
+    return 5 if found else -1
+""",
+}
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_programs_are_wrong_end_in_time_and_leave_nothing(kind: str) -> None:
+    started = time.monotonic()
+    verdict = run_trial(HOSTILE[kind], GOLD["test"], GOLD["entry_point"], Limits(cpu_seconds=0.7, seconds=2))
+    assert time.monotonic() - started < 20
+    assert (verdict.equal, bool(verdict.note)) == (False, True)
+
+
+def test_a_program_sees_neither_the_environment_nor_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "mischief")
+    program = """
+import glob, os
+def look():
+    others = [open(file, "rb").read() for file in glob.glob("/proc/[0-9]*/environ")]
+    return sorted(os.environ), os.listdir("."), others
+"""
+    test = (
+        "names, files, others = look()\nassert not {'SECRET_TOKEN', 'PYTHONPATH'} & set(names), names\nassert not files"
+    )
+    assert run_trial(program, test, "look").note is None
+    if os.getuid() == 0:
+        assert run_trial(program, "assert b'mischief' not in b''.join(look()[2])", "look").note is None
+
+
+def test_a_program_reaches_no_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        address = server.getsockname()
+        program = f"import socket\ndef reach():\n    socket.create_connection({address}, 1).send(b'x')"
+        assert "no network" in (run_trial(program, "reach()", "reach").note or "")
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_a_program_can_be_run_by_a_command_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runner = tmp_path / "runner"
+    runner.write_text(f'#!/bin/sh\ntouch {tmp_path}/used\nexec {sys.executable} "$@"\n')
+    runner.chmod(0o755)
+    monkeypatch.setenv(RUNNER, str(runner))
+    assert score(RIGHT).correct
+    assert (tmp_path / "used").exists()
