@@ -283,7 +283,6 @@ class Eval(_Section):
 
     data: str | None = Field(None, description="rows with references; null: no evaluation in run")
     split: str = "test"
-    gold: Path | None = Field(None, description="references by id, for a batch file's results")
     sample: int | None = Field(None, ge=1, description="problems to score, drawn by seed; null: all")
     sampling: Sampling = Sampling()
     every: int | None = Field(50, ge=1, description="optimizer steps between small evaluations during training")
