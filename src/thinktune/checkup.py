@@ -5,7 +5,6 @@ Training goes on as if there had been none: random state, train mode and attenti
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -28,8 +27,9 @@ if TYPE_CHECKING:
     from thinktune.trainer import ThinkTrainer
     from thinktune.workbench import Notify
 
-_FIRST_SECONDS = 1.0
-"""What the first one is taken to cost, until it is known."""
+_STEP_SECONDS = 0.02
+"""What decoding one token of all problems costs at least; with the tokens at the speed of training, a guess at what the
+first checkup will take."""
 
 
 def checkup_problems(config: Config, notify: Notify) -> list[Example]:
@@ -49,8 +49,8 @@ class Checkup(TrainerCallback):
     """Asks the problems every `eval.every` steps and logs `eval_format_rate`, `eval_accuracy`,
     `eval_accuracy_lenient`, `eval_samples` and `eval_seconds`, which is what it cost.
 
-    All of them together take at most `eval.every_share` of the training time that has passed: a checkup that would
-    exceed it is left out, one that turns out to is broken off. With a share of 1 none is.
+    One is left out where it would bring their cost above `eval.every_share` of the training time that has passed, going
+    by what the last one took, or a guess at the first. With a share of 1 none is.
     """
 
     def __init__(
@@ -83,55 +83,49 @@ class Checkup(TrainerCallback):
         self._console = console
         self._warned = False
         self._seconds = 0.0
-        self._expected = _FIRST_SECONDS
+        self._limit, self._tokens = limit, len(prompts) * limit
+        self._last: float | None = None
 
     def resume(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Count what those before the checkpoint have cost, by the lines of metrics.jsonl."""
         if costs := [line["eval_seconds"] for line in lines if "eval_seconds" in line]:
-            self._seconds, self._expected = sum(costs), costs[-1]
+            self._seconds, self._last = sum(costs), costs[-1]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if not state.is_world_process_zero or state.global_step % self._every:
             return
         self._trainer.stop_clock()
-        allowed = self._allowed_seconds()
-        if allowed >= self._expected:
+        if self._fits():
             due = control.should_log
-            self._take(allowed)
+            self._take()
             control.should_log = due  # the trainer takes what was logged here for the line of this step
         elif not self._warned:
             self._warned = True
             self._console.print(
-                f"evaluation during training takes {self._expected:.1f} s; every {self._every} steps, that would be "
-                f"over {self._share:.0%} of the training time (eval.every_share), so some are left out",
+                f"evaluation during training takes about {self._expected():.0f} s; every {self._every} steps, that "
+                f"would be over {self._share:.0%} of the training time (eval.every_share), so some are left out",
                 style="dim",
                 highlight=False,
             )
         self._trainer.start_clock()
 
-    def _allowed_seconds(self) -> float:
-        return math.inf if self._share == 1 else self._share * self._trainer.meter.seconds - self._seconds
+    def _fits(self) -> bool:
+        return self._share == 1 or self._seconds + self._expected() <= self._share * self._trainer.meter.seconds
 
-    def _take(self, allowed: float) -> None:
+    def _expected(self) -> float:
+        """Seconds that the next one will take."""
+        if self._last is not None:
+            return self._last
+        meter = self._trainer.meter
+        return self._tokens * meter.seconds / max(1, meter.tokens) + _STEP_SECONDS * self._limit
+
+    def _take(self) -> None:
         started = time.monotonic()
-        completions = self._generate(started + allowed)
-        scores = self._score(completions) if len(completions) == len(self._requests) else {}
-        cost = time.monotonic() - started
-        self._seconds += cost
-        if scores:
-            self._expected = cost
-            self._trainer.log({**scores, "eval_seconds": round(cost, 3)})
-        else:
-            self._expected = 2 * cost
-
-    def _generate(self, deadline: float) -> list[Completion]:
-        completions = []
         with torch.random.fork_rng(), closing(self._engine.generate(self._requests)) as answers:
-            for completion in answers:
-                completions.append(completion)
-                if time.monotonic() > deadline:
-                    break
-        return completions
+            scores = self._score(list(answers))
+        self._last = time.monotonic() - started
+        self._seconds += self._last
+        self._trainer.log({**scores, "eval_seconds": round(self._last, 3)})
 
     def _score(self, completions: Sequence[Completion]) -> dict[str, float]:
         scores = [
