@@ -119,7 +119,8 @@ def test_a_run_without_scores_has_a_page_too(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_in_a_browser_filters_work_hostile_text_is_inert_and_a_phone_shows_it_whole(tmp_path: Path) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
+    from playwright import sync_api
+
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no browser here")
