@@ -169,9 +169,8 @@ def test_a_repository_with_only_pickles_is_refused_before_anything_is_downloaded
     assert client.hub.downloads("config.json") == []
 
 
+@pytest.mark.parametrize("client", ["hub"], indirect=True)  # ModelScope's client has no offline mode
 def test_offline_mode_is_named_as_the_reason(client: Client) -> None:
-    if client.kind == "modelscope":
-        pytest.skip("its client has no offline mode")
     result = client.fetch(offline=True)
     assert result["error"] == "DownloadError"
     assert "HF_HUB_OFFLINE" in result["message"]

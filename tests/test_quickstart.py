@@ -30,7 +30,7 @@ def test_quickstart_teaches_the_format_and_writes_its_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    few = ["data.sample=200", "infer.file=null", "eval.sample=8", "ask.questions=[What is 12 + 30 - 5?]"]
+    few = ["data.sample=200", "infer.file=null", "eval.sample=8", 'ask.questions=["What is 12 + 30 - 5?"]']
     monkeypatch.setattr("sys.argv", ["thinktune", "quickstart", *few])
     with pytest.raises(SystemExit) as ended:
         cli.main()
