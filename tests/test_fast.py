@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from thinktune.errors import ModelError
 from thinktune.fast import attention, loss
 from thinktune.fast.attention import packed_documents
 from thinktune.fast.lora import fuse_lora
@@ -136,3 +137,21 @@ def test_a_packed_document_is_blind_to_the_one_before_it(tiny_model: Path) -> No
         second = model.model(**packed([10, 10], other)).last_hidden_state[0]
     assert torch.equal(first[10:], second[10:])
     assert not torch.equal(first[:10], second[:10])
+
+
+def test_a_document_longer_than_the_sliding_window_is_refused_with_the_length_to_set() -> None:
+    heads = torch.zeros(1, 2, 9, 4)
+    lengths = torch.tensor([0, 9], dtype=torch.int32)
+    with pytest.raises(ModelError, match="sliding window of 8") as raised:
+        attention.packed_attention(
+            torch.nn.Identity(),
+            heads,
+            heads,
+            heads,
+            None,
+            cu_seq_lens_q=lengths,
+            max_length_q=9,
+            document_lengths=[9],
+            sliding_window=8,
+        )
+    assert "data.max_length=8" in raised.value.hint

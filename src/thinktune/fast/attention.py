@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
+from thinktune.errors import ModelError
+
 NAME = "thinktune_packed"
 _SHORT = 512
 """Documents below this many tokens are attended to in float32 on a CPU: its bf16 kernel takes up to twice as long."""
@@ -47,7 +49,10 @@ def packed_attention(
         [1, tokens, query heads, head dim] and None for the attention weights.
     """
     if sliding_window is not None and sliding_window < max_length_q:
-        raise NotImplementedError("packed documents longer than the model's sliding window")
+        raise ModelError(
+            f"an example of {max_length_q:,} tokens is longer than the model's sliding window of {sliding_window:,}",
+            hint=f"data.max_length={sliding_window} drops such examples",
+        )
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
         return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling), None
     return _per_document(query, key, value, document_lengths, scaling, dropout), None
