@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
 
 CORPUS = [
     "<think>First we add the tens, then the ones. 12 + 30 = 42, and 42 + 5 = 47.</think> <answer>47</answer>",

@@ -11,47 +11,68 @@ from typing import Any
 
 import torch
 
-_CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 48 * 2**20}
-"""float32 logits held at once: enough rows for full-speed products, on a CPU little enough to stay near its caches."""
+_CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 24 * 2**20}
+"""Of logits held at once: enough rows for full-speed products, on a CPU little enough to stay near its caches."""
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        rows = max(1, _CHUNK_BYTES.get(hidden.device.type, 2**28) // (4 * weight.shape[0]))
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_bytes: int
+    ) -> torch.Tensor:
+        rows = max(1, chunk_bytes // (hidden.element_size() * weight.shape[0]))
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        entropy = _fused_cross_entropy if hidden.is_cuda else _cross_entropy
         for start in range(0, len(hidden), rows):
-            chunk, target = hidden[start : start + rows], targets[start : start + rows, None]
-            logits = (chunk @ weight.t()).float()
-            log_normalizer = logits.logsumexp(-1, keepdim=True)
-            total += (log_normalizer - logits.gather(-1, target)).sum()
+            chunk = slice(start, start + rows)
+            loss, g_logits = entropy(hidden[chunk] @ weight.t(), targets[chunk], grad is not None)
+            total += loss
             if grad is not None:
-                probabilities = logits.sub_(log_normalizer).exp_()
-                probabilities.scatter_add_(-1, target, probabilities.new_full(target.shape, -1.0))
-                grad[start : start + rows] = probabilities.to(weight.dtype) @ weight
+                torch.mm(g_logits, weight, out=grad[chunk])
         if grad is not None:
             ctx.save_for_backward(grad)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad * grad_total.to(grad.dtype), None, None
+        return grad * grad_total.to(grad.dtype), None, None, None
 
 
-def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed loss, and its gradient in the dtype of the logits where it is wanted."""
+    wide, column = logits.float(), targets[:, None]
+    log_normalizer = wide.logsumexp(-1, keepdim=True)
+    loss = (log_normalizer - wide.gather(-1, column)).sum()
+    if grad:
+        wide = wide.sub_(log_normalizer).exp_()
+        wide.scatter_add_(-1, column, wide.new_full(column.shape, -1.0))
+    return loss, wide.to(logits.dtype)
+
+
+def _fused_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in one kernel, the gradient in place of the logits."""
+    from thinktune.fast.kernels.loss import cross_entropy
+
+    return cross_entropy(logits, targets, grad=grad).sum(), logits
+
+
+def head_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, chunk_bytes: int | None = None
+) -> torch.Tensor:
     """Summed cross-entropy in nats.
 
     Args:
         hidden: [tokens, width], the hidden states of trained positions only.
         weight: [vocabulary, width] of a frozen, bias-free head; it receives no gradient.
         targets: int64 [tokens], the token each position must predict.
+        chunk_bytes: of logits, in the dtype of `hidden`, that are there at once; None for a good size.
 
     Returns:
         float32 scalar, the sum over tokens (0 for none).
     """
-    loss: torch.Tensor = _HeadLoss.apply(hidden, weight, targets)
+    loss: torch.Tensor = _HeadLoss.apply(hidden, weight, targets, chunk_bytes or _CHUNK_BYTES.get(hidden.device.type, 2**27))
     return loss
 
 

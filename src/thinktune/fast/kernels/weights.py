@@ -1,0 +1,42 @@
+"""Frozen weights in 8 bits: transposed for a backward product, or made whole again in the model's dtype."""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _transpose_kernel(weight, out, N, K, BN: tl.constexpr, BK: tl.constexpr):
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    k = tl.program_id(1) * BK + tl.arange(0, BK)
+    mask = (n < N)[:, None] & (k < K)[None, :]
+    tile = tl.load(weight + n.to(tl.int64)[:, None] * K + k[None, :], mask=mask)
+    tl.store(out + k.to(tl.int64)[:, None] * N + n[None, :], tl.trans(tile), mask=tl.trans(mask))
+
+
+def transpose(weight: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy [in, out] of one-byte weights [out, in]."""
+    rows, columns = weight.shape
+    out = weight.new_empty(columns, rows)
+    grid = (triton.cdiv(rows, 128), triton.cdiv(columns, 64))
+    _transpose_kernel[grid](weight.view(torch.uint8), out.view(torch.uint8), rows, columns, BN=128, BK=64, num_warps=8)
+    return out
+
+
+@triton.jit
+def _restore_kernel(weight, scale, out, WIDTH, BC: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BC + tl.arange(0, BC)
+    value = tl.load(weight + row * WIDTH + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
+    value *= tl.load(scale + row)
+    tl.store(out + row * WIDTH + columns, value.to(out.dtype.element_ty), mask=columns < WIDTH)
+
+
+def restore(weight: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Write `weight * scale` into `out`: int8 or fp8 [out, in] with a float32 scale a row."""
+    rows, columns = weight.shape
+    _restore_kernel[(rows, triton.cdiv(columns, 2048))](weight, scale, out, columns, BC=2048, num_warps=8)
+    return out

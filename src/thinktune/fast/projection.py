@@ -1,0 +1,153 @@
+"""Frozen products over projections that read the same input, joined into one, whatever their weights are held as."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from thinktune.fast.kernels.launch import FP8, Quantised, Rows
+from thinktune.fast.kernels.weights import restore, transpose
+from thinktune.models.fp8 import Fp8Linear
+
+
+class Scratch:
+    """Memory for one weight at a time, shared by all layers: products run in order, so none needs another's."""
+
+    def __init__(self) -> None:
+        self._memory: torch.Tensor | None = None
+
+    def take(self, rows: int, columns: int, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if self._memory is None or self._memory.numel() < rows * columns:
+            self._memory = torch.empty(rows * columns, dtype=dtype, device=like.device)
+        return self._memory[: rows * columns].view(rows, columns)
+
+
+class Projection:
+    """`x W'` and `g W` over joined, frozen weights W [out, in].
+
+    Attributes:
+        weight_scale: float32 [out] where the products run in fp8: rows must come quantised, and gradients with
+            these scales in them. None where they run in the model's own dtype.
+    """
+
+    weight_scale: torch.Tensor | None = None
+
+    @property
+    def quantised(self) -> bool:
+        return self.weight_scale is not None
+
+    def product(self, x: Rows) -> torch.Tensor:
+        """[tokens, in] -> [tokens, out]."""
+        raise NotImplementedError
+
+    def input_grad(self, g: Rows) -> torch.Tensor:
+        """[tokens, out] -> [tokens, in]."""
+        raise NotImplementedError
+
+
+class DenseProjection(Projection):
+    """Weights in the model's dtype; those of the single layers become parts of the joined one."""
+
+    def __init__(self, layers: Sequence[torch.nn.Linear]) -> None:
+        self._weight = join([layer.weight.data for layer in layers])
+        for layer, part in zip(layers, self._weight.split([layer.out_features for layer in layers]), strict=True):
+            layer.weight.data = part
+
+    def product(self, x: Rows) -> torch.Tensor:
+        assert isinstance(x, torch.Tensor)
+        return x @ self._weight.t()
+
+    def input_grad(self, g: Rows) -> torch.Tensor:
+        assert isinstance(g, torch.Tensor)
+        return g @ self._weight
+
+
+class Fp8Projection(Projection):
+    """fp8 weights with a scale a row, multiplied in fp8.
+
+    The tensor cores want both factors with the summed dimension innermost. Forward the weights lie so; for the backward
+    product they are transposed each time, which costs about a percent of the product, and no second copy of them.
+    """
+
+    def __init__(self, layers: Sequence[Fp8Linear], dtype: torch.dtype) -> None:
+        weight = join([layer.weight.data for layer in layers])
+        for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
+            layer.weight.data = part
+        self._weight = weight.view(FP8)
+        self._dtype = dtype
+        self.weight_scale = join([layer.weight_scale for layer in layers])
+        self._ones = torch.ones(1, weight.shape[1], dtype=torch.float32, device=weight.device)
+
+    def product(self, x: Rows) -> torch.Tensor:
+        assert isinstance(x, Quantised) and self.weight_scale is not None
+        return self._multiply(x, self._weight, self.weight_scale[None, :])
+
+    def input_grad(self, g: Rows) -> torch.Tensor:
+        assert isinstance(g, Quantised)
+        return self._multiply(g, transpose(self._weight), self._ones)
+
+    def _multiply(self, x: Quantised, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return torch._scaled_mm(x.rows, weight.t(), x.scale, scale, out_dtype=self._dtype, use_fast_accum=True)
+
+
+class RestoredProjection(Projection):
+    """Weights that no tensor core takes (or not here), made whole in the model's dtype for each product."""
+
+    def __init__(self, layers: Sequence[torch.nn.Module], dtype: torch.dtype, scratch: Scratch) -> None:
+        self._layers = layers
+        self._dtype = dtype
+        self._scratch = scratch
+
+    def product(self, x: Rows) -> torch.Tensor:
+        assert isinstance(x, torch.Tensor)
+        return x @ self._weight().t()
+
+    def input_grad(self, g: Rows) -> torch.Tensor:
+        assert isinstance(g, torch.Tensor)
+        return g @ self._weight()
+
+    def _weight(self) -> torch.Tensor:
+        sizes: list[int] = [layer.out_features for layer in self._layers]  # type: ignore[misc]
+        first: Any = self._layers[0]
+        weight = self._scratch.take(sum(sizes), first.in_features, first.weight, self._dtype)
+        for layer, part in zip(self._layers, weight.split(sizes), strict=True):
+            _restore_into(layer, part)
+        return weight
+
+
+def _restore_into(layer: Any, out: torch.Tensor) -> None:
+    if isinstance(layer, Fp8Linear):
+        restore(layer.weight.view(FP8), layer.weight_scale, out)
+        return
+    if hasattr(layer.weight, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit
+
+        dequantize_4bit(layer.weight.data, layer.weight.quant_state, out=out)
+        return
+    # bitsandbytes moves int8 weights and their scales to `state` at the first forward pass.
+    weight = layer.weight.CB if layer.weight.CB is not None else layer.state.CB
+    scale = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+    restore(weight, scale / 127.0, out)
+
+
+def make_projection(layers: Sequence[Any], dtype: torch.dtype, scratch: Scratch) -> Projection:
+    """The product over layers of one kind, joined in their order."""
+    if type(layers[0]) is torch.nn.Linear:
+        return DenseProjection(layers)
+    if isinstance(layers[0], Fp8Linear) and _multiplies_fp8(layers):
+        return Fp8Projection(layers, dtype)
+    return RestoredProjection(layers, dtype, scratch)
+
+
+def _multiplies_fp8(layers: Sequence[Fp8Linear]) -> bool:
+    device = layers[0].weight.device
+    whole = layers[0].in_features % 16 == 0 and sum(layer.out_features for layer in layers) % 16 == 0
+    # Row-wise scales: Hopper and later. (Ada has fp8 too, but torch's row-wise product does not run on it everywhere.)
+    return whole and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The tensors, or the one tensor that they are consecutive parts of already, one under another."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))

@@ -1,0 +1,97 @@
+"""Triton's interpreter takes more than its compiler does: every kernel is compiled for the GPUs it is meant for. That
+needs no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import json, sys
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TYPES = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64", torch.uint8: "*u8",
+         torch.int8: "*i8", torch.float8_e4m3fn: "*fp8e4nv"}
+target = GPUTarget("cuda", int(sys.argv[1]), 32)
+compiled = []
+
+def compile_only(self, *args, grid, warmup, num_warps=4, **named):
+    bound = dict(zip((p.name for p in self.params), args)) | named
+    constants, signature = {}, {}
+    for parameter in self.params:
+        value = bound[parameter.name]
+        if parameter.is_constexpr or value is None:
+            constants[parameter.name], signature[parameter.name] = value, "constexpr"
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = TYPES[value.dtype]
+        else:
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+    source = ASTSource(self, signature, constants)
+    shared = triton.compile(source, target=target, options={"num_warps": num_warps}).metadata.shared
+    compiled.append((self.__name__, shared))
+
+JITFunction.run = compile_only
+
+from thinktune.fast.kernels.heads import Heads, rotate, rotate_grad
+from thinktune.fast.kernels.loss import cross_entropy
+from thinktune.fast.kernels.mlp import swiglu, swiglu_grad
+from thinktune.fast.kernels.rows import add_norm_project, input_grad, output_grad
+from thinktune.fast.kernels.weights import restore, transpose
+
+def rows(*shape, dtype=torch.bfloat16):
+    return torch.zeros(*shape, dtype=dtype)
+
+def floats(*shape):
+    return torch.zeros(*shape)
+
+T, H, F, rank = 70, 256, 512, int(sys.argv[2])
+R = max(16, rank)
+fp8 = int(sys.argv[1]) >= 90
+for quantise in (False, True) if fp8 else (False,):
+    add_norm_project(rows(T, H), norm=(rows(H), 1e-6), a=rows(3 * R, H), in_fp8=quantise)
+    add_norm_project(rows(T, H), a=rows(R, H), write=quantise, in_fp8=quantise)
+    update = (rows(T, H), rows(T, R), rows(H, R))
+    add_norm_project(rows(T, H), update=update, norm=(rows(H), 1e-6), a=rows(2 * R, H), in_fp8=quantise)
+    add_norm_project(rows(T, H), update=update, write=False)
+    scale = floats if quantise else lambda *shape: None
+    output_grad(rows(T, H), rows(T, R), rows(H, R), floats(H, rank), 2.0, scale(H))
+    swiglu(rows(T, 2 * F), rows(T, 2 * R), rows(2 * F, R), rows(R, F), rank, in_fp8=quantise)
+    swiglu_grad(rows(T, 2 * F), rows(T, 2 * R), rows(2 * F, R), rows(R, F), rows(T, F), rows(T, R),
+                floats(2 * F, rank), floats(rank, F), 2.0, scale(2 * F))
+    for heads in (Heads(4, 2, 64, bias=rows(512)), Heads(4, 2, 128, norms=(rows(128), rows(128), 1e-6))):
+        W, D = heads.width, heads.dim
+        rotate(rows(T, W), rows(T, 3 * R), rows(W, R), rows(T, D), rows(T, D), heads)
+        grads = (rows(T, 4, D), rows(T, 2, D), rows(T, 2, D))
+        raw = rows(T, W) if heads.norms else None
+        rotate_grad(grads, raw, rows(T, 3 * R), rows(W, R), rows(T, D), rows(T, D), heads,
+                    floats(W, rank), 2.0, scale(W))
+input_grad(rows(T, H), rows(T, 3 * R), rows(3 * R, H), rows(T, H), floats(3, rank, H),
+           norm=(rows(H), 1e-6), residual=rows(T, H))
+input_grad(rows(T, H), rows(T, R), rows(R, H), rows(T, H), floats(1, rank, H))
+cross_entropy(rows(8, 151936), torch.zeros(8, dtype=torch.int64), grad=True)
+cross_entropy(rows(8, 151936), torch.zeros(8, dtype=torch.int64), grad=False)
+transpose(rows(256, 128, dtype=torch.uint8))
+restore(rows(256, 128, dtype=torch.int8), floats(256), rows(256, 128))
+if fp8:
+    restore(rows(256, 128, dtype=torch.uint8).view(torch.float8_e4m3fn), floats(256), rows(256, 128))
+print(json.dumps(compiled))
+"""
+
+
+@pytest.mark.parametrize(("capability", "rank"), [(80, 8), (90, 8), (90, 64)])
+def test_every_kernel_compiles_for_the_gpus_it_is_meant_for(capability: int, rank: int) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", SCRIPT, str(capability), str(rank)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    compiled = json.loads(run.stdout)
+    assert len(compiled) >= 17
+    for name, shared in compiled:
+        assert shared <= 99 * 1024, f"{name} wants {shared} bytes of shared memory, more than an RTX card has"

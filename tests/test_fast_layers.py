@@ -1,0 +1,109 @@
+"""The fused decoder layers compute what plain PEFT computes. Without a GPU the kernels run in Triton's interpreter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from thinktune.fast.attention import packed_documents
+from thinktune.fast.layers import fuse_layers, why_not_fused
+from thinktune.fast.memory import Memory
+from thinktune.models.fp8 import quantise_to_fp8
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+LENGTHS = [19, 2, 30]
+
+
+def make(kind: str, *, targets: list[str] = ALL, r: int = 4, quantise: bool = False, **lora: Any) -> PeftModel:
+    """Two layers of awkward widths, with an adapter whose B matrices are not zero."""
+    torch.manual_seed(0)
+    more = {"sliding_window": None} if kind == "mistral" else {}
+    config = CONFIGS[kind](
+        hidden_size=96, intermediate_size=208, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, vocab_size=160, tie_word_embeddings=True, **more,
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(DEVICE)
+    for name, parameter in base.named_parameters():
+        if "norm" in name or "bias" in name:
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
+    if quantise:
+        quantise_to_fp8(base)
+    model = get_peft_model(
+        base, LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, task_type="CAUSAL_LM", **lora)
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def packed_batch() -> dict[str, Any]:
+    tokens = sum(LENGTHS)
+    return {
+        "input_ids": torch.randint(0, 160, (1, tokens), generator=torch.Generator().manual_seed(0)).to(DEVICE),
+        "position_ids": torch.cat([torch.arange(length) for length in LENGTHS])[None].to(DEVICE),
+        "cu_seq_lens_q": torch.tensor([0, *LENGTHS]).cumsum(0).to(DEVICE, torch.int32),
+        "max_length_q": max(LENGTHS),
+        "document_lengths": LENGTHS,
+        "use_cache": False,
+    }
+
+
+def outcome(model: PeftModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The logits of a packed batch and every gradient of a function of them."""
+    model.zero_grad()
+    with packed_documents(model.get_base_model()):
+        logits = model(**packed_batch()).logits[0]
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    (logits * weights).sum().backward()
+    return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(fused: PeftModel, plain: PeftModel) -> None:
+    (logits, grads), (expected_logits, expected_grads) = outcome(fused), outcome(plain)
+    torch.testing.assert_close(logits, expected_logits, atol=2e-5, rtol=2e-5)
+    assert grads.keys() == expected_grads.keys()
+    for name, grad in expected_grads.items():
+        scale = float(grad.abs().max())
+        torch.testing.assert_close(
+            grads[name], grad, atol=1e-4 * scale, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_fused_layers_give_the_logits_and_gradients_of_plain_peft(kind: str) -> None:
+    plain, fused = make(kind), make(kind)
+    assert why_not_fused(fused) is None
+    layers = fuse_layers(fused, Memory())
+    assert_same(fused, plain)
+    layers.undo()
+    assert_same(fused, plain)
+
+
+@pytest.mark.parametrize("memory", [Memory(("mlp",)), Memory(("full",)), Memory(("none", "full"), mlp_chunks=3)])
+def test_what_is_computed_again_is_the_same(memory: Memory) -> None:
+    fused = make("qwen3")
+    fuse_layers(fused, memory)
+    assert_same(fused, make("qwen3"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"targets": ["q_proj", "v_proj", "down_proj"]}, {"r": 20}, {"targets": ["up_proj"], "use_rslora": True}]
+)
+def test_any_targets_and_ranks_may_be_trained(changes: dict[str, Any]) -> None:
+    fused = make("qwen2", **changes)
+    fuse_layers(fused, Memory())
+    assert_same(fused, make("qwen2", **changes))
+
+
+def test_an_eight_bit_base_is_made_whole_for_its_products() -> None:
+    fused = make("qwen2", quantise=True)
+    assert all(parameter.dtype == torch.float32 for parameter in fused.parameters() if parameter.requires_grad)
+    fuse_layers(fused, Memory(("mlp",)))
+    assert_same(fused, make("qwen2", quantise=True))
