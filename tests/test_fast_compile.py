@@ -40,6 +40,7 @@ def compile_only(self, *args, grid, warmup, num_warps=4, **named):
 JITFunction.run = compile_only
 
 from thinktune.fast.kernels.heads import Heads, rotate, rotate_grad
+from thinktune.fast.kernels.launch import quantise as to_fp8
 from thinktune.fast.kernels.loss import cross_entropy
 from thinktune.fast.kernels.mlp import swiglu, swiglu_grad
 from thinktune.fast.kernels.rows import add_norm_project, input_grad, output_grad
@@ -52,34 +53,34 @@ def floats(*shape):
     return torch.zeros(*shape)
 
 T, H, F, rank = 70, 256, 512, int(sys.argv[2])
-R = max(16, rank)
 fp8 = int(sys.argv[1]) >= 90
 for quantise in (False, True) if fp8 else (False,):
-    add_norm_project(rows(T, H), norm=(rows(H), 1e-6), a=rows(3 * R, H), in_fp8=quantise)
-    add_norm_project(rows(T, H), a=rows(R, H), write=quantise, in_fp8=quantise)
-    update = (rows(T, H), rows(T, R), rows(H, R))
-    add_norm_project(rows(T, H), update=update, norm=(rows(H), 1e-6), a=rows(2 * R, H), in_fp8=quantise)
+    add_norm_project(rows(T, H), norm=(rows(H), 1e-6), a=rows(3, rank, H), in_fp8=quantise)
+    add_norm_project(rows(T, H), a=rows(1, rank, H), write=quantise, in_fp8=quantise)
+    update = (rows(T, H), rows(T, rank), rows(H, rank))
+    add_norm_project(rows(T, H), update=update, norm=(rows(H), 1e-6), a=rows(2, rank, H), in_fp8=quantise)
     add_norm_project(rows(T, H), update=update, write=False)
     scale = floats if quantise else lambda *shape: None
-    output_grad(rows(T, H), rows(T, R), rows(H, R), floats(H, rank), 2.0, scale(H))
-    swiglu(rows(T, 2 * F), rows(T, 2 * R), rows(2 * F, R), rows(R, F), rank, in_fp8=quantise)
-    swiglu_grad(rows(T, 2 * F), rows(T, 2 * R), rows(2 * F, R), rows(R, F), rows(T, F), rows(T, R),
-                floats(2 * F, rank), floats(rank, F), 2.0, scale(2 * F))
+    output_grad(rows(T, H), rows(T, rank), rows(H, rank), floats(H, rank), 2.0, scale(H))
+    swiglu(rows(T, 2 * F), rows(T, 2 * rank), rows(2 * F, rank), rows(1, rank, F))
+    swiglu_grad(rows(T, 2 * F), rows(T, 2 * rank), rows(2 * F, rank), rows(1, rank, F), rows(T, F), floats(T, rank),
+                floats(2 * F, rank), floats(1, rank, F), 2.0, scale(2 * F))
     for heads in (Heads(4, 2, 64, bias=rows(512)), Heads(4, 2, 128, norms=(rows(128), rows(128), 1e-6))):
         W, D = heads.width, heads.dim
-        rotate(rows(T, W), rows(T, 3 * R), rows(W, R), rows(T, D), rows(T, D), heads)
+        rotate(rows(T, W), rows(T, 3 * rank), rows(W, rank), rows(T, D), rows(T, D), heads)
         grads = (rows(T, 4, D), rows(T, 2, D), rows(T, 2, D))
         raw = rows(T, W) if heads.norms else None
-        rotate_grad(grads, raw, rows(T, 3 * R), rows(W, R), rows(T, D), rows(T, D), heads,
+        rotate_grad(grads, raw, rows(T, 3 * rank), rows(W, rank), rows(T, D), rows(T, D), heads,
                     floats(W, rank), 2.0, scale(W))
-input_grad(rows(T, H), rows(T, 3 * R), rows(3 * R, H), rows(T, H), floats(3, rank, H),
+input_grad(rows(T, H), floats(T, 3 * rank), rows(3, rank, H), rows(T, H), floats(3, rank, H),
            norm=(rows(H), 1e-6), residual=rows(T, H))
-input_grad(rows(T, H), rows(T, R), rows(R, H), rows(T, H), floats(1, rank, H))
+input_grad(rows(T, H), floats(T, rank), rows(1, rank, H), rows(T, H), floats(1, rank, H))
 cross_entropy(rows(8, 151936), torch.zeros(8, dtype=torch.int64), grad=True)
 cross_entropy(rows(8, 151936), torch.zeros(8, dtype=torch.int64), grad=False)
 transpose(rows(256, 128, dtype=torch.uint8))
 restore(rows(256, 128, dtype=torch.int8), floats(256), rows(256, 128))
 if fp8:
+    to_fp8(rows(T, 22016))
     restore(rows(256, 128, dtype=torch.uint8).view(torch.float8_e4m3fn), floats(256), rows(256, 128))
 print(json.dumps(compiled))
 """

@@ -15,8 +15,8 @@ they are; the adapters' master weights may be, and are in our trainings, float32
 
 from __future__ import annotations
 
+import math
 import types
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from peft.tuners.lora import LoraLayer
 
 from thinktune.fast.attention import packed_attention
 from thinktune.fast.kernels.heads import Heads, rotate, rotate_grad
-from thinktune.fast.kernels.launch import power_of_two
+from thinktune.fast.kernels.launch import power_of_two, quantise
 from thinktune.fast.kernels.mlp import swiglu, swiglu_grad
 from thinktune.fast.kernels.rows import add_norm_project, input_grad, output_grad
 from thinktune.fast.memory import Level, Memory
@@ -74,7 +74,7 @@ class Attention:
 
     Attributes:
         raw: the joined product where its heads are normed afterwards, else None.
-        low: [tokens, 3 R].
+        low: [tokens, 3 rank].
         inputs: queries, keys and values, [tokens, heads, dim] each, leaves of the graph.
         out: [tokens, heads * dim].
     """
@@ -86,41 +86,73 @@ class Attention:
 
 
 class Adapter:
-    """The adapters of a group of projections that read one input: copies for the kernels, room for the gradients.
+    """The adapters of a group of projections that read one input.
 
     Attributes:
-        a: [slots * R, in]; b: [out, R], times the scaling. In the model's dtype, zeros beyond the rank.
+        modules: PEFT's, or the plain linear layer where one has no adapter.
+        a: [slots, rank, in], b: [out, rank] times the scaling: what the kernels read, in the model's dtype. A slot
+            without an adapter is zero.
     """
 
-    def __init__(self, modules: list[Any], rank: int, scaling: float, dtype: torch.dtype) -> None:
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def __init__(self, modules: list[Any], rank: int, scaling: float) -> None:
         self.rank, self.scaling = rank, scaling
-        width, outs = modules[0].in_features, [module.out_features for module in modules]
-        slot = max(16, power_of_two(rank))
-        device = _base(modules[0]).weight.device
-        self.a = torch.zeros(len(modules) * slot, width, dtype=dtype, device=device)
-        self.b = torch.zeros(sum(outs), slot, dtype=dtype, device=device)
-        self._outs = outs
-        self.trained = [index for index, module in enumerate(modules) if isinstance(module, LoraLayer)]
-        self.parameters: list[torch.nn.Parameter] = []
-        self.copies: list[torch.Tensor] = []  # where each parameter goes in a and b
-        parts = self.b.split(outs)
-        for index in self.trained:
-            (name,) = modules[index].lora_A
-            self.parameters += [modules[index].lora_A[name].weight, modules[index].lora_B[name].weight]
-            self.copies += [self.a[index * slot : index * slot + rank], parts[index][:, :rank]]
+        self.modules = modules
+        self._outs = [module.out_features for module in modules]
+        self._trained = [index for index, module in enumerate(modules) if isinstance(module, LoraLayer)]
+        self.shape_a = (len(modules), rank, modules[0].in_features)
+        self.shape_b = (sum(self._outs), rank)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """A and B of each module that has them."""
+        return [matrix for index in self._trained for matrix in _matrices(self.modules[index])]
 
     def make_grads(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Zeros for the gradients of A, float32 [slots, rank, in], and of B, float32 [out, rank]."""
-        size_a, size_b = len(self._outs) * self.rank * self.a.shape[1], self.b.shape[0] * self.rank
-        memory = torch.zeros(size_a + size_b, dtype=torch.float32, device=self.a.device)
-        return memory[:size_a].view(len(self._outs), self.rank, -1), memory[size_a:].view(-1, self.rank)
+        """Zeros, float32, in the shapes of a and b."""
+        sizes = [math.prod(self.shape_a), math.prod(self.shape_b)]
+        of_a, of_b = torch.zeros(sum(sizes), dtype=torch.float32, device=self.a.device).split(sizes)
+        return of_a.view(self.shape_a), of_b.view(self.shape_b)
 
-    def by_parameter(self, grads: tuple[torch.Tensor, torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The gradients in the order of `parameters`."""
-        of_a, of_b = grads[0], grads[1].split(self._outs)
-        for index in self.trained:
-            yield of_a[index]
-            yield of_b[index]
+    def by_parameter(self, of_a: torch.Tensor, of_b: torch.Tensor) -> list[torch.Tensor]:
+        """Tensors of the shapes of a and b as parts that belong to `parameters`."""
+        parts = of_b.split(self._outs)
+        return [part for index in self._trained for part in (of_a[index], parts[index])]
+
+
+class Adapters:
+    """All adapters of a model in two flat buffers, so that what the kernels read is refreshed by two copies.
+
+    The parameters become parts of a float32 buffer; where somebody gives one other memory (TRL casts those of quantised
+    models), its values are taken over at the next refresh.
+    """
+
+    def __init__(self, adapters: list[Adapter], scaling: float, dtype: torch.dtype, device: torch.device) -> None:
+        self._scaling = scaling
+        sizes_a = [math.prod(adapter.shape_a) for adapter in adapters]
+        sizes_b = [math.prod(adapter.shape_b) for adapter in adapters]
+        self._masters = [torch.zeros(sum(sizes), device=device) for sizes in (sizes_a, sizes_b)]
+        self._copies = [torch.zeros_like(master, dtype=dtype) for master in self._masters]
+        self._homes: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        buffers = zip(
+            adapters, *(flat.split(sizes) for flat, sizes in zip(self._masters, (sizes_a, sizes_b), strict=True)),
+            *(flat.split(sizes) for flat, sizes in zip(self._copies, (sizes_a, sizes_b), strict=True)), strict=True,
+        )  # fmt: skip
+        for adapter, master_a, master_b, copy_a, copy_b in buffers:
+            adapter.a, adapter.b = copy_a.view(adapter.shape_a), copy_b.view(adapter.shape_b)
+            homes = adapter.by_parameter(master_a.view(adapter.shape_a), master_b.view(adapter.shape_b))
+            self._homes += zip(adapter.parameters, homes, strict=True)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Bring what the kernels read up to date with the parameters."""
+        for parameter, home in self._homes:
+            if parameter.data_ptr() != home.data_ptr():
+                parameter.data = home.copy_(parameter.data)
+        self._copies[0].copy_(self._masters[0])
+        torch.mul(self._masters[1], self._scaling, out=self._copies[1])
 
 
 class FusedLayer:
@@ -138,7 +170,7 @@ class FusedLayer:
             group: make_projection([_base(module) for module in modules], dtype, scratch)
             for group, modules in groups.items()
         }
-        self.adapters = {group: Adapter(modules, rank, scaling, dtype) for group, modules in groups.items()}
+        self.adapters = {group: Adapter(modules, rank, scaling) for group, modules in groups.items()}
         self.norms = [
             (norm.weight, norm.variance_epsilon) for norm in (layer.input_layernorm, layer.post_attention_layernorm)
         ]
@@ -179,7 +211,7 @@ class FusedLayer:
         if not (keep and self.level != "full"):
             attention = None  # type: ignore[assignment]  # its memory is free for the MLP
         out = torch.empty_like(middle)
-        low_down = torch.empty(len(low), self.adapters["down"].a.shape[0], device=low.device)
+        low_down = torch.empty(len(low), self.adapters["down"].rank, device=low.device)
         gate_up = None
         for part in self._chunks(len(hidden)):
             gate_up, low_down[part] = self._feed_forward(middle[part], rows[part], low[part], out[part])
@@ -221,7 +253,7 @@ class FusedLayer:
         del rows, low, gate_up, middle
         saved.gate_up = saved.middle = None
         g_hidden = self._attention_grad(g_middle, hidden, attention, batch, grads)
-        ordered = [part for group, adapter in self.adapters.items() for part in adapter.by_parameter(grads[group])]
+        ordered = [part for group, adapter in self.adapters.items() for part in adapter.by_parameter(*grads[group])]
         return g_hidden, ordered
 
     def _attend(self, hidden: torch.Tensor, batch: Batch, *, grad: bool) -> Attention:
@@ -265,11 +297,8 @@ class FusedLayer:
         """Write the layer's output; return gate and up, and the low-rank activation of down."""
         down = self.projections["down"]
         gate_up = self.projections["gate_up"].product(rows)
-        rows, low_down = swiglu(
-            gate_up, low, self.adapters["gate_up"].b, self.adapters["down"].a,
-            self.adapters["down"].rank, in_fp8=down.quantised,
-        )
-        product = down.product(rows)
+        rows, low_down = swiglu(gate_up, low, self.adapters["gate_up"].b, self.adapters["down"].a)
+        product = down.product(quantise(rows) if down.quantised else rows)
         add_norm_project(middle, update=(product, low_down, self.adapters["down"].b), write=False, into=out)
         return gate_up, low_down
 
@@ -290,7 +319,7 @@ class FusedLayer:
         g_product = self.projections["down"].input_grad(rows)
         rows, g_low = swiglu_grad(
             gate_up, low, wide.b, down.a, g_product, g_low_down,
-            grads["gate_up"][1], grads["down"][0][0], wide.scaling, scales["gate_up"],
+            grads["gate_up"][1], grads["down"][0], wide.scaling, scales["gate_up"],
         )  # fmt: skip
         del g_product
         g_normed = self.projections["gate_up"].input_grad(rows)
@@ -363,8 +392,9 @@ class FusedLayers:
             layer.forward = types.MethodType(self._forward(self.layers[-1], type(layer).forward), layer)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # weights were joined: the single ones leave gaps of the wrong size
-        self._parameters = [p for layer in self.layers for a in layer.adapters.values() for p in a.parameters]
-        self._copies = [c for layer in self.layers for a in layer.adapters.values() for c in a.copies]
+        norm = self._layers[0].input_layernorm.weight
+        everything = [adapter for layer in self.layers for adapter in layer.adapters.values()]
+        self._adapters = Adapters(everything, scaling, norm.dtype, norm.device)
         self._store: HostStore | None = None
         self.memory = memory
 
@@ -384,14 +414,6 @@ class FusedLayers:
         for layer in self._layers:
             layer.__dict__.pop("forward", None)
 
-    @torch.no_grad()
-    def _refresh(self) -> None:
-        """Copy the adapters as they are now into what the kernels read."""
-        torch._foreach_copy_(self._copies, [parameter.detach() for parameter in self._parameters])
-        for layer in self.layers:
-            for adapter in layer.adapters.values():
-                adapter.b.mul_(adapter.scaling)
-
     def _forward(self, fused: FusedLayer, original: Any) -> Any:
         first = fused is self.layers[0]
         names = ("cu_seq_lens_q", "max_length_q", "document_lengths")
@@ -401,7 +423,7 @@ class FusedLayers:
             if args or documents["cu_seq_lens_q"] is None or fused.is_disabled:
                 return original(module, hidden_states, *args, **inputs)
             if first:
-                self._refresh()
+                self._adapters.refresh()
             cos, sin = inputs["position_embeddings"]
             batch = Batch(cos[0].contiguous(), sin[0].contiguous(), documents)
             return _LayerNode.apply(hidden_states, fused, batch, *fused.parameters)
@@ -453,10 +475,13 @@ def _is_plain(module: Any) -> bool:
     )
 
 
-def _rank(module: Any) -> int:
+def _matrices(module: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
     (name,) = module.lora_A
-    rank: int = module.lora_A[name].weight.shape[0]
-    return rank
+    return module.lora_A[name].weight, module.lora_B[name].weight
+
+
+def _rank(module: Any) -> int:
+    return _matrices(module)[0].shape[0]
 
 
 def _rank_and_scaling(layers: list[Any]) -> tuple[int, float]:

@@ -9,10 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from thinktune.fast.kernels.launch import Rows, blocks, dot, quantise
-
-
-ROTATE_GRAD = (64, 4, 4)
+from thinktune.fast.kernels.launch import Rows, blocks, dot, quantise, tile_of
 
 
 @dataclass(frozen=True)
@@ -36,20 +33,25 @@ class Heads:
 
 
 @triton.jit
-def _projected(qkv, bias, low_tile, b, rows, live, columns, WIDTH: tl.constexpr, R: tl.constexpr, BIAS: tl.constexpr):
-    """Half a head of the complete projection, float32 [BM, dim / 2], and its tile of B."""
-    b_tile = tl.load(b + columns[:, None] * R + tl.arange(0, R)[None, :])
+def _projected(
+    qkv, bias, low_tile, b, rows, live, columns,
+    WIDTH: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Half a head of the complete projection, float32 [BM, dim / 2]."""
+    rank = tl.arange(0, R)
+    b_mask = (rank < RANK)[None, :] & (columns >= 0)[:, None]
+    b_tile = tl.load(b + columns[:, None] * RANK + rank[None, :], mask=b_mask, other=0.0)
     place = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
     value = tl.load(qkv + place, mask=live[:, None], other=0.0).to(tl.float32) + dot(low_tile, tl.trans(b_tile))
     if BIAS:
         value += tl.load(bias + columns).to(tl.float32)[None, :]
-    return value, b_tile
+    return value
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _rotate_kernel(
     qkv, bias, low, b, cos, sin, query_norm, key_norm, out, tokens, eps,
-    QUERY: tl.constexpr, KEY: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr,
+    QUERY: tl.constexpr, KEY: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
     BIAS: tl.constexpr, NORM: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     WIDTH: tl.constexpr = (QUERY + 2 * KEY) * DIM
@@ -58,13 +60,13 @@ def _rotate_kernel(
     live = rows < tokens
     head = tl.program_id(1)
     slot = (head >= QUERY).to(tl.int32) + (head >= QUERY + KEY).to(tl.int32)
-    low_tile = tl.load(
-        low + rows[:, None] * (3 * R) + slot * R + tl.arange(0, R)[None, :], mask=live[:, None], other=0.0
-    )
+    rank = tl.arange(0, R)
+    low_place = rows[:, None] * (3 * RANK) + slot * RANK + rank[None, :]
+    low_tile = tl.load(low + low_place, mask=live[:, None] & (rank < RANK)[None, :], other=0.0)
     half = tl.arange(0, HALF)
     columns = head * DIM + half
-    one, _ = _projected(qkv, bias, low_tile, b, rows, live, columns, WIDTH, R, BIAS)
-    two, _ = _projected(qkv, bias, low_tile, b, rows, live, columns + HALF, WIDTH, R, BIAS)
+    one = _projected(qkv, bias, low_tile, b, rows, live, columns, WIDTH, R, RANK, BIAS)
+    two = _projected(qkv, bias, low_tile, b, rows, live, columns + HALF, WIDTH, R, RANK, BIAS)
     if head < QUERY + KEY:
         if NORM:
             inverse = tl.rsqrt((tl.sum(one * one, 1) + tl.sum(two * two, 1)) / DIM + eps)
@@ -87,7 +89,7 @@ def rotate(
 
     Args:
         qkv: [tokens, width], the frozen product; overwritten unless heads are normed (the gradient needs it then).
-        low: [tokens, 3 R]; b: [width, R].
+        low: [tokens, 3 rank]; b: [width, rank].
         cos, sin: [tokens, dim], both halves alike, as transformers' rotary embeddings are.
 
     Returns:
@@ -98,7 +100,7 @@ def rotate(
     grid = (*blocks(len(qkv), 64), heads.query + 2 * heads.key)
     _rotate_kernel[grid](
         qkv, heads.bias, low, b, cos, sin, query_norm, key_norm, out, len(qkv), eps,
-        QUERY=heads.query, KEY=heads.key, DIM=heads.dim, R=b.shape[1],
+        QUERY=heads.query, KEY=heads.key, DIM=heads.dim, R=tile_of(b.shape[1]), RANK=b.shape[1],
         BIAS=heads.bias is not None, NORM=heads.norms is not None, BM=64, num_warps=4,
     )  # fmt: skip
     return out
@@ -106,10 +108,10 @@ def rotate(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _rotate_grad_kernel(
-    g_query, g_key, g_value, qkv, bias, low, b, cos, sin, query_norm, key_norm, weight_scale,
-    g_low, g_b, out, peaks, tokens, eps, scaling,
+    g_query, g_key, g_value, qkv, bias, low, b, cos, sin, query_norm, key_norm,
+    g_low, g_b, out, tokens, eps, scaling,
     QUERY: tl.constexpr, KEY: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
-    BIAS: tl.constexpr, NORM: tl.constexpr, QUANT: tl.constexpr, BM: tl.constexpr, STEPS: tl.constexpr,
+    BIAS: tl.constexpr, NORM: tl.constexpr, BM: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     WIDTH: tl.constexpr = (QUERY + 2 * KEY) * DIM
     HALF: tl.constexpr = DIM // 2
@@ -123,15 +125,18 @@ def _rotate_grad_kernel(
     if head >= QUERY + KEY:
         g, heads, own, slot = g_value, KEY, head - QUERY - KEY, 2
     columns = head * DIM + half
-    b_one = tl.load(b + columns[:, None] * R + rank[None, :])
-    b_two = tl.load(b + (HALF + columns)[:, None] * R + rank[None, :])
+    b_place = columns[:, None] * RANK + rank[None, :]
+    b_mask = (rank < RANK)[None, :] & (columns >= 0)[:, None]
+    b_one = tl.load(b + b_place, mask=b_mask, other=0.0)
+    b_two = tl.load(b + HALF * RANK + b_place, mask=b_mask, other=0.0)
     of_one = tl.zeros([HALF, R], tl.float32)
     of_two = tl.zeros([HALF, R], tl.float32)
     for step in range(STEPS):
         rows = (tl.program_id(1) * STEPS + step) * BM + tl.arange(0, BM)
         live = rows < tokens
-        low_place = rows[:, None] * (3 * R) + slot * R + rank[None, :]
-        low_tile = tl.load(low + low_place, mask=live[:, None], other=0.0)
+        low_place = rows[:, None] * (3 * RANK) + slot * RANK + rank[None, :]
+        low_mask = live[:, None] & (rank < RANK)[None, :]
+        low_tile = tl.load(low + low_place, mask=low_mask, other=0.0)
         g_place = (rows.to(tl.int64)[:, None] * heads + own) * DIM + half[None, :]
         one = tl.load(g + g_place, mask=live[:, None], other=0.0).to(tl.float32)
         two = tl.load(g + g_place + HALF, mask=live[:, None], other=0.0).to(tl.float32)
@@ -141,8 +146,8 @@ def _rotate_grad_kernel(
             s = tl.load(sin + turn, mask=live[:, None], other=0.0).to(tl.float32)
             one, two = one * c + two * s, two * c - one * s
             if NORM:
-                raw_one, _ = _projected(qkv, bias, low_tile, b, rows, live, columns, WIDTH, R, BIAS)
-                raw_two, _ = _projected(qkv, bias, low_tile, b, rows, live, columns + HALF, WIDTH, R, BIAS)
+                raw_one = _projected(qkv, bias, low_tile, b, rows, live, columns, WIDTH, R, RANK, BIAS)
+                raw_two = _projected(qkv, bias, low_tile, b, rows, live, columns + HALF, WIDTH, R, RANK, BIAS)
                 inverse = tl.rsqrt((tl.sum(raw_one * raw_one, 1) + tl.sum(raw_two * raw_two, 1)) / DIM + eps)
                 norm = query_norm if head < QUERY else key_norm
                 one *= tl.load(norm + half).to(tl.float32)[None, :]
@@ -157,15 +162,7 @@ def _rotate_grad_kernel(
         tl.store(out + place + HALF, second, mask=live[:, None])
         of_one += dot(tl.trans(first), low_tile)
         of_two += dot(tl.trans(second), low_tile)
-        low_mask = live[:, None] & (rank < RANK)[None, :]
         tl.atomic_add(g_low + low_place, dot(first, b_one) + dot(second, b_two), mask=low_mask, sem="relaxed")
-        if QUANT:
-            one *= tl.load(weight_scale + columns)[None, :]
-            two *= tl.load(weight_scale + HALF + columns)[None, :]
-            peak = tl.maximum(tl.max(tl.abs(one), 1), tl.max(tl.abs(two), 1))
-            tl.atomic_max(peaks + rows, peak, mask=live, sem="relaxed")
-    b_place = columns[:, None] * RANK + rank[None, :]
-    b_mask = (rank < RANK)[None, :] & (columns >= 0)[:, None]
     tl.atomic_add(g_b + b_place, of_one * scaling, mask=b_mask, sem="relaxed")
     tl.atomic_add(g_b + HALF * RANK + b_place, of_two * scaling, mask=b_mask, sem="relaxed")
 
@@ -192,22 +189,18 @@ def rotate_grad(
         weight_scale: float32 [width]; where given, the gradient comes back as fp8 with these scales in it.
 
     Returns:
-        the gradient of the joined product [tokens, width], and its product with b, float32 [tokens, 3 R].
+        the gradient of the joined product [tokens, width], and its product with b, float32 [tokens, 3 rank].
     """
     tokens = len(low)
     out = low.new_empty(tokens, heads.width)
     g_low = torch.zeros(low.shape, dtype=torch.float32, device=low.device)
-    peaks = None if weight_scale is None else torch.zeros(tokens, 1, dtype=torch.float32, device=low.device)
     query_norm, key_norm, eps = heads.norms or (None, None, 0.0)
-    bm, steps, warps = ROTATE_GRAD
+    bm, steps = 64, 4
     grid = (heads.query + 2 * heads.key, triton.cdiv(tokens, bm * steps))
     _rotate_grad_kernel[grid](
-        *grads, qkv, heads.bias, low, b, cos, sin, query_norm, key_norm, weight_scale,
-        g_low, g_b, out, peaks, tokens, eps, scaling,
-        QUERY=heads.query, KEY=heads.key, DIM=heads.dim, R=b.shape[1], RANK=g_b.shape[1],
-        BIAS=heads.bias is not None, NORM=heads.norms is not None, QUANT=weight_scale is not None,
-        BM=bm, STEPS=steps, num_warps=warps,
+        *grads, qkv, heads.bias, low, b, cos, sin, query_norm, key_norm,
+        g_low, g_b, out, tokens, eps, scaling,
+        QUERY=heads.query, KEY=heads.key, DIM=heads.dim, R=tile_of(b.shape[1]), RANK=b.shape[1],
+        BIAS=heads.bias is not None, NORM=heads.norms is not None, BM=bm, STEPS=steps, num_warps=4,
     )  # fmt: skip
-    if weight_scale is None or peaks is None:
-        return out, g_low
-    return quantise(out, weight_scale, peaks), g_low
+    return out if weight_scale is None else quantise(out, weight_scale), g_low

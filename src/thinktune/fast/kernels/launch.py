@@ -40,28 +40,33 @@ def power_of_two(number: int) -> int:
     return int(triton.next_power_of_2(number))
 
 
-@triton.jit(do_not_specialize=["tokens"])
-def _quantise_kernel(x, weight_scale, scale, out, tokens, WIDTH: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):  # type: ignore[no-untyped-def]
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
-    columns = tl.program_id(0) * BC + tl.arange(0, BC)
-    mask = (rows < tokens)[:, None] & (columns < WIDTH)[None, :]
-    place = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
-    step = tl.load(scale + rows, mask=rows < tokens, other=1.0)
-    value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) / step[:, None]
-    value *= tl.load(weight_scale + columns, mask=columns < WIDTH, other=0.0)[None, :]
-    value = tl.minimum(tl.maximum(value, -FP8_MAX), FP8_MAX)
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
+def tile_of(rank: int) -> int:
+    """The columns of a tile that holds so many low-rank activations: what a tensor core takes."""
+    return max(16, power_of_two(rank))
 
 
-def quantise(x: torch.Tensor, weight_scale: torch.Tensor, peaks: torch.Tensor) -> Quantised:
-    """Rows [tokens, width] times `weight_scale` [width] in fp8, where `peaks` [tokens, 1] are the largest of each row."""
+@triton.jit
+def _quantise_kernel(x, column_scale, scale, out, WIDTH: tl.constexpr, SCALED: tl.constexpr, BC: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BC)
+    inside = columns < WIDTH
+    value = tl.load(x + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32)
+    if SCALED:
+        value *= tl.load(column_scale + columns, mask=inside, other=0.0)
+    step = tl.maximum(tl.max(tl.abs(value), 0) / FP8_MAX, 1e-30)
+    tl.store(scale + row, step)
+    value = tl.minimum(tl.maximum(value / step, -FP8_MAX), FP8_MAX)
+    tl.store(out + row * WIDTH + columns, value.to(out.dtype.element_ty), mask=inside)
+
+
+def quantise(x: torch.Tensor, column_scale: torch.Tensor | None = None) -> Quantised:
+    """Rows [tokens, width], times `column_scale` float32 [width], in fp8; each row is held in registers meanwhile."""
     tokens, width = x.shape
-    result = Quantised(torch.empty_like(x, dtype=FP8), to_scale(peaks))
-    grid = (triton.cdiv(width, 256), triton.cdiv(tokens, 16))
-    _quantise_kernel[grid](x, weight_scale, result.scale, result.rows, tokens, WIDTH=width, BM=16, BC=256, num_warps=4)
-    return result
-
-
-def to_scale(peaks: torch.Tensor) -> torch.Tensor:
-    """Scales that bring rows of these peaks into the range of fp8, in place of the peaks."""
-    return peaks.mul_(1 / 448.0).clamp_(min=1e-30)
+    out = torch.empty_like(x, dtype=FP8)
+    scale = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)
+    size = power_of_two(width)
+    _quantise_kernel[(tokens,)](
+        x, column_scale, scale, out, WIDTH=width, SCALED=column_scale is not None, BC=size,
+        num_warps=min(16, max(1, size // 1024)),
+    )  # fmt: skip
+    return Quantised(out, scale)

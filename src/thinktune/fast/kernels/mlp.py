@@ -7,11 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from thinktune.fast.kernels.launch import FP8, FP8_MAX, Quantised, Rows, dot, quantise, to_scale
-
-
-SWIGLU = (32, 128, 8, 4)
-SWIGLU_GRAD = (64, 64, 16, 4)
+from thinktune.fast.kernels.launch import Rows, dot, quantise, tile_of
 
 
 @triton.jit
@@ -24,114 +20,97 @@ def _gate_and_up(gate_up, low_gate, low_up, b_gate, b_up, place, mask, F: tl.con
 
 @triton.jit(do_not_specialize=["tokens"])
 def _swiglu_kernel(
-    gate_up, low, b, a, out, peaks, low_out, tokens,
-    F: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
-    MEASURE: tl.constexpr, WRITE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr,
+    gate_up, low, b, a, out, low_out, tokens,
+    F: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    first = tl.program_id(1) * BM
+    own = tl.arange(0, BM)
+    rows = first + own
     live = rows < tokens
+    gate_up += first.to(tl.int64) * (2 * F)  # beyond 32 bits for long batches; offsets from here are within them
+    out += first.to(tl.int64) * F
     rank = tl.arange(0, R)
-    low_place = rows[:, None] * (2 * R) + rank[None, :]
-    low_gate = tl.load(low + low_place, mask=live[:, None], other=0.0)
-    low_up = tl.load(low + low_place + R, mask=live[:, None], other=0.0)
+    trained = rank < RANK
+    low_mask = live[:, None] & trained[None, :]
+    low_place = rows[:, None] * (2 * RANK) + rank[None, :]
+    low_gate = tl.load(low + low_place, mask=low_mask, other=0.0)
+    low_up = tl.load(low + low_place + RANK, mask=low_mask, other=0.0)
     sums = tl.zeros([BM, R], tl.float32)
-    peak = tl.zeros([BM], tl.float32)
-    if WRITE and not MEASURE:
-        step = tl.load(peaks + rows, mask=live, other=1.0)
     for block in range(STEPS):
         columns = (tl.program_id(0) * STEPS + block) * BC + tl.arange(0, BC)
         inside = columns < F
         mask = live[:, None] & inside[None, :]
-        b_place = columns[:, None] * R + rank[None, :]
-        b_gate = tl.load(b + b_place, mask=inside[:, None], other=0.0)
-        b_up = tl.load(b + F * R + b_place, mask=inside[:, None], other=0.0)
-        place = rows.to(tl.int64)[:, None] * (2 * F) + columns[None, :]
+        b_place = columns[:, None] * RANK + rank[None, :]
+        b_mask = inside[:, None] & trained[None, :]
+        b_gate = tl.load(b + b_place, mask=b_mask, other=0.0)
+        b_up = tl.load(b + F * RANK + b_place, mask=b_mask, other=0.0)
+        place = own[:, None] * (2 * F) + columns[None, :]
         gate, up = _gate_and_up(gate_up, low_gate, low_up, b_gate, b_up, place, mask, F)
-        value = gate * tl.sigmoid(gate) * up
-        if MEASURE:
-            a_tile = tl.load(a + rank[:, None] * F + columns[None, :], mask=inside[None, :], other=0.0)
-            sums += dot(value.to(a.dtype.element_ty), tl.trans(a_tile))
-            if not WRITE:
-                peak = tl.maximum(peak, tl.max(tl.abs(value), 1))
-        if WRITE:
-            if not MEASURE:
-                value = tl.minimum(tl.maximum(value / step[:, None], -FP8_MAX), FP8_MAX)
-            tl.store(out + rows.to(tl.int64)[:, None] * F + columns[None, :], value.to(out.dtype.element_ty), mask=mask)
-    if MEASURE:
-        out_place = rows[:, None] * R + rank[None, :]
-        tl.atomic_add(low_out + out_place, sums, mask=live[:, None] & (rank < RANK)[None, :], sem="relaxed")
-        if not WRITE:
-            tl.atomic_max(peaks + rows, peak, mask=live, sem="relaxed")
+        value = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
+        a_mask = trained[:, None] & inside[None, :]
+        a_tile = tl.load(a + rank[:, None] * F + columns[None, :], mask=a_mask, other=0.0)
+        sums += dot(value, tl.trans(a_tile))
+        tl.store(out + own[:, None] * F + columns[None, :], value, mask=mask)
+    tl.atomic_add(low_out + rows[:, None] * RANK + rank[None, :], sums, mask=low_mask, sem="relaxed")
 
 
 def swiglu(
-    gate_up: torch.Tensor, low: torch.Tensor, b: torch.Tensor, a: torch.Tensor, rank: int, *, in_fp8: bool
-) -> tuple[Rows, torch.Tensor]:
+    gate_up: torch.Tensor, low: torch.Tensor, b: torch.Tensor, a: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`silu(gate) * up` and its low-rank product for the projection that follows.
 
     Args:
         gate_up: [tokens, 2 f], the frozen products side by side.
-        low: [tokens, 2 R]; b: [2 f, R], of gate and up.
-        a: [R, f], of down.
-        in_fp8: write the rows in fp8. (A second look at gate and up for that costs what keeping the product would.)
+        low: [tokens, 2 rank]; b: [2 f, rank], of gate and up.
+        a: [1, rank, f], of down.
 
     Returns:
-        rows [tokens, f], and low, float32 [tokens, R].
+        rows [tokens, f], and low, float32 [tokens, rank].
     """
-    tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
-    low_out = torch.zeros(tokens, a.shape[0], dtype=torch.float32, device=a.device)
-    peaks = torch.zeros(tokens, 1, dtype=torch.float32, device=a.device) if in_fp8 else None
-    out = gate_up.new_empty(tokens, width, dtype=FP8 if in_fp8 else gate_up.dtype)
-    bm, bc, steps, warps = SWIGLU
+    tokens, width, rank = gate_up.shape[0], gate_up.shape[1] // 2, a.shape[1]
+    out = gate_up.new_empty(tokens, width)
+    low_out = torch.zeros(tokens, rank, dtype=torch.float32, device=a.device)
+    bm, bc, steps = 64, 64, 4
     grid = (triton.cdiv(width, bc * steps), triton.cdiv(tokens, bm))
-
-    def run(measure: bool, write: bool) -> None:
-        _swiglu_kernel[grid](
-            gate_up, low, b, a, out, peaks, low_out, tokens, F=width, R=a.shape[0], RANK=rank,
-            MEASURE=measure, WRITE=write, BM=bm, BC=bc, STEPS=steps, num_warps=warps,
-        )  # fmt: skip
-
-    if peaks is None:
-        run(True, True)
-        return out, low_out
-    run(True, False)
-    to_scale(peaks)
-    run(False, True)
-    return Quantised(out, peaks), low_out
+    _swiglu_kernel[grid](
+        gate_up, low, b, a, out, low_out, tokens,
+        F=width, R=tile_of(rank), RANK=rank, BM=bm, BC=bc, STEPS=steps, num_warps=4,
+    )  # fmt: skip
+    return out, low_out
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _swiglu_grad_kernel(
-    gate_up, low, b, a, g, g_low_down, weight_scale, g_low, g_b, g_a, peaks, tokens, scaling,
-    F: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, QUANT: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr,
+    gate_up, low, b, a, g, g_low_down, g_low, g_b, g_a, tokens, scaling,
+    F: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * BC + tl.arange(0, BC)
     inside = columns < F
     rank = tl.arange(0, R)
     trained = rank < RANK
     dtype = gate_up.dtype.element_ty
-    b_gate = tl.load(b + columns[:, None] * R + rank[None, :], mask=inside[:, None], other=0.0)
-    b_up = tl.load(b + (F + columns)[:, None] * R + rank[None, :], mask=inside[:, None], other=0.0)
-    a_tile = tl.load(a + rank[:, None] * F + columns[None, :], mask=inside[None, :], other=0.0)
+    b_place = columns[:, None] * RANK + rank[None, :]
+    b_mask = inside[:, None] & trained[None, :]
+    a_place = rank[:, None] * F + columns[None, :]
+    a_mask = trained[:, None] & inside[None, :]
+    b_gate = tl.load(b + b_place, mask=b_mask, other=0.0)
+    b_up = tl.load(b + F * RANK + b_place, mask=b_mask, other=0.0)
+    a_tile = tl.load(a + a_place, mask=a_mask, other=0.0)
     of_gate = tl.zeros([BC, R], tl.float32)
     of_up = tl.zeros([BC, R], tl.float32)
     of_down = tl.zeros([R, BC], tl.float32)
-    if QUANT:
-        gate_scale = tl.load(weight_scale + columns, mask=inside, other=0.0)[None, :]
-        up_scale = tl.load(weight_scale + F + columns, mask=inside, other=0.0)[None, :]
     for step in range(STEPS):
         rows = (tl.program_id(1) * STEPS + step) * BM + tl.arange(0, BM)
         live = rows < tokens
         mask = live[:, None] & inside[None, :]
-        low_place = rows[:, None] * (2 * R) + rank[None, :]
-        low_gate = tl.load(low + low_place, mask=live[:, None], other=0.0)
-        low_up = tl.load(low + low_place + R, mask=live[:, None], other=0.0)
-        low_down = tl.load(g_low_down + rows[:, None] * R + rank[None, :], mask=live[:, None], other=0.0).to(dtype)
+        low_mask = live[:, None] & trained[None, :]
+        low_place = rows[:, None] * (2 * RANK) + rank[None, :]
+        low_gate = tl.load(low + low_place, mask=low_mask, other=0.0)
+        low_up = tl.load(low + low_place + RANK, mask=low_mask, other=0.0)
+        low_down = tl.load(g_low_down + rows[:, None] * RANK + rank[None, :], mask=low_mask, other=0.0).to(dtype)
         place = rows.to(tl.int64)[:, None] * (2 * F) + columns[None, :]
         gate, up = _gate_and_up(gate_up, low_gate, low_up, b_gate, b_up, place, mask, F)
-        g_place = rows.to(tl.int64)[:, None] * F + columns[None, :]
-        grad = tl.load(g + g_place, mask=mask, other=0.0).to(tl.float32) + dot(low_down, a_tile)
+        grad = tl.load(g + rows.to(tl.int64)[:, None] * F + columns[None, :], mask=mask, other=0.0).to(tl.float32) + dot(low_down, a_tile)
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
         of_down += dot(tl.trans(low_down), (silu * up).to(dtype))
@@ -141,20 +120,11 @@ def _swiglu_grad_kernel(
         tl.store(gate_up + place + F, g_up, mask=mask)
         of_gate += dot(tl.trans(g_gate), low_gate)
         of_up += dot(tl.trans(g_up), low_up)
-        low_mask = live[:, None] & trained[None, :]
         tl.atomic_add(g_low + low_place, dot(g_gate, b_gate), mask=low_mask, sem="relaxed")
-        tl.atomic_add(g_low + low_place + R, dot(g_up, b_up), mask=low_mask, sem="relaxed")
-        if QUANT:
-            peak = tl.maximum(
-                tl.max(tl.abs(g_gate.to(tl.float32) * gate_scale), 1), tl.max(tl.abs(g_up.to(tl.float32) * up_scale), 1)
-            )
-            tl.atomic_max(peaks + rows, peak, mask=live, sem="relaxed")
-    b_mask = inside[:, None] & trained[None, :]
-    b_place = columns[:, None] * RANK + rank[None, :]
+        tl.atomic_add(g_low + low_place + RANK, dot(g_up, b_up), mask=low_mask, sem="relaxed")
     tl.atomic_add(g_b + b_place, of_gate * scaling, mask=b_mask, sem="relaxed")
     tl.atomic_add(g_b + F * RANK + b_place, of_up * scaling, mask=b_mask, sem="relaxed")
-    a_mask = trained[:, None] & inside[None, :]
-    tl.atomic_add(g_a + rank[:, None] * F + columns[None, :], of_down, mask=a_mask, sem="relaxed")
+    tl.atomic_add(g_a + a_place, of_down, mask=a_mask, sem="relaxed")
 
 
 def swiglu_grad(
@@ -173,23 +143,20 @@ def swiglu_grad(
 
     Args:
         gate_up, low, b, a: as for `swiglu`; `gate_up` is overwritten with its gradient.
-        g: [tokens, f], the gradient through down's frozen weight; g_low_down: [tokens, R], what `output_grad` gave.
-        g_b: float32 [2 f, rank] of gate and up; g_a: float32 [rank, f] of down; added to.
+        g: [tokens, f], the gradient through down's frozen weight; g_low_down: float32 [tokens, rank], what `output_grad` gave.
+        g_b: float32 [2 f, rank] of gate and up; g_a: float32 [1, rank, f] of down; added to.
         weight_scale: float32 [2 f]; where given, the gradient comes back as fp8 with these scales in it.
 
     Returns:
-        the gradient of gate and up [tokens, 2 f], and its product with b, float32 [tokens, 2 R].
+        the gradient of gate and up [tokens, 2 f], and its product with b, float32 [tokens, 2 rank].
     """
     tokens, width = g.shape
     g_low = torch.zeros(low.shape, dtype=torch.float32, device=g.device)
-    peaks = None if weight_scale is None else torch.zeros(tokens, 1, dtype=torch.float32, device=g.device)
-    bm, bc, steps, warps = SWIGLU_GRAD
+    rank = a.shape[1]
+    bm, bc, steps = 64, 64, 16
     grid = (triton.cdiv(width, bc), triton.cdiv(tokens, bm * steps))
     _swiglu_grad_kernel[grid](
-        gate_up, low, b, a, g, g_low_down, weight_scale, g_low, g_b, g_a, peaks, tokens, scaling,
-        F=width, R=a.shape[0], RANK=g_a.shape[0], QUANT=weight_scale is not None,
-        BM=bm, BC=bc, STEPS=steps, num_warps=warps,
+        gate_up, low, b, a, g, g_low_down, g_low, g_b, g_a, tokens, scaling,
+        F=width, R=tile_of(rank), RANK=rank, BM=bm, BC=bc, STEPS=steps, num_warps=4,
     )  # fmt: skip
-    if weight_scale is None or peaks is None:
-        return gate_up, g_low
-    return quantise(gate_up, weight_scale, peaks), g_low
+    return gate_up if weight_scale is None else quantise(gate_up, weight_scale), g_low

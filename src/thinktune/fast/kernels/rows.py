@@ -7,30 +7,26 @@ import torch
 import triton
 import triton.language as tl
 
-from thinktune.fast.kernels.launch import FP8, FP8_MAX, Quantised, Rows, blocks, dot, power_of_two, quantise
-
-
-OUTPUT_GRAD = (64, 128, 4, 4)
-INPUT_GRAD = (32, 128, 4)
-ROWS = (32, 128, 4)
+from thinktune.fast.kernels.launch import FP8, FP8_MAX, Quantised, Rows, blocks, dot, quantise, tile_of
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _rows_kernel(
     x, y, low, b, norm, a, total, out, scale, low_out, tokens, eps,
-    WIDTH: tl.constexpr, R: tl.constexpr, LOWS: tl.constexpr, LOWS2: tl.constexpr,
+    WIDTH: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, LOWS: tl.constexpr, L: tl.constexpr,
     ADD: tl.constexpr, NORM: tl.constexpr, LOW: tl.constexpr, WRITE: tl.constexpr, QUANT: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     live = rows < tokens
     start_of = rows.to(tl.int64)[:, None] * WIDTH
-    rank, lows = tl.arange(0, R), tl.arange(0, LOWS2)
+    rank, lows = tl.arange(0, R), tl.arange(0, L)
     if ADD:
-        low_tile = tl.load(low + rows[:, None] * R + rank[None, :], mask=live[:, None], other=0.0).to(b.dtype.element_ty)
+        low_mask = live[:, None] & (rank < RANK)[None, :]
+        low_tile = tl.load(low + rows[:, None] * RANK + rank[None, :], mask=low_mask, other=0.0).to(b.dtype.element_ty)
     squares = tl.zeros([BM], tl.float32)
     peak = tl.zeros([BM], tl.float32)
-    sums = tl.zeros([BM, LOWS2], tl.float32)
+    sums = tl.zeros([BM, L], tl.float32)
     for first in range(0, WIDTH, BC):
         columns = first + tl.arange(0, BC)
         inside = columns < WIDTH
@@ -38,7 +34,8 @@ def _rows_kernel(
         place = start_of + columns[None, :]
         value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
         if ADD:
-            b_tile = tl.load(b + columns[:, None] * R + rank[None, :], mask=inside[:, None], other=0.0)
+            b_mask = inside[:, None] & (rank < RANK)[None, :]
+            b_tile = tl.load(b + columns[:, None] * RANK + rank[None, :], mask=b_mask, other=0.0)
             value += tl.load(y + place, mask=mask, other=0.0).to(tl.float32) + dot(low_tile, tl.trans(b_tile))
             rounded = value.to(total.dtype.element_ty)
             tl.store(total + place, rounded, mask=mask)
@@ -47,9 +44,8 @@ def _rows_kernel(
             squares += tl.sum(value * value, 1)
             value *= tl.load(norm + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
         if LOW:
-            a_tile = tl.load(
-                a + lows[:, None] * WIDTH + columns[None, :], mask=(lows < LOWS)[:, None] & inside[None, :], other=0.0
-            )
+            a_mask = (lows < LOWS)[:, None] & inside[None, :]
+            a_tile = tl.load(a + lows[:, None] * WIDTH + columns[None, :], mask=a_mask, other=0.0)
             sums += dot(value.to(a.dtype.element_ty), tl.trans(a_tile))
         if QUANT:
             peak = tl.maximum(peak, tl.max(tl.abs(value), 1))
@@ -99,20 +95,20 @@ def add_norm_project(
 
     Args:
         x: [tokens, width].
-        update: y [tokens, width], low [tokens, R], b [width, R].
+        update: y [tokens, width], low [tokens, rank], b [width, rank].
         norm: weight [width] and epsilon.
-        a: [slots * R, width], or None for no low-rank product.
+        a: [slots, rank, width], or None for no low-rank product.
         write: whether the (normalised) rows are wanted, and not only their low-rank product.
         in_fp8: write them in fp8.
         into: [tokens, width], where the sum goes; new memory without.
 
     Returns:
-        the sum (x itself without `update`), the rows written, and low [tokens, slots * R].
+        the sum (x itself without `update`), the rows written, and low [tokens, slots * rank].
     """
     tokens, width = x.shape
     y, low, b = update or (None, None, None)
-    rank = b.shape[1] if b is not None else 16
-    lows = a.shape[0] if a is not None else 16
+    rank = a.shape[1] if a is not None else b.shape[1] if b is not None else 1
+    lows = len(a) * rank if a is not None else 1
     total = x if update is None else torch.empty_like(x) if into is None else into
     out: Rows | None = None
     if write:
@@ -120,41 +116,38 @@ def add_norm_project(
     low_out = x.new_empty(tokens, lows) if a is not None else None
     data, scale = (out.rows, out.scale) if isinstance(out, Quantised) else (out, None)
     weight, eps = norm or (None, 0.0)
-    size, bc, warps = ROWS
+    size, bc = (16, 256) if norm else (32, 128) if update else (16, 128)  # the fastest on an H100
     _rows_kernel[blocks(tokens, size)](
         x, y, low, b, weight, a, total, data, scale, low_out, tokens, eps,
-        WIDTH=width, R=rank, LOWS=lows, LOWS2=power_of_two(lows), ADD=update is not None, NORM=norm is not None,
-        LOW=a is not None, WRITE=write, QUANT=in_fp8, BM=size, BC=bc if lows <= 64 else 64, num_warps=warps,
+        WIDTH=width, R=tile_of(rank), RANK=rank, LOWS=lows, L=tile_of(lows), ADD=update is not None, NORM=norm is not None,
+        LOW=a is not None, WRITE=write, QUANT=in_fp8, BM=size, BC=bc if lows <= 64 else 64, num_warps=4,
     )  # fmt: skip
     return total, out, low_out
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _output_grad_kernel(
-    g, low, b, weight_scale, g_low, g_b, peaks, tokens, scaling,
-    WIDTH: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, QUANT: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr,
+    g, low, b, g_low, g_b, tokens, scaling,
+    WIDTH: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * BC + tl.arange(0, BC)
     inside = columns < WIDTH
     rank = tl.arange(0, R)
-    b_tile = tl.load(b + columns[:, None] * R + rank[None, :], mask=inside[:, None], other=0.0)
+    b_place = columns[:, None] * RANK + rank[None, :]
+    b_mask = inside[:, None] & (rank < RANK)[None, :]
+    b_tile = tl.load(b + b_place, mask=b_mask, other=0.0)
     of_b = tl.zeros([BC, R], tl.float32)
     for step in range(STEPS):
         rows = (tl.program_id(1) * STEPS + step) * BM + tl.arange(0, BM)
         live = rows < tokens
-        low_place = rows[:, None] * R + rank[None, :]
-        low_tile = tl.load(low + low_place, mask=live[:, None], other=0.0).to(b.dtype.element_ty)
+        low_place = rows[:, None] * RANK + rank[None, :]
+        low_mask = live[:, None] & (rank < RANK)[None, :]
+        low_tile = tl.load(low + low_place, mask=low_mask, other=0.0).to(b.dtype.element_ty)
         place = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
         value = tl.load(g + place, mask=live[:, None] & inside[None, :], other=0.0)
         of_b += dot(tl.trans(value), low_tile)
-        low_mask = live[:, None] & (rank < RANK)[None, :]
         tl.atomic_add(g_low + low_place, dot(value, b_tile), mask=low_mask, sem="relaxed")
-        if QUANT:
-            scaled = value.to(tl.float32) * tl.load(weight_scale + columns, mask=inside, other=0.0)[None, :]
-            tl.atomic_max(peaks + rows, tl.max(tl.abs(scaled), 1), mask=live, sem="relaxed")
-    mask = inside[:, None] & (rank < RANK)[None, :]
-    tl.atomic_add(g_b + columns[:, None] * RANK + rank[None, :], of_b * scaling, mask=mask, sem="relaxed")
+    tl.atomic_add(g_b + b_place, of_b * scaling, mask=b_mask, sem="relaxed")
 
 
 def output_grad(
@@ -169,40 +162,36 @@ def output_grad(
 
     Args:
         g: [tokens, width], the gradient of the output.
-        low: [tokens, R], the low-rank activation; b: [width, R] with the scaling in it.
+        low: [tokens, rank], the low-rank activation; b: [width, rank] with the scaling in it.
         g_b: float32 [width, rank], the gradient of B, added to.
         weight_scale: float32 [width]; where given, `g` comes back as fp8 with these scales in it.
 
     Returns:
-        g b, float32 [tokens, R], and `g` as it goes into the product with the frozen weight.
+        g b, float32 [tokens, rank], and `g` as it goes into the product with the frozen weight.
     """
     tokens, width = g.shape
     g_low = torch.zeros(low.shape, dtype=torch.float32, device=g.device)
-    peaks = None if weight_scale is None else torch.zeros(tokens, 1, dtype=torch.float32, device=g.device)
-    bm, bc, steps, warps = OUTPUT_GRAD
+    bm, bc, steps = 64, 64, 8
     grid = (triton.cdiv(width, bc), triton.cdiv(tokens, bm * steps))
     _output_grad_kernel[grid](
-        g, low, b, weight_scale, g_low, g_b, peaks, tokens, scaling,
-        WIDTH=width, R=b.shape[1], RANK=g_b.shape[1], QUANT=weight_scale is not None,
-        BM=bm, BC=bc, STEPS=steps, num_warps=warps,
+        g, low, b, g_low, g_b, tokens, scaling,
+        WIDTH=width, R=tile_of(low.shape[1]), RANK=low.shape[1], BM=bm, BC=bc, STEPS=steps, num_warps=4,
     )  # fmt: skip
-    if weight_scale is None or peaks is None:
-        return g_low, g
-    return g_low, quantise(g, weight_scale, peaks)
+    return g_low, g if weight_scale is None else quantise(g, weight_scale)
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _input_grad_kernel(
     g, g_low, a, x, norm, residual, out, g_a, tokens, eps,
-    WIDTH: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, LOWS: tl.constexpr, LOWS2: tl.constexpr,
-    NORM: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    WIDTH: tl.constexpr, LOWS: tl.constexpr, L: tl.constexpr, NORM: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     live = rows < tokens
     start_of = rows.to(tl.int64)[:, None] * WIDTH
-    lows = tl.arange(0, LOWS2)
+    lows = tl.arange(0, L)
     low_mask = (lows < LOWS)[:, None]
-    low_tile = tl.load(g_low + rows[:, None] * LOWS + lows[None, :], mask=live[:, None] & (lows < LOWS)[None, :], other=0.0)
+    low_place = rows[:, None] * LOWS + lows[None, :]
+    low_tile = tl.load(g_low + low_place, mask=live[:, None] & (lows < LOWS)[None, :], other=0.0)
     low_tile = low_tile.to(a.dtype.element_ty)
     inverse = tl.full([BM], 1.0, tl.float32)
     mean = tl.zeros([BM], tl.float32)
@@ -235,11 +224,9 @@ def _input_grad_kernel(
             grad += tl.load(residual + start_of + columns[None, :], mask=mask, other=0.0).to(tl.float32)
         tl.store(out + start_of + columns[None, :], grad.to(out.dtype.element_ty), mask=mask)
         g_a_tile = dot(tl.trans(low_tile), entered.to(low_tile.dtype))
-        line = (lows // R) * RANK + lows % R
         tl.atomic_add(
-            g_a + line[:, None] * WIDTH + columns[None, :], g_a_tile,
-            mask=low_mask & ((lows % R) < RANK)[:, None] & inside[None, :], sem="relaxed",
-        )  # fmt: skip
+            g_a + lows[:, None] * WIDTH + columns[None, :], g_a_tile, mask=low_mask & inside[None, :], sem="relaxed"
+        )
 
 
 def input_grad(
@@ -257,20 +244,19 @@ def input_grad(
 
     Args:
         g: [tokens, width], the gradient through the frozen weights; overwritten with the result without `into`.
-        g_low: [tokens, slots * R]; a: [slots * R, width].
+        g_low: float32 [tokens, slots * rank]; a: [slots, rank, width].
         x: [tokens, width], the input, or with `norm` what was normalised to become it.
         g_a: float32 [slots, rank, width], the gradient of A, added to.
         norm: weight [width] and epsilon of the RMSNorm, if there is one.
         residual: [tokens, width], with `norm`: the gradient that comes past it.
     """
     tokens, width = g.shape
-    lows = a.shape[0]
+    lows = a.shape[0] * a.shape[1]
     weight, eps = norm or (None, 0.0)
     out = g if into is None else into
-    bm, bc, warps = INPUT_GRAD
-    _input_grad_kernel[blocks(tokens, bm)](
+    bc, warps = (64, 4) if norm else (128, 8)  # the fastest on an H100
+    _input_grad_kernel[blocks(tokens, 32)](
         g, g_low, a, x, weight, residual, out, g_a, tokens, eps,
-        WIDTH=width, R=lows // g_a.shape[0], RANK=g_a.shape[1], LOWS=lows, LOWS2=power_of_two(lows),
-        NORM=norm is not None, BM=bm, BC=bc if lows <= 64 else 32, num_warps=warps,
+        WIDTH=width, LOWS=lows, L=tile_of(lows), NORM=norm is not None, BM=32, BC=bc if lows <= 64 else 32, num_warps=warps,
     )  # fmt: skip
     return out
