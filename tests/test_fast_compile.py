@@ -61,17 +61,17 @@ for quantise in (False, True) if fp8 else (False,):
     add_norm_project(rows(T, H), update=update, norm=(rows(H), 1e-6), a=rows(2, rank, H), in_fp8=quantise)
     add_norm_project(rows(T, H), update=update, write=False)
     scale = floats if quantise else lambda *shape: None
-    output_grad(rows(T, H), rows(T, rank), rows(H, rank), floats(H, rank), 2.0, scale(H))
-    swiglu(rows(T, 2 * F), rows(T, 2 * rank), rows(2 * F, rank), rows(1, rank, F))
+    output_grad(rows(T, H), rows(T, rank), rows(H, rank), floats(T, rank), floats(H, rank), 2.0, scale(H))
+    swiglu(rows(T, 2 * F), rows(T, 2 * rank), rows(2 * F, rank), rows(1, rank, F), floats(T, rank))
     swiglu_grad(rows(T, 2 * F), rows(T, 2 * rank), rows(2 * F, rank), rows(1, rank, F), rows(T, F), floats(T, rank),
-                floats(2 * F, rank), floats(1, rank, F), 2.0, scale(2 * F))
+                floats(T, 2 * rank), floats(2 * F, rank), floats(1, rank, F), 2.0, scale(2 * F))
     for heads in (Heads(4, 2, 64, bias=rows(512)), Heads(4, 2, 128, norms=(rows(128), rows(128), 1e-6))):
         W, D = heads.width, heads.dim
         rotate(rows(T, W), rows(T, 3 * rank), rows(W, rank), rows(T, D), rows(T, D), heads)
         grads = (rows(T, 4, D), rows(T, 2, D), rows(T, 2, D))
         raw = rows(T, W) if heads.norms else None
         rotate_grad(grads, raw, rows(T, 3 * rank), rows(W, rank), rows(T, D), rows(T, D), heads,
-                    floats(W, rank), 2.0, scale(W))
+                    floats(T, 3 * rank), floats(W, rank), 2.0, scale(W))
 input_grad(rows(T, H), floats(T, 3 * rank), rows(3, rank, H), rows(T, H), floats(3, rank, H),
            norm=(rows(H), 1e-6), residual=rows(T, H))
 input_grad(rows(T, H), floats(T, rank), rows(1, rank, H), rows(T, H), floats(1, rank, H))
@@ -79,9 +79,9 @@ cross_entropy(rows(8, 151936), torch.zeros(8, dtype=torch.int64), grad=True)
 cross_entropy(rows(8, 151936), torch.zeros(8, dtype=torch.int64), grad=False)
 transpose(rows(256, 128, dtype=torch.uint8))
 restore(rows(256, 128, dtype=torch.int8), floats(256), rows(256, 128))
+restore(rows(256, 128, dtype=torch.uint8), floats(256), rows(256, 128))
 if fp8:
     to_fp8(rows(T, 22016))
-    restore(rows(256, 128, dtype=torch.uint8).view(torch.float8_e4m3fn), floats(256), rows(256, 128))
 print(json.dumps(compiled))
 """
 

@@ -10,8 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from thinktune.fast.attention import packed_documents
-from thinktune.fast.layers import fuse_layers, why_not_fused
+from thinktune.fast.layers import fuse_layers
 from thinktune.fast.memory import Memory
+from thinktune.fast.support import why_not_fused
 from thinktune.models.fp8 import quantise_to_fp8
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

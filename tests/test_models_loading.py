@@ -12,7 +12,7 @@ import torch
 
 from conftest import make_tiny_model, make_tiny_tokenizer
 from thinktune.config import Load
-from thinktune.errors import ModelError, RunFolderError, ThinktuneError, UsageError
+from thinktune.errors import ModelError, RunFolderError, ThinktuneError
 from thinktune.models import load_model, load_tokenizer, resolve, write_settings
 from thinktune.models.folder import adapter_sha256
 from thinktune.models.tokenizer import set_pad_token
@@ -245,9 +245,15 @@ def test_an_adapter_with_pickled_weights_is_refused(tiny_model: Path, tmp_path: 
         load_model(adapter, load=FLOAT32)
 
 
-def test_fp8_is_refused_until_the_fast_path_brings_it(tiny_model: Path) -> None:
-    with pytest.raises(UsageError, match="fp8"):
-        load_model(tiny_model, load=FLOAT32, quantize="fp8")
+def test_fp8_holds_every_linear_layer_but_the_head_in_one_byte_a_weight(tiny_model: Path) -> None:
+    plain, small = (load_model(tiny_model, load=FLOAT32, quantize=name).model for name in ("none", "fp8"))
+    projection = small.model.layers[0].self_attn.q_proj
+    assert projection.weight.dtype == torch.uint8
+    assert small.get_output_embeddings().weight.dtype == torch.float32
+    original = plain.model.layers[0].self_attn.q_proj.weight
+    error = (projection.dense_weight(torch.float32) - original).abs()
+    assert (error <= original.abs() / 16 + original.abs().amax(1, keepdim=True) / 2**16).all()  # e4m3's half steps
+    assert torch.cosine_similarity(logits(small).flatten(), logits(plain).flatten(), dim=0) > 0.99
 
 
 @pytest.mark.parametrize("quantize", ["int8", "nf4"])

@@ -103,7 +103,8 @@ def as_dataset(packs: list[list[int]], offset: int = 0) -> Dataset:
 def add_summed_loss(model: Any) -> None:
     """Let a causal LM's forward return its summed loss where it is given positions and targets.
 
-    The loss runs inside `forward`, so that wrappers around it (DDP, FSDP) see one ordinary call.
+    The loss runs inside `forward`, so that wrappers around it (DDP, FSDP) see one ordinary call. A `loss_chunk` set on
+    the model is the bytes of logits that are there at once.
     """
     plain = has_plain_head(model)
     original = model.forward
@@ -114,8 +115,9 @@ def add_summed_loss(model: Any) -> None:
         if positions is None or targets is None:
             return original(**inputs)
         if plain:
+            chunk = getattr(self, "loss_chunk", None)
             hidden = self.base_model(**inputs).last_hidden_state[0, positions]
-            return {"loss": head_loss(hidden, self.get_output_embeddings().weight, targets)}
+            return {"loss": head_loss(hidden, self.get_output_embeddings().weight, targets, chunk_bytes=chunk)}
         logits = original(**inputs).logits[0, positions].float()
         return {"loss": torch.nn.functional.cross_entropy(logits, targets, reduction="sum")}
 

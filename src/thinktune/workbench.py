@@ -19,6 +19,7 @@ from thinktune.data import Prepared, prepare
 from thinktune.errors import ConfigError
 from thinktune.fast.lora import fuse_lora
 from thinktune.models import Loaded, load_model, make_chat, resolve
+from thinktune.models.fp8 import has_quantised_weights
 from thinktune.models.loading import put_adapter
 from thinktune.trainer import add_summed_loss
 
@@ -123,7 +124,7 @@ def adapter_to_ask(loaded: Loaded, adapter: Path) -> Iterator[Any]:
     Afterwards the base model has its own weights again, bit by bit: they were kept in main memory meanwhile.
     """
     model = put_adapter(loaded.model, adapter, merge=False)
-    if getattr(loaded.model, "is_quantized", False):
+    if has_quantised_weights(loaded.model):
         try:
             yield model
         finally:

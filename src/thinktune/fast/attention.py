@@ -8,7 +8,7 @@ document, which does no work on padding because there is none. Registered with t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -81,9 +81,13 @@ def _dense(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, length: int, scaling: float | None
 ) -> torch.Tensor:
     """Documents of one length, as a batch: cuDNN's attention takes that, and is 1.6 times as fast as the other."""
-    batch = (tensor.view(tensor.shape[1], -1, length, tensor.shape[3]).transpose(0, 1) for tensor in (query, key, value))
-    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
-        out = F.scaled_dot_product_attention(*batch, is_causal=True, scale=scaling, enable_gqa=True)
+
+    def batched(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.view(tensor.shape[1], -1, length, tensor.shape[3]).transpose(0, 1)
+
+    out = F.scaled_dot_product_attention(
+        batched(query), batched(key), batched(value), is_causal=True, scale=scaling, enable_gqa=True
+    )
     return out.transpose(1, 2).reshape(1, -1, query.shape[1], query.shape[3])
 
 
@@ -131,7 +135,9 @@ def packed_documents(model: PreTrainedModel) -> Iterator[None]:
     """Within, `model` expects packed batches; afterwards it has the attention it had before."""
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
+    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     try:
-        yield
+        with sdpa_kernel(order, set_priority=True) if model.device.type == "cuda" else nullcontext():
+            yield
     finally:
         model.set_attn_implementation(before)

@@ -72,7 +72,9 @@ def head_loss(
     Returns:
         float32 scalar, the sum over tokens (0 for none).
     """
-    loss: torch.Tensor = _HeadLoss.apply(hidden, weight, targets, chunk_bytes or _CHUNK_BYTES.get(hidden.device.type, 2**27))
+    loss: torch.Tensor = _HeadLoss.apply(
+        hidden, weight, targets, chunk_bytes or _CHUNK_BYTES.get(hidden.device.type, 2**27)
+    )
     return loss
 
 

@@ -81,7 +81,8 @@ class Fp8Projection(Projection):
         self._ones = torch.ones(1, weight.shape[1], dtype=torch.float32, device=weight.device)
 
     def product(self, x: Rows) -> torch.Tensor:
-        assert isinstance(x, Quantised) and self.weight_scale is not None
+        assert isinstance(x, Quantised)
+        assert self.weight_scale is not None
         return self._multiply(x, self._weight, self.weight_scale[None, :])
 
     def input_grad(self, g: Rows) -> torch.Tensor:
@@ -109,7 +110,7 @@ class RestoredProjection(Projection):
         return g @ self._weight()
 
     def _weight(self) -> torch.Tensor:
-        sizes: list[int] = [layer.out_features for layer in self._layers]  # type: ignore[misc]
+        sizes: list[int] = [layer.out_features for layer in self._layers]
         first: Any = self._layers[0]
         weight = self._scratch.take(sum(sizes), first.in_features, first.weight, self._dtype)
         for layer, part in zip(self._layers, weight.split(sizes), strict=True):
@@ -119,7 +120,7 @@ class RestoredProjection(Projection):
 
 def _restore_into(layer: Any, out: torch.Tensor) -> None:
     if isinstance(layer, Fp8Linear):
-        restore(layer.weight.view(FP8), layer.weight_scale, out)
+        restore(layer.weight, layer.weight_scale, out)
         return
     if hasattr(layer.weight, "quant_state"):
         from bitsandbytes.functional import dequantize_4bit
@@ -145,7 +146,8 @@ def _multiplies_fp8(layers: Sequence[Fp8Linear]) -> bool:
     device = layers[0].weight.device
     whole = layers[0].in_features % 16 == 0 and sum(layer.out_features for layer in layers) % 16 == 0
     # Row-wise scales: Hopper and later. (Ada has fp8 too, but torch's row-wise product does not run on it everywhere.)
-    return whole and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    on_cuda = device.type == "cuda"
+    return whole and on_cuda and bool(torch.cuda.get_device_capability(device) >= (9, 0))
 
 
 def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -64,7 +64,7 @@ def load_model(
     Args:
         reference: see `models.references`.
         load: how; None takes the defaults.
-        quantize: how the base weights are held. With int8 and nf4 an adapter stays unmerged.
+        quantize: how the base weights are held. With anything but none an adapter stays unmerged.
         merge_adapter: merge adapters in memory (fast to run), or keep the outermost as a PeftModel.
         notify: receives a line for the person now and then.
 
@@ -111,6 +111,8 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
+    from thinktune.models.fp8 import quantise_to_fp8
+
     arguments: dict[str, Any] = {
         "dtype": dtype,
         "local_files_only": True,
@@ -136,6 +138,8 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
             f"{resolved.folder} lacks {len(names)} of its model's weights, among them {names[0]}",
             hint="its config.json and its weights do not belong together, or the folder is half downloaded",
         )
+    if quantize == "fp8":
+        quantise_to_fp8(model)
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward pass without gradients, and
         # products with those have no derivative: training after an evaluation would silently learn nothing.
@@ -185,9 +189,10 @@ def _placement(resolved: Resolved, load: Load, device: torch.device, quantize: Q
         from transformers.utils.quantization_config import GgufConfig
 
         require_gguf()
-        if quantize != "none":
+        if quantize not in ("none", "fp8"):
             raise UsageError(
-                f"{resolved.reference} is quantised already", hint="set quantize: none; GGUF is dequantised at loading"
+                f"{resolved.reference} is quantised already",
+                hint="set quantize: none or fp8; GGUF is dequantised at loading",
             )
         return {
             "gguf_file": resolved.gguf,
@@ -197,10 +202,10 @@ def _placement(resolved: Resolved, load: Load, device: torch.device, quantize: Q
     check_model_folder(resolved.folder)
     if quantize == "none":
         return {"device_map": {"": str(device)}} if device.type == "cuda" else {}
-    if quantize == "fp8":
-        raise UsageError("quantize: fp8 comes with the fast path", hint="use int8 or nf4 until then")
     if "quantization_config" in read_json(resolved.folder / "config.json"):
         raise UsageError(f"{resolved.reference} is quantised already", hint="set quantize: none")
+    if quantize == "fp8":
+        return {"device_map": {"": str(device)}}
     if device.type == "cpu":
         return {"quantization_config": _bitsandbytes(quantize), "device_map": {"": "cpu"}}
     # One process, one GPU (several are for torchrun); what does not fit into its share is refused, not offloaded.

@@ -175,25 +175,26 @@ def rotate_grad(
     cos: torch.Tensor,
     sin: torch.Tensor,
     heads: Heads,
+    g_low: torch.Tensor,
     g_b: torch.Tensor,
     scaling: float,
     weight_scale: torch.Tensor | None = None,
-) -> tuple[Rows, torch.Tensor]:
+) -> Rows:
     """The derivative of `rotate`.
 
     Args:
         grads: of queries, keys and values, [tokens, heads, dim] each, contiguous.
         qkv: the frozen product where heads are normed, else None.
         low, b, cos, sin, heads: as for `rotate`.
-        g_b: float32 [width, rank], added to.
+        g_low: float32 [tokens, 3 rank], to which the gradient times b is added.
+        g_b: float32 [width, rank], to which the gradient of B is added.
         weight_scale: float32 [width]; where given, the gradient comes back as fp8 with these scales in it.
 
     Returns:
-        the gradient of the joined product [tokens, width], and its product with b, float32 [tokens, 3 rank].
+        the gradient of the joined product [tokens, width].
     """
     tokens = len(low)
     out = low.new_empty(tokens, heads.width)
-    g_low = torch.zeros(low.shape, dtype=torch.float32, device=low.device)
     query_norm, key_norm, eps = heads.norms or (None, None, 0.0)
     bm, steps = 64, 4
     grid = (heads.query + 2 * heads.key, triton.cdiv(tokens, bm * steps))
@@ -203,4 +204,4 @@ def rotate_grad(
         QUERY=heads.query, KEY=heads.key, DIM=heads.dim, R=tile_of(b.shape[1]), RANK=b.shape[1],
         BIAS=heads.bias is not None, NORM=heads.norms is not None, BM=bm, STEPS=steps, num_warps=4,
     )  # fmt: skip
-    return out if weight_scale is None else quantise(out, weight_scale), g_low
+    return out if weight_scale is None else quantise(out, weight_scale)

@@ -55,28 +55,28 @@ def _swiglu_kernel(
 
 
 def swiglu(
-    gate_up: torch.Tensor, low: torch.Tensor, b: torch.Tensor, a: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+    gate_up: torch.Tensor, low: torch.Tensor, b: torch.Tensor, a: torch.Tensor, low_down: torch.Tensor
+) -> torch.Tensor:
     """`silu(gate) * up` and its low-rank product for the projection that follows.
 
     Args:
         gate_up: [tokens, 2 f], the frozen products side by side.
         low: [tokens, 2 rank]; b: [2 f, rank], of gate and up.
         a: [1, rank, f], of down.
+        low_down: float32 [tokens, rank], to which the low-rank product is added.
 
     Returns:
-        rows [tokens, f], and low, float32 [tokens, rank].
+        rows [tokens, f].
     """
     tokens, width, rank = gate_up.shape[0], gate_up.shape[1] // 2, a.shape[1]
     out = gate_up.new_empty(tokens, width)
-    low_out = torch.zeros(tokens, rank, dtype=torch.float32, device=a.device)
     bm, bc, steps = 64, 64, 4
     grid = (triton.cdiv(width, bc * steps), triton.cdiv(tokens, bm))
     _swiglu_kernel[grid](
-        gate_up, low, b, a, out, low_out, tokens,
+        gate_up, low, b, a, out, low_down, tokens,
         F=width, R=tile_of(rank), RANK=rank, BM=bm, BC=bc, STEPS=steps, num_warps=4,
     )  # fmt: skip
-    return out, low_out
+    return out
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -110,7 +110,9 @@ def _swiglu_grad_kernel(
         low_down = tl.load(g_low_down + rows[:, None] * RANK + rank[None, :], mask=low_mask, other=0.0).to(dtype)
         place = rows.to(tl.int64)[:, None] * (2 * F) + columns[None, :]
         gate, up = _gate_and_up(gate_up, low_gate, low_up, b_gate, b_up, place, mask, F)
-        grad = tl.load(g + rows.to(tl.int64)[:, None] * F + columns[None, :], mask=mask, other=0.0).to(tl.float32) + dot(low_down, a_tile)
+        grad = tl.load(g + rows.to(tl.int64)[:, None] * F + columns[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        ) + dot(low_down, a_tile)
         sigmoid = tl.sigmoid(gate)
         silu = gate * sigmoid
         of_down += dot(tl.trans(low_down), (silu * up).to(dtype))
@@ -134,24 +136,26 @@ def swiglu_grad(
     a: torch.Tensor,
     g: torch.Tensor,
     g_low_down: torch.Tensor,
+    g_low: torch.Tensor,
     g_b: torch.Tensor,
     g_a: torch.Tensor,
     scaling: float,
     weight_scale: torch.Tensor | None = None,
-) -> tuple[Rows, torch.Tensor]:
+) -> Rows:
     """The derivative of `swiglu`; the activation itself is computed again rather than kept.
 
     Args:
         gate_up, low, b, a: as for `swiglu`; `gate_up` is overwritten with its gradient.
-        g: [tokens, f], the gradient through down's frozen weight; g_low_down: float32 [tokens, rank], what `output_grad` gave.
-        g_b: float32 [2 f, rank] of gate and up; g_a: float32 [1, rank, f] of down; added to.
+        g: [tokens, f], the gradient through down's frozen weight.
+        g_low_down: float32 [tokens, rank], what `output_grad` gave.
+        g_low: float32 [tokens, 2 rank], to which the gradient times b is added.
+        g_b: float32 [2 f, rank] of gate and up, and g_a: float32 [1, rank, f] of down, which are added to.
         weight_scale: float32 [2 f]; where given, the gradient comes back as fp8 with these scales in it.
 
     Returns:
-        the gradient of gate and up [tokens, 2 f], and its product with b, float32 [tokens, 2 rank].
+        the gradient of gate and up [tokens, 2 f].
     """
     tokens, width = g.shape
-    g_low = torch.zeros(low.shape, dtype=torch.float32, device=g.device)
     rank = a.shape[1]
     bm, bc, steps = 64, 64, 16
     grid = (triton.cdiv(width, bc), triton.cdiv(tokens, bm * steps))
@@ -159,4 +163,4 @@ def swiglu_grad(
         gate_up, low, b, a, g, g_low_down, g_low, g_b, g_a, tokens, scaling,
         F=width, R=tile_of(rank), RANK=rank, BM=bm, BC=bc, STEPS=steps, num_warps=4,
     )  # fmt: skip
-    return gate_up if weight_scale is None else quantise(gate_up, weight_scale), g_low
+    return gate_up if weight_scale is None else quantise(gate_up, weight_scale)

@@ -1,4 +1,4 @@
-"""Kernels over rows of the residual stream: addition, RMSNorm, low-rank products, quantisation, and their derivatives."""
+"""Kernels over rows of the residual stream: addition, RMSNorm, low-rank products, fp8, and their derivatives."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -111,16 +111,19 @@ def add_norm_project(
     lows = len(a) * rank if a is not None else 1
     total = x if update is None else torch.empty_like(x) if into is None else into
     out: Rows | None = None
-    if write:
-        out = Quantised(torch.empty_like(x, dtype=FP8), x.new_empty(tokens, 1, dtype=torch.float32)) if in_fp8 else torch.empty_like(x)
+    if in_fp8 and write:
+        out = Quantised(torch.empty_like(x, dtype=FP8), torch.empty(tokens, 1, dtype=torch.float32, device=x.device))
+    elif write:
+        out = torch.empty_like(x)
     low_out = x.new_empty(tokens, lows) if a is not None else None
     data, scale = (out.rows, out.scale) if isinstance(out, Quantised) else (out, None)
     weight, eps = norm or (None, 0.0)
     size, bc = (16, 256) if norm else (32, 128) if update else (16, 128)  # the fastest on an H100
     _rows_kernel[blocks(tokens, size)](
         x, y, low, b, weight, a, total, data, scale, low_out, tokens, eps,
-        WIDTH=width, R=tile_of(rank), RANK=rank, LOWS=lows, L=tile_of(lows), ADD=update is not None, NORM=norm is not None,
-        LOW=a is not None, WRITE=write, QUANT=in_fp8, BM=size, BC=bc if lows <= 64 else 64, num_warps=4,
+        WIDTH=width, R=tile_of(rank), RANK=rank, LOWS=lows, L=tile_of(lows),
+        ADD=update is not None, NORM=norm is not None, LOW=a is not None, WRITE=write, QUANT=in_fp8,
+        BM=size, BC=bc if lows <= 64 else 64, num_warps=4,
     )  # fmt: skip
     return total, out, low_out
 
@@ -154,30 +157,31 @@ def output_grad(
     g: torch.Tensor,
     low: torch.Tensor,
     b: torch.Tensor,
+    g_low: torch.Tensor,
     g_b: torch.Tensor,
     scaling: float,
     weight_scale: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, Rows]:
+) -> Rows:
     """What the gradient of a projection's output means for its adapter.
 
     Args:
         g: [tokens, width], the gradient of the output.
         low: [tokens, rank], the low-rank activation; b: [width, rank] with the scaling in it.
-        g_b: float32 [width, rank], the gradient of B, added to.
+        g_low: float32 [tokens, rank], to which g b is added.
+        g_b: float32 [width, rank], to which the gradient of B is added.
         weight_scale: float32 [width]; where given, `g` comes back as fp8 with these scales in it.
 
     Returns:
-        g b, float32 [tokens, rank], and `g` as it goes into the product with the frozen weight.
+        `g` as it goes into the product with the frozen weight.
     """
     tokens, width = g.shape
-    g_low = torch.zeros(low.shape, dtype=torch.float32, device=g.device)
     bm, bc, steps = 64, 64, 8
     grid = (triton.cdiv(width, bc), triton.cdiv(tokens, bm * steps))
     _output_grad_kernel[grid](
         g, low, b, g_low, g_b, tokens, scaling,
         WIDTH=width, R=tile_of(low.shape[1]), RANK=low.shape[1], BM=bm, BC=bc, STEPS=steps, num_warps=4,
     )  # fmt: skip
-    return g_low, g if weight_scale is None else quantise(g, weight_scale)
+    return g if weight_scale is None else quantise(g, weight_scale)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -204,7 +208,9 @@ def _input_grad_kernel(
             value = tl.load(x + start_of + columns[None, :], mask=mask, other=0.0).to(tl.float32)
             a_tile = tl.load(a + lows[:, None] * WIDTH + columns[None, :], mask=low_mask & inside[None, :], other=0.0)
             grad = tl.load(g + start_of + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-            grad = (grad + dot(low_tile, a_tile)) * tl.load(norm + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+            grad = (grad + dot(low_tile, a_tile)) * tl.load(norm + columns, mask=inside, other=0.0).to(tl.float32)[
+                None, :
+            ]
             squares += tl.sum(value * value, 1)
             mean += tl.sum(value * grad, 1)
         inverse = tl.rsqrt(squares / WIDTH + eps)
@@ -257,6 +263,7 @@ def input_grad(
     bc, warps = (64, 4) if norm else (128, 8)  # the fastest on an H100
     _input_grad_kernel[blocks(tokens, 32)](
         g, g_low, a, x, weight, residual, out, g_a, tokens, eps,
-        WIDTH=width, LOWS=lows, L=tile_of(lows), NORM=norm is not None, BM=32, BC=bc if lows <= 64 else 32, num_warps=warps,
+        WIDTH=width, LOWS=lows, L=tile_of(lows), NORM=norm is not None,
+        BM=32, BC=bc if lows <= 64 else 32, num_warps=warps,
     )  # fmt: skip
     return out

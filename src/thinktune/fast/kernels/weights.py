@@ -27,16 +27,23 @@ def transpose(weight: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def _restore_kernel(weight, scale, out, WIDTH, BC: tl.constexpr):
+def _restore_kernel(weight, scale, out, WIDTH, E4M3: tl.constexpr, BC: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BC + tl.arange(0, BC)
-    value = tl.load(weight + row * WIDTH + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
-    value *= tl.load(scale + row)
-    tl.store(out + row * WIDTH + columns, value.to(out.dtype.element_ty), mask=columns < WIDTH)
+    value = tl.load(weight + row * WIDTH + columns, mask=columns < WIDTH)
+    if E4M3:  # by hand, for GPUs that have no such numbers: exponent and fraction at float32's places, then its bias
+        bits = value.to(tl.int32)
+        bits = ((bits & 0x80) << 24) | ((bits & 0x7F) << 20)
+        number = bits.to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2 ** 120
+    else:
+        number = value.to(tl.float32)
+    number *= tl.load(scale + row)
+    tl.store(out + row * WIDTH + columns, number.to(out.dtype.element_ty), mask=columns < WIDTH)
 
 
 def restore(weight: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """Write `weight * scale` into `out`: int8 or fp8 [out, in] with a float32 scale a row."""
+    """Write `weight * scale` into `out` [out, in]: weights in int8, or e4m3 as uint8, with a float32 scale a row."""
     rows, columns = weight.shape
-    _restore_kernel[(rows, triton.cdiv(columns, 2048))](weight, scale, out, columns, BC=2048, num_warps=8)
+    grid = (rows, triton.cdiv(columns, 2048))
+    _restore_kernel[grid](weight, scale, out, columns, E4M3=weight.dtype == torch.uint8, BC=2048, num_warps=8)
     return out

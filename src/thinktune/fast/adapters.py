@@ -1,0 +1,108 @@
+"""The low-rank matrices of a model where the kernels find them: in two flat buffers, each refreshed by one copy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+
+
+class Adapter:
+    """The adapters of a group of projections that read one input.
+
+    Attributes:
+        modules: PEFT's, or the plain linear layer where one has no adapter.
+        a: [slots, rank, in], b: [out, rank] times the scaling: what the kernels read, in the model's dtype. A slot
+            without an adapter is zero.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def __init__(self, modules: list[Any], rank: int, scaling: float) -> None:
+        self.rank, self.scaling = rank, scaling
+        self.modules = modules
+        self._outs = [module.out_features for module in modules]
+        self._trained = [index for index, module in enumerate(modules) if isinstance(module, LoraLayer)]
+        self.shape_a = (len(modules), rank, modules[0].in_features)
+        self.shape_b = (sum(self._outs), rank)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """A and B of each module that has them."""
+        return [matrix for index in self._trained for matrix in matrices(self.modules[index])]
+
+    def by_parameter(self, of_a: torch.Tensor, of_b: torch.Tensor) -> list[torch.Tensor]:
+        """Tensors of the shapes of a and b as parts that belong to `parameters`."""
+        parts = of_b.split(self._outs)
+        return [part for index in self._trained for part in (of_a[index], parts[index])]
+
+
+@dataclass
+class Sums:
+    """Where the backward pass of a group's adapters adds up, float32: the gradients, in the shapes of a and b, and the
+    gradient's low-rank product [tokens, slots * rank]."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    low: torch.Tensor
+
+
+def make_sums(adapters: dict[str, Adapter], tokens: int) -> dict[str, Sums]:
+    """Zeros for each group, cleared at one go."""
+    shapes = []
+    for adapter in adapters.values():
+        slots, rank, _ = adapter.shape_a
+        shapes += [adapter.shape_a, adapter.shape_b, (tokens, slots * rank)]
+    sizes = [math.prod(shape) for shape in shapes]
+    device = next(iter(adapters.values())).a.device
+    flat = torch.zeros(sum(sizes), dtype=torch.float32, device=device).split(sizes)
+    views = [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
+    return {group: Sums(*views[3 * at : 3 * at + 3]) for at, group in enumerate(adapters)}
+
+
+class Adapters:
+    """All adapters of a model in two flat buffers, so that what the kernels read is refreshed by two copies.
+
+    The parameters become parts of a float32 buffer; where somebody gives one other memory (TRL casts those of quantised
+    models), its values are taken over at the next refresh.
+    """
+
+    def __init__(self, adapters: list[Adapter], scaling: float, dtype: torch.dtype, device: torch.device) -> None:
+        self._scaling = scaling
+        sizes_a = [math.prod(adapter.shape_a) for adapter in adapters]
+        sizes_b = [math.prod(adapter.shape_b) for adapter in adapters]
+        self._masters = [torch.zeros(sum(sizes), device=device) for sizes in (sizes_a, sizes_b)]
+        self._copies = [torch.zeros_like(master, dtype=dtype) for master in self._masters]
+        self._homes: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        buffers = zip(
+            adapters, *(flat.split(sizes) for flat, sizes in zip(self._masters, (sizes_a, sizes_b), strict=True)),
+            *(flat.split(sizes) for flat, sizes in zip(self._copies, (sizes_a, sizes_b), strict=True)), strict=True,
+        )  # fmt: skip
+        for adapter, master_a, master_b, copy_a, copy_b in buffers:
+            adapter.a, adapter.b = copy_a.view(adapter.shape_a), copy_b.view(adapter.shape_b)
+            homes = adapter.by_parameter(master_a.view(adapter.shape_a), master_b.view(adapter.shape_b))
+            self._homes += zip(adapter.parameters, homes, strict=True)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Bring what the kernels read up to date with the parameters."""
+        for parameter, home in self._homes:
+            if parameter.data_ptr() != home.data_ptr():
+                parameter.data = home.copy_(parameter.data)
+        self._copies[0].copy_(self._masters[0])
+        torch.mul(self._masters[1], self._scaling, out=self._copies[1])
+
+
+def matrices(module: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    """A and B of a PEFT layer with one adapter."""
+    (name,) = module.lora_A
+    return module.lora_A[name].weight, module.lora_B[name].weight
+
+
+def base_of(module: Any) -> Any:
+    """The frozen layer, whether it has an adapter or not."""
+    return module.get_base_layer() if isinstance(module, LoraLayer) else module

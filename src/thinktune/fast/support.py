@@ -1,0 +1,66 @@
+"""Which models the fused layers are for: Llama-, Mistral-, Qwen2- and Qwen3-style decoders with plain adapters."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+
+from thinktune.fast.adapters import base_of, matrices
+
+_KNOWN = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
+_LARGEST_RANK = 64
+
+
+def why_not_fused(model: PeftModel) -> str | None:
+    """Why the layers of a model cannot be fused, in a few words; None where they can."""
+    base = model.get_base_model()
+    if not _runs_on(base.device, base.dtype):
+        return "its kernels are for NVIDIA GPUs from Ampere on, in bfloat16 or float16"
+    layers = list(getattr(base.base_model, "layers", ()))
+    names = {type(layer).__name__ for layer in layers}
+    if not layers or not names <= _KNOWN:
+        return f"{' and '.join(sorted(names)) or type(base).__name__} is no architecture that it knows"
+    config = base.config
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}, not silu"
+    if config.attention_dropout or getattr(config, "mlp_bias", False):
+        return "it has dropout in attention, or biases in its MLP"
+    attention = layers[0].self_attn
+    if attention.head_dim not in (32, 64, 128, 256):
+        return f"its heads have {attention.head_dim} dimensions"
+    if base_of(attention.o_proj).bias is not None:
+        return "its attention's output has a bias"
+    modules = [module for layer in layers for module in layer.modules() if isinstance(module, LoraLayer)]
+    if any(parameter.requires_grad and "lora_" not in name for name, parameter in model.named_parameters()):
+        return "more is trained than low-rank adapters"
+    if not all(_is_plain(module) for module in modules):
+        return "the adapter has dropout, a bias, or a variant of LoRA"
+    kinds = {(matrices(module)[0].shape[0], module.scaling[next(iter(module.lora_A))]) for module in modules}
+    if len(kinds) != 1:
+        return "the adapter's ranks or scalings differ from layer to layer"
+    if next(iter(kinds))[0] > _LARGEST_RANK:
+        return f"the adapter's rank is above {_LARGEST_RANK}"
+    return None
+
+
+def _runs_on(device: torch.device, dtype: torch.dtype) -> bool:
+    if os.environ.get("TRITON_INTERPRET") == "1":  # tests without a GPU
+        return True
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0) and dtype in (torch.bfloat16, torch.float16)
+
+
+def _is_plain(module: Any) -> bool:
+    names = list(module.lora_A)
+    return (
+        len(names) == 1
+        and isinstance(module.lora_dropout[names[0]], torch.nn.Identity)
+        and not getattr(module, "lora_variant", None)
+        and module.lora_B[names[0]].bias is None
+    )
