@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -19,10 +20,12 @@ from safetensors.torch import load_file
 from thinktune.config import Config, Load, dump_config, parse_config
 from thinktune.data import Tokens, prepare
 from thinktune.errors import ConfigError, ModelError, OutOfMemory, RunFolderError
+from thinktune.fitting import prove
 from thinktune.models import load_model
 from thinktune.runs import RunFolder
 from thinktune.train import train
-from thinktune.trainer import PackedCollator, whole_checkpoints
+from thinktune.trainer import PackedCollator, ThinkTrainer, whole_checkpoints
+from thinktune.workbench import Workbench
 
 MEASURED = ("tokens_per_second", "memory_gib", "eval_seconds")
 """What metrics.jsonl has of the machine; everything else must be the same each time."""
@@ -203,7 +206,7 @@ def test_lines_that_span_a_checkpoint_are_the_same_after_resuming(tiny_model: Pa
 def test_how_rows_are_spread_over_batches_changes_no_gradient(
     tiny_model: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    common = {"packing": False, "max_steps": 6}
+    common = {"packing": False, "max_steps": 6, "fold_accumulation": False}
     quietly(make_config(tiny_model, tmp_path / "at-once", train={**common, "batch_size": 4}))
     quietly(make_config(tiny_model, tmp_path / "spread", train={**common, **settings}))
     expected, actual = metrics_of(tmp_path / "at-once"), metrics_of(tmp_path / "spread")
@@ -325,8 +328,6 @@ def make_tiny_mamba(folder: Path) -> Path:
 def test_running_out_of_memory_says_what_to_change(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from thinktune.trainer import ThinkTrainer
-
     def run_out(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -335,3 +336,102 @@ def test_running_out_of_memory_says_what_to_change(
         quietly(make_config(tiny_model, tmp_path / "run", train={"batch_size": 4, "accumulation": 2}))
     assert "train.batch_size=2 train.accumulation=4" in raised.value.hint
     assert "train.gradient_checkpointing=true" in raised.value.hint
+    assert "train.on_oom=retry" in raised.value.hint
+
+
+def test_a_folded_accumulation_takes_the_same_rows_in_the_same_steps(tiny_model: Path, tmp_path: Path) -> None:
+    common = {"packing": False, "epochs": 2, "save_every": 100}  # 36 examples: the last step of an epoch has 4
+    folded, spread, at_once = tmp_path / "folded", tmp_path / "spread", tmp_path / "at-once"
+    record = quietly(make_config(tiny_model, folded, train={**common, "accumulation": 8}))
+    quietly(make_config(tiny_model, spread, train={**common, "accumulation": 8, "fold_accumulation": False}))
+    quietly(make_config(tiny_model, at_once, train={**common, "batch_size": 8}))
+    assert record["setup"].startswith("8 rows at once x 1,")
+    assert json.loads((spread / "run.json").read_text())["setup"].startswith("1 row at once x 8,")
+    assert_same_outcome(folded, at_once)
+    theirs = metrics_of(spread)
+    assert len(theirs) == 11
+    for ours, expected in zip(metrics_of(folded), theirs, strict=True):
+        assert ours.get("tokens") == expected.get("tokens")
+        del ours["epoch"], expected["epoch"]  # Trainer counts it in batches, and the last ones of an epoch are fewer
+        assert ours == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_folded_training_resumes_as_it_began(tiny_model: Path, tmp_path: Path) -> None:
+    settings = {"packing": False, "epochs": 2, "accumulation": 8, "save_every": 3}
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    for run in (whole, resumed):
+        quietly(make_config(tiny_model, run, train=settings))
+    (resumed / "run.json").unlink()
+    (whole_checkpoints(resumed / "checkpoints")[-1][1] / "whole.json").unlink()
+    less = {**settings, "memory": None, "on_oom": "retry"}  # how, not what: no reason to refuse
+    quietly(make_config(tiny_model, resumed, train=less), resume=True)
+    assert_same_outcome(resumed, whole)
+
+
+def run_with_little_memory(model: Path, run: Path, most_tokens: int, **settings: Any) -> tuple[dict[str, Any], str]:
+    """Train where a layer has room for so many tokens and keeps none of them, else memory runs out in earnest.
+
+    Until the third optimizer step there is room for everything.
+    """
+    config = make_config(model, run, train=settings)
+    bench, calls, console = Workbench(), [0], Console(file=io.StringIO(), width=200)
+    layer = bench.take_model(config, lambda line: None).model.model.layers[1]
+
+    def need_memory(module: Any, inputs: Any, output: Any) -> None:
+        if module.training and torch.is_grad_enabled():
+            calls[0] += 1
+            if calls[0] > 3 and (inputs[0].shape[1] > most_tokens or not module.gradient_checkpointing):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = layer.register_forward_hook(need_memory)
+    try:
+        record = train(config, console=console, bench=bench)
+    finally:
+        hook.remove()
+    return record, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_out_of_memory_is_retried_from_the_last_checkpoint_with_the_same_steps(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    settings = {"packing": False, "batch_size": 4, "save_every": 2, "on_oom": "retry"}
+    record, said = run_with_little_memory(tiny_model, tmp_path / "retried", 300, **settings)
+    assert "were predicted" in said
+    assert "going on from the checkpoint of step 2 with the same optimizer steps: 4 rows at once x 1, recomp" in said
+    assert "2 rows at once x 2, recomputing 2 of 2 layers" in said
+    assert record["setup"].startswith(("2 rows at once x 2, recomputing 2", "1 row at once x 4, recomputing 2"))
+    plain = quietly(make_config(tiny_model, tmp_path / "plain", train=settings))
+    assert record["steps"] == plain["steps"] == 9
+    for ours, expected in zip(metrics_of(tmp_path / "retried"), metrics_of(tmp_path / "plain"), strict=True):
+        assert ours == pytest.approx(expected, rel=1e-3)
+
+
+def test_out_of_memory_before_the_first_checkpoint_begins_anew(tiny_model: Path, tmp_path: Path) -> None:
+    settings = {"packing": False, "batch_size": 4, "max_steps": 5, "on_oom": "retry"}
+    record, said = run_with_little_memory(tiny_model, tmp_path / "retried", 10_000, **settings)
+    assert "going on from the start" in said
+    assert record["setup"].endswith("recomputing 2 of 2 layers")
+    assert [line["step"] for line in metrics_of(tmp_path / "retried") if "loss" in line] == [1, 2, 3, 4, 5]
+
+
+def test_when_nothing_is_left_to_give_up_the_shortage_is_told(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutOfMemory, match="GiB were predicted") as raised:
+        run_with_little_memory(tiny_model, tmp_path / "run", 1, packing=False, batch_size=2, on_oom="retry")
+    assert "quantize=nf4" in raised.value.hint
+
+
+def test_the_proof_leaves_no_trace(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"lora": {"dropout": 0.1}, "train": {"gradient_checkpointing": True, "max_steps": 3}}
+    quietly(make_config(tiny_model, tmp_path / "plain", **settings))
+    proved = []
+
+    def train_after_proof(trainer: Any, **arguments: Any) -> Any:
+        proved.append(prove(trainer, [trainer.train_dataset[0]["documents"]]))
+        assert all(parameter.grad is None for parameter in trainer.model.parameters())
+        return original(trainer, **arguments)
+
+    original = ThinkTrainer.train
+    monkeypatch.setattr(ThinkTrainer, "train", train_after_proof)
+    quietly(make_config(tiny_model, tmp_path / "proved", **settings))
+    assert proved[0] > 0
+    assert_same_outcome(tmp_path / "proved", tmp_path / "plain")

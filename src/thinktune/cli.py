@@ -112,6 +112,24 @@ def data(config: ConfigFile, overrides: Overrides = None, json: AsJson = False) 
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", help="plan for h100, rtx4090, 16GiB, …; default: what is here", show_default=False),
+    ] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="find the fastest settings that fit, for the same steps")] = False,
+    json: AsJson = False,
+) -> None:
+    """Predict memory by part, speed and hours of a training, without loading the model."""
+    _prepare_libraries()
+    from thinktune.plan_table import show
+
+    show(_load(config, overrides), gpu=gpu, fitted=fit, json=json, notify=_notify)
+
+
+@app.command()
 def train(
     config: ConfigFile,
     overrides: Overrides = None,

@@ -193,7 +193,17 @@ class Train(_Section):
     weight_decay: float = Field(0.0, ge=0)
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     max_grad_norm: float = Field(1.0, gt=0)
-    gradient_checkpointing: bool = False
+    fold_accumulation: bool = Field(
+        True, description="run the batches of an accumulation as one where that fits: same steps, same gradients"
+    )
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="recompute activations: auto, what the memory demands; true, all of them; false, none"
+    )
+    offload_checkpoints: bool = Field(False, description="keep what layers are recomputed from in main memory")
+    memory: float | None = Field(None, gt=0, description="GiB of GPU memory to use at most; null: what is free")
+    on_oom: Literal["error", "retry"] = Field(
+        "error", description="retry: go on from the last checkpoint with less memory and the same optimizer steps"
+    )
     seed: int | None = Field(None, description="null: the top-level seed")
     log_every: int = Field(1, ge=1, description="optimizer steps between two lines of metrics.jsonl")
     save_every: int = Field(100, ge=1, description="optimizer steps between two checkpoints")
@@ -210,6 +220,13 @@ class Train(_Section):
                 ours = OWNED_TRAINER_FIELDS[name]
                 raise ValueError(f"{name} is set by thinktune" + (f"; use {ours}" if ours else ""))
         return fields
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """What decides which adapter comes out; how memory is made to suffice, and how rows are spread, does not."""
+        manner = {"fold_accumulation", "gradient_checkpointing", "offload_checkpoints", "memory", "on_oom"}
+        rows = {"rows": self.batch_size * self.accumulation}
+        return self.model_dump(exclude={*manner, "batch_size", "accumulation"}) | rows
 
 
 class Sampling(_Section):

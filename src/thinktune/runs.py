@@ -6,6 +6,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from thinktune.config import Config, load_config
 from thinktune.errors import RunFolderError
@@ -35,6 +36,11 @@ class RunFolder:
     @property
     def data_report(self) -> Path:
         return self.path / "data_report.json"
+
+    @property
+    def plan(self) -> Path:
+        """How rows are spread over batches and what is recomputed; a resumed training does it alike."""
+        return self.path / "plan.json"
 
     @property
     def loss_plot(self) -> Path:
@@ -83,12 +89,16 @@ class RunFolder:
             RunFolderError: its training differs from `config`'s.
         """
         before = load_config(self.config)
-        differing = [name for name in TRAINING_SECTIONS if getattr(before, name) != getattr(config, name)]
+        differing = [name for name in TRAINING_SECTIONS if _outcome(before, name) != _outcome(config, name)]
         if differing:
             raise RunFolderError(
                 f"{self.path} was started with other settings of {', '.join(differing)}",
                 hint=f"resume with its own: {self.config}; or --overwrite it, or choose another output=FOLDER",
             )
+
+
+def _outcome(config: Config, section: str) -> Any:
+    return config.train.outcome if section == "train" else getattr(config, section)
 
 
 TRAINING_SECTIONS = ("model", "seed", "quantize", "load", "data", "format", "lora", "train")

@@ -6,11 +6,9 @@ in it is in trainer.py and fast/.
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,21 +18,25 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
 from transformers.integrations import TensorBoardCallback
-from trl import SFTConfig
 
 from thinktune import plots
 from thinktune.ask import answer
 from thinktune.checkup import Checkup, checkup_problems
-from thinktune.config import OWNED_TRAINER_FIELDS, Config, Train, dump_config
-from thinktune.data import Example, Prepared, Tokens, pack
+from thinktune.config import Config, dump_config
+from thinktune.data import Example, Prepared, Tokens
 from thinktune.engines.transformers import TransformersEngine
-from thinktune.errors import ConfigError, Interrupted, MissingExtra, ModelError, OutOfMemory, RunFolderError
+from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
 from thinktune.fast import attention
 from thinktune.files import replacing, write_json, write_text
+from thinktune.fitting import go_lighter, memory_limited, plan_training, prove, record_setup, recorded_setup
+from thinktune.hardware import GIB
+from thinktune.lengths import packs_of
 from thinktune.models import Loaded, write_settings
 from thinktune.models.device import describe_hardware
+from thinktune.plan import Plan, Setup
 from thinktune.progress import MetricsFile, ProgressLine, StopSignals, peak_memory_gib, reset_peak_memory
 from thinktune.runs import RunFolder, library_versions
+from thinktune.sft import sft_config
 from thinktune.trainer import PackedCollator, ThinkTrainer, as_dataset, whole_checkpoints
 from thinktune.workbench import Workbench, adapter_to_train
 
@@ -70,28 +72,105 @@ def train(
     loaded, prepared = (bench or Workbench()).take(config, notify)
     console.print(prepared.report.one_line(), highlight=False)
     problems = checkup_problems(config, notify)
-    set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
-    with adapter_to_train(loaded, config, notify) as model:
-        checkpoint = _open_run(run, config, prepared, overwrite=overwrite)
-        trainer = _build_trainer(model, loaded, prepared, config, run)
-        console.print(_parameter_line(model), highlight=False)
-        with _out_of_memory_explained(config), StopSignals() as stop, attention.packed_documents(loaded.model):
-            if not _documents_are_isolated(model, prepared.train):
-                _require_single_documents(config)
-            checkup = _checkup(problems, model, loaded, config, trainer, console)
-            metrics = _optimise(trainer, run, checkpoint, stop, checkup, console)
-        if stop.requested:
-            raise Interrupted(
-                f"stopped by {stop.name} after step {trainer.state.global_step}; a checkpoint is saved",
-                hint="go on with the same command and --resume",
-            )
-        _save_adapter(model, loaded, config, run)
-        record = _record(trainer, model, loaded, prepared, config, metrics, time.monotonic() - started)
-        write_json(run.record, record)
-        plots.save(plots.training_figure(metrics.lines), run.loss_plot)
-        console.print(_closing_line(record, run), highlight=False)
-        _answer_questions(model, loaded, config, console)
-    return record
+    _open_run(run, config, prepared, overwrite=overwrite)
+    with memory_limited(config, loaded.device):
+        plan = plan_training(config, loaded, prepared)
+        setup = recorded_setup(run, config, plan)
+        console.print(plan.line(), highlight=False)
+        while True:
+            record_setup(run, config, plan, setup)
+            try:
+                return _Attempt(config, loaded, prepared, problems, run, console, plan, setup).train(started)
+            except _NoRoom:
+                pass  # left before going on: it holds the tensors that there is no room for
+            setup = go_lighter(config, plan, setup, console, after=_newest_step(run))
+
+
+class _NoRoom(Exception):
+    """GPU memory ran out before training had ended."""
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A training under one setup, from the newest checkpoint to the end."""
+
+    config: Config
+    loaded: Loaded
+    prepared: Prepared
+    problems: list[Example]
+    run: RunFolder
+    console: Console
+    plan: Plan
+    setup: Setup
+
+    def train(self, started: float) -> dict[str, Any]:
+        """What run.json records.
+
+        Raises:
+            _NoRoom, Interrupted.
+        """
+        config, loaded, console = self.config, self.loaded, self.console
+        notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
+        set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
+        with adapter_to_train(loaded, config, notify) as model:
+            console.print(_parameter_line(model), highlight=False)
+            try:
+                with StopSignals() as stop, attention.packed_documents(loaded.model):
+                    trainer = _build_trainer(model, self)
+                    metrics = self._optimise(trainer, stop)
+            except torch.OutOfMemoryError:
+                raise _NoRoom from None
+            if stop.requested:
+                raise Interrupted(
+                    f"stopped by {stop.name} after step {trainer.state.global_step}; a checkpoint is saved",
+                    hint="go on with the same command and --resume",
+                )
+            _save_adapter(model, loaded, config, self.run)
+            record = _record(trainer, model, self, metrics, time.monotonic() - started)
+            write_json(self.run.record, record)
+            plots.save(plots.training_figure(metrics.lines), self.run.loss_plot)
+            console.print(_closing_line(record, self.run), highlight=False)
+            _answer_questions(model, loaded, config, console)
+        return record
+
+    def _optimise(self, trainer: ThinkTrainer, stop: StopSignals) -> MetricsFile:
+        """Run the training loop, with a last evaluation of the held-out loss."""
+        step = _newest_step(self.run)
+        checkpoint = str(self.run.checkpoints / f"checkpoint-{step}") if step else None
+        checkup = _checkup(self, trainer)
+        self._prove(trainer)
+        if checkpoint is not None:
+            trainer.resume_meter(Path(checkpoint))
+            self.console.print(f"resuming after step {step}", style="dim", highlight=False)
+        metrics = MetricsFile(self.run.metrics, after_step=step)
+        line = ProgressLine(trainer, self.console)
+        for callback in (metrics.recorder(trainer), line, stop.callback()):
+            trainer.add_callback(callback)
+        if checkup is not None:
+            checkup.resume(metrics.lines)
+            trainer.add_callback(checkup)
+        with line:
+            trainer.start_clock()
+            trainer.train(resume_from_checkpoint=checkpoint)
+            if (
+                trainer.eval_dataset is not None
+                and not stop.requested
+                and not metrics.has_eval_at(trainer.state.global_step)
+            ):
+                trainer.evaluate()
+        return metrics
+
+    def _prove(self, trainer: ThinkTrainer) -> None:
+        if self.loaded.device.type != "cuda":
+            return
+        lengths = [len(example) for example in self.prepared.train]
+        packs = sorted(packs_of(lengths, self.config), key=lambda pack: -sum(lengths[index] for index in pack))
+        peak = prove(trainer, packs[: trainer.args.per_device_train_batch_size])
+        self.console.print(
+            f"proved on the longest batch: {peak:.1f} GiB, {self.plan.parts['peak'] / GIB:.1f} predicted",
+            style="dim",
+            highlight=False,
+        )
 
 
 def _require_loggers(config: Config) -> None:
@@ -117,36 +196,47 @@ def _check_run(run: RunFolder, config: Config, *, resume: bool, overwrite: bool)
         raise RunFolderError(f"{run.path} {state}", hint)
 
 
-def _open_run(run: RunFolder, config: Config, prepared: Prepared, *, overwrite: bool) -> Path | None:
-    """Begin the run folder, or find the checkpoint to go on from in the one that is there."""
+def _open_run(run: RunFolder, config: Config, prepared: Prepared, *, overwrite: bool) -> None:
+    """Begin the run folder, or go on with the one that is there."""
     if overwrite and run.exists:
         shutil.rmtree(run.path)
     run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.config, dump_config(config))
     write_json(run.data_report, prepared.report.to_dict())
+
+
+def _newest_step(run: RunFolder) -> int:
+    """The step of the newest whole checkpoint, 0 where there is none; half-written ones are removed."""
     whole = whole_checkpoints(run.checkpoints)
     for folder in run.checkpoints.glob("checkpoint-*"):
         if folder not in (path for _, path in whole):
             shutil.rmtree(folder)  # cut off while it was written
-    return whole[-1][1] if whole else None
+    return whole[-1][0] if whole else 0
 
 
-def _build_trainer(
-    model: PeftModel, loaded: Loaded, prepared: Prepared, config: Config, run: RunFolder
-) -> ThinkTrainer:
-    settings = config.train
-    examples = [*prepared.train, *prepared.held_out]
-    train_set = as_dataset(_packs(prepared.train, config))
+def _build_trainer(model: PeftModel, attempt: _Attempt) -> ThinkTrainer:
+    config, prepared, loaded, run = attempt.config, attempt.prepared, attempt.loaded, attempt.run
+    setup = attempt.setup
+    if not _documents_are_isolated(model, prepared.train):
+        _require_single_documents(config)
+        setup = plan_training(config, loaded, prepared, fold=False).setup
+    packs = packs_of([len(example) for example in prepared.train], config)
     held_out = as_dataset([[index] for index in range(len(prepared.held_out))], offset=len(prepared.train))
-    arguments = _sft_config(settings, config, loaded, run, evaluates=bool(prepared.held_out))
     trainer = ThinkTrainer(
         model=model,
-        args=arguments,
-        train_dataset=train_set,
+        args=sft_config(
+            config,
+            setup,
+            run,
+            on_gpu=loaded.device.type == "cuda",
+            evaluates=bool(prepared.held_out),
+            checkpointing=not attempt.plan.fused and setup.memory.levels[0] == "full",
+        ),
+        train_dataset=as_dataset(packs),
         eval_dataset=held_out if prepared.held_out else None,
-        data_collator=PackedCollator(examples),
+        data_collator=PackedCollator([*prepared.train, *prepared.held_out]),
         processing_class=loaded.tokenizer,
-        keep_checkpoints=settings.keep_checkpoints,
+        keep_checkpoints=config.train.keep_checkpoints,
     )
     trainer.remove_callback(PrinterCallback)  # ours prints a better line
     for callback in trainer.callback_handler.callbacks:
@@ -158,104 +248,14 @@ def _build_trainer(
     return trainer
 
 
-def _packs(examples: list[Tokens], config: Config) -> list[list[int]]:
-    if not config.train.packing:
-        return [[index] for index in range(len(examples))]
-    return pack([len(example) for example in examples], config.train.pack_length or config.data.max_length)
-
-
-def _sft_config(settings: Train, config: Config, loaded: Loaded, run: RunFolder, *, evaluates: bool) -> SFTConfig:
-    on_gpu = loaded.device.type == "cuda"
-    optimizer = {"adamw": "adamw_torch_fused"}.get(settings.optimizer, settings.optimizer)
-    if not on_gpu and settings.optimizer != "adamw":
-        optimizer = "adamw_torch_fused"  # bitsandbytes' optimizers are CUDA kernels; same mathematics, more memory
-    fields: dict[str, Any] = {
-        "output_dir": str(run.checkpoints),
-        "per_device_train_batch_size": settings.batch_size,
-        "per_device_eval_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": settings.accumulation,
-        "num_train_epochs": settings.epochs,
-        "max_steps": settings.max_steps or -1,
-        "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.scheduler,
-        "warmup_steps": settings.warmup_steps,
-        "weight_decay": settings.weight_decay,
-        "max_grad_norm": settings.max_grad_norm,
-        "optim": optimizer,
-        "seed": config.train_seed,
-        "data_seed": config.train_seed,
-        "logging_steps": settings.log_every,
-        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
-        "save_strategy": "steps",
-        "save_steps": settings.save_every,
-        "eval_strategy": "steps" if evaluates and settings.eval_every else "no",
-        "eval_steps": settings.eval_every,
-        "gradient_checkpointing": settings.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "report_to": settings.report_to or "none",
-        "run_name": run.path.name,
-        "bf16": False,  # the weights are bf16 where the hardware has it; autocast on top would only cost
-        "use_cpu": not on_gpu,
-        "max_length": None,  # nothing is cut here; data.overlong has decided
-        "packing": False,  # packed already
-        "remove_unused_columns": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "disable_tqdm": True,
-    }
-    try:
-        return SFTConfig(**fields, **settings.trainer)
-    except TypeError as error:
-        name = str(error).rpartition("argument ")[2]
-        if name.strip("'") in fields and name.strip("'") not in OWNED_TRAINER_FIELDS:
-            raise ConfigError(f"train.trainer: {name} is set by thinktune") from None
-        raise ConfigError(f"train.trainer: SFTConfig has no field {name}") from None
-    except ValueError as error:
-        raise ConfigError(f"train.trainer: {error}") from None
-
-
-def _checkup(
-    problems: list[Example], model: PeftModel, loaded: Loaded, config: Config, trainer: ThinkTrainer, console: Console
-) -> Checkup | None:
-    if not problems:
+def _checkup(attempt: _Attempt, trainer: ThinkTrainer) -> Checkup | None:
+    if not attempt.problems:
         return None
     try:
-        return Checkup(problems, model, loaded, config, trainer, console)
+        return Checkup(attempt.problems, trainer.model, attempt.loaded, attempt.config, trainer, attempt.console)
     except ModelError as error:  # it can be trained nevertheless
-        console.print(f"no evaluation during training: {error.message}", highlight=False)
+        attempt.console.print(f"no evaluation during training: {error.message}", highlight=False)
         return None
-
-
-def _optimise(
-    trainer: ThinkTrainer,
-    run: RunFolder,
-    checkpoint: Path | None,
-    stop: StopSignals,
-    checkup: Checkup | None,
-    console: Console,
-) -> MetricsFile:
-    """Run the training loop, with a last evaluation of the held-out loss."""
-    step = 0
-    if checkpoint is not None:
-        step = int(checkpoint.name.rpartition("-")[2])
-        trainer.resume_meter(checkpoint)
-        console.print(f"resuming after step {step}", style="dim", highlight=False)
-    metrics = MetricsFile(run.metrics, after_step=step)
-    line = ProgressLine(trainer, console)
-    for callback in (metrics.recorder(trainer), line, stop.callback()):
-        trainer.add_callback(callback)
-    if checkup is not None:
-        checkup.resume(metrics.lines)
-        trainer.add_callback(checkup)
-    with line:
-        trainer.start_clock()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if (
-            trainer.eval_dataset is not None
-            and not stop.requested
-            and not metrics.has_eval_at(trainer.state.global_step)
-        ):
-            trainer.evaluate()
-    return metrics
 
 
 @torch.no_grad()
@@ -292,28 +292,6 @@ def _require_single_documents(config: Config) -> None:
         )
 
 
-@contextmanager
-def _out_of_memory_explained(config: Config) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        tokens = (config.train.pack_length or config.data.max_length) * config.train.batch_size
-        message = f"out of GPU memory in training: {peak:.1f} GiB were in use, with batches of up to {tokens:,} tokens"
-        raise OutOfMemory(message, hint="try " + ", or ".join(_ways_to_save_memory(config))) from error
-
-
-def _ways_to_save_memory(config: Config) -> Iterator[str]:
-    if not config.train.gradient_checkpointing:
-        yield "train.gradient_checkpointing=true"
-    if (rows := config.train.batch_size) > 1:
-        accumulation = math.ceil(rows * config.train.accumulation / (rows // 2))
-        yield f"train.batch_size={rows // 2} train.accumulation={accumulation} (the same step)"
-    if config.quantize == "none":
-        yield "quantize=nf4"
-    yield "a smaller data.max_length"
-
-
 def _save_adapter(model: PeftModel, loaded: Loaded, config: Config, run: RunFolder) -> None:
     with replacing(run.adapter) as folder:
         model.save_pretrained(folder)
@@ -323,14 +301,9 @@ def _save_adapter(model: PeftModel, loaded: Loaded, config: Config, run: RunFold
 
 
 def _record(
-    trainer: ThinkTrainer,
-    model: PeftModel,
-    loaded: Loaded,
-    prepared: Prepared,
-    config: Config,
-    metrics: MetricsFile,
-    seconds: float,
+    trainer: ThinkTrainer, model: PeftModel, attempt: _Attempt, metrics: MetricsFile, seconds: float
 ) -> dict[str, Any]:
+    config, loaded, prepared = attempt.config, attempt.loaded, attempt.prepared
     meter = trainer.meter
     trainable, total = model.get_nb_trainable_parameters()
     return {
@@ -351,6 +324,8 @@ def _record(
         "wall_seconds": round(seconds, 2),
         "tokens_per_second": round(meter.tokens / max(meter.seconds, 1e-9), 1),
         "peak_memory_gib": round(peak_memory_gib(), 2),
+        "predicted_memory_gib": round(attempt.plan.parts["peak"] / GIB, 2),
+        "setup": attempt.setup.describe(),
         "evaluation_seconds": round(sum(line.get("eval_seconds", 0.0) for line in metrics.lines), 2),
         "final_loss": metrics.final_loss(),
     }

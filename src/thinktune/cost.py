@@ -1,0 +1,267 @@
+"""What a training step costs: bytes by part, and seconds, from sizes and a device's rates alone.
+
+The physical quantities that no data sheet has are in one table below, each with its meaning. They are measured on
+pieces (one product, one kernel, one layer), not adjusted to whole trainings: those test them (bench/plan.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from thinktune.config import Config, Quantize
+from thinktune.hardware import Hardware
+from thinktune.shape import FUSED_MODELS, Shape
+
+# Rates: of the published one, how much is reached.
+PRODUCT_SHARE = 0.72  # large matrix products in bf16: 630 to 790 of 989 TFLOP/s on an H100
+FP8_SHARE = 0.70  # with a scale a row and column: 1,290 to 1,510 of 1,979
+ATTENTION_SHARE = {"forward": 0.50, "backward": 0.36}  # causal flash attention, of the bf16 rate
+BANDWIDTH_SHARE = 0.85  # a kernel that only moves memory
+HALF_RATE_TOKENS = 128  # so many tokens give a product half of the rate that many give it
+LAUNCH_SECONDS = 4e-6  # the host takes to start a kernel
+KERNELS = {True: 45, False: 190}  # that a decoder layer starts, forward and backward: fused, PEFT's
+HOST_BANDWIDTH = 20e9  # bytes/s between GPU and pinned main memory
+CPU_PRODUCT_SHARE = 0.7  # of the time of a CPU, what products take
+
+# Bytes.
+CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 48 * 2**20}  # logits held at once, fast/loss.py
+INPUT_BYTES = 64  # of a batch itself, a token: ids, positions, targets and labels as int64, rotary tables
+MASTER_BYTES = 4 + 4  # of a trainable parameter: float32 weight and gradient
+STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # optimizer state of one
+WEIGHT_BYTES: dict[Quantize, float] = {"fp8": 1, "int8": 1, "nf4": 0.5 + 1 / 64 + 4 / 16384}  # nf4's scales: 1 in 64
+PRODUCTS_SPACE = 32 * 2**20 + 2**16  # what cuBLAS keeps for itself
+CPU_RUNTIME = 0.9 * 2**30  # interpreter and libraries
+FRAGMENTS = 0.04  # of the peak, what an allocator cannot use
+
+# Passes over memory that a fused layer makes beside its products, in units of one activation of that width.
+FUSED_PASSES = {"forward": {"hidden": 6, "q": 2, "kv": 2, "f": 3}, "backward": {"hidden": 12, "q": 4, "kv": 4, "f": 6}}
+PLAIN_FACTOR = 4  # PEFT's and transformers' own make so many times as many
+LOW_RANK_PASSES = 2  # reads of inputs and of gradients for the adapter's products, forward and backward together
+QUANTIZE_BYTES = 1.5  # moved to bring one activation into fp8: written, and read where no kernel before has it at hand
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How a step is made to fit.
+
+    Attributes:
+        levels: for each decoder layer what is recomputed in the backward pass: "none", "mlp" (gate and up), "full".
+        mlp_chunks: pieces in which the MLP takes the tokens of a batch.
+        offload: keep in main memory what layers of level "full" are recomputed from.
+    """
+
+    levels: tuple[str, ...]
+    mlp_chunks: int = 1
+    offload: bool = False
+
+    def describe(self) -> str:
+        """Such as `recomputing 12 of 36 MLPs and 4 of 36 layers, MLP in 2 chunks`."""
+        full, mlp, total = self.levels.count("full"), self.levels.count("mlp"), len(self.levels)
+        some = [f"{mlp} of {total} MLPs"] * bool(mlp) + [f"{full} of {total} layers"] * bool(full)
+        parts = ["recomputing " + " and ".join(some) if some else "recomputing nothing"]
+        parts += [f"MLP in {self.mlp_chunks} chunks"] * (self.mlp_chunks > 1)
+        parts += ["checkpoints in main memory"] * self.offload
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What goes through the model at once, in tokens; `attended` is the sum of the documents' lengths squared."""
+
+    tokens: float
+    trained: float
+    attended: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model, how its base is held, and the adapter trained on it."""
+
+    shape: Shape
+    quantize: Quantize
+    rank: int
+    targets: tuple[str, ...]
+    optimizer: str
+    dropout: bool
+    width: int  # bytes of a number that products take: 2 in bfloat16
+    kind: str  # cuda or cpu
+
+    @property
+    def fused(self) -> bool:
+        """Whether fast/ runs the decoder layers as one piece each."""
+        known = self.shape.model_type in FUSED_MODELS
+        return known and self.kind == "cuda" and self.width == 2 and not self.dropout
+
+    @cached_property
+    def adapter_parameters(self) -> int:
+        adapted = self.shape.targets(list(self.targets))
+        return sum(self.rank * (linear.inputs + linear.outputs) for linear in adapted)
+
+    @property
+    def _adapted_inputs(self) -> float:
+        """Width of all inputs that a layer's adapters see, each linear's counted for itself."""
+        return sum(linear.inputs for linear in self.shape.targets(list(self.targets))) / self.shape.layers
+
+    # Memory ---------------------------------------------------------------------------------------------------------
+
+    def weights(self) -> int:
+        """Bytes of the frozen base."""
+        shape = self.shape
+        if self.quantize == "none":
+            return shape.parameters * self.width
+        scales = 0 if self.quantize == "nf4" else 4 * sum(linear.outputs for linear in shape.linears)
+        return int(shape.linear_weights * WEIGHT_BYTES[self.quantize] + scales + shape.others * self.width)
+
+    def adapter(self) -> int:
+        """Bytes of the trainable weights, their gradients and the copy that products take."""
+        copies = max(16, self.rank) / self.rank if self.fused else 0  # rows of zeros where the rank is small
+        return int(self.adapter_parameters * (MASTER_BYTES + self.width * copies))
+
+    def optimizer_state(self) -> int:
+        return self.adapter_parameters * STATE_BYTES[self.optimizer if self.kind == "cuda" else "adamw"]
+
+    @cached_property
+    def saved(self) -> dict[str, float]:
+        """Bytes a token that a layer keeps for its backward pass, by level."""
+        s, b = self.shape, self.width
+        low = b * self.rank * len(self.shape.targets(list(self.targets))) / s.layers
+        attention = b * (2 * s.q + 2 * s.kv) + 4 * s.heads
+        if self.fused:
+            before_norm = b * (s.q + 2 * s.kv) if s.model_type == "qwen3" else 0  # of its heads
+            mlp = b * 2 * s.hidden + attention + before_norm + low
+            return {"none": mlp + b * 2 * s.intermediate, "mlp": mlp, "full": b * (s.hidden + self.rank)}
+        # Both norms keep their input in float32 and their output; SwiGLU keeps gate, up, their activation and product.
+        none = 2 * (4 + b) * s.hidden + attention + b * 4 * s.intermediate + low
+        if self.quantize != "none" or self.dropout:  # PEFT's own linears: the input in float32, once for each
+            none += self._adapted_inputs * ((4 if b < 4 else 0) + (5 if self.dropout else 0))
+        return {"none": none, "full": b * s.hidden}
+
+    def workspace(self, tokens: float, level: str, chunks: int) -> float:
+        """Bytes that the backward pass of one layer takes while it runs, beside what is kept."""
+        s, b = self.shape, self.width
+        if self.fused:
+            # Gate and up are kept, or made again; in fp8 their gradients come beside them, else in their place.
+            wide = (1 if level == "none" else 3) + (self.quantize == "fp8")
+            rebuilt = self.saved["mlp"] - b * s.hidden if level == "full" else 0
+            return tokens * (b * (wide * s.intermediate / chunks + 6 * s.hidden) + rebuilt) + self._scratch
+        rebuilt = self.saved["none"] if level == "full" else 0
+        return tokens * (b * (4 * s.intermediate + 8 * s.hidden) + rebuilt) + self._scratch
+
+    @property
+    def _scratch(self) -> float:
+        """Bytes to bring the widest product's weights into the form in which they are multiplied."""
+        widest = self.shape.hidden * self.shape.intermediate * (2 if self.fused else 1)
+        return {"none": 0, "fp8": widest, "int8": widest * self.width, "nf4": widest * self.width}[self.quantize]
+
+    def head(self, batch: Batch) -> float:
+        """Bytes for the loss: a chunk of logits, the hidden states it takes and their gradient."""
+        s, b = self.shape, self.width
+        logits = min(CHUNK_BYTES[self.kind], batch.trained * s.vocabulary * b)
+        return logits + b * s.hidden * (2 * batch.trained + 2 * batch.tokens)
+
+    def memory(self, batch: Batch, memory: Memory) -> dict[str, int]:
+        """Bytes by part, and their peak: the loss and a layer's backward pass are never in memory together."""
+        counts = {level: memory.levels.count(level) for level in ("full", "mlp", "none")}
+        held = {level: counts[level] * self.saved.get(level, 0) * batch.tokens for level in counts}
+        if memory.offload:
+            held["full"] = min(counts["full"], 2) * self.saved["full"] * batch.tokens
+        head, moments, kept, work = self.head(batch), [], 0.0, 0.0
+        for level in counts:  # in the order of the layers: see `choose`
+            kept += held[level]
+            if counts[level]:
+                space = self.workspace(batch.tokens, level, memory.mlp_chunks)
+                moments.append(kept + space)
+                work = max(work, space)
+        fixed = {
+            "weights": self.weights(),
+            "adapter": self.adapter(),
+            "optimizer": self.optimizer_state(),
+            "runtime": CPU_RUNTIME if self.kind == "cpu" else PRODUCTS_SPACE,
+            "batch": batch.tokens * INPUT_BYTES,
+        }
+        peak = sum(fixed.values()) + max(kept + head, *moments)
+        parts = {**fixed, "activations": kept, "logits": head, "workspace": work, "peak": peak}
+        return {name: int(size) for name, size in parts.items()}
+
+    # Time -----------------------------------------------------------------------------------------------------------
+
+    def flops(self, batch: Batch) -> float:
+        """Of a forward and a backward pass, nothing recomputed: 4 a weight and token, and causal attention."""
+        s = self.shape
+        head = 4 * s.vocabulary * s.hidden * batch.trained
+        return 4 * s.linear_weights * batch.tokens + head + 7 * s.q * s.layers * batch.attended
+
+    def seconds(self, batch: Batch, memory: Memory, hardware: Hardware) -> float:
+        """Of one forward and backward pass."""
+        if self.kind == "cpu":
+            extra = sum(level == "full" for level in memory.levels) / self.shape.layers / 2
+            read = 2 * self.weights() / hardware.bandwidth  # once in each pass, however few tokens there are
+            return (self.flops(batch) / hardware.bf16 / CPU_PRODUCT_SHARE + read) * (1 + extra)
+        layers = [self._layer_seconds(batch, level, memory.mlp_chunks, hardware) for level in ("none", "mlp", "full")]
+        by_level = dict(zip(("none", "mlp", "full"), layers, strict=True))
+        total = sum(by_level[level] for level in memory.levels)
+        head = 4 * self.shape.vocabulary * self.shape.hidden * batch.trained
+        total += head / (PRODUCT_SHARE * hardware.bf16)
+        if memory.offload:  # overlapped with the computing, which it slows down a little
+            moved = 2 * self.saved["full"] * batch.tokens * memory.levels.count("full")
+            total += 0.1 * moved / HOST_BANDWIDTH
+        return total
+
+    def optimizer_seconds(self, hardware: Hardware) -> float:
+        """Of clipping and stepping."""
+        moved = self.adapter_parameters * (3 * MASTER_BYTES + 2 * STATE_BYTES[self.optimizer])
+        return 0.0 if self.kind == "cpu" else 2e-3 + moved / (BANDWIDTH_SHARE * hardware.bandwidth)
+
+    def _layer_seconds(self, batch: Batch, level: str, chunks: int, hardware: Hardware) -> float:
+        s, tokens = self.shape, batch.tokens
+        weights = s.linear_weights / s.layers
+        gate_up = 2 * s.hidden * s.intermediate
+        again = {"none": 0.0, "mlp": gate_up, "full": weights - gate_up / 2}[level]
+        fp8 = self.quantize == "fp8" and hardware.fp8 > 0
+        rate = FP8_SHARE * hardware.fp8 if fp8 else PRODUCT_SHARE * hardware.bf16
+        efficiency = (tokens / chunks) / (tokens / chunks + HALF_RATE_TOKENS)
+        products = 2 * tokens * (2 * weights + again) / (rate * efficiency)
+        repeated = again / weights
+        attention = 2 * s.q * batch.attended / hardware.bf16
+        forwards = 1 + (level == "full")
+        attention *= forwards / ATTENTION_SHARE["forward"] + 2.5 / ATTENTION_SHARE["backward"]
+        moved = self._bytes_moved(tokens, repeated) + self._bytes_unpacked(weights, 2 + repeated)
+        computing = products + attention + moved / (BANDWIDTH_SHARE * hardware.bandwidth)
+        return max(computing, KERNELS[self.fused] * (1 + repeated / 2) * math.sqrt(chunks) * LAUNCH_SECONDS)
+
+    def _bytes_moved(self, tokens: float, repeated: float) -> float:
+        """By everything in a layer that is no large product."""
+        s = self.shape
+        widths = {"hidden": s.hidden, "q": s.q, "kv": s.kv, "f": s.intermediate}
+        passes = {
+            name: FUSED_PASSES["forward"][name] * (1 + repeated) + FUSED_PASSES["backward"][name] for name in widths
+        }
+        elements = sum(passes[name] * width for name, width in widths.items())
+        adapted = self.shape.targets(list(self.targets))
+        elements += LOW_RANK_PASSES * sum(linear.inputs + linear.outputs for linear in adapted) / s.layers
+        moved = self.width * elements * (1 if self.fused else PLAIN_FACTOR)
+        if self.quantize == "fp8":
+            moved += QUANTIZE_BYTES * sum(linear.inputs + linear.outputs for linear in s.linears) / s.layers
+        return tokens * moved
+
+    def _bytes_unpacked(self, weights: float, passes: float) -> float:
+        """To bring a layer's 8- or 4-bit weights into bfloat16, each time they are used."""
+        if self.quantize not in ("int8", "nf4"):
+            return 0.0
+        return passes * weights * (WEIGHT_BYTES[self.quantize] + self.width)
+
+
+def work_of(config: Config, shape: Shape, *, width: int, kind: str) -> Work:
+    """What a config trains on a model of this shape."""
+    return Work(
+        shape=shape,
+        quantize=config.quantize,
+        rank=config.lora.r,
+        targets=tuple(config.lora.targets),
+        optimizer=config.train.optimizer,
+        dropout=config.lora.dropout > 0,
+        width=width,
+        kind=kind,
+    )

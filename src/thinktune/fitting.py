@@ -1,0 +1,155 @@
+"""Making a training fit into memory: the plan for what is loaded, its proof, and what to do when it was wrong."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from thinktune.config import Config
+from thinktune.data import Prepared
+from thinktune.errors import OutOfMemory
+from thinktune.files import write_json
+from thinktune.hardware import GIB, hardware_here
+from thinktune.lengths import rows_of
+from thinktune.models import Loaded
+from thinktune.plan import Plan, Setup, lighter, plan_rows
+from thinktune.progress import peak_memory_gib
+from thinktune.runs import RunFolder
+from thinktune.shape import shape_of
+from thinktune.trainer import ThinkTrainer
+
+
+def plan_training(config: Config, loaded: Loaded, prepared: Prepared, *, fold: bool = True) -> Plan:
+    """The plan for a model and data that are there, on the device where they are."""
+    shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
+    hardware = hardware_here(loaded.device, loaded.dtype, config.train.memory)
+    rows = rows_of(prepared.train, config)
+    return plan_rows(config, shape, rows, hardware, width=loaded.dtype.itemsize, fold=fold)
+
+
+def recorded_setup(run: RunFolder, config: Config, plan: Plan) -> Setup:
+    """The setup that this run began with on this hardware under the same settings, else the plan's.
+
+    How rows are spread decides in which order numbers are added up: a resumed training repeats it bit by bit.
+    """
+    if not run.plan.exists():
+        return plan.setup
+    values = json.loads(run.plan.read_text(encoding="utf-8"))
+    same = values["asked"] == _asked(config) and values["plan"]["hardware"] == plan.hardware
+    return Setup.from_dict(values["setup"]) if same else plan.setup
+
+
+def record_setup(run: RunFolder, config: Config, plan: Plan, setup: Setup) -> None:
+    write_json(run.plan, {"setup": asdict(setup), "asked": _asked(config), "plan": asdict(plan)})
+
+
+def _asked(config: Config) -> dict[str, Any]:
+    train = config.train
+    names = ("batch_size", "accumulation", "fold_accumulation", "gradient_checkpointing")
+    return {name: getattr(train, name) for name in (*names, "offload_checkpoints", "memory")}
+
+
+@contextmanager
+def memory_limited(config: Config, device: torch.device) -> Iterator[None]:
+    """Within, tensors on the GPU take no more than `train.memory`."""
+    if config.train.memory is None or device.type != "cuda":
+        yield
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, config.train.memory * GIB / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def prove(trainer: ThinkTrainer, longest: list[list[int]]) -> float:
+    """Run one forward and backward pass on the longest batch that there can be, so that memory runs out now or never.
+
+    Nothing of it stays: no gradient, and the random numbers are where they were. (Kernels that it made are kept.)
+
+    Args:
+        longest: the packs of that batch, each the indexes of its examples.
+
+    Returns:
+        The peak of memory, in GiB.
+    """
+    arguments, model = trainer.args, trainer.model
+    if arguments.gradient_checkpointing and not model.is_gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments.gradient_checkpointing_kwargs)
+    inputs = trainer._prepare_inputs(trainer.data_collator([{"documents": documents} for documents in longest]))
+    del inputs["labels"]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    was_training = model.training
+    model.train()
+    with torch.random.fork_rng():
+        # What the optimizer will hold from the first step on.
+        state = [torch.empty(2, *parameter.shape, device=parameter.device) for parameter in trained]
+        loss = model(**inputs, use_cache=False)["loss"] / inputs["targets"].numel()
+        loss.backward()
+    del state, loss
+    for parameter in trained:
+        parameter.grad = None
+    model.train(was_training)
+    return peak_memory_gib()
+
+
+def describe_shortage(plan: Plan, setup: Setup) -> str:
+    """What was predicted, what there is, and for which batches."""
+    used = f"{peak_memory_gib():.1f} GiB were in use" if torch.cuda.is_available() else "memory ran out"
+    return (
+        f"out of memory in training: {plan.parts['peak'] / GIB:.1f} GiB were predicted and {plan.limit / GIB:.1f} GiB "
+        f"there, {used}, with batches of up to {plan.longest:,} tokens ({setup.describe()})"
+    )
+
+
+def go_lighter(config: Config, plan: Plan, setup: Setup, console: Console, *, after: int) -> Setup:
+    """The setup to go on with after memory ran out; it is said.
+
+    Args:
+        after: the optimizer step whose checkpoint training goes on from; 0: from the start.
+
+    Raises:
+        OutOfMemory: `train.on_oom` is error, or nothing is left to give up.
+    """
+    shortage = describe_shortage(plan, setup)
+    lighter_one = lighter(setup, fused=plan.fused) if config.train.on_oom == "retry" else None
+    if lighter_one is None:
+        raise OutOfMemory(shortage, hint="try " + ", or ".join(_ways_to_save_memory(config)))
+    console.print(shortage, style="yellow", highlight=False)
+    where = f"from the checkpoint of step {after}" if after else "from the start"
+    console.print(f"going on {where} with the same optimizer steps: {lighter_one.describe()}", highlight=False)
+    free_memory_of_the_past()
+    return lighter_one
+
+
+def free_memory_of_the_past() -> None:
+    """A trainer and its optimizer lie in cycles; their memory is wanted now."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _ways_to_save_memory(config: Config) -> Iterator[str]:
+    train = config.train
+    if train.on_oom == "error":
+        yield "train.on_oom=retry"
+    if train.gradient_checkpointing is not True:
+        yield "train.gradient_checkpointing=true"
+    if (rows := train.batch_size) > 1:
+        accumulation = math.ceil(rows * train.accumulation / (rows // 2))
+        yield f"train.batch_size={rows // 2} train.accumulation={accumulation} (the same step)"
+    elif train.accumulation > 1 and train.fold_accumulation:
+        yield "train.fold_accumulation=false"
+    if config.quantize == "none":
+        yield "quantize=nf4"
+    yield "a smaller data.max_length"

@@ -1,0 +1,328 @@
+"""`thinktune plan CONFIG`: the memory, the speed and the hours of a training, before anything is loaded.
+
+Only the model's configuration is read, and the lengths of the data's examples where that is quick. `train` begins with
+the same plan for the card at hand and takes from it what to recompute; `--fit` looks for the settings that are fastest
+among those that fit, at the same number of rows an optimizer step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from thinktune.config import Config, Quantize
+from thinktune.cost import FRAGMENTS, Batch, Memory, Work, work_of
+from thinktune.hardware import GIB, Hardware, find_gpu, hardware_here
+from thinktune.lengths import Rows, read_rows
+from thinktune.shape import FUSED_MODELS, Shape, shape_of
+
+__all__ = ["Batch", "Memory", "Plan", "Rows", "Setup", "choose", "fit", "lighter", "plan_config", "plan_rows"]
+
+Notify = Callable[[str], None]
+Checkpointing = bool | Literal["auto"]
+_SMALLEST_CHUNK = 512
+"""Tokens of an MLP chunk; below, products lose their speed."""
+_MORE_PRECISE: tuple[Quantize, ...] = ("none", "fp8", "int8", "nf4")
+_WORTH = 1.1
+"""So many times faster a less precise base has to be to be preferred."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training will take, and how it is made to fit.
+
+    Attributes:
+        rows, accumulation: packs a forward pass takes, and passes an optimizer step adds up.
+        fused: whether fast/ runs the decoder layers.
+        parts: bytes by part; "peak" is their peak, "logits" and "workspace" are never there together.
+        limit: bytes that may be used.
+        longest: tokens of the longest batch, which the peak is for.
+        tokens_per_second, hours: None where no rate, or no length of the data, is known.
+    """
+
+    model: str
+    hardware: str
+    quantize: Quantize
+    fused: bool
+    memory: Memory
+    rows: int
+    accumulation: int
+    parts: dict[str, int]
+    limit: int
+    fits: bool
+    longest: int
+    step_tokens: float
+    tokens_per_second: float | None
+    steps: int | None
+    hours: float | None
+    data: str
+
+    @property
+    def setup(self) -> Setup:
+        return Setup(self.memory, self.rows, self.accumulation)
+
+    def line(self) -> str:
+        """The plan in a line."""
+        speed = f", about {self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else ""
+        hours = f", {duration(self.hours)}" if self.hours else ""
+        return (
+            f"plan: {self.parts['peak'] / GIB:.1f} of {self.limit / GIB:.1f} GiB"
+            f"{'' if self.fits else ' (does not fit)'}{speed}{hours}; {self.setup.describe()}"
+        )
+
+    def overrides(self, config: Config) -> list[str]:
+        """The settings that differ from `config`'s."""
+        settings: dict[str, Any] = {"quantize": self.quantize}
+        settings |= {"train.batch_size": self.rows, "train.accumulation": self.accumulation}
+        if self.fused:
+            settings |= {"train.gradient_checkpointing": "auto", "train.offload_checkpoints": self.memory.offload}
+        else:
+            settings["train.gradient_checkpointing"] = self.memory.levels[0] == "full"
+        before = {"quantize": config.quantize} | {f"train.{name}": value for name, value in config.train}
+        return [f"{key}={str(value).lower()}" for key, value in settings.items() if value != before[key]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How the rows of an optimizer step go through the model."""
+
+    memory: Memory
+    rows: int
+    accumulation: int
+
+    def describe(self) -> str:
+        spread = f"{self.rows} row{'s' * (self.rows > 1)} at once"
+        return f"{spread} x {self.accumulation}, {self.memory.describe()}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Setup:
+        memory = {**values["memory"], "levels": tuple(values["memory"]["levels"])}
+        return cls(Memory(**memory), values["rows"], values["accumulation"])
+
+
+def lighter(setup: Setup, *, fused: bool) -> Setup | None:
+    """The next setup that takes less memory for the same optimizer step: more recomputation, then smaller pieces of the
+    MLP, then checkpoints in main memory, then fewer rows at once. None where nothing is left."""
+    memory = setup.memory
+    for level in ("mlp", "full") if fused else ("full",):
+        heavier = ("none",) if level == "mlp" else ("none", "mlp")
+        if any(each in heavier for each in memory.levels):
+            levels = tuple(level if each in heavier else each for each in memory.levels)
+            return replace(setup, memory=replace(memory, levels=levels))
+    if fused and memory.mlp_chunks < 8:
+        return replace(setup, memory=replace(memory, mlp_chunks=memory.mlp_chunks * 2))
+    if fused and not memory.offload:
+        return replace(setup, memory=replace(memory, offload=True))
+    if setup.rows > 1:
+        factor = next(number for number in range(2, setup.rows + 1) if setup.rows % number == 0)
+        return replace(setup, rows=setup.rows // factor, accumulation=setup.accumulation * factor)
+    return None
+
+
+def plan_rows(config: Config, shape: Shape, rows: Rows, hardware: Hardware, *, width: int, fold: bool = True) -> Plan:
+    """The plan for `config` as it stands: its base, its rows; what is recomputed where that is left to us.
+
+    Args:
+        width: bytes of a number in the model's dtype.
+        fold: whether batches of an accumulation may run as one, if the config has that.
+    """
+    factors = _divisors(config.train.accumulation) if fold and config.train.fold_accumulation else [1]
+    choices = [config.train.batch_size * factor for factor in factors]
+    work = work_of(config, shape, width=width, kind=hardware.kind)
+    offloads = (config.train.offload_checkpoints,)
+    return _best(_plans(config, work, rows, hardware, choices, config.train.gradient_checkpointing, offloads))
+
+
+def fit(config: Config, shape: Shape, rows: Rows, hardware: Hardware, *, width: int) -> Plan:
+    """The fastest plan that fits, over all ways to hold the base and to spread the rows of an optimizer step.
+
+    A less precise base is taken only where it is clearly faster than every more precise one that fits.
+    """
+    choices = _divisors(config.train.batch_size * config.train.accumulation)
+    bases = _MORE_PRECISE if hardware.kind == "cuda" else (config.quantize,)
+    best: Plan | None = None
+    for base in bases:
+        if base == "fp8" and not (hardware.fp8 and shape.model_type in FUSED_MODELS):
+            continue
+        work = work_of(config.model_copy(update={"quantize": base}), shape, width=width, kind=hardware.kind)
+        offloads = (False, True) if work.fused else (False,)
+        plan = _best(_plans(config, work, rows, hardware, choices, "auto", offloads))
+        if best is None or _preferred(plan, best):
+            best = plan
+    assert best is not None
+    return best
+
+
+def _preferred(plan: Plan, best: Plan) -> bool:
+    if plan.fits != best.fits:
+        return plan.fits
+    if not plan.fits:
+        return plan.parts["peak"] < best.parts["peak"]
+    return (plan.tokens_per_second or 0) > _WORTH * (best.tokens_per_second or 0)
+
+
+def _plans(
+    config: Config,
+    work: Work,
+    rows: Rows,
+    hardware: Hardware,
+    choices: Sequence[int],
+    checkpointing: Checkpointing,
+    offloads: Sequence[bool],
+) -> Iterator[Plan]:
+    for at_once in choices:
+        for offload in offloads:
+            longest = rows.longest(at_once)
+            memory = choose(work, longest, hardware, checkpointing=checkpointing, offload=offload)
+            accumulation = config.train.batch_size * config.train.accumulation // at_once
+            yield _plan(config, work, rows, hardware, Setup(memory, at_once, accumulation))
+
+
+def _plan(config: Config, work: Work, rows: Rows, hardware: Hardware, setup: Setup) -> Plan:
+    longest, mean = rows.longest(setup.rows), rows.mean(setup.rows)
+    parts = work.memory(longest, setup.memory)
+    seconds = setup.accumulation * work.seconds(mean, setup.memory, hardware) + work.optimizer_seconds(hardware)
+    step_tokens = mean.tokens * setup.accumulation
+    steps = config.train.max_steps
+    if steps is None and rows.count is not None:
+        steps = math.ceil(math.ceil(rows.count / (setup.rows * setup.accumulation)) * config.train.epochs)
+    return Plan(
+        model=config.model,
+        hardware=hardware.name,
+        quantize=work.quantize,
+        fused=work.fused,
+        memory=setup.memory,
+        rows=setup.rows,
+        accumulation=setup.accumulation,
+        parts=parts,
+        limit=hardware.memory,
+        fits=_fits(parts, hardware),
+        longest=int(longest.tokens),
+        step_tokens=step_tokens,
+        tokens_per_second=step_tokens / seconds,
+        steps=steps,
+        hours=steps * seconds / 3600 if steps is not None else None,
+        data=rows.source,
+    )
+
+
+def _best(plans: Iterator[Plan]) -> Plan:
+    """The fastest that fits, else the smallest; the first of equals."""
+    found = list(plans)
+    fitting = [plan for plan in found if plan.fits]
+    if fitting:
+        return max(fitting, key=lambda plan: plan.tokens_per_second or 0)
+    return min(found, key=lambda plan: plan.parts["peak"])
+
+
+def choose(
+    work: Work, batch: Batch, hardware: Hardware, *, checkpointing: Checkpointing, offload: bool = False
+) -> Memory:
+    """What to recompute for a batch: the fastest that fits, else what takes least memory.
+
+    The layers of level "full" come first and those of "none" last: the backward pass begins with the last layer, while
+    everything is still held, and a layer that is recomputed needs room for that.
+    """
+    layers = work.shape.layers
+    if not work.fused:
+        plain = [Memory((level,) * layers) for level in ("none", "full")]
+        if checkpointing == "auto":
+            fits = work.kind == "cpu" or _fits(work.memory(batch, plain[0]), hardware)
+            return plain[not fits]
+        return plain[checkpointing]
+    chunks = [count for count in (1, 2, 4, 8) if count == 1 or batch.tokens / count >= _SMALLEST_CHUNK]
+    if checkpointing is False:
+        chunks = [1]
+    if checkpointing == "auto":
+        found = [each for count in chunks for each in _fewest_mlps(work, batch, hardware, count, offload)]
+    else:
+        levels = ("full" if checkpointing else "none",) * layers
+        found = [Memory(levels, count, offload and checkpointing) for count in chunks]
+        found = [memory for memory in found if _fits(work.memory(batch, memory), hardware)]
+    if found:
+        return min(found, key=lambda memory: work.seconds(batch, memory, hardware))
+    return Memory(("none" if checkpointing is False else "full",) * layers, chunks[-1], offload)
+
+
+def _fewest_mlps(work: Work, batch: Batch, hardware: Hardware, chunks: int, offload: bool) -> Iterator[Memory]:
+    """For each number of layers recomputed as a whole, the fewest MLPs beside them with which the batch fits.
+
+    An MLP that takes its tokens in chunks is always recomputed: gate and up are never there as a whole.
+    """
+    layers = work.shape.layers
+
+    def make(full: int, mlp: int) -> Memory:
+        levels = ("full",) * full + ("mlp",) * mlp + ("none",) * (layers - full - mlp)
+        return Memory(levels, chunks, offload and full > 0)
+
+    for full in range(layers + 1):
+        low, high = 0 if chunks == 1 else layers - full, layers - full
+        if not _fits(work.memory(batch, make(full, high)), hardware):
+            continue
+        while low < high:
+            middle = (low + high) // 2
+            if _fits(work.memory(batch, make(full, middle)), hardware):
+                high = middle
+            else:
+                low = middle + 1
+        yield make(full, high)
+        if high == 0:
+            return
+
+
+def _fits(parts: dict[str, int], hardware: Hardware) -> bool:
+    return parts["peak"] * (1 + FRAGMENTS) <= hardware.memory
+
+
+def plan_config(
+    config: Config, *, gpu: str | None = None, fitted: bool = False, notify: Notify = lambda line: None
+) -> Plan:
+    """What `thinktune plan` prints: from the model's configuration, without its weights.
+
+    Args:
+        gpu: a name or a size to plan for; None: what is here.
+        fitted: look for better settings (`--fit`).
+
+    Raises:
+        ThinktuneError: the model's configuration cannot be had, or `gpu` is not known.
+    """
+    from thinktune.models.device import choose_device, choose_dtype
+
+    if gpu is None:
+        device = choose_device(config.load.device)
+        dtype = choose_dtype(device, config.load.dtype)
+        hardware, width = hardware_here(device, dtype, config.train.memory), dtype.itemsize
+    else:
+        hardware, width = find_gpu(gpu), 4 if config.load.dtype == "float32" else 2
+        if config.train.memory is not None:
+            hardware = replace(hardware, memory=min(hardware.memory, int(config.train.memory * GIB)))
+    shape, rows = read_shape(config, notify), read_rows(config, notify)
+    plan = (fit if fitted else plan_rows)(config, shape, rows, hardware, width=width)
+    return plan if hardware.rated else replace(plan, tokens_per_second=None, hours=None)
+
+
+def read_shape(config: Config, notify: Notify) -> Shape:
+    """The shape of a config's model, for which at most its configuration is downloaded."""
+    from transformers import AutoConfig
+
+    from thinktune.models import resolve
+
+    resolved = resolve(config.model, config.load, notify, weights=False)
+    settings: dict[str, Any] = {"gguf_file": resolved.gguf} if resolved.gguf else {}
+    found = AutoConfig.from_pretrained(
+        resolved.folder, local_files_only=True, trust_remote_code=config.load.trust_remote_code, **settings
+    )
+    return shape_of(found, trust_remote_code=config.load.trust_remote_code)
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]
+
+
+def duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(hours * 60))} minutes"

@@ -1,0 +1,67 @@
+"""What `thinktune plan` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from json import dumps
+
+from rich.console import Console
+from rich.table import Table
+
+from thinktune.config import Config
+from thinktune.hardware import GIB
+from thinktune.plan import Plan, duration, plan_config
+from thinktune.shape import FUSED_MODELS
+
+
+def show(config: Config, *, gpu: str | None, fitted: bool, json: bool, notify: Callable[[str], None]) -> None:
+    """Print the plan to stdout, as a table or as JSON."""
+    plan = plan_config(config, gpu=gpu, fitted=fitted, notify=notify)
+    overrides = plan.overrides(config) if fitted else []
+    if json:
+        print(dumps({**asdict(plan), "overrides": overrides}, indent=2, ensure_ascii=False))
+        return
+    console = Console()
+    console.print(_table(plan))
+    for line in _remarks(plan, overrides, fitted):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(plan: Plan) -> Table:
+    table = Table("memory", "GiB", "of", title=f"{plan.model} on {plan.hardware}", title_justify="left")
+    table.columns[1].justify = "right"
+    meanings = {
+        "weights": f"the frozen base{'' if plan.quantize == 'none' else ', ' + plan.quantize}",
+        "adapter": "float32 weights and gradients, and the copy that products take",
+        "optimizer": "its state",
+        "runtime": "libraries",
+        "batch": f"token ids and targets of the longest batch, {plan.longest:,} tokens",
+        "activations": "kept for the backward pass",
+        "logits": "the loss, a chunk at a time",
+        "workspace": "of one layer's backward pass; never beside the logits",
+    }
+    for name, meaning in meanings.items():
+        table.add_row(name, f"{plan.parts[name] / GIB:.2f}", meaning)
+    table.add_section()
+    table.add_row("peak", f"{plan.parts['peak'] / GIB:.2f}", f"{plan.limit / GIB:.2f} that may be used")
+    return table
+
+
+def _remarks(plan: Plan, overrides: list[str], fitted: bool) -> Iterator[str]:
+    yield "fits" if plan.fits else f"does not fit into {plan.limit / GIB:.1f} GiB"
+    yield plan.setup.describe()
+    if not plan.fused:
+        yield "layers by PEFT and transformers: the fused ones are for bfloat16 on CUDA, lora.dropout 0 and " + (
+            f"the model types {', '.join(FUSED_MODELS)}"
+        )
+    yield f"data: {plan.data}; {plan.step_tokens:,.0f} tokens an optimizer step"
+    if plan.tokens_per_second is None:
+        yield "speed: not told by a size; name a GPU, such as --gpu rtx4090"
+    else:
+        length = f"{plan.steps:,} steps, {duration(plan.hours)}" if plan.hours and plan.steps else "unknown length"
+        yield f"speed: about {plan.tokens_per_second:,.0f} tokens/s; {length}"
+    if fitted:
+        yield "use: " + (" ".join(overrides) or "the config as it is")
+    elif not plan.fits:
+        yield "--fit looks for settings that do"

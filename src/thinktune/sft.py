@@ -1,0 +1,71 @@
+"""What a config means to TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trl import SFTConfig
+
+from thinktune.config import OWNED_TRAINER_FIELDS, Config
+from thinktune.errors import ConfigError
+from thinktune.plan import Setup
+from thinktune.runs import RunFolder
+
+
+def sft_config(
+    config: Config, setup: Setup, run: RunFolder, *, on_gpu: bool, evaluates: bool, checkpointing: bool
+) -> SFTConfig:
+    """TRL's settings for a training of ours.
+
+    Args:
+        checkpointing: whether transformers recomputes every layer.
+
+    Raises:
+        ConfigError: train.trainer has a field or a value that SFTConfig does not take.
+    """
+    settings = config.train
+    optimizer = {"adamw": "adamw_torch_fused"}.get(settings.optimizer, settings.optimizer)
+    if not on_gpu and settings.optimizer != "adamw":
+        optimizer = "adamw_torch_fused"  # bitsandbytes' optimizers are CUDA kernels; same mathematics, more memory
+    fields: dict[str, Any] = {
+        "output_dir": str(run.checkpoints),
+        "per_device_train_batch_size": setup.rows,
+        "per_device_eval_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": setup.accumulation,
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.scheduler,
+        "warmup_steps": settings.warmup_steps,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "optim": optimizer,
+        "seed": config.train_seed,
+        "data_seed": config.train_seed,
+        "logging_steps": settings.log_every,
+        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "eval_strategy": "steps" if evaluates and settings.eval_every else "no",
+        "eval_steps": settings.eval_every,
+        "gradient_checkpointing": checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "report_to": settings.report_to or "none",
+        "run_name": run.path.name,
+        "bf16": False,  # the weights are bf16 where the hardware has it; autocast on top would only cost
+        "use_cpu": not on_gpu,
+        "max_length": None,  # nothing is cut here; data.overlong has decided
+        "packing": False,  # packed already
+        "remove_unused_columns": False,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "disable_tqdm": True,
+    }
+    try:
+        return SFTConfig(**fields, **settings.trainer)
+    except TypeError as error:
+        name = str(error).rpartition("argument ")[2]
+        if name.strip("'") in fields and name.strip("'") not in OWNED_TRAINER_FIELDS:
+            raise ConfigError(f"train.trainer: {name} is set by thinktune") from None
+        raise ConfigError(f"train.trainer: SFTConfig has no field {name}") from None
+    except ValueError as error:
+        raise ConfigError(f"train.trainer: {error}") from None

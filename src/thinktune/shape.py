@@ -1,0 +1,90 @@
+"""The sizes of a model, from its configuration alone: no weight is read, the model is built without storage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+FUSED_MODELS = ("llama", "qwen2", "qwen3")
+"""Model types whose decoder layers fast/ runs as one piece each; others train by PEFT."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer inside the decoder: its name's last part, and its widths."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory and time depend on.
+
+    Attributes:
+        linears: those of all decoder layers, the head not among them.
+        others: parameters that are in none of them: embeddings, norms, biases, and the head.
+        kv: width of all keys, and of all values, of a token.
+        q: width of all queries of a token.
+    """
+
+    model_type: str
+    layers: int
+    hidden: int
+    q: int
+    kv: int
+    heads: int
+    intermediate: int
+    vocabulary: int
+    linears: tuple[Linear, ...]
+    others: int
+
+    @property
+    def linear_weights(self) -> int:
+        return sum(linear.inputs * linear.outputs for linear in self.linears)
+
+    @property
+    def parameters(self) -> int:
+        return self.linear_weights + self.others
+
+    def targets(self, names: list[str]) -> tuple[Linear, ...]:
+        """The linear layers that an adapter with these targets is on."""
+        ends = {name.rpartition(".")[2] for name in names}
+        return tuple(linear for linear in self.linears if linear.name in ends)
+
+
+def shape_of(config: Any, *, trust_remote_code: bool = False) -> Shape:
+    """The shape of the causal LM that a transformers config describes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    values = config.to_dict()
+    values.pop("quantization_config", None)
+    with torch.device("meta"):
+        plain = type(config).from_dict(values)
+        model = AutoModelForCausalLM.from_config(plain, trust_remote_code=trust_remote_code)
+    head = model.get_output_embeddings()
+    linears = []
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
+            outputs, inputs = module.weight.shape if isinstance(module, torch.nn.Linear) else module.weight.shape[::-1]
+            linears.append(Linear(name.rpartition(".")[2], inputs, outputs))
+    text = config.get_text_config()
+    hidden = text.hidden_size
+    heads = getattr(text, "num_attention_heads", 1)
+    dim = getattr(text, "head_dim", None) or hidden // heads
+    total = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
+    return Shape(
+        model_type=text.model_type,
+        layers=text.num_hidden_layers,
+        hidden=hidden,
+        q=heads * dim,
+        kv=(getattr(text, "num_key_value_heads", None) or heads) * dim,
+        heads=heads,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * hidden,
+        vocabulary=text.vocab_size,
+        linears=tuple(linears),
+        others=total - sum(linear.inputs * linear.outputs for linear in linears),
+    )

@@ -1,0 +1,205 @@
+"""The plan: what memory and time depend on, what is chosen where memory is short, and what the command prints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from thinktune.cli import app
+from thinktune.config import Config, parse_config
+from thinktune.cost import Batch, Memory, Work, work_of
+from thinktune.errors import UsageError
+from thinktune.hardware import GIB, Hardware, find_gpu
+from thinktune.lengths import Rows, packs_of
+from thinktune.plan import Setup, choose, fit, lighter, plan_rows
+from thinktune.shape import Shape, shape_of
+
+BATCH = Batch(tokens=12_000, trained=12_000, attended=8 * 1500**2)
+ROWS = Rows((((1500, 1400),),) * 100, 100, "made up")
+
+
+@pytest.fixture(scope="module")
+def shape() -> Shape:
+    """Qwen2.5-3B's."""
+    from transformers import Qwen2Config
+
+    return shape_of(
+        Qwen2Config(
+            vocab_size=151936,
+            hidden_size=2048,
+            intermediate_size=11008,
+            num_hidden_layers=36,
+            num_attention_heads=16,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def config_with(**train: Any) -> Config:
+    return parse_config({"data": {"max_length": 1500}, "lora": {"r": 8}, "train": {"packing": False, **train}})
+
+
+def work_on(shape: Shape, **changes: Any) -> Work:
+    return replace(work_of(config_with(), shape, width=2, kind="cuda"), **changes)
+
+
+def card(gib: float, name: str = "h100") -> Hardware:
+    return replace(find_gpu(name), memory=int(gib * GIB))
+
+
+def test_a_shape_has_the_parameters_of_the_model_it_stands_for(shape: Shape) -> None:
+    assert shape.parameters == 3_085_938_688  # Qwen2.5-3B's own count
+    assert (shape.q, shape.kv, len(shape.linears)) == (2048, 256, 36 * 7)
+
+
+def test_the_adapter_is_counted_over_its_targets(shape: Shape) -> None:
+    every, some = work_on(shape), work_on(shape, targets=("q_proj", "v_proj"))
+    assert every.adapter_parameters == 14_966_784  # what PEFT counts for rank 8
+    assert some.adapter_parameters == 36 * 8 * (2048 + 2048 + 2048 + 256)
+
+
+def test_a_quantised_base_takes_the_bytes_of_its_format_and_leaves_the_embeddings(shape: Shape) -> None:
+    sizes = {name: work_on(shape, quantize=name).weights() for name in ("none", "fp8", "nf4")}
+    assert sizes["none"] == 2 * shape.parameters
+    assert sizes["fp8"] == pytest.approx(shape.linear_weights + 2 * shape.others, rel=0.01)
+    assert sizes["nf4"] == pytest.approx(shape.linear_weights * 0.516 + 2 * shape.others, rel=0.01)
+
+
+def test_recomputing_more_takes_less_memory_and_more_time(shape: Shape) -> None:
+    work, hardware = work_on(shape), find_gpu("h100")
+    peaks, seconds = [], []
+    for level in ("none", "mlp", "full"):
+        memory = Memory((level,) * 36)
+        peaks.append(work.memory(BATCH, memory)["peak"])
+        seconds.append(work.seconds(BATCH, memory, hardware))
+    assert peaks == sorted(peaks, reverse=True)
+    assert seconds == sorted(seconds)
+    chunked = work.memory(BATCH, Memory(("full",) * 36, mlp_chunks=4))["peak"]
+    offloaded = work.memory(BATCH, Memory(("full",) * 36, mlp_chunks=4, offload=True))["peak"]
+    assert peaks[-1] > chunked > offloaded
+
+
+@pytest.mark.parametrize("gib", [60, 24, 12, 9])
+def test_what_is_chosen_fits_and_one_layer_less_recomputed_would_not(shape: Shape, gib: float) -> None:
+    work, hardware = work_on(shape), card(gib)
+    memory = choose(work, BATCH, hardware, checkpointing="auto")
+    assert work.memory(BATCH, memory)["peak"] <= hardware.memory
+    if gib == 60:
+        assert memory == Memory(("none",) * 36)
+    else:
+        assert "none" not in memory.levels or memory.levels[-1] == "none"  # recomputed layers come first
+        seconds = work.seconds(BATCH, memory, hardware)
+        bolder = Memory(("none",) * 36)
+        assert work.memory(BATCH, bolder)["peak"] > hardware.memory
+        assert seconds > work.seconds(BATCH, bolder, hardware)
+
+
+def test_what_the_config_says_of_recomputation_holds(shape: Shape) -> None:
+    work = work_on(shape)
+    assert choose(work, BATCH, card(70), checkpointing=True).levels == ("full",) * 36
+    assert choose(work, BATCH, card(7), checkpointing=False).levels == ("none",) * 36
+
+
+def test_layers_that_are_not_fused_are_recomputed_all_or_not_at_all(shape: Shape) -> None:
+    work = work_on(shape, dropout=True)
+    assert not work.fused
+    assert choose(work, BATCH, card(20), checkpointing="auto") == Memory(("full",) * 36)
+    assert choose(replace(work, kind="cpu"), BATCH, card(20), checkpointing="auto") == Memory(("none",) * 36)
+
+
+def test_an_accumulation_is_folded_as_far_as_it_fits_and_not_where_the_config_says_so(shape: Shape) -> None:
+    config = config_with(accumulation=4)
+    arguments: Any = {"shape": shape, "rows": ROWS, "width": 2}
+    assert plan_rows(config, hardware=card(70), **arguments).rows == 4
+    assert plan_rows(config_with(accumulation=4, fold_accumulation=False), hardware=card(70), **arguments).rows == 1
+    tight = plan_rows(config_with(accumulation=64), hardware=card(30), **arguments)
+    assert 1 < tight.rows < 64
+    assert tight.rows * tight.accumulation == 64
+    assert plan_rows(config, hardware=card(70), fold=False, **arguments).rows == 1
+
+
+def test_fit_keeps_the_rows_of_a_step_and_takes_the_fastest_base_that_fits(shape: Shape) -> None:
+    config = config_with(batch_size=8, accumulation=2)
+    wide = fit(config, shape, ROWS, card(70), width=2)
+    assert (wide.quantize, wide.rows * wide.accumulation, wide.fits) == ("fp8", 16, True)
+    ampere = fit(config, shape, ROWS, card(70, "a100"), width=2)
+    assert (ampere.quantize, ampere.rows) == ("none", 16)
+    small = fit(config, shape, ROWS, card(4, "a100"), width=2)
+    assert (small.quantize, small.fits) == ("nf4", True)
+    assert "quantize=nf4" in small.overrides(config)
+    assert not fit(config, shape, ROWS, card(1), width=2).fits
+
+
+def test_the_longest_batch_has_the_longest_rows_and_a_sample_stands_for_all() -> None:
+    rows = Rows((((10, 8), (20, 15)), ((50, 40),), ((5, 4),)), 30, "")
+    assert rows.longest(2) == Batch(80, 63, 10**2 + 20**2 + 50**2)
+    assert rows.longest(4).tokens == 85 + 50  # more rows than are known: the longest again
+    assert rows.mean(3) == Batch(85, 67, 10**2 + 20**2 + 50**2 + 5**2)
+
+
+def test_packs_hold_every_example_once() -> None:
+    config = parse_config({"data": {"max_length": 64}})
+    packs = packs_of([60, 30, 30, 2], config)
+    assert sorted(index for pack in packs for index in pack) == [0, 1, 2, 3]
+    assert len(packs) == 2
+    assert packs_of([60, 30], config_with()) == [[0], [1]]
+
+
+def test_lighter_setups_come_in_the_promised_order_and_keep_the_rows_of_a_step() -> None:
+    setup: Setup | None = Setup(Memory(("none", "none")), rows=6, accumulation=2)
+    steps = []
+    while setup is not None:
+        steps.append((setup.memory.levels[0], setup.memory.mlp_chunks, setup.memory.offload, setup.rows))
+        assert setup.rows * setup.accumulation == 12
+        setup = lighter(setup, fused=True)
+    assert steps == [
+        ("none", 1, False, 6),
+        ("mlp", 1, False, 6),
+        ("full", 1, False, 6),
+        *[("full", chunks, False, 6) for chunks in (2, 4, 8)],
+        *[("full", 8, True, rows) for rows in (6, 3, 1)],
+    ]
+    plain = lighter(Setup(Memory(("none",) * 2), 2, 1), fused=False)
+    assert plain is not None
+    assert plain.memory == Memory(("full",) * 2)
+    assert lighter(plain, fused=False) == Setup(Memory(("full",) * 2), 1, 2)
+
+
+def test_a_gpu_is_named_or_sized() -> None:
+    assert find_gpu("H100").bf16 == 989e12
+    assert find_gpu("16GiB").memory == find_gpu("16").memory < 16 * GIB
+    assert not find_gpu("24gb").rated
+    with pytest.raises(UsageError, match="not known") as raised:
+        find_gpu("h1000")
+    assert "rtx4090" in raised.value.hint
+
+
+def test_the_command_reads_the_lengths_of_the_data_and_prints_json(tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(f"model: {tiny_model}\ndata: {{sample: 30, max_length: 512}}\ntrain: {{accumulation: 2}}\n")
+    printed = CliRunner().invoke(app, ["plan", str(file), "--gpu", "h100", "--json"])
+    assert printed.exit_code == 0, printed.output
+    plan = json.loads(printed.stdout)
+    assert plan["fits"]
+    assert plan["longest"] <= 2 * 512
+    assert plan["data"].startswith("30 examples")
+    assert plan["parts"]["peak"] < GIB
+    assert plan["tokens_per_second"] > 0
+
+
+def test_the_command_says_what_to_set_and_what_does_not_fit(tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(f"model: {tiny_model}\ndata: {{source: no/where, sample: 30}}\n")
+    table = CliRunner().invoke(app, ["plan", str(file), "--gpu", "1GiB", "--fit"])
+    assert table.exit_code == 0, table.output
+    assert "not read" in table.stdout
+    assert "use: " in table.stdout
+    assert "name a GPU" in table.stdout
+    small = CliRunner().invoke(app, ["plan", str(file), "--gpu", "1GiB", "train.memory=0.01"])
+    assert "does not fit" in small.stdout
