@@ -5,17 +5,19 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from peft import PeftModel
 from rich.console import Console
 
 from thinktune.config import Config
-from thinktune.data import Prepared
+from thinktune.data import Tokens
 from thinktune.errors import OutOfMemory
+from thinktune.fast.attention import packed_documents
 from thinktune.files import write_json
 from thinktune.hardware import GIB, hardware_here
 from thinktune.lengths import rows_of
@@ -27,12 +29,26 @@ from thinktune.shape import shape_of
 from thinktune.trainer import ThinkTrainer
 
 
-def plan_training(config: Config, loaded: Loaded, prepared: Prepared, *, fold: bool = True) -> Plan:
-    """The plan for a model and data that are there, on the device where they are."""
+def plan_training(config: Config, loaded: Loaded, examples: Sequence[Tokens], *, fold: bool = True) -> Plan:
+    """The plan for a model and the examples to train on, on the device where the model is."""
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
     hardware = hardware_here(loaded.device, loaded.dtype, config.train.memory)
-    rows = rows_of(prepared.train, config)
+    rows = rows_of(examples, config)
     return plan_rows(config, shape, rows, hardware, width=loaded.dtype.itemsize, fold=fold)
+
+
+@contextmanager
+def set_up(model: PeftModel, loaded: Loaded, plan: Plan, setup: Setup) -> Iterator[None]:
+    """Within, the model with its adapter takes packed batches and keeps what `setup` says; then it is as it was."""
+    with packed_documents(loaded.model):
+        if recomputes_by_transformers(plan, setup):
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        yield
+
+
+def recomputes_by_transformers(plan: Plan, setup: Setup) -> bool:
+    """Whether whole layers are recomputed the way transformers does it, which is the one for layers not fused."""
+    return not plan.fused and setup.memory.levels[0] == "full"
 
 
 def recorded_setup(run: RunFolder, config: Config, plan: Plan) -> Setup:
@@ -82,9 +98,7 @@ def prove(trainer: ThinkTrainer, longest: list[list[int]]) -> float:
     Returns:
         The peak of memory, in GiB.
     """
-    arguments, model = trainer.args, trainer.model
-    if arguments.gradient_checkpointing and not model.is_gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments.gradient_checkpointing_kwargs)
+    model = trainer.model
     inputs = trainer._prepare_inputs(trainer.data_collator([{"documents": documents} for documents in longest]))
     del inputs["labels"]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

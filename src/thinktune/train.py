@@ -26,9 +26,17 @@ from thinktune.config import Config, dump_config
 from thinktune.data import Example, Prepared, Tokens
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
-from thinktune.fast import attention
 from thinktune.files import replacing, write_json, write_text
-from thinktune.fitting import go_lighter, memory_limited, plan_training, prove, record_setup, recorded_setup
+from thinktune.fitting import (
+    go_lighter,
+    memory_limited,
+    plan_training,
+    prove,
+    recomputes_by_transformers,
+    record_setup,
+    recorded_setup,
+    set_up,
+)
 from thinktune.hardware import GIB
 from thinktune.lengths import packs_of
 from thinktune.models import Loaded, write_settings
@@ -74,7 +82,7 @@ def train(
     problems = checkup_problems(config, notify)
     _open_run(run, config, prepared, overwrite=overwrite)
     with memory_limited(config, loaded.device):
-        plan = plan_training(config, loaded, prepared)
+        plan = plan_training(config, loaded, prepared.train)
         setup = recorded_setup(run, config, plan)
         console.print(plan.line(), highlight=False)
         while True:
@@ -115,7 +123,7 @@ class _Attempt:
         with adapter_to_train(loaded, config, notify) as model:
             console.print(_parameter_line(model), highlight=False)
             try:
-                with StopSignals() as stop, attention.packed_documents(loaded.model):
+                with StopSignals() as stop, set_up(model, loaded, self.plan, self.setup):
                     trainer = _build_trainer(model, self)
                     metrics = self._optimise(trainer, stop)
             except torch.OutOfMemoryError:
@@ -219,7 +227,7 @@ def _build_trainer(model: PeftModel, attempt: _Attempt) -> ThinkTrainer:
     setup = attempt.setup
     if not _documents_are_isolated(model, prepared.train):
         _require_single_documents(config)
-        setup = plan_training(config, loaded, prepared, fold=False).setup
+        setup = plan_training(config, loaded, prepared.train, fold=False).setup
     packs = packs_of([len(example) for example in prepared.train], config)
     held_out = as_dataset([[index] for index in range(len(prepared.held_out))], offset=len(prepared.train))
     trainer = ThinkTrainer(
@@ -230,7 +238,7 @@ def _build_trainer(model: PeftModel, attempt: _Attempt) -> ThinkTrainer:
             run,
             on_gpu=loaded.device.type == "cuda",
             evaluates=bool(prepared.held_out),
-            checkpointing=not attempt.plan.fused and setup.memory.levels[0] == "full",
+            checkpointing=recomputes_by_transformers(attempt.plan, setup),
         ),
         train_dataset=as_dataset(packs),
         eval_dataset=held_out if prepared.held_out else None,

@@ -1,0 +1,162 @@
+"""LoRA training on one GPU: ours and the peers on the same rows, one table of one run.
+
+    python bench/train.py --cell bf16                        # a cell of docs/benchmarks.md, with its contestants
+    python bench/train.py --cell fp8 --only ours-fp8,verb-fp8
+    python bench/train.py --shape 0.5b --rows 4 --length 2048 --limit 12 --only ours,trl,trl-ckpt
+    python bench/train.py --shape tiny --rows 2 --length 64 --only ours,trl         # on a CPU
+
+Each contestant runs in a process of its own, on random weights of the given shape, on the same token ids, from the same
+adapter, with the same optimizer; losses and gradient norms of every step are printed, since equal data has to give
+equal losses. Tokens/s is the median step after three to warm up. TFLOP/s counts 4 floating-point operations a weight
+(head included) and token, forward and input gradient, plus causal attention; recomputation is not counted. Its share is
+of matrix products of the same shapes, measured in the same run. `--limit` is enforced on the allocator. The seconds to
+the first step count from the start of the process, imports and loading included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from contestants import contestants
+from workload import SHAPES, TARGETS, Workload
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table in docs/benchmarks.md."""
+
+    rows: int
+    length: int
+    only: str
+    accumulation: int = 1
+    limit: float | None = None
+
+
+_PEERS = (
+    "trl,trl-ckpt,trl-liger,trl-liger-ckpt,hf-liger,hf-liger-ckpt,trl-compile,trl-compile-ckpt,unsloth,unsloth-ckpt"
+)
+CELLS = {
+    "bf16": Cell(8, 1500, f"ours,verb,{_PEERS}"),
+    "fp8": Cell(8, 1500, "ours-fp8,verb-fp8"),
+    "10gib": Cell(8, 1500, "ours,verb,trl-ckpt,trl-liger-ckpt,hf-liger-ckpt,unsloth-ckpt", limit=10),
+    "7gib": Cell(8, 1500, "ours-fp8,verb-fp8,ours-int8,ours-nf4,unsloth-nf4-ckpt", limit=7),
+    "4bit": Cell(8, 1500, "ours-nf4,verb-nf4,trl-nf4-ckpt,unsloth-nf4-ckpt", limit=4),
+    "article": Cell(1, 1500, "ours,ours-fp8,verb,article,trl,unsloth", accumulation=4),
+    "long16k": Cell(1, 16384, "ours,ours-fp8,verb,unsloth-ckpt", limit=16),
+    "packed": Cell(6, 0, "ours,ours-fp8,verb,trl-ckpt,unsloth-ckpt"),
+}
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("--cell", choices=CELLS, help="rows, length, accumulation, limit and contestants of a cell")
+    cli.add_argument("--only", help=f"contestants: {', '.join(contestants())}")
+    cli.add_argument("--shape", choices=SHAPES, default="3b")
+    cli.add_argument("--rows", type=int, help="documents a batch")
+    cli.add_argument("--length", type=int, help="tokens a document; 0: long reasoning, 32,768 tokens a step")
+    cli.add_argument("--accumulation", type=int)
+    cli.add_argument("--limit", type=float, help="GiB that the allocator may take")
+    cli.add_argument("--checkpointing", default="auto", choices=("auto", "true", "false"), help="of ours")
+    cli.add_argument("--rank", type=int, default=8)
+    cli.add_argument("--steps", type=int, default=8)
+    cli.add_argument("--timeout", type=float, default=180, help="seconds a contestant gets")
+    cli.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "thinktune-bench")
+    cli.add_argument("--json", type=Path, help="write everything measured into this file too")
+    args = cli.parse_args()
+    cell = CELLS[args.cell or "bf16"]
+    given = {name: getattr(args, name) for name in ("rows", "length", "only", "accumulation", "limit")}
+    cell = Cell(**{**asdict(cell), **{name: value for name, value in given.items() if value is not None}})
+    names = cell.only.split(",")
+    if unknown := set(names) - set(contestants()):
+        cli.error(f"unknown contestants {', '.join(sorted(unknown))}; known: {', '.join(contestants())}")
+    workload = Workload(cell.rows, cell.accumulation, cell.length, args.steps)
+    task = {"shape": args.shape, "workload": asdict(workload), "rank": args.rank, "limit": cell.limit}
+    task |= {"folder": str(args.folder), "checkpointing": args.checkpointing}
+    everything: dict[str, Any] = {"task": task, "machine": machine()}
+    print(f"{args.shape}: {describe(cell)}; {everything['machine']}", flush=True)
+    ask("folder", task, args.timeout)
+    ceilings = everything["ceiling"] = ask("ceiling", task, args.timeout)
+    print("matrix products: " + ", ".join(f"{name} {rate:,.0f} TFLOP/s" for name, rate in ceilings.items()), flush=True)
+    print(HEADER, flush=True)
+    flops = flops_a_token(args.shape, workload)
+    for name in names:
+        result = everything[name] = ask(name, task, args.timeout)
+        print(row(name, result, flops, ceilings), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(everything, indent=2), encoding="utf-8")
+
+
+HEADER = (
+    f"{'':18}{'tokens/s':>10}{'TFLOP/s':>9}{'share':>7}{'peak GiB':>10}{'reserved':>10}{'predicted':>10}{'first s':>9}"
+)
+
+
+def row(name: str, result: dict[str, Any], flops: float, ceilings: dict[str, float]) -> str:
+    """A line of the table, and below it what it was and the loss and gradient norm of every step."""
+    if "rate" not in result:
+        return f"{name:18}  {result.get('missing') or result.get('error')}"
+    tera = result["rate"] * flops / 1e12
+    top = ceilings.get("fp8" if name.endswith("-fp8") else "bf16", 0.0)
+    share = f"{tera / top:.0%}" if top else "-"
+    predicted = f"{result['predicted']:.2f}" if result["predicted"] else "-"
+    cells = f"{result['rate']:>10,.0f}{tera:>9.1f}{share:>7}{result['allocated']:>10.2f}{result['reserved']:>10.2f}"
+    losses = " ".join(f"{loss:.4f}" for loss in result["losses"])
+    norms = " ".join(f"{norm:.3f}" for norm in result["norms"])
+    first = f"{name:18}{cells}{predicted:>10}{result['first_step']:>9.1f}"
+    return f"{first}\n    {result['label']}\n    loss {losses}\n    norm {norms}"
+
+
+def flops_a_token(shape: str, workload: Workload) -> float:
+    """4 a weight (head included), and attention: 3.5 times the forward pass's 2 a pair and width, half of it causal."""
+    sizes = SHAPES[shape]
+    hidden, wide = sizes["hidden_size"], sizes["intermediate_size"]
+    kv = hidden // sizes["num_attention_heads"] * sizes["num_key_value_heads"]
+    layer = 2 * hidden * hidden + 2 * hidden * kv + 3 * hidden * wide
+    lengths = [len(ids) for step in workload.documents(300) for ids in step]
+    attended = sum(length**2 for length in lengths) / sum(lengths)
+    weights = sizes["num_hidden_layers"] * layer + sizes["vocab_size"] * hidden
+    return 4.0 * weights + 7 * hidden * sizes["num_hidden_layers"] * attended
+
+
+def ask(name: str, task: dict[str, Any], timeout: float) -> dict[str, Any]:
+    """Run one contestant in a process of its own and read the line it prints."""
+    given = json.dumps({**task, "name": name, "started": time.time()})
+    command = [sys.executable, str(HERE / "contestants.py"), given]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=HERE.parent, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": f"took more than {timeout:.0f} s"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        last = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+        return {"error": last[:160]}
+    answer: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    return answer
+
+
+def describe(cell: Cell) -> str:
+    each = f"{cell.length:,} tokens" if cell.length else "log-normal lengths, 32,768 tokens a step"
+    limit = f", within {cell.limit:g} GiB" if cell.limit else ""
+    return f"{cell.rows} rows x {cell.accumulation} of {each}{limit}, LoRA on {len(TARGETS)} projections"
+
+
+def machine() -> str:
+    import torch
+    import transformers
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return f"{name}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+if __name__ == "__main__":
+    main()
