@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -53,6 +54,7 @@ class Result:
     reserved: float = 0.0
     rate: float = 0.0
     predicted: float | None = None
+    parts: dict[str, int] = field(default_factory=dict)  # of what was predicted, bytes
     note: str = ""
 
     def finish(self) -> Result:
@@ -130,7 +132,7 @@ def ours(task: Task, quantize: str) -> Result:
     import torch
     from transformers import set_seed
 
-    from thinktune.fitting import plan_training, set_up
+    from thinktune.fitting import plan_training, set_up, settle
     from thinktune.models import load_model
     from thinktune.trainer import PackedCollator
     from thinktune.workbench import adapter_to_train
@@ -139,21 +141,25 @@ def ours(task: Task, quantize: str) -> Result:
     config = config_for(task, quantize)
     loaded = load_model(config.model, load=config.load, quantize=config.quantize)
     steps = task.workload.documents(loaded.model.config.vocab_size)
-    plan = plan_training(config, loaded, as_tokens([ids for step in steps for ids in step]))
-    setup = plan.setup
-    result = Result(f"ours, {quantize}: {setup.describe()}", predicted=plan.parts["peak"] / 2**30)
+    examples = as_tokens([ids for step in steps for ids in step])
+    plan = plan_training(config, loaded, examples)
+    result = Result()
     set_seed(0)
-    with adapter_to_train(loaded, config, lambda line: None) as model, set_up(model, loaded, plan, setup):
+    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    with ExitStack() as stack:
+        model = stack.enter_context(adapter_to_train(loaded, config, say))
+        plan, setup = settle(model, config, loaded, examples, plan, plan.setup, say)
+        stack.enter_context(set_up(model, loaded, plan, setup))
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
         for documents in steps:
             start = time.perf_counter()
-            examples = as_tokens(documents)
-            collate, total = PackedCollator(examples), sum(example.trained for example in examples)
+            rows = as_tokens(documents)
+            collate, total = PackedCollator(rows), sum(row.trained for row in rows)
             loss = torch.zeros((), device=loaded.device)
-            for at in range(0, len(examples), setup.rows):
-                inputs = collate([{"documents": [index]} for index in range(at, min(at + setup.rows, len(examples)))])
+            for at in range(0, len(rows), setup.rows):
+                inputs = collate([{"documents": [index]} for index in range(at, min(at + setup.rows, len(rows)))])
                 inputs = {k: v.to(loaded.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
                 del inputs["labels"]
                 part = model(**inputs, use_cache=False)["loss"] / total
@@ -168,6 +174,8 @@ def ours(task: Task, quantize: str) -> Result:
             result.tokens.append(sum(map(len, documents)))
             result.losses.append(float(loss))
             result.norms.append(float(norm))
+    result.predicted, result.parts = plan.parts["peak"] / 2**30, plan.parts
+    result.label = f"ours, {quantize}{'' if plan.fused else ', not fused'}: {setup.describe()}"
     return result.finish()
 
 

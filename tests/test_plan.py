@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from thinktune.cli import app
 from thinktune.config import Config, parse_config
-from thinktune.cost import Batch, Memory, Work, work_of
+from thinktune.cost import Batch, Work, work_of
 from thinktune.errors import UsageError
+from thinktune.fast.memory import Memory
 from thinktune.hardware import GIB, Hardware, find_gpu
 from thinktune.lengths import Rows, packs_of
 from thinktune.plan import Setup, choose, fit, lighter, plan_rows

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from thinktune.config import Config, Quantize
+from thinktune.fast.memory import Memory
 from thinktune.hardware import Hardware
 from thinktune.shape import FUSED_MODELS, Shape
 
@@ -26,11 +27,12 @@ HOST_BANDWIDTH = 20e9  # bytes/s between GPU and pinned main memory
 CPU_PRODUCT_SHARE = 0.7  # of the time of a CPU, what products take
 
 # Bytes.
-CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 48 * 2**20}  # logits held at once, fast/loss.py
-INPUT_BYTES = 64  # of a batch itself, a token: ids, positions, targets and labels as int64, rotary tables
+CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 72 * 2**20}  # held at once by fast/loss.py: logits, on a CPU copies too
+INPUT_BYTES = 64  # of a batch itself, a token, beside the rotary tables: ids, positions, targets, labels as int64
 MASTER_BYTES = 4 + 4  # of a trainable parameter: float32 weight and gradient
 STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # optimizer state of one
 WEIGHT_BYTES: dict[Quantize, float] = {"fp8": 1, "int8": 1, "nf4": 0.5 + 1 / 64 + 4 / 16384}  # nf4's scales: 1 in 64
+WORK_HIDDEN = 5  # tensors of the hidden width that one fused layer's backward pass has at once
 PRODUCTS_SPACE = 32 * 2**20 + 2**16  # what cuBLAS keeps for itself
 CPU_RUNTIME = 0.9 * 2**30  # interpreter and libraries
 FRAGMENTS = 0.04  # of the peak, what an allocator cannot use
@@ -40,30 +42,6 @@ FUSED_PASSES = {"forward": {"hidden": 6, "q": 2, "kv": 2, "f": 3}, "backward": {
 PLAIN_FACTOR = 4  # PEFT's and transformers' own make so many times as many
 LOW_RANK_PASSES = 2  # reads of inputs and of gradients for the adapter's products, forward and backward together
 QUANTIZE_BYTES = 1.5  # moved to bring one activation into fp8: written, and read where no kernel before has it at hand
-
-
-@dataclass(frozen=True)
-class Memory:
-    """How a step is made to fit.
-
-    Attributes:
-        levels: for each decoder layer what is recomputed in the backward pass: "none", "mlp" (gate and up), "full".
-        mlp_chunks: pieces in which the MLP takes the tokens of a batch.
-        offload: keep in main memory what layers of level "full" are recomputed from.
-    """
-
-    levels: tuple[str, ...]
-    mlp_chunks: int = 1
-    offload: bool = False
-
-    def describe(self) -> str:
-        """Such as `recomputing 12 of 36 MLPs and 4 of 36 layers, MLP in 2 chunks`."""
-        full, mlp, total = self.levels.count("full"), self.levels.count("mlp"), len(self.levels)
-        some = [f"{mlp} of {total} MLPs"] * bool(mlp) + [f"{full} of {total} layers"] * bool(full)
-        parts = ["recomputing " + " and ".join(some) if some else "recomputing nothing"]
-        parts += [f"MLP in {self.mlp_chunks} chunks"] * (self.mlp_chunks > 1)
-        parts += ["checkpoints in main memory"] * self.offload
-        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -87,12 +65,14 @@ class Work:
     dropout: bool
     width: int  # bytes of a number that products take: 2 in bfloat16
     kind: str  # cuda or cpu
+    may_fuse: bool = True
 
     @property
     def fused(self) -> bool:
-        """Whether fast/ runs the decoder layers as one piece each."""
-        known = self.shape.model_type in FUSED_MODELS
-        return known and self.kind == "cuda" and self.width == 2 and not self.dropout
+        """Whether fast/ runs the decoder layers as one piece each, as far as sizes tell (fast/layers.py knows)."""
+        heads = self.shape.q // self.shape.heads in (32, 64, 128, 256)
+        known = self.shape.model_type in FUSED_MODELS and heads and self.rank <= 64
+        return self.may_fuse and known and self.kind == "cuda" and self.width == 2 and not self.dropout
 
     @cached_property
     def adapter_parameters(self) -> int:
@@ -116,8 +96,13 @@ class Work:
 
     def adapter(self) -> int:
         """Bytes of the trainable weights, their gradients and the copy that products take."""
-        copies = max(16, self.rank) / self.rank if self.fused else 0  # rows of zeros where the rank is small
+        copies = self._slot / self.rank if self.fused else 0
         return int(self.adapter_parameters * (MASTER_BYTES + self.width * copies))
+
+    @property
+    def _slot(self) -> int:
+        """The rank that the fused kernels see: rows of zeros fill up a small one."""
+        return max(16, 1 << (self.rank - 1).bit_length())
 
     def optimizer_state(self) -> int:
         return self.adapter_parameters * STATE_BYTES[self.optimizer if self.kind == "cuda" else "adamw"]
@@ -126,12 +111,12 @@ class Work:
     def saved(self) -> dict[str, float]:
         """Bytes a token that a layer keeps for its backward pass, by level."""
         s, b = self.shape, self.width
-        low = b * self.rank * len(self.shape.targets(list(self.targets))) / s.layers
         attention = b * (2 * s.q + 2 * s.kv) + 4 * s.heads
         if self.fused:
             before_norm = b * (s.q + 2 * s.kv) if s.model_type == "qwen3" else 0  # of its heads
-            mlp = b * 2 * s.hidden + attention + before_norm + low
-            return {"none": mlp + b * 2 * s.intermediate, "mlp": mlp, "full": b * (s.hidden + self.rank)}
+            mlp = b * 2 * s.hidden + attention + before_norm + b * 4 * self._slot  # of q, k, v and down
+            return {"none": mlp + b * 2 * s.intermediate, "mlp": mlp, "full": b * (s.hidden + self._slot)}
+        low = b * self.rank * len(s.targets(list(self.targets))) / s.layers
         # Both norms keep their input in float32 and their output; SwiGLU keeps gate, up, their activation and product.
         none = 2 * (4 + b) * s.hidden + attention + b * 4 * s.intermediate + low
         if self.quantize != "none" or self.dropout:  # PEFT's own linears: the input in float32, once for each
@@ -145,7 +130,7 @@ class Work:
             # Gate and up are kept, or made again; in fp8 their gradients come beside them, else in their place.
             wide = (1 if level == "none" else 3) + (self.quantize == "fp8")
             rebuilt = self.saved["mlp"] - b * s.hidden if level == "full" else 0
-            return tokens * (b * (wide * s.intermediate / chunks + 6 * s.hidden) + rebuilt) + self._scratch
+            return tokens * (b * (wide * s.intermediate / chunks + WORK_HIDDEN * s.hidden) + rebuilt) + self._scratch
         rebuilt = self.saved["none"] if level == "full" else 0
         return tokens * (b * (4 * s.intermediate + 8 * s.hidden) + rebuilt) + self._scratch
 
@@ -159,7 +144,8 @@ class Work:
         """Bytes for the loss: a chunk of logits, the hidden states it takes and their gradient."""
         s, b = self.shape, self.width
         logits = min(CHUNK_BYTES[self.kind], batch.trained * s.vocabulary * b)
-        return logits + b * s.hidden * (2 * batch.trained + 2 * batch.tokens)
+        norm = 4 + 2 * b  # the last one's input, in float32 too, and its output
+        return logits + s.hidden * (2 * b * batch.trained + norm * batch.tokens)
 
     def memory(self, batch: Batch, memory: Memory) -> dict[str, int]:
         """Bytes by part, and their peak: the loss and a layer's backward pass are never in memory together."""
@@ -179,7 +165,7 @@ class Work:
             "adapter": self.adapter(),
             "optimizer": self.optimizer_state(),
             "runtime": CPU_RUNTIME if self.kind == "cpu" else PRODUCTS_SPACE,
-            "batch": batch.tokens * INPUT_BYTES,
+            "batch": batch.tokens * (INPUT_BYTES + 2 * self.width * self.shape.q / self.shape.heads),
         }
         peak = sum(fixed.values()) + max(kept + head, *moments)
         parts = {**fixed, "activations": kept, "logits": head, "workspace": work, "peak": peak}
@@ -199,8 +185,8 @@ class Work:
             extra = sum(level == "full" for level in memory.levels) / self.shape.layers / 2
             read = 2 * self.weights() / hardware.bandwidth  # once in each pass, however few tokens there are
             return (self.flops(batch) / hardware.bf16 / CPU_PRODUCT_SHARE + read) * (1 + extra)
-        layers = [self._layer_seconds(batch, level, memory.mlp_chunks, hardware) for level in ("none", "mlp", "full")]
-        by_level = dict(zip(("none", "mlp", "full"), layers, strict=True))
+        levels = set(memory.levels)
+        by_level = {level: self._layer_seconds(batch, level, memory.mlp_chunks, hardware) for level in levels}
         total = sum(by_level[level] for level in memory.levels)
         head = 4 * self.shape.vocabulary * self.shape.hidden * batch.trained
         total += head / (PRODUCT_SHARE * hardware.bf16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +18,7 @@ from thinktune.config import Config
 from thinktune.data import Tokens
 from thinktune.errors import OutOfMemory
 from thinktune.fast.attention import packed_documents
+from thinktune.fast.layers import fuse_layers, why_not_fused
 from thinktune.files import write_json
 from thinktune.hardware import GIB, hardware_here
 from thinktune.lengths import rows_of
@@ -28,19 +29,48 @@ from thinktune.runs import RunFolder
 from thinktune.shape import shape_of
 from thinktune.trainer import ThinkTrainer
 
+Notify = Callable[[str], None]
 
-def plan_training(config: Config, loaded: Loaded, examples: Sequence[Tokens], *, fold: bool = True) -> Plan:
-    """The plan for a model and the examples to train on, on the device where the model is."""
+
+def plan_training(
+    config: Config, loaded: Loaded, examples: Sequence[Tokens], *, fold: bool = True, may_fuse: bool = True
+) -> Plan:
+    """The plan for a model and the examples to train on, on the device where the model is; see `plan_rows`."""
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
     hardware = hardware_here(loaded.device, loaded.dtype, config.train.memory)
     rows = rows_of(examples, config)
-    return plan_rows(config, shape, rows, hardware, width=loaded.dtype.itemsize, fold=fold)
+    return plan_rows(config, shape, rows, hardware, width=loaded.dtype.itemsize, fold=fold, may_fuse=may_fuse)
+
+
+def settle(
+    model: PeftModel,
+    config: Config,
+    loaded: Loaded,
+    examples: Sequence[Tokens],
+    plan: Plan,
+    setup: Setup,
+    notify: Notify,
+) -> tuple[Plan, Setup]:
+    """Plan and setup as they are, or those for layers that are not fused where fast/ cannot run this model's."""
+    reason = why_not_fused(model) if plan.fused else None
+    if reason is None:
+        return plan, setup
+    notify(f"its layers train by PEFT's own: {reason}")
+    plain = plan_training(config, loaded, examples, may_fuse=False)
+    return plain, plain.setup
 
 
 @contextmanager
 def set_up(model: PeftModel, loaded: Loaded, plan: Plan, setup: Setup) -> Iterator[None]:
     """Within, the model with its adapter takes packed batches and keeps what `setup` says; then it is as it was."""
     with packed_documents(loaded.model):
+        if plan.fused:
+            fused = fuse_layers(model, setup.memory)
+            try:
+                yield
+            finally:
+                fused.undo()
+            return
         if recomputes_by_transformers(plan, setup):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         yield

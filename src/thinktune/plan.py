@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from thinktune.config import Config, Quantize
-from thinktune.cost import FRAGMENTS, Batch, Memory, Work, work_of
+from thinktune.cost import FRAGMENTS, Batch, Work, work_of
+from thinktune.fast.memory import Level, Memory
 from thinktune.hardware import GIB, Hardware, find_gpu, hardware_here
 from thinktune.lengths import Rows, read_rows
 from thinktune.shape import FUSED_MODELS, Shape, shape_of
@@ -24,6 +25,7 @@ Notify = Callable[[str], None]
 Checkpointing = bool | Literal["auto"]
 _SMALLEST_CHUNK = 512
 """Tokens of an MLP chunk; below, products lose their speed."""
+_MOST_CHUNKS = 8
 _MORE_PRECISE: tuple[Quantize, ...] = ("none", "fp8", "int8", "nf4")
 _WORTH = 1.1
 """So many times faster a less precise base has to be to be preferred."""
@@ -94,10 +96,7 @@ class Setup:
 
     def describe(self) -> str:
         spread = f"{self.rows} row{'s' * (self.rows > 1)} at once"
-        return f"{spread} x {self.accumulation}, {self.memory.describe()}"
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return f"{spread} x {self.accumulation}, {describe_memory(self.memory)}"
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Setup:
@@ -105,16 +104,27 @@ class Setup:
         return cls(Memory(**memory), values["rows"], values["accumulation"])
 
 
+def describe_memory(memory: Memory) -> str:
+    """Such as `recomputing 12 of 36 MLPs and 4 of 36 layers, MLP in 2 chunks`."""
+    full, mlp, total = memory.levels.count("full"), memory.levels.count("mlp"), len(memory.levels)
+    some = [f"{mlp} of {total} MLPs"] * bool(mlp) + [f"{full} of {total} layers"] * bool(full)
+    parts = ["recomputing " + " and ".join(some) if some else "recomputing nothing"]
+    parts += [f"MLP in {memory.mlp_chunks} chunks"] * (memory.mlp_chunks > 1)
+    parts += ["checkpoints in main memory"] * memory.offload
+    return ", ".join(parts)
+
+
 def lighter(setup: Setup, *, fused: bool) -> Setup | None:
     """The next setup that takes less memory for the same optimizer step: more recomputation, then smaller pieces of the
     MLP, then checkpoints in main memory, then fewer rows at once. None where nothing is left."""
     memory = setup.memory
-    for level in ("mlp", "full") if fused else ("full",):
+    ladder: tuple[Level, ...] = ("mlp", "full") if fused else ("full",)
+    for level in ladder:
         heavier = ("none",) if level == "mlp" else ("none", "mlp")
         if any(each in heavier for each in memory.levels):
             levels = tuple(level if each in heavier else each for each in memory.levels)
             return replace(setup, memory=replace(memory, levels=levels))
-    if fused and memory.mlp_chunks < 8:
+    if fused and memory.mlp_chunks < _MOST_CHUNKS:
         return replace(setup, memory=replace(memory, mlp_chunks=memory.mlp_chunks * 2))
     if fused and not memory.offload:
         return replace(setup, memory=replace(memory, offload=True))
@@ -124,16 +134,26 @@ def lighter(setup: Setup, *, fused: bool) -> Setup | None:
     return None
 
 
-def plan_rows(config: Config, shape: Shape, rows: Rows, hardware: Hardware, *, width: int, fold: bool = True) -> Plan:
+def plan_rows(
+    config: Config,
+    shape: Shape,
+    rows: Rows,
+    hardware: Hardware,
+    *,
+    width: int,
+    fold: bool = True,
+    may_fuse: bool = True,
+) -> Plan:
     """The plan for `config` as it stands: its base, its rows; what is recomputed where that is left to us.
 
     Args:
         width: bytes of a number in the model's dtype.
         fold: whether batches of an accumulation may run as one, if the config has that.
+        may_fuse: False where fast/ has said that it cannot run this model's layers.
     """
     factors = _divisors(config.train.accumulation) if fold and config.train.fold_accumulation else [1]
     choices = [config.train.batch_size * factor for factor in factors]
-    work = work_of(config, shape, width=width, kind=hardware.kind)
+    work = replace(work_of(config, shape, width=width, kind=hardware.kind), may_fuse=may_fuse)
     offloads = (config.train.offload_checkpoints,)
     return _best(_plans(config, work, rows, hardware, choices, config.train.gradient_checkpointing, offloads))
 
@@ -229,24 +249,22 @@ def choose(
     everything is still held, and a layer that is recomputed needs room for that.
     """
     layers = work.shape.layers
+    most = Memory(("none",) * layers)
+    least = Memory(("full",) * layers)
     if not work.fused:
-        plain = [Memory((level,) * layers) for level in ("none", "full")]
         if checkpointing == "auto":
-            fits = work.kind == "cpu" or _fits(work.memory(batch, plain[0]), hardware)
-            return plain[not fits]
-        return plain[checkpointing]
-    chunks = [count for count in (1, 2, 4, 8) if count == 1 or batch.tokens / count >= _SMALLEST_CHUNK]
+            checkpointing = work.kind == "cuda" and not _fits(work.memory(batch, most), hardware)
+        return least if checkpointing else most
     if checkpointing is False:
-        chunks = [1]
+        return most
+    chunks = [count for count in (1, 2, 4, _MOST_CHUNKS) if count == 1 or batch.tokens / count >= _SMALLEST_CHUNK]
     if checkpointing == "auto":
         found = [each for count in chunks for each in _fewest_mlps(work, batch, hardware, count, offload)]
     else:
-        levels = ("full" if checkpointing else "none",) * layers
-        found = [Memory(levels, count, offload and checkpointing) for count in chunks]
-        found = [memory for memory in found if _fits(work.memory(batch, memory), hardware)]
-    if found:
-        return min(found, key=lambda memory: work.seconds(batch, memory, hardware))
-    return Memory(("none" if checkpointing is False else "full",) * layers, chunks[-1], offload)
+        every = [replace(least, mlp_chunks=count, offload=offload) for count in chunks]
+        found = [memory for memory in every if _fits(work.memory(batch, memory), hardware)]
+    smallest = replace(least, mlp_chunks=chunks[-1], offload=offload)
+    return min(found, key=lambda memory: work.seconds(batch, memory, hardware), default=smallest)
 
 
 def _fewest_mlps(work: Work, batch: Batch, hardware: Hardware, chunks: int, offload: bool) -> Iterator[Memory]:
@@ -257,7 +275,8 @@ def _fewest_mlps(work: Work, batch: Batch, hardware: Hardware, chunks: int, offl
     layers = work.shape.layers
 
     def make(full: int, mlp: int) -> Memory:
-        levels = ("full",) * full + ("mlp",) * mlp + ("none",) * (layers - full - mlp)
+        counts: dict[Level, int] = {"full": full, "mlp": mlp, "none": layers - full - mlp}
+        levels = tuple(level for level, count in counts.items() for _ in range(count))
         return Memory(levels, chunks, offload and full > 0)
 
     for full in range(layers + 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-FUSED_MODELS = ("llama", "qwen2", "qwen3")
+FUSED_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose decoder layers fast/ runs as one piece each; others train by PEFT."""
 
 

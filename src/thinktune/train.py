@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from thinktune.fitting import (
     record_setup,
     recorded_setup,
     set_up,
+    settle,
 )
 from thinktune.hardware import GIB
 from thinktune.lengths import packs_of
@@ -89,13 +90,17 @@ def train(
             record_setup(run, config, plan, setup)
             try:
                 return _Attempt(config, loaded, prepared, problems, run, console, plan, setup).train(started)
-            except _NoRoom:
-                pass  # left before going on: it holds the tensors that there is no room for
+            except _NoRoom as shortage:  # left before going on: it holds the tensors that there is no room for
+                plan, setup = shortage.plan, shortage.setup
             setup = go_lighter(config, plan, setup, console, after=_newest_step(run))
 
 
 class _NoRoom(Exception):
-    """GPU memory ran out before training had ended."""
+    """GPU memory ran out before training had ended, under this plan and setup."""
+
+    def __init__(self, plan: Plan, setup: Setup) -> None:
+        super().__init__()
+        self.plan, self.setup = plan, setup
 
 
 @dataclass(frozen=True)
@@ -122,19 +127,21 @@ class _Attempt:
         set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
         with adapter_to_train(loaded, config, notify) as model:
             console.print(_parameter_line(model), highlight=False)
+            plan, setup = settle(model, config, loaded, self.prepared.train, self.plan, self.setup, notify)
+            attempt = replace(self, plan=plan, setup=setup)
             try:
-                with StopSignals() as stop, set_up(model, loaded, self.plan, self.setup):
-                    trainer = _build_trainer(model, self)
-                    metrics = self._optimise(trainer, stop)
+                with StopSignals() as stop, set_up(model, loaded, plan, setup):
+                    trainer = _build_trainer(model, attempt)
+                    metrics = attempt._optimise(trainer, stop)
             except torch.OutOfMemoryError:
-                raise _NoRoom from None
+                raise _NoRoom(plan, setup) from None
             if stop.requested:
                 raise Interrupted(
                     f"stopped by {stop.name} after step {trainer.state.global_step}; a checkpoint is saved",
                     hint="go on with the same command and --resume",
                 )
             _save_adapter(model, loaded, config, self.run)
-            record = _record(trainer, model, self, metrics, time.monotonic() - started)
+            record = _record(trainer, model, attempt, metrics, time.monotonic() - started)
             write_json(self.run.record, record)
             plots.save(plots.training_figure(metrics.lines), self.run.loss_plot)
             console.print(_closing_line(record, self.run), highlight=False)
