@@ -34,7 +34,7 @@ STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # optimizer 
 WEIGHT_BYTES: dict[Quantize, float] = {"fp8": 1, "int8": 1, "nf4": 0.5 + 1 / 64 + 4 / 16384}  # nf4's scales: 1 in 64
 WORK_HIDDEN = 5  # tensors of the hidden width that one fused layer's backward pass has at once
 PRODUCTS_SPACE = 32 * 2**20 + 2**16  # what cuBLAS keeps for itself
-CPU_RUNTIME = 0.9 * 2**30  # interpreter and libraries
+CPU_RUNTIME = 0.7 * 2**30  # interpreter and libraries
 FRAGMENTS = 0.04  # of the peak, what an allocator cannot use
 
 # Passes over memory that a fused layer makes beside its products, in units of one activation of that width.

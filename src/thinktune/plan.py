@@ -26,6 +26,7 @@ Checkpointing = bool | Literal["auto"]
 _SMALLEST_CHUNK = 512
 """Tokens of an MLP chunk; below, products lose their speed."""
 _MOST_CHUNKS = 8
+_EXTREMES: tuple[Level, Level] = ("none", "full")
 _MORE_PRECISE: tuple[Quantize, ...] = ("none", "fp8", "int8", "nf4")
 _WORTH = 1.1
 """So many times faster a less precise base has to be to be preferred."""
@@ -249,8 +250,7 @@ def choose(
     everything is still held, and a layer that is recomputed needs room for that.
     """
     layers = work.shape.layers
-    most = Memory(("none",) * layers)
-    least = Memory(("full",) * layers)
+    most, least = (Memory(_levels({level: layers})) for level in _EXTREMES)
     if not work.fused:
         if checkpointing == "auto":
             checkpointing = work.kind == "cuda" and not _fits(work.memory(batch, most), hardware)
@@ -276,8 +276,7 @@ def _fewest_mlps(work: Work, batch: Batch, hardware: Hardware, chunks: int, offl
 
     def make(full: int, mlp: int) -> Memory:
         counts: dict[Level, int] = {"full": full, "mlp": mlp, "none": layers - full - mlp}
-        levels = tuple(level for level, count in counts.items() for _ in range(count))
-        return Memory(levels, chunks, offload and full > 0)
+        return Memory(_levels(counts), chunks, offload and full > 0)
 
     for full in range(layers + 1):
         low, high = 0 if chunks == 1 else layers - full, layers - full
@@ -292,6 +291,10 @@ def _fewest_mlps(work: Work, batch: Batch, hardware: Hardware, chunks: int, offl
         yield make(full, high)
         if high == 0:
             return
+
+
+def _levels(counts: dict[Level, int]) -> tuple[Level, ...]:
+    return tuple(level for level, count in counts.items() for _ in range(count))
 
 
 def _fits(parts: dict[str, int], hardware: Hardware) -> bool:
