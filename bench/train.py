@@ -59,7 +59,9 @@ CELLS = {
 
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--cell", choices=CELLS, help="rows, length, accumulation, limit and contestants of a cell")
+    cli.add_argument(
+        "--cell", default="bf16", help=f"rows, length, accumulation, limit and contestants of {', '.join(CELLS)}"
+    )
     cli.add_argument("--only", help=f"contestants: {', '.join(contestants())}")
     cli.add_argument("--shape", choices=SHAPES, default="3b")
     cli.add_argument("--rows", type=int, help="documents a batch")
@@ -73,25 +75,32 @@ def main() -> None:
     cli.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "thinktune-bench")
     cli.add_argument("--json", type=Path, help="write everything measured into this file too")
     args = cli.parse_args()
-    cell = CELLS[args.cell or "bf16"]
+    names = args.cell.split(",")
+    if unknown := set(names) - set(CELLS):
+        cli.error(f"unknown cells {', '.join(sorted(unknown))}; known: {', '.join(CELLS)}")
     given = {name: getattr(args, name) for name in ("rows", "length", "only", "accumulation", "limit")}
-    cell = Cell(**{**asdict(cell), **{name: value for name, value in given.items() if value is not None}})
-    names = cell.only.split(",")
-    if unknown := set(names) - set(contestants()):
+    given = {name: value for name, value in given.items() if value is not None}
+    cells = [Cell(**{**asdict(CELLS[name]), **given}) for name in names]
+    if unknown := {name for cell in cells for name in cell.only.split(",")} - set(contestants()):
         cli.error(f"unknown contestants {', '.join(sorted(unknown))}; known: {', '.join(contestants())}")
-    workload = Workload(cell.rows, cell.accumulation, cell.length, args.steps)
-    task = {"shape": args.shape, "workload": asdict(workload), "rank": args.rank, "limit": cell.limit}
-    task |= {"folder": str(args.folder), "checkpointing": args.checkpointing}
-    everything: dict[str, Any] = {"task": task, "machine": machine()}
-    print(f"{args.shape}: {describe(cell)}; {everything['machine']}", flush=True)
-    ask("folder", task, args.timeout)
-    ceilings = everything["ceiling"] = ask("ceiling", task, args.timeout)
+    everything: dict[str, Any] = {"machine": machine()}
+    print(f"{args.shape}: {everything['machine']}", flush=True)
+    shared = {"shape": args.shape, "rank": args.rank, "folder": str(args.folder), "checkpointing": args.checkpointing}
+    workloads = [Workload(cell.rows, cell.accumulation, cell.length, args.steps) for cell in cells]
+    tasks = [
+        {**shared, "workload": asdict(workload), "limit": cell.limit}
+        for cell, workload in zip(cells, workloads, strict=True)
+    ]
+    ask("folder", tasks[0], args.timeout)
+    ceilings = everything["ceiling"] = ask("ceiling", tasks[0], args.timeout)
     print("matrix products: " + ", ".join(f"{name} {rate:,.0f} TFLOP/s" for name, rate in ceilings.items()), flush=True)
-    print(HEADER, flush=True)
-    flops = flops_a_token(args.shape, workload)
-    for name in names:
-        result = everything[name] = ask(name, task, args.timeout)
-        print(row(name, result, flops, ceilings), flush=True)
+    for cell_name, cell, workload, task in zip(names, cells, workloads, tasks, strict=True):
+        print(f"\n{cell_name}: {describe(cell)}\n{HEADER}", flush=True)
+        results = everything[cell_name] = {"task": task}
+        flops = flops_a_token(args.shape, workload)
+        for name in cell.only.split(","):
+            results[name] = ask(name, task, args.timeout)
+            print(row(name, results[name], flops, ceilings), flush=True)
     if args.json:
         args.json.write_text(json.dumps(everything, indent=2), encoding="utf-8")
 

@@ -25,7 +25,7 @@ def test_equal_data_gives_equal_losses_and_what_is_missing_says_so(tmp_path: Pat
     file = tmp_path / "measured.json"
     size = ("--shape", "tiny", "--rows", "2", "--length", "64", "--steps", "3", "--folder", str(tmp_path))
     said = run("train.py", *size, "--only", "ours,trl-ckpt,unsloth", "--json", str(file))
-    measured: dict[str, Any] = json.loads(file.read_text())
+    measured: dict[str, Any] = json.loads(file.read_text())["bf16"]
     assert measured["ours"]["losses"] == pytest.approx(measured["trl-ckpt"]["losses"], rel=1e-3)
     assert measured["ours"]["norms"] == pytest.approx(measured["trl-ckpt"]["norms"], rel=0.02)
     assert measured["ours"]["rate"] > 0
@@ -37,7 +37,7 @@ def test_the_verb_is_measured_on_rows_of_the_same_length(tmp_path: Path) -> None
     file = tmp_path / "measured.json"
     size = ("--shape", "tiny", "--rows", "1", "--accumulation", "2", "--length", "200", "--steps", "3")
     run("train.py", *size, "--only", "verb", "--json", str(file), "--folder", str(tmp_path))
-    measured = json.loads(file.read_text())["verb"]
+    measured = json.loads(file.read_text())["bf16"]["verb"]
     assert len(measured["losses"]) == 3
     assert "2 rows at once x 1" in measured["label"]
     assert measured["first_step"] > 0

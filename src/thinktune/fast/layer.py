@@ -58,9 +58,10 @@ class Saved:
     """What a layer keeps for its backward pass; None is computed again."""
 
     hidden: torch.Tensor | None
+    low_down: torch.Tensor
     attention: Attention | None = None
     middle: torch.Tensor | None = None
-    low_down: torch.Tensor | None = None
+    low: torch.Tensor | None = None
     gate_up: torch.Tensor | None = None
 
 
@@ -70,13 +71,15 @@ class Attention:
 
     Attributes:
         raw: the joined product where its heads are normed afterwards, else None.
-        low: [tokens, 3 rank].
+        low: [tokens, 3 rank], of the projections before it.
+        low_out: [tokens, rank], of the one behind it.
         inputs: queries, keys and values, [tokens, heads, dim] each, leaves of the graph.
         out: [tokens, heads * dim].
     """
 
     raw: torch.Tensor | None
     low: torch.Tensor
+    low_out: torch.Tensor
     inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     out: torch.Tensor
 
@@ -132,10 +135,12 @@ class FusedLayer:
 
     def forward(self, hidden: torch.Tensor, batch: Batch, *, keep: bool) -> tuple[torch.Tensor, Saved | None]:
         """[tokens, width] -> [tokens, width], and what the backward pass will want."""
-        attention = self._attend(hidden, batch, grad=keep and self.level != "full")
-        middle, rows, low = self._after_attention(hidden, attention.out.detach())
-        if not (keep and self.level != "full"):
-            attention = None  # type: ignore[assignment]  # its memory is free for the MLP
+        whole = keep and self.level != "full"
+        attention: Attention | None = self._attend(hidden, batch, grad=whole)
+        assert attention is not None
+        middle, rows, low = self._after_attention(hidden, attention)
+        if not whole:
+            attention = None  # its memory is free for the MLP
         out = torch.empty_like(middle)
         low_down = torch.zeros(len(low), self.adapters["down"].rank, device=low.device)
         gate_up = None
@@ -144,15 +149,13 @@ class FusedLayer:
             gate_up = self._feed_forward(middle[part], rows[part], low[part], low_down[part], out[part])
         if not keep:
             return out, None
-        if self.level == "full":
-            kept = None
-            if self.store is not None:
-                self.store.put(self._number, hidden)
-            else:
-                kept = hidden
-            return out, Saved(kept, low_down=low_down)
-        whole = self.level == "none" and self.memory.mlp_chunks == 1
-        return out, Saved(hidden, attention, middle, low_down, gate_up if whole else None)
+        if whole:
+            gate_up = gate_up if self.level == "none" and self.memory.mlp_chunks == 1 else None
+            return out, Saved(hidden, low_down, attention, middle, low, gate_up)
+        if self.store is None:
+            return out, Saved(hidden, low_down)
+        self.store.put(self._number, hidden)
+        return out, Saved(None, low_down)
 
     def backward(self, g: torch.Tensor, saved: Saved, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The gradient of the input, [tokens, width], and those of `parameters`."""
@@ -162,15 +165,13 @@ class FusedLayer:
             hidden = self.store.take(self._number)
         sums = make_sums(self.adapters, len(g))
         attention = saved.attention or self._attend(hidden, batch, grad=True)
-        middle = saved.middle
-        rows = low = None
-        if middle is None:
-            middle, rows, low = self._after_attention(hidden, attention.out.detach())
-        else:
-            _, rows, low = self._norm(1, middle, "gate_up", write=saved.gate_up is None)
+        middle, low = saved.middle, saved.low
+        rows: Any = None
+        if middle is None or low is None:
+            middle, rows, low = self._after_attention(hidden, attention)
+        elif saved.gate_up is None:
+            _, rows, _ = add_norm_project(middle, norm=self.norms[1], in_fp8=self.projections["gate_up"].quantised)
         g_middle = torch.empty_like(g)
-        assert low is not None
-        assert saved.low_down is not None
         for part in self._chunks(len(g)):
             gate_up = saved.gate_up
             if gate_up is None:
@@ -190,7 +191,9 @@ class FusedLayer:
         return g_hidden, ordered
 
     def _attend(self, hidden: torch.Tensor, batch: Batch, *, grad: bool) -> Attention:
-        _, rows, low = self._norm(0, hidden, "qkv")
+        _, rows, low = add_norm_project(
+            hidden, norm=self.norms[0], a=self.adapters["qkv"].a, in_fp8=self.projections["qkv"].quantised
+        )
         raw = self.projections["qkv"].product(rows)
         turned = rotate(raw, low, self.adapters["qkv"].b, batch.cos, batch.sin, self.heads)
         heads = self.heads
@@ -203,23 +206,16 @@ class FusedLayer:
                 scaling=self._attention_scale, sliding_window=self._window, **batch.documents,
             )  # fmt: skip
             out = out.reshape(len(hidden), -1)
-        return Attention(raw if heads.norms else None, low, leaves, out)
+        _, _, low_out = add_norm_project(out.detach(), a=self.adapters["o"].a, write=False)
+        return Attention(raw if heads.norms else None, low, low_out, leaves, out)
 
-    def _norm(self, which: int, hidden: torch.Tensor, group: str, *, write: bool = True) -> Any:
-        return add_norm_project(
-            hidden, norm=self.norms[which], a=self.adapters[group].a, write=write,
-            in_fp8=self.projections[group].quantised,
-        )  # fmt: skip
-
-    def _after_attention(self, hidden: torch.Tensor, out: torch.Tensor) -> Any:
+    def _after_attention(self, hidden: torch.Tensor, attention: Attention) -> Any:
         """The residual stream after attention, its normed rows, and their low-rank product."""
-        projection, adapter = self.projections["o"], self.adapters["o"]
-        _, rows, low = add_norm_project(out, a=adapter.a, write=projection.quantised, in_fp8=projection.quantised)
-        product = projection.product(out if rows is None else rows)
-        assert low is not None
+        projection, out = self.projections["o"], attention.out.detach()
+        product = projection.product(quantise(out) if projection.quantised else out)
         return add_norm_project(
-            hidden, update=(product, low, adapter.b), norm=self.norms[1], a=self.adapters["gate_up"].a,
-            in_fp8=self.projections["gate_up"].quantised,
+            hidden, update=(product, attention.low_out, self.adapters["o"].b), norm=self.norms[1],
+            a=self.adapters["gate_up"].a, in_fp8=self.projections["gate_up"].quantised,
         )  # fmt: skip
 
     def _feed_forward(
@@ -264,8 +260,9 @@ class FusedLayer:
     ) -> torch.Tensor:
         o, qkv, o_sums, qkv_sums = self.adapters["o"], self.adapters["qkv"], sums["o"], sums["qkv"]
         out = attention.out.detach()
-        low = self._low_of_attention(out)
-        rows = output_grad(g, low, o.b, o_sums.low, o_sums.b, o.scaling, self.projections["o"].weight_scale)
+        rows = output_grad(
+            g, attention.low_out, o.b, o_sums.low, o_sums.b, o.scaling, self.projections["o"].weight_scale
+        )
         g_out = input_grad(self.projections["o"].input_grad(rows), o_sums.low, o.a, out, o_sums.a)
         of_heads = torch.autograd.grad(attention.out, attention.inputs, g_out)
         contiguous = tuple(part.contiguous() for part in of_heads)
@@ -275,11 +272,6 @@ class FusedLayer:
         )  # fmt: skip
         g_rows = self.projections["qkv"].input_grad(rows)
         return input_grad(g_rows, qkv_sums.low, qkv.a, hidden, qkv_sums.a, norm=self.norms[0], residual=g)
-
-    def _low_of_attention(self, out: torch.Tensor) -> torch.Tensor:
-        _, _, low = add_norm_project(out, a=self.adapters["o"].a, write=False)
-        assert low is not None
-        return low
 
     def _chunks(self, tokens: int) -> list[slice]:
         size = -(-tokens // self.memory.mlp_chunks)
