@@ -9,6 +9,7 @@ import torch
 
 from thinktune.fast.kernels.launch import FP8, Quantised, Rows
 from thinktune.fast.kernels.weights import restore, transpose
+from thinktune.fast.support import interpreted
 from thinktune.models.fp8 import Fp8Linear
 
 
@@ -143,11 +144,13 @@ def make_projection(layers: Sequence[Any], dtype: torch.dtype, scratch: Scratch)
 
 
 def _multiplies_fp8(layers: Sequence[Fp8Linear]) -> bool:
-    device = layers[0].weight.device
     whole = layers[0].in_features % 16 == 0 and sum(layer.out_features for layer in layers) % 16 == 0
-    # Row-wise scales: Hopper and later. (Ada has fp8 too, but torch's row-wise product does not run on it everywhere.)
-    on_cuda = device.type == "cuda"
-    return whole and on_cuda and bool(torch.cuda.get_device_capability(device) >= (9, 0))
+    return whole and (interpreted() or has_fp8_products(layers[0].weight.device))
+
+
+def has_fp8_products(device: torch.device) -> bool:
+    """Hopper and later. (Ada has fp8 too, but torch's product with a scale a row does not run on it everywhere.)"""
+    return device.type == "cuda" and bool(torch.cuda.get_device_capability(device) >= (9, 0))
 
 
 def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -48,8 +48,13 @@ def why_not_fused(model: PeftModel) -> str | None:
     return None
 
 
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on a CPU: tests without a GPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
 def _runs_on(device: torch.device, dtype: torch.dtype) -> bool:
-    if os.environ.get("TRITON_INTERPRET") == "1":  # tests without a GPU
+    if interpreted():
         return True
     if device.type != "cuda" or find_spec("triton") is None:
         return False
