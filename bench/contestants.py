@@ -79,6 +79,14 @@ def peaks() -> tuple[float, float]:
     return torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
 
 
+def reset_peaks() -> None:
+    """Loading is not counted: it may need more, for a moment, than training."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def synchronize() -> None:
     import torch
 
@@ -140,6 +148,7 @@ def ours(task: Task, quantize: str) -> Result:
     set_limit(task.limit)
     config = config_for(task, quantize)
     loaded = load_model(config.model, load=config.load, quantize=config.quantize)
+    reset_peaks()
     steps = task.workload.documents(loaded.model.config.vocab_size)
     examples = as_tokens([ids for step in steps for ids in step])
     plan = plan_training(config, loaded, examples)
@@ -357,8 +366,7 @@ def train_peer(task: Task, kind: Peer, model: Any, tokenizer: Any) -> Result:
         tokenizer = tokenizer or byte_tokenizer()
         trainer = trl.SFTTrainer(args=trl.SFTConfig(**fields), processing_class=tokenizer, **arguments)
     trainer.remove_callback(PrinterCallback)
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    reset_peaks()
     trainer.train()
     result.tokens = [sum(map(len, step)) for step in steps][: len(result.times)]
     return result.finish()

@@ -18,7 +18,7 @@ from thinktune.config import Config
 from thinktune.data import Tokens
 from thinktune.errors import OutOfMemory
 from thinktune.fast.attention import packed_documents
-from thinktune.fast.layers import fuse_layers, why_not_fused
+from thinktune.fast.support import why_not_fused
 from thinktune.files import write_json
 from thinktune.hardware import GIB, hardware_here
 from thinktune.lengths import rows_of
@@ -65,6 +65,8 @@ def set_up(model: PeftModel, loaded: Loaded, plan: Plan, setup: Setup) -> Iterat
     """Within, the model with its adapter takes packed batches and keeps what `setup` says; then it is as it was."""
     with packed_documents(loaded.model):
         if plan.fused:
+            from thinktune.fast.layers import fuse_layers  # needs Triton
+
             fused = fuse_layers(model, setup.memory)
             try:
                 yield

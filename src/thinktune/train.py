@@ -76,11 +76,11 @@ def train(
     run = RunFolder(config.run_folder)
     _check_run(run, config, resume=resume, overwrite=overwrite)
     started = time.monotonic()
-    reset_peak_memory()
     notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
     loaded, prepared = (bench or Workbench()).take(config, notify)
     console.print(prepared.report.one_line(), highlight=False)
     problems = checkup_problems(config, notify)
+    reset_peak_memory()  # loading may have needed more for a moment
     _open_run(run, config, prepared, overwrite=overwrite)
     with memory_limited(config, loaded.device):
         plan = plan_training(config, loaded, prepared.train)
