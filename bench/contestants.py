@@ -136,7 +136,7 @@ def config_for(task: Task, quantize: str, **changes: Any) -> Any:
     return parse_config(values)
 
 
-def ours(task: Task, quantize: str) -> Result:
+def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
     import torch
     from transformers import set_seed
 
@@ -151,7 +151,7 @@ def ours(task: Task, quantize: str) -> Result:
     reset_peaks()
     steps = task.workload.documents(loaded.model.config.vocab_size)
     examples = as_tokens([ids for step in steps for ids in step])
-    plan = plan_training(config, loaded, examples)
+    plan = plan_training(config, loaded, examples, may_fuse=fused)
     result = Result()
     set_seed(0)
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
@@ -459,7 +459,7 @@ def contestants() -> dict[str, Callable[[Task], Result]]:
     """Everyone by name: `ours`, `ours-fp8`, …, `verb`, …, and the peers, each also with `-ckpt`."""
     from dataclasses import replace
 
-    found: dict[str, Callable[[Task], Result]] = {}
+    found: dict[str, Callable[[Task], Result]] = {"unfused": lambda task: ours(task, "none", fused=False)}
     for base in _BASES:
         end = "" if base == "none" else f"-{base}"
         found[f"ours{end}"] = lambda task, base=base: ours(task, base)

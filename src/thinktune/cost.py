@@ -35,6 +35,7 @@ WEIGHT_BYTES: dict[Quantize, float] = {"fp8": 1, "int8": 1, "nf4": 0.5 + 1 / 64 
 WORK_HIDDEN = 5  # tensors of the hidden width that one fused layer's backward pass has at once
 PRODUCTS_SPACE = 32 * 2**20 + 2**16  # what cuBLAS keeps for itself
 CPU_RUNTIME = 0.7 * 2**30  # interpreter and libraries
+TOKENIZER_BYTES = 2000  # of a token in its vocabulary, in main memory
 FRAGMENTS = 0.04  # of the peak, what an allocator cannot use
 
 # Passes over memory that a fused layer makes beside its products, in units of one activation of that width.
@@ -162,7 +163,7 @@ class Work:
             "weights": self.weights(),
             "adapter": self.adapter(),
             "optimizer": self.optimizer_state(),
-            "runtime": CPU_RUNTIME if self.kind == "cpu" else PRODUCTS_SPACE,
+            "runtime": CPU_RUNTIME + TOKENIZER_BYTES * self.shape.vocabulary if self.kind == "cpu" else PRODUCTS_SPACE,
             "batch": batch.tokens * (INPUT_BYTES + 2 * self.width * self.shape.q / self.shape.heads),
         }
         peak = sum(fixed.values()) + max(kept + head, *moments)
