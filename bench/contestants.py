@@ -79,6 +79,14 @@ def peaks() -> tuple[float, float]:
     return torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
 
 
+def reset_peaks() -> None:
+    """Loading is not counted: it may need more, for a moment, than training."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def synchronize() -> None:
     import torch
 
@@ -128,7 +136,7 @@ def config_for(task: Task, quantize: str, **changes: Any) -> Any:
     return parse_config(values)
 
 
-def ours(task: Task, quantize: str) -> Result:
+def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
     import torch
     from transformers import set_seed
 
@@ -140,9 +148,10 @@ def ours(task: Task, quantize: str) -> Result:
     set_limit(task.limit)
     config = config_for(task, quantize)
     loaded = load_model(config.model, load=config.load, quantize=config.quantize)
+    reset_peaks()
     steps = task.workload.documents(loaded.model.config.vocab_size)
     examples = as_tokens([ids for step in steps for ids in step])
-    plan = plan_training(config, loaded, examples)
+    plan = plan_training(config, loaded, examples, may_fuse=fused)
     result = Result()
     set_seed(0)
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
@@ -357,8 +366,7 @@ def train_peer(task: Task, kind: Peer, model: Any, tokenizer: Any) -> Result:
         tokenizer = tokenizer or byte_tokenizer()
         trainer = trl.SFTTrainer(args=trl.SFTConfig(**fields), processing_class=tokenizer, **arguments)
     trainer.remove_callback(PrinterCallback)
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    reset_peaks()
     trainer.train()
     result.tokens = [sum(map(len, step)) for step in steps][: len(result.times)]
     return result.finish()
@@ -451,7 +459,7 @@ def contestants() -> dict[str, Callable[[Task], Result]]:
     """Everyone by name: `ours`, `ours-fp8`, …, `verb`, …, and the peers, each also with `-ckpt`."""
     from dataclasses import replace
 
-    found: dict[str, Callable[[Task], Result]] = {}
+    found: dict[str, Callable[[Task], Result]] = {"unfused": lambda task: ours(task, "none", fused=False)}
     for base in _BASES:
         end = "" if base == "none" else f"-{base}"
         found[f"ours{end}"] = lambda task, base=base: ours(task, base)

@@ -283,6 +283,7 @@ def test_a_target_the_model_lacks_is_refused_with_those_it_has(tiny_model: Path,
     with pytest.raises(ConfigError, match="no qkv_proj") as raised:
         quietly(make_config(tiny_model, tmp_path / "run", lora={"targets": ["qkv_proj"]}))
     assert "q_proj" in raised.value.hint
+    assert not (tmp_path / "run").exists()  # the corrected config may have the folder
 
 
 def test_a_trainer_field_that_sftconfig_lacks_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ WEIGHT_BYTES: dict[Quantize, float] = {"fp8": 1, "int8": 1, "nf4": 0.5 + 1 / 64 
 WORK_HIDDEN = 5  # tensors of the hidden width that one fused layer's backward pass has at once
 PRODUCTS_SPACE = 32 * 2**20 + 2**16  # what cuBLAS keeps for itself
 CPU_RUNTIME = 0.7 * 2**30  # interpreter and libraries
+TOKENIZER_BYTES = 2000  # of a token in its vocabulary, in main memory
 FRAGMENTS = 0.04  # of the peak, what an allocator cannot use
 
 # Passes over memory that a fused layer makes beside its products, in units of one activation of that width.
@@ -96,13 +97,8 @@ class Work:
 
     def adapter(self) -> int:
         """Bytes of the trainable weights, their gradients and the copy that products take."""
-        copies = self._slot / self.rank if self.fused else 0
-        return int(self.adapter_parameters * (MASTER_BYTES + self.width * copies))
-
-    @property
-    def _slot(self) -> int:
-        """The rank that the fused kernels see: rows of zeros fill up a small one."""
-        return max(16, 1 << (self.rank - 1).bit_length())
+        copies = self.width if self.fused else 0
+        return self.adapter_parameters * (MASTER_BYTES + copies)
 
     def optimizer_state(self) -> int:
         return self.adapter_parameters * STATE_BYTES[self.optimizer if self.kind == "cuda" else "adamw"]
@@ -114,11 +110,12 @@ class Work:
         attention = b * (2 * s.q + 2 * s.kv) + 4 * s.heads
         if self.fused:
             before_norm = b * (s.q + 2 * s.kv) if s.model_type == "qwen3" else 0  # of its heads
-            mlp = b * 2 * s.hidden + attention + before_norm + b * 4 * self._slot  # of q, k, v and down
-            return {"none": mlp + b * 2 * s.intermediate, "mlp": mlp, "full": b * (s.hidden + self._slot)}
-        low = b * self.rank * len(s.targets(list(self.targets))) / s.layers
+            low = 4 * self.rank  # of one projection, in float32
+            mlp = b * 2 * s.hidden + attention + before_norm + 4 * low  # of q, k, v and down
+            return {"none": mlp + b * 2 * s.intermediate, "mlp": mlp, "full": b * s.hidden + low}
         # Both norms keep their input in float32 and their output; SwiGLU keeps gate, up, their activation and product.
-        none = 2 * (4 + b) * s.hidden + attention + b * 4 * s.intermediate + low
+        none: float = 2 * (4 + b) * s.hidden + attention + b * 4 * s.intermediate
+        none += b * self.rank * len(s.targets(list(self.targets))) / s.layers
         if self.quantize != "none" or self.dropout:  # PEFT's own linears: the input in float32, once for each
             none += self._adapted_inputs * ((4 if b < 4 else 0) + (5 if self.dropout else 0))
         return {"none": none, "full": b * s.hidden}
@@ -130,7 +127,9 @@ class Work:
             # Gate and up are kept, or made again; in fp8 their gradients come beside them, else in their place.
             wide = (1 if level == "none" else 3) + (self.quantize == "fp8")
             rebuilt = self.saved["mlp"] - b * s.hidden if level == "full" else 0
-            return tokens * (b * (wide * s.intermediate / chunks + WORK_HIDDEN * s.hidden) + rebuilt) + self._scratch
+            sums = 4 * 9 * self.rank  # low-rank activations and gradients, in float32
+            widths = wide * s.intermediate / chunks + WORK_HIDDEN * s.hidden
+            return tokens * (b * widths + rebuilt + sums) + self._scratch
         rebuilt = self.saved["none"] if level == "full" else 0
         return tokens * (b * (4 * s.intermediate + 8 * s.hidden) + rebuilt) + self._scratch
 
@@ -164,7 +163,7 @@ class Work:
             "weights": self.weights(),
             "adapter": self.adapter(),
             "optimizer": self.optimizer_state(),
-            "runtime": CPU_RUNTIME if self.kind == "cpu" else PRODUCTS_SPACE,
+            "runtime": CPU_RUNTIME + TOKENIZER_BYTES * self.shape.vocabulary if self.kind == "cpu" else PRODUCTS_SPACE,
             "batch": batch.tokens * (INPUT_BYTES + 2 * self.width * self.shape.q / self.shape.heads),
         }
         peak = sum(fixed.values()) + max(kept + head, *moments)

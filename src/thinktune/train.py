@@ -76,22 +76,22 @@ def train(
     run = RunFolder(config.run_folder)
     _check_run(run, config, resume=resume, overwrite=overwrite)
     started = time.monotonic()
-    reset_peak_memory()
     notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
     loaded, prepared = (bench or Workbench()).take(config, notify)
     console.print(prepared.report.one_line(), highlight=False)
     problems = checkup_problems(config, notify)
-    _open_run(run, config, prepared, overwrite=overwrite)
+    reset_peak_memory()  # loading may have needed more for a moment
     with memory_limited(config, loaded.device):
         plan = plan_training(config, loaded, prepared.train)
-        setup = recorded_setup(run, config, plan)
+        setup = recorded_setup(run, config, plan) if resume else plan.setup
         console.print(plan.line(), highlight=False)
         while True:
-            record_setup(run, config, plan, setup)
             try:
-                return _Attempt(config, loaded, prepared, problems, run, console, plan, setup).train(started)
+                attempt = _Attempt(config, loaded, prepared, problems, run, overwrite, console, plan, setup)
+                return attempt.train(started)
             except _NoRoom as shortage:  # left before going on: it holds the tensors that there is no room for
                 plan, setup = shortage.plan, shortage.setup
+            overwrite = False
             setup = go_lighter(config, plan, setup, console, after=_newest_step(run))
 
 
@@ -112,6 +112,7 @@ class _Attempt:
     prepared: Prepared
     problems: list[Example]
     run: RunFolder
+    overwrite: bool
     console: Console
     plan: Plan
     setup: Setup
@@ -129,6 +130,8 @@ class _Attempt:
             console.print(_parameter_line(model), highlight=False)
             plan, setup = settle(model, config, loaded, self.prepared.train, self.plan, self.setup, notify)
             attempt = replace(self, plan=plan, setup=setup)
+            _open_run(self.run, config, self.prepared, overwrite=self.overwrite)
+            record_setup(self.run, config, plan, setup)
             try:
                 with StopSignals() as stop, set_up(model, loaded, plan, setup):
                     trainer = _build_trainer(model, attempt)
