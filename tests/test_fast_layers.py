@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from conftest import make_tiny_tokenizer
+from thinktune.config import Load
 from thinktune.fast import projection
 from thinktune.fast.attention import packed_documents
 from thinktune.fast.layers import fuse_layers
 from thinktune.fast.memory import Memory
 from thinktune.fast.support import why_not_fused
+from thinktune.models import load_model
 from thinktune.models.fp8 import quantise_to_fp8
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,6 +40,11 @@ def make(kind: str, *, targets: list[str] = ALL, r: int = 4, quantise: bool = Fa
             torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
     if quantise:
         quantise_to_fp8(base)
+    return add_adapter(base, targets=targets, r=r, **lora)
+
+
+def add_adapter(base: Any, *, targets: list[str] = ALL, r: int = 4, **lora: Any) -> PeftModel:
+    torch.manual_seed(1)
     model = get_peft_model(
         base, LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets, task_type="CAUSAL_LM", **lora)
     )
@@ -122,3 +131,22 @@ def test_products_in_eight_bits_come_near_to_those_of_the_same_weights(kind: str
     assert torch.cosine_similarity(*all_of, dim=0) > 0.98
     for name, grad in expected_grads.items():  # those of keys are small differences of large numbers
         assert torch.cosine_similarity(grads[name].flatten(), grad.flatten(), dim=0) > 0.93, name
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+def test_bases_of_bitsandbytes_train_as_in_plain_peft(base: Any, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    make("qwen2").unload().save_pretrained(tmp_path)
+    make_tiny_tokenizer().save_pretrained(tmp_path)
+
+    def load() -> PeftModel:
+        model = load_model(tmp_path, load=Load(device=DEVICE, dtype="float32"), quantize=base).model
+        return add_adapter(model.requires_grad_(False))
+
+    fused = load()
+    fuse_layers(fused, Memory(("mlp",)))
+    (logits, grads), (expected_logits, expected_grads) = outcome(fused), outcome(load())
+    # bitsandbytes rounds activations, to bfloat16 or to 8 bits; the fused products take them as they are.
+    torch.testing.assert_close(logits, expected_logits, atol=0.01, rtol=0.01)
+    for name, grad in expected_grads.items():
+        assert torch.cosine_similarity(grads[name].flatten(), grad.flatten(), dim=0) > 0.99, name

@@ -185,6 +185,7 @@ class Train(_Section):
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; null: as many as the epochs hold")
     batch_size: int = Field(1, ge=1, description="rows a device takes at once; with packing, packs of pack_length")
     accumulation: int = Field(1, ge=1, description="batches an optimizer step adds up")
+    fused: bool = Field(True, description="on GPUs, each decoder layer as one node; false: PEFT's own layers")
     packing: bool = Field(True, description="fill each row with whole examples that cannot see each other")
     pack_length: int | None = Field(None, ge=16, description="tokens of a pack; null: data.max_length")
     learning_rate: float = Field(2e-4, gt=0)

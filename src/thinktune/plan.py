@@ -154,7 +154,7 @@ def plan_rows(
     """
     factors = _divisors(config.train.accumulation) if fold and config.train.fold_accumulation else [1]
     choices = [config.train.batch_size * factor for factor in factors]
-    work = replace(work_of(config, shape, width=width, kind=hardware.kind), may_fuse=may_fuse)
+    work = replace(work_of(config, shape, width=width, kind=hardware.kind), may_fuse=may_fuse and config.train.fused)
     offloads = (config.train.offload_checkpoints,)
     return _best(_plans(config, work, rows, hardware, choices, config.train.gradient_checkpointing, offloads))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,16 +53,20 @@ class Sums:
 
 
 def make_sums(adapters: dict[str, Adapter], tokens: int) -> dict[str, Sums]:
-    """Zeros for each group, cleared at one go."""
-    shapes = []
-    for adapter in adapters.values():
-        slots, rank, _ = adapter.shape_a
-        shapes += [adapter.shape_a, adapter.shape_b, (tokens, slots * rank)]
-    sizes = [math.prod(shape) for shape in shapes]
+    """Zeros for each group. The gradients have memory of their own: parameters keep parts of it until the step."""
+    shapes_a = [adapter.shape_a for adapter in adapters.values()]
+    shapes_b = [adapter.shape_b for adapter in adapters.values()]
+    shapes_low = [(tokens, slots * rank) for slots, rank, _ in shapes_a]
     device = next(iter(adapters.values())).a.device
+    of_both = _zeros([*shapes_a, *shapes_b], device)
+    parts = zip(of_both[: len(adapters)], of_both[len(adapters) :], _zeros(shapes_low, device), strict=True)
+    return {group: Sums(*three) for group, three in zip(adapters, parts, strict=True)}
+
+
+def _zeros(shapes: Sequence[tuple[int, ...]], device: torch.device) -> list[torch.Tensor]:
+    sizes = [math.prod(shape) for shape in shapes]
     flat = torch.zeros(sum(sizes), dtype=torch.float32, device=device).split(sizes)
-    views = [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
-    return {group: Sums(*views[3 * at : 3 * at + 3]) for at, group in enumerate(adapters)}
+    return [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
 
 
 class Adapters:

@@ -126,7 +126,10 @@ def _restore_into(layer: Any, out: torch.Tensor) -> None:
     if hasattr(layer.weight, "quant_state"):
         from bitsandbytes.functional import dequantize_4bit
 
-        dequantize_4bit(layer.weight.data, layer.weight.quant_state, out=out)
+        if out.is_cuda:
+            dequantize_4bit(layer.weight.data, layer.weight.quant_state, out=out)
+        else:  # its CPU kernels write into memory of their own only
+            out.copy_(dequantize_4bit(layer.weight.data, layer.weight.quant_state))
         return
     # bitsandbytes moves int8 weights and their scales to `state` at the first forward pass.
     weight = layer.weight.CB if layer.weight.CB is not None else layer.state.CB
