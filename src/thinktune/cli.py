@@ -53,6 +53,10 @@ ThinkBudget = Annotated[
         show_default=False,
     ),
 ]
+Engine = Annotated[
+    Literal["auto", "vllm", "transformers"],
+    typer.Option("--engine", help="auto: vLLM where it is installed and there is a GPU"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 
 
@@ -154,6 +158,9 @@ def ask(
     max_tokens: Annotated[int, typer.Option(min=1)] = 2048,
     think_budget: ThinkBudget = None,
     seed: Annotated[int, typer.Option()] = 3407,
+    engine: Annotated[
+        Literal["vllm", "transformers"], typer.Option("--engine", help="transformers starts in seconds")
+    ] = "transformers",
     quantize: Quantization = "none",
 ) -> None:
     """Stream an answer, thinking dimmed; without a question, hold a conversation."""
@@ -162,7 +169,7 @@ def ask(
     from thinktune.config import Sampling
 
     sampling = Sampling().changed(temperature=temperature, max_tokens=max_tokens, seed=seed, think_budget=think_budget)
-    ask(model, question, sampling=sampling, quantize=_quantize(quantize), raw=raw)
+    ask(model, question, sampling=sampling, engine=engine, quantize=_quantize(quantize), raw=raw)
 
 
 @app.command()
@@ -185,6 +192,7 @@ def verify(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="default: 256 on a GPU, 48 on a CPU", show_default=False)
     ] = None,
+    engine: Engine = "auto",
     json: AsJson = False,
 ) -> None:
     """Prove that adapter, merged model and engine are the same model, and that it ends its turns; else exit with 1."""
@@ -193,7 +201,7 @@ def verify(
 
     from thinktune.verify import verify
 
-    verified = verify(run, prompts=prompts, max_tokens=max_tokens, notify=_notify)
+    verified = verify(run, engine=engine, prompts=prompts, max_tokens=max_tokens, notify=_notify)
     if json:
         print(dumps(verified.as_dict(), ensure_ascii=False, indent=2))
     else:
@@ -217,6 +225,13 @@ def infer(
         Literal["results", "openai"],
         typer.Option("--format", help="of the result: results, or openai (its batch API's lines)"),
     ] = "results",
+    engine: Annotated[
+        Literal["auto", "vllm", "transformers"] | None,
+        typer.Option("--engine", help="auto: vLLM where it is installed and there is a GPU", show_default=False),
+    ] = None,
+    unmerged: Annotated[
+        bool, typer.Option("--unmerged", help="run an adapter beside its base, not the merged model")
+    ] = False,
     quantize: Quantization = "none",
     seed: Annotated[int, typer.Option()] = 3407,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="faulty lines become error items")] = False,
@@ -232,7 +247,13 @@ def infer(
     if retry_errors and overwrite:
         raise UsageError("--retry-errors and --overwrite exclude each other")
     # What is given here goes over the config's; a profile named here over the config's types too.
-    given: dict[str, Any] = {"profile": profile, "profiles": {} if profile else None, "think_budget": think_budget}
+    given: dict[str, Any] = {
+        "profile": profile,
+        "profiles": {} if profile else None,
+        "think_budget": think_budget,
+        "engine": engine,
+        "merge": False if unmerged else None,
+    }
     settings = {name: value for name, value in given.items() if value is not None}
     infer_file(
         model,
@@ -277,6 +298,7 @@ def eval(
         bool | None, typer.Option("--tell-format/--no-tell-format", help="default: only untuned models are told")
     ] = None,
     seed: Annotated[int, typer.Option()] = 3407,
+    engine: Engine = "auto",
     quantize: Quantization = "none",
     overwrite: Overwrite = False,
     json: AsJson = False,
@@ -304,6 +326,7 @@ def eval(
         sample=sample,
         sampling=Sampling().changed(temperature=temperature, max_tokens=max_tokens, n=n, think_budget=think_budget),
         tell_format=tell_format,
+        engine=engine,
         quantize=_quantize(quantize),
         seed=seed,
         overwrite=overwrite,

@@ -83,7 +83,10 @@ def infer_file(
         engine=settings.engine,
         load=load,
         quantize=quantize,
+        merge=settings.merge,
+        vllm=settings.vllm,
         batch_tokens=settings.batch_tokens,
+        samplings={item.sampling for item in items},
         notify=console.print,
     ) as opened:
         return infer(
