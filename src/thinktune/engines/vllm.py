@@ -75,6 +75,9 @@ class VllmEngine(Engine):
         on_gpu: False for vLLM's CPU build.
         notify: receives a line for the person now and then.
 
+    Attributes:
+        settings: as given; `item_noise` may be exchanged while it runs.
+
     Raises:
         MissingExtra: vLLM is not installed.
         ModelError: an adapter that vLLM cannot run.
@@ -93,7 +96,7 @@ class VllmEngine(Engine):
     ) -> None:
         self._notify = notify
         self._model = model
-        self._settings = settings
+        self.settings = settings
         self._first = {
             "engine": engine_arguments(model, settings, on_gpu=on_gpu),
             "adapters": {
@@ -179,7 +182,7 @@ class VllmEngine(Engine):
     def _answer(self, source: Iterable[_Row]) -> Generator[Completion, None, None]:
         """Keep as many rows in flight as vLLM can use. Where it ends, halve what was in flight, and go on."""
         rows = iter(source)
-        most = 2 * self._settings.max_num_seqs  # those that decode, and as many waiting at the door
+        most = 2 * self.settings.max_num_seqs  # those that decode, and as many waiting at the door
         suspects: list[_Row] | None = []
         while suspects is not None:
             half = (len(suspects) + 1) // 2
@@ -249,7 +252,7 @@ class VllmEngine(Engine):
             "presence_penalty": sampling.presence_penalty,
             "frequency_penalty": sampling.frequency_penalty,
             "max_tokens": min(sampling.max_tokens, self.context_length - len(row.request.prompt_ids)),
-            "seed": _seed(row) if sampling.temperature > 0 and self._settings.item_noise else None,
+            "seed": _seed(row) if sampling.temperature > 0 and self.settings.item_noise else None,
             "stop": stop,
             "detokenize": bool(stop),  # there it looks for stop strings; the text itself is decoded here
             "include_stop_str_in_output": True,
