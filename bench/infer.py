@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from thinktune.config import Sampling, Vllm
+from thinktune.engines.vllm import OWN, VllmEngine, VllmModel, engine_arguments, vllm_environment
 
 SHAPE = {
     "vocab_size": 151936,
@@ -84,7 +85,7 @@ def read_options() -> argparse.Namespace:
 
 def rows_of(part: str) -> Iterator[dict[str, Any]]:
     """Measure one part in a process of its own, so that the memory of the one before it is free."""
-    environment = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_NO_USAGE_STATS": "1", **os.environ}
+    environment = vllm_environment(on_gpu=on_gpu())
     python = os.environ.get("THINKTUNE_VLLM_PYTHON") if part.startswith("vllm") else None
     with subprocess.Popen(
         [python or sys.executable, __file__, *sys.argv[1:], "--part", part],
@@ -157,8 +158,6 @@ def questions(count: int) -> list[str]:
 def vllm_model(options: argparse.Namespace) -> Any:
     from transformers import AutoTokenizer
 
-    from thinktune.engines.vllm import OWN, VllmModel
-
     folder = options.work / "model"
     return VllmModel(
         folder=folder,
@@ -189,7 +188,6 @@ def samplings(options: argparse.Namespace) -> dict[str, Sampling]:
 
 def measure_vllm(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """vLLM's own `LLM.generate`, with the arguments that ours gives it."""
-    from thinktune.engines.vllm import engine_arguments
     from thinktune.models import Chat
 
     model = vllm_model(options)
@@ -237,7 +235,6 @@ def measure_vllm(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def measure_ours(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """`infer` from items to result file, journal included, over an engine that is ready."""
     from thinktune.engines.base import Engine
-    from thinktune.engines.vllm import VllmEngine
     from thinktune.infer import infer
     from thinktune.items import Item
     from thinktune.models import Chat

@@ -15,7 +15,7 @@ from test_models_loading import FLOAT32, make_run
 from thinktune.cli import app
 from thinktune.errors import ModelError
 from thinktune.merge import merge
-from thinktune.verify import Verified, _alike, verify
+from thinktune.verify import Verified, alike, verify
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,6 @@ def test_a_run_without_merged_model_is_told_to_merge(tiny_model: Path, tmp_path:
 
 
 def test_tokens_count_up_to_where_two_texts_part() -> None:
-    assert _alike([1, 2, 3], [1, 2, 3]) == (3, 3)
-    assert _alike([1, 2, 3, 4], [1, 9, 3, 4]) == (1, 2)
-    assert _alike([1, 2], [1, 2, 3]) == (2, 3)
+    assert alike([1, 2, 3], [1, 2, 3]) == (3, 3)
+    assert alike([1, 2, 3, 4], [1, 9, 3, 4]) == (1, 2)
+    assert alike([1, 2], [1, 2, 3]) == (2, 3)

@@ -271,6 +271,54 @@ def infer(
 
 
 @app.command()
+def serve(
+    model: ModelReference,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="NAME=RUN", help="a further adapter of the same base; repeat for more"),
+    ] = None,
+    engine: Annotated[
+        Literal["auto", "vllm", "transformers"], typer.Option("--engine", help="auto: vLLM where it is installed")
+    ] = "auto",
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets everybody in, unasked")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    config: Annotated[Path | None, typer.Option("--config", help="take infer.vllm settings from it")] = None,
+) -> None:
+    """Start an OpenAI-compatible server with the model, and its adapters under names of their own."""
+    _prepare_libraries()
+    from thinktune.serve import serve
+
+    server = serve(
+        model,
+        adapters=adapter or [],
+        engine=engine,
+        host=host,
+        port=port,
+        vllm=_infer_settings(config, {}).vllm,
+        notify=_notify,
+    )
+    _notify(f"{server.url} will have {', '.join(server.models)}")
+    server.run()
+
+
+@app.command()
+def export(
+    model: ModelReference,
+    gguf: Annotated[Literal["f16", "q8_0"], typer.Option("--gguf", help="the numbers in the file")] = "q8_0",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="default: MODEL-PRECISION.gguf", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a GGUF file for llama.cpp, and a Modelfile for Ollama; the file is read back and compared."""
+    _prepare_libraries()
+    from thinktune.export import export
+
+    out = out or Path(f"{_name(Path(model).name)}-{gguf}.gguf")
+    print(export(model, out, gguf, overwrite=overwrite, notify=_notify))
+
+
+@app.command()
 def eval(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="as for ask", show_default=False)] = None,
     data: Annotated[

@@ -207,7 +207,7 @@ def _look(loaded: Loaded, prompts: Sequence[_Prompt], first: Sequence[_Seen] | N
 
     rendered = [loaded.chat.prompt_ids(prompt.messages) for prompt in prompts]
     engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
-    greedy = [completion.token_ids for completion in _continue(engine, rendered, limit)]
+    greedy = [completion.token_ids for completion in continue_greedily(engine, rendered, limit)]
     seen = []
     for at, ids in enumerate(rendered):
         with torch.inference_mode():
@@ -223,7 +223,7 @@ def _look_through(
 ) -> tuple[list[_Seen], list[Completion]]:
     """The engine that answers batch files, and what it writes where nothing but the model itself ends it."""
     rendered = [chat.prompt_ids(prompt.messages) for prompt in prompts]
-    written = _continue(engine, rendered, LONGER * limit)
+    written = continue_greedily(engine, rendered, LONGER * limit)
     seen = [
         _Seen(ids, {token: engine.logprobs(ids, [token])[0] for token in other.logprobs}, completion.token_ids[:limit])
         for ids, other, completion in zip(rendered, first, written, strict=True)
@@ -231,7 +231,7 @@ def _look_through(
     return seen, written
 
 
-def _continue(engine: Engine, rendered: Sequence[list[int]], limit: int) -> list[Completion]:
+def continue_greedily(engine: Engine, rendered: Sequence[list[int]], limit: int) -> list[Completion]:
     """Greedy completions of at most `limit` tokens, in the order of the prompts."""
     sampling = Sampling(max_tokens=limit, stop=())
     found: dict[str, Completion] = {}
@@ -270,7 +270,7 @@ def _compare(name: str, adapter: Sequence[_Seen], other: Sequence[_Seen], stored
     same = sum(one.rendered == two.rendered for one, two in pairs)
     gap = max(abs(value - two.logprobs[token]) for one, two in pairs for token, value in one.logprobs.items())
     bound = BOUNDS.get(stored, ROUNDED_BOUND)
-    alike = [_alike(one.greedy, two.greedy) for one, two in pairs]
+    alike = [alike(one.greedy, two.greedy) for one, two in pairs]
     rate = sum(equal for equal, _ in alike) / sum(total for _, total in alike)
     wanted = AGREEMENT.get(stored, ROUNDED_AGREEMENT)
     return [
@@ -280,7 +280,7 @@ def _compare(name: str, adapter: Sequence[_Seen], other: Sequence[_Seen], stored
     ]
 
 
-def _alike(one: Sequence[int], two: Sequence[int]) -> tuple[int, int]:
+def alike(one: Sequence[int], two: Sequence[int]) -> tuple[int, int]:
     """How many tokens were chosen alike after the same prefix, of how many: none is counted after they part."""
     equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False)))
     return equal, min(equal + 1, max(len(one), len(two)))

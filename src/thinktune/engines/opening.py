@@ -92,8 +92,12 @@ def open_engine(
     dtype = choose_dtype(device, load.dtype)
     tokenizer = read_tokenizer(resolved, load, notify)
     chat = make_chat(tokenizer, resolved.settings)
-    beside = {name: _adapter_of(adapter, resolved, load) for name, adapter in (adapters or {}).items()}
-    runs_on = "transformers" if make else _choose(engine, reference, resolved, quantize, device.type, samplings)
+    beside = {name: adapter_beside(adapter, resolved, load) for name, adapter in (adapters or {}).items()}
+    runs_on = (
+        "transformers"
+        if make
+        else choose_engine(engine, reference, resolved, quantize, samplings, lacks_gpu=device.type != "cuda")
+    )
     if beside and runs_on == "transformers":
         raise UsageError("the transformers engine runs one adapter at a time", hint="use --engine vllm")
 
@@ -142,15 +146,19 @@ def vllm_model(
     )
 
 
-def _choose(
+def choose_engine(
     engine: EngineName,
     reference: str | Path,
     resolved: Resolved,
     quantize: Quantize,
-    device: str,
-    samplings: Iterable[Sampling],
+    samplings: Iterable[Sampling] = (),
+    *,
+    lacks_gpu: bool,
 ) -> Literal["transformers", "vllm"]:
-    """The engine that was asked for; for "auto" vLLM, if it is here, can do all that is wanted, and has a GPU.
+    """The engine that was asked for; for "auto" vLLM, if it is here and can do all that is wanted.
+
+    Args:
+        lacks_gpu: no GPU is there, without which "auto" leaves vLLM alone.
 
     Raises:
         UsageError, MissingExtra: vLLM was asked for, and cannot run this model or is not installed.
@@ -165,7 +173,7 @@ def _choose(
         return engine
     unsupported = VLLM_CANNOT - {"think_budget"}  # which is a layer over engines
     honoured = not any(unhonoured(sampling, unsupported) for sampling in samplings)
-    return "vllm" if device == "cuda" and not problem and has_vllm() and honoured else "transformers"
+    return "vllm" if not lacks_gpu and not problem and has_vllm() and honoured else "transformers"
 
 
 def _why_not_vllm(resolved: Resolved, quantize: Quantize) -> str | None:
@@ -178,7 +186,7 @@ def _why_not_vllm(resolved: Resolved, quantize: Quantize) -> str | None:
     return None
 
 
-def _adapter_of(reference: str | Path, base: Resolved, load: Load) -> Path:
+def adapter_beside(reference: str | Path, base: Resolved, load: Load) -> Path:
     """The folder of an adapter that goes beside others on a base.
 
     Raises:

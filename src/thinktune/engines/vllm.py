@@ -103,7 +103,7 @@ class VllmEngine(Engine):
                 name: [number, str(folder)] for number, (name, folder) in enumerate(model.adapters.items(), start=1)
             },
         }
-        self._environment = _environment(on_gpu)
+        self._environment = vllm_environment(on_gpu=on_gpu)
         self._crashes = 0
         self._process: WorkerProcess | None = None
         ready = self._running().ready
@@ -318,7 +318,7 @@ def _seed(row: _Row) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) >> 1
 
 
-def _environment(on_gpu: bool) -> dict[str, str]:
+def vllm_environment(*, on_gpu: bool) -> dict[str, str]:
     """vLLM's switches, where the person has not set them."""
     switches = {
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it compiles itself at first use, and hangs where there is no network
