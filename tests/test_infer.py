@@ -313,9 +313,12 @@ def test_a_whole_call_on_a_model_folder_ends_at_once_the_second_time(tiny_model:
     assert "already" in said.getvalue()
 
 
-def test_an_engine_that_is_not_there_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
+def test_an_engine_that_is_not_there_is_refused_before_the_model_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THINKTUNE_VLLM_PYTHON", "/no/such/python")
     (tmp_path / "A1.jsonl").write_text(line(1))
-    with pytest.raises(UsageError, match="vllm is not available"):
+    with pytest.raises(UsageError, match="/no/such/python"):
         infer_file("nowhere/at/all", tmp_path / "A1.jsonl", tmp_path / "res.json", settings=Infer(engine="vllm"))
 
 

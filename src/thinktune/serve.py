@@ -108,8 +108,8 @@ def serve(
         arguments["chat_template"] = _template_file(tokenizer.chat_template, chat.system_text or "", own_name)
     if model.adapters:
         arguments["lora_modules"] = [f"{name}={folder}" for name, folder in model.adapters.items()]
-    program = (vllm_python(), "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(model.folder))
-    del arguments["model"]  # it has its place before the flags
+    # `vllm serve` looks for a distribution called vllm, which its CPU build is not.
+    program = (vllm_python(), "-P", "-m", "vllm.entrypoints.openai.api_server")
     environment = vllm_environment(on_gpu=device.type == "cuda")
     # Its server steps the engine in a process of its own, or not at all.
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)

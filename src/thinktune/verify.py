@@ -270,8 +270,8 @@ def _compare(name: str, adapter: Sequence[_Seen], other: Sequence[_Seen], stored
     same = sum(one.rendered == two.rendered for one, two in pairs)
     gap = max(abs(value - two.logprobs[token]) for one, two in pairs for token, value in one.logprobs.items())
     bound = BOUNDS.get(stored, ROUNDED_BOUND)
-    alike = [alike(one.greedy, two.greedy) for one, two in pairs]
-    rate = sum(equal for equal, _ in alike) / sum(total for _, total in alike)
+    tokens = [alike(one.greedy, two.greedy) for one, two in pairs]
+    rate = sum(equal for equal, _ in tokens) / sum(total for _, total in tokens)
     wanted = AGREEMENT.get(stored, ROUNDED_AGREEMENT)
     return [
         Check(f"{name}: rendered token ids", f"{same} of {len(pairs)} equal", "all", same == len(pairs)),

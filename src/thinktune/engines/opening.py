@@ -86,6 +86,8 @@ def open_engine(
     from thinktune.models.device import choose_device, choose_dtype
     from thinktune.models.tokenizer import read_tokenizer
 
+    if engine == "vllm":
+        vllm_python()  # that it is missing is better told before anything is downloaded
     load = load or Load()
     resolved = resolve(reference, load, notify, prefer_merged=merge and quantize == "none")
     device = choose_device(load.device)
@@ -161,7 +163,7 @@ def choose_engine(
         lacks_gpu: no GPU is there, without which "auto" leaves vLLM alone.
 
     Raises:
-        UsageError, MissingExtra: vLLM was asked for, and cannot run this model or is not installed.
+        UsageError: vLLM was asked for, and cannot run this model.
     """
     if engine == "transformers":
         return engine
@@ -169,7 +171,6 @@ def choose_engine(
     if engine == "vllm":
         if problem:
             raise UsageError(f"vLLM cannot run {reference}: {problem}", hint="use --engine transformers")
-        vllm_python()
         return engine
     unsupported = VLLM_CANNOT - {"think_budget"}  # which is a layer over engines
     honoured = not any(unhonoured(sampling, unsupported) for sampling in samplings)
