@@ -1,10 +1,11 @@
 """Batch inference: vLLM alone against `thinktune infer`, merged and unmerged, and our transformers engine.
 
     python bench/infer.py TOKENIZER_FOLDER            # one H100: Qwen2.5-3B's shape, 512 items x 256 tokens
-    python bench/infer.py TOKENIZER_FOLDER --tiny     # to try it, on a CPU too (with THINKTUNE_VLLM_PYTHON)
+    python bench/infer.py --model FOLDER --items 32 --tokens 64 --parts vllm,ours,transformers    # SmolLM2 on a CPU
+    python bench/infer.py TOKENIZER_FOLDER --tiny     # to try it; on a CPU with THINKTUNE_VLLM_PYTHON set
 
-The model has random weights, on which speed does not depend, and no token ends a completion. Every row is measured in a
-process of its own after a warm-up; rows appear as they are measured. vLLM alone and ours run with the same engine
+Without --model the model has random weights, on which speed does not depend. No token ends a completion. Every row is
+measured in a process of its own after a warm-up; rows appear as they are measured. vLLM alone and ours run with equal
 arguments, prompts and sampling; ours goes through `infer`, its journal included. vLLM alone comes first and fills the
 compilation cache, so that ours is the engine's second start.
 """
@@ -51,13 +52,17 @@ PARTS = {
 
 def main() -> None:
     options = read_options()
+    if options.part == "model":
+        make_model(options)
+        return
     if options.part:
         for row in measure(options):
             print("ROW", json.dumps(row), flush=True)
         return
     started = time.time()
-    make_model(options)
-    print(f"model and adapter made in {time.time() - started:.0f} s\n", flush=True)
+    if options.model is None:
+        list(rows_of("model"))  # in a process of its own too: what it has on the GPU is gone afterwards
+        print(f"model and adapter made in {time.time() - started:.0f} s\n", flush=True)
     print(f"{'what':40} {'sampling':22} {'tokens/s':>9} {'of vLLM':>8} {'start':>7}", flush=True)
     alone: dict[str, float] = {}
     for part in options.parts.split(","):
@@ -73,14 +78,18 @@ def main() -> None:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Batch inference, side by side.")
-    parser.add_argument("tokenizer", type=Path, help="folder of Qwen2.5's tokenizer")
+    parser.add_argument("tokenizer", type=Path, nargs="?", help="folder of Qwen2.5's tokenizer")
+    parser.add_argument("--model", type=Path, help="a model folder to measure instead, without adapter")
     parser.add_argument("--work", type=Path, default=Path("runs/bench-infer"), help="for model, adapter and results")
     parser.add_argument("--parts", default=",".join(PARTS), help="which rows to measure")
     parser.add_argument("--items", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--tiny", action="store_true", help="a small model")
     parser.add_argument("--part", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.tokenizer is None and options.model is None:
+        parser.error("name the folder of a tokenizer, or a --model")
+    return options
 
 
 def rows_of(part: str) -> Iterator[dict[str, Any]]:
@@ -98,7 +107,7 @@ def rows_of(part: str) -> Iterator[dict[str, Any]]:
             if line.startswith("ROW "):
                 yield json.loads(line.removeprefix("ROW "))
     if process.returncode:
-        print(f"{PARTS[part]}: ended with status {process.returncode}", flush=True)
+        print(f"{PARTS.get(part, part)}: ended with status {process.returncode}", flush=True)
 
 
 def make_model(options: argparse.Namespace) -> None:
@@ -155,10 +164,14 @@ def questions(count: int) -> list[str]:
     ]
 
 
+def model_folder(options: argparse.Namespace) -> Path:
+    return options.model or options.work / "model"
+
+
 def vllm_model(options: argparse.Namespace) -> Any:
     from transformers import AutoTokenizer
 
-    folder = options.work / "model"
+    folder = model_folder(options)
     return VllmModel(
         folder=folder,
         tokenizer_folder=folder,
@@ -278,7 +291,7 @@ def transformers_engine(options: argparse.Namespace, tokenizer: Any) -> Any:
 
     from thinktune.engines.transformers import TransformersEngine
 
-    model = AutoModelForCausalLM.from_pretrained(options.work / "model", dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(model_folder(options), dtype=torch.bfloat16)
     return TransformersEngine(model.to("cuda" if on_gpu() else "cpu"), tokenizer, ())
 
 

@@ -137,6 +137,15 @@ def test_the_request_that_ends_vllm_is_found_and_the_others_are_answered(engine:
     assert all(each.error is None for each in found.values())
 
 
+def test_none_is_lost_where_vllm_is_killed_between_two_answers(engine: VllmEngine) -> None:
+    with closing(engine.generate(ask(100 + at, name=str(at)) for at in range(60))) as completions:
+        found = [next(completions)]
+        worker_process(engine).kill()
+        found += completions
+    assert sorted(int(each.request_id) for each in found) == list(range(60))
+    assert {each.error for each in found} == {None}
+
+
 def test_one_that_ends_again_and_again_is_given_up(engine: VllmEngine) -> None:
     with pytest.raises(GenerationError, match="vLLM ended 13 times"):
         list(engine.generate([ask(KILLER, name=str(at)) for at in range(40)]))

@@ -179,30 +179,35 @@ class VllmEngine(Engine):
             self._notify(f"vLLM {self._process.ready['version']} is ready after {took:.0f} s")
         return self._process
 
-    def _answer(self, source: Iterable[_Row]) -> Generator[Completion, None, None]:
-        """Keep as many rows in flight as vLLM can use. Where it ends, halve what was in flight, and go on."""
+    def _answer(self, source: Iterable[_Row], *, alone: bool = False) -> Generator[Completion, None, None]:
+        """Keep as many rows in flight as vLLM can use. Where it ends, halve what was in flight, and go on.
+
+        A row is blamed only where it was `alone`: vLLM may have been killed from outside.
+        """
         rows = iter(source)
         most = 2 * self.settings.max_num_seqs  # those that decode, and as many waiting at the door
         suspects: list[_Row] | None = []
         while suspects is not None:
             half = (len(suspects) + 1) // 2
             for part in (suspects[:half], suspects[half:]) if suspects else ():
-                yield from self._answer(part)
+                yield from self._answer(part, alone=len(part) == 1)
             suspects = None
             flying: dict[str, _Row] = {}
+            leaving: list[_Row] = []  # on their way to the process
             with Flight(self._running()) as flight:
                 try:
                     while (taken := list(islice(rows, most - len(flying)))) or flying:
                         yield from (_failed(row, problem) for row in taken if (problem := self._problem(row.request)))
-                        sound = [row for row in taken if not self._problem(row.request)]
-                        flying.update(zip(flight.add(map(self._wire_request, sound)), sound, strict=True))
+                        leaving = [row for row in taken if not self._problem(row.request)]
+                        flying.update(zip(flight.add(map(self._wire_request, leaving)), leaving, strict=True))
+                        leaving = []
                         if flying:
                             event = flight.next_event()
                             yield self._complete(flying.pop(event["id"]), event)
                 except Crashed as crash:
                     self._note_crash(crash)
-                    suspects = list(flying.values())
-                    if len(suspects) == 1:
+                    suspects = [*flying.values(), *leaving]
+                    if alone and suspects:
                         yield _failed(suspects.pop(), f"vLLM ended at this request: {crash.message}")
 
     def _note_crash(self, crash: Crashed) -> None:
