@@ -213,8 +213,15 @@ def verify(
 @app.command()
 def infer(
     model: ModelReference,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines {id, type, prompt}, or builtin:questions")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="the result file")] = Path("results.json"),
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="JSON lines {id, type, prompt}, or builtin:questions")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="the result file; of several, their folder (default: results)", show_default=False
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="take infer.* settings from it")] = None,
     profile: Annotated[
         Literal["default", "article"] | None,
@@ -240,9 +247,9 @@ def infer(
         bool, typer.Option("--retry-errors", help="generate only for items that failed before")
     ] = False,
 ) -> None:
-    """Answer a batch file; a stopped call goes on where it was."""
+    """Answer batch files, with the model loaded once; a stopped call goes on where it was."""
     _prepare_libraries()
-    from thinktune.infer import infer_file
+    from thinktune.infer import infer_files
 
     if retry_errors and overwrite:
         raise UsageError("--retry-errors and --overwrite exclude each other")
@@ -255,10 +262,9 @@ def infer(
         "merge": False if unmerged else None,
     }
     settings = {name: value for name, value in given.items() if value is not None}
-    infer_file(
+    infer_files(
         model,
-        file,
-        out,
+        _result_files(files, out),
         settings=_infer_settings(config, settings),
         quantize=_quantize(quantize),
         seed=seed,
@@ -516,6 +522,16 @@ def _print_comparison(runs: list[str], out: Path, *, json: bool = False) -> None
 def _name(reference: str) -> str:
     """A reference as part of a file name."""
     return re.sub(r"[^\w.-]+", "-", Path(reference).stem if Path(reference).is_file() else reference).strip("-.")
+
+
+def _result_files(files: list[str], out: Path | None) -> dict[str | Path, Path]:
+    """Where the answers of each batch file go."""
+    if len(files) == 1:
+        return {files[0]: out or Path("results.json")}
+    found: dict[str | Path, Path] = {file: (out or Path("results")) / f"{_name(file)}.json" for file in files}
+    if len(set(found.values())) < len(files):
+        raise UsageError("two of the batch files have the same name", hint="answer them one by one, each with its -o")
+    return found
 
 
 def _quantize(name: str) -> Quantize:
