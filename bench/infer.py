@@ -94,7 +94,7 @@ def read_options() -> argparse.Namespace:
 
 def rows_of(part: str) -> Iterator[dict[str, Any]]:
     """Measure one part in a process of its own, so that the memory of the one before it is free."""
-    environment = vllm_environment(on_gpu=on_gpu())
+    environment = vllm_environment(device())
     python = os.environ.get("THINKTUNE_VLLM_PYTHON") if part.startswith("vllm") else None
     with subprocess.Popen(
         [python or sys.executable, __file__, *sys.argv[1:], "--part", part],
@@ -178,6 +178,7 @@ def vllm_model(options: argparse.Namespace) -> Any:
         tokenizer=AutoTokenizer.from_pretrained(folder),
         stop_ids=frozenset(),
         dtype="bfloat16",
+        device=device(),
         adapters={OWN: options.work / "adapter"} if options.part.endswith("adapter") else {},
     )
 
@@ -186,10 +187,10 @@ def engine_settings() -> Vllm:
     return Vllm(max_model_len=2048, gpu_memory_utilization=0.8)
 
 
-def on_gpu() -> bool:
+def device() -> str:
     import torch
 
-    return bool(torch.cuda.is_available())
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def samplings(options: argparse.Namespace) -> dict[str, Sampling]:
@@ -204,12 +205,11 @@ def measure_vllm(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from thinktune.models import Chat
 
     model = vllm_model(options)
-    gpu = on_gpu()
     started = time.time()
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    llm = LLM(**engine_arguments(model, engine_settings(), on_gpu=gpu))
+    llm = LLM(**engine_arguments(model, engine_settings()))
     took = time.time() - started
     chat = Chat(model.tokenizer)
     prompts = [
@@ -273,7 +273,7 @@ def measure_ours(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"sampling": name, "tokens_per_second": run(engine, chosen[name]), "start": took}
         return
     started = time.time()
-    with VllmEngine(model, engine_settings(), on_gpu=on_gpu()) as engine:
+    with VllmEngine(model, engine_settings()) as engine:
         took = time.time() - started
         run(engine, chosen["penalty"])
         for name, sampling, item_noise in (
@@ -292,7 +292,7 @@ def transformers_engine(options: argparse.Namespace, tokenizer: Any) -> Any:
     from thinktune.engines.transformers import TransformersEngine
 
     model = AutoModelForCausalLM.from_pretrained(model_folder(options), dtype=torch.bfloat16)
-    return TransformersEngine(model.to("cuda" if on_gpu() else "cpu"), tokenizer, ())
+    return TransformersEngine(model.to(device()), tokenizer, ())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from conftest import make_tiny_tokenizer
 from thinktune.config import Sampling, Vllm
 from thinktune.engines import Request, open_engine
 from thinktune.engines.process import PYTHON
-from thinktune.engines.vllm import OWN, VllmEngine, VllmModel, engine_arguments, lora_rank
+from thinktune.engines.vllm import OWN, VllmEngine, VllmModel, engine_arguments, lora_rank, vllm_environment
 from thinktune.errors import GenerationError, MissingExtra, ModelError, UsageError
 
 FAKE = Path(__file__).with_name("fake_vllm")
@@ -43,13 +43,14 @@ def make_model(**changes: Any) -> VllmModel:
         "tokenizer": tokenizer,
         "stop_ids": frozenset({2}),
         "dtype": "float32",
+        "device": "cpu",
     }
     return VllmModel(**{**settings, **changes})
 
 
 @pytest.fixture
 def engine(fake_vllm: None) -> Iterator[VllmEngine]:
-    with closing(VllmEngine(make_model(), Vllm(max_num_seqs=4), on_gpu=False)) as engine:
+    with closing(VllmEngine(make_model(), Vllm(max_num_seqs=4))) as engine:
         yield engine
 
 
@@ -162,7 +163,7 @@ def test_a_crash_while_streaming_or_scoring_is_an_error_and_the_next_question_is
 
 def test_a_start_that_fails_says_why_and_what_to_set(fake_vllm: None) -> None:
     with pytest.raises(GenerationError, match="No available memory for the cache blocks") as caught:
-        VllmEngine(make_model(), Vllm.model_construct(**{**Vllm().model_dump(), "max_model_len": 13}), on_gpu=False)
+        VllmEngine(make_model(), Vllm.model_construct(**{**Vllm().model_dump(), "max_model_len": 13}))
     assert "gpu_memory_utilization" in caught.value.hint
     assert ".log" in caught.value.hint
 
@@ -196,7 +197,7 @@ sys.path.insert(0, sys.argv[1])
 from test_engine_vllm import make_model
 from thinktune.config import Vllm
 from thinktune.engines.vllm import VllmEngine
-engine = VllmEngine(make_model(), Vllm(), on_gpu=False)
+engine = VllmEngine(make_model(), Vllm())
 print(engine._process._process.pid, flush=True)
 time.sleep(60)
 """
@@ -232,7 +233,7 @@ def test_noise_belongs_to_seed_id_and_sample(engine: VllmEngine) -> None:
 
 def test_requests_choose_among_the_adapters_of_one_engine(fake_vllm: None, tiny_adapter: Path) -> None:
     model = make_model(adapters={OWN: tiny_adapter, "other": tiny_adapter})
-    with closing(VllmEngine(model, Vllm(), on_gpu=False)) as engine:
+    with closing(VllmEngine(model, Vllm())) as engine:
         own, other = engine.generate([ask(5), Request("b", (5,), Sampling(stop=()), adapter="other")])
         assert (own.token_ids, other.token_ids) == ((5, 1), (5, 2))
 
@@ -266,16 +267,26 @@ def test_adapters_of_other_kinds_are_refused_by_name(tmp_path: Path, tiny_model:
 
 def test_settings_reach_vllm() -> None:
     settings = Vllm(enforce_eager=True, max_model_len=2048, gpu_memory_utilization=0.8)
-    arguments = engine_arguments(make_model(), settings, on_gpu=True)
+    arguments = engine_arguments(make_model(device="cuda"), settings)
     assert (arguments["enforce_eager"], arguments["max_model_len"], arguments["gpu_memory_utilization"]) == (
         True,
         2048,
         0.8,
     )
     assert "cudagraph_capture_sizes" not in arguments
-    graphs = engine_arguments(make_model(), Vllm(max_num_seqs=8), on_gpu=True)
+    graphs = engine_arguments(make_model(device="cuda"), Vllm(max_num_seqs=8))
     assert graphs["cudagraph_capture_sizes"] == [1, 2, 4, 8]
-    assert engine_arguments(make_model(), Vllm(), on_gpu=False)["enforce_eager"] is True
+    assert engine_arguments(make_model(), Vllm())["enforce_eager"] is True
+
+
+def test_vllm_gets_the_gpu_that_was_chosen_and_switches_that_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
+    assert vllm_environment("cuda")["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
+    assert vllm_environment("cuda")["VLLM_NO_USAGE_STATS"] == "1"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert vllm_environment("cuda:1")["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert vllm_environment("cuda:1")["CUDA_VISIBLE_DEVICES"] == "6"
 
 
 def test_a_field_that_vllm_cannot_honour_is_named(fake_vllm: None, tiny_model: Path) -> None:
@@ -320,6 +331,6 @@ def test_an_interrupt_while_vllm_starts_leaves_no_process(fake_vllm: None, monke
     monkeypatch.setattr("thinktune.engines.process.json.loads", lambda line: signal.raise_signal(signal.SIGINT))
     before = {child.pid for child in psutil.Process().children()}
     with pytest.raises(KeyboardInterrupt):
-        VllmEngine(make_model(), Vllm(), on_gpu=False)
+        VllmEngine(make_model(), Vllm())
     time.sleep(0.1)
     assert {child.pid for child in psutil.Process().children()} == before

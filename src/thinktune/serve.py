@@ -75,7 +75,7 @@ def serve(
     load = load or Load()
     resolved = resolve(reference, load, notify)
     device = choose_device(load.device)
-    dtype = str(choose_dtype(device, load.dtype)).removeprefix("torch.")
+    dtype = choose_dtype(device, load.dtype)
     runs_on = choose_engine(engine, reference, resolved, "none", lacks_gpu=False)
     tokenizer = read_tokenizer(resolved, load, notify)
     chat = make_chat(tokenizer, resolved.settings)
@@ -91,15 +91,15 @@ def serve(
         if chat.system_text != Chat(tokenizer).system_text:
             notify(f"clients have to send the system text that this model was trained with: {chat.system_text!r}")
         folder = str(resolved.folder)
-        command = _transformers_command(folder, host, port, device.type, dtype)
+        command = _transformers_command(folder, host, port, device.type, str(dtype).removeprefix("torch."))
         return Server(command, _transformers_environment(), (folder,), url)
-    model = vllm_model(resolved, tokenizer, chat, dtype, beside)
+    model = vllm_model(resolved, tokenizer, chat, device, dtype, beside)
     base_name = _name(resolved.base) if resolved.adapters else own_name
     model = replace(model, adapters={own_name if name == OWN else name: path for name, path in model.adapters.items()})
     if base_name in model.adapters:
         raise UsageError(f"the adapter {base_name} has the model's own name", hint="give it another: NAME=RUN")
     arguments = {
-        **engine_arguments(model, vllm or Vllm(), on_gpu=device.type == "cuda"),
+        **engine_arguments(model, vllm or Vllm()),
         "served_model_name": base_name,
         "host": host,
         "port": port,
@@ -110,7 +110,7 @@ def serve(
         arguments["lora_modules"] = [f"{name}={folder}" for name, folder in model.adapters.items()]
     # `vllm serve` looks for a distribution called vllm, which its CPU build is not.
     program = (vllm_python(), "-P", "-m", "vllm.entrypoints.openai.api_server")
-    environment = vllm_environment(on_gpu=device.type == "cuda")
+    environment = vllm_environment(model.device)
     # Its server steps the engine in a process of its own, or not at all.
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     return Server((*program, *_flags(arguments)), environment, (base_name, *model.adapters), url)

@@ -20,6 +20,8 @@ from thinktune.engines.vllm import OWN, VLLM_CANNOT, VllmEngine, VllmModel
 from thinktune.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from thinktune.models import Chat, Resolved
 
 EngineName = Literal["auto", "transformers", "vllm"]
@@ -111,9 +113,8 @@ def open_engine(
 
     def start_vllm() -> Engine:
         return VllmEngine(
-            vllm_model(resolved, tokenizer, chat, str(dtype).removeprefix("torch."), beside),
+            vllm_model(resolved, tokenizer, chat, device, dtype, beside),
             vllm or Vllm(),
-            on_gpu=device.type == "cuda",
             notify=notify,
         )
 
@@ -131,7 +132,12 @@ def open_engine(
 
 
 def vllm_model(
-    resolved: Resolved, tokenizer: Any, chat: Chat, dtype: str, beside: Mapping[str, Path] | None = None
+    resolved: Resolved,
+    tokenizer: Any,
+    chat: Chat,
+    device: torch.device,
+    dtype: torch.dtype,
+    beside: Mapping[str, Path] | None = None,
 ) -> VllmModel:
     """A resolved reference in vLLM's terms: the model's folder, and its adapter and those `beside` it unmerged."""
     from thinktune.models.folder import generation_ends
@@ -143,7 +149,8 @@ def vllm_model(
         tokenizer_folder=tokenizer_folder(resolved)[0],
         tokenizer=tokenizer,
         stop_ids=chat.stop_ids | generation_ends(resolved.folder),
-        dtype=dtype,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
         adapters=adapters,
     )
 

@@ -54,6 +54,7 @@ class VllmModel:
         tokenizer: the same, loaded.
         stop_ids: token ids that end a completion.
         dtype: bfloat16 or float32.
+        device: cuda, cuda:N, or cpu for vLLM's CPU build.
         adapters: folders of unmerged adapters by the name that requests use. A request that names none gets the one
             called `OWN`, if there is one, else the model itself.
     """
@@ -63,6 +64,7 @@ class VllmModel:
     tokenizer: Any
     stop_ids: frozenset[int]
     dtype: str
+    device: str
     adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -72,7 +74,6 @@ class VllmEngine(Engine):
     Args:
         model: what to run.
         settings: of vLLM itself.
-        on_gpu: False for vLLM's CPU build.
         notify: receives a line for the person now and then.
 
     Attributes:
@@ -91,19 +92,18 @@ class VllmEngine(Engine):
         model: VllmModel,
         settings: Vllm,
         *,
-        on_gpu: bool,
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._notify = notify
         self._model = model
         self.settings = settings
         self._first = {
-            "engine": engine_arguments(model, settings, on_gpu=on_gpu),
+            "engine": engine_arguments(model, settings),
             "adapters": {
                 name: [number, str(folder)] for number, (name, folder) in enumerate(model.adapters.items(), start=1)
             },
         }
-        self._environment = vllm_environment(on_gpu=on_gpu)
+        self._environment = vllm_environment(model.device)
         self._crashes = 0
         self._process: WorkerProcess | None = None
         ready = self._running().ready
@@ -266,8 +266,9 @@ class VllmEngine(Engine):
         }
 
 
-def engine_arguments(model: VllmModel, settings: Vllm, *, on_gpu: bool) -> dict[str, Any]:
+def engine_arguments(model: VllmModel, settings: Vllm) -> dict[str, Any]:
     """Arguments of vLLM's EngineArgs: the settings, and what follows from the model."""
+    on_gpu = model.device != "cpu"
     eager = (not on_gpu) if settings.enforce_eager is None else settings.enforce_eager
     arguments: dict[str, Any] = {
         "model": str(model.folder),
@@ -323,7 +324,7 @@ def _seed(row: _Row) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) >> 1
 
 
-def vllm_environment(*, on_gpu: bool) -> dict[str, str]:
+def vllm_environment(device: str) -> dict[str, str]:
     """vLLM's switches, where the person has not set them."""
     switches = {
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it compiles itself at first use, and hangs where there is no network
@@ -332,11 +333,16 @@ def vllm_environment(*, on_gpu: bool) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",  # everything is in local folders
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if not on_gpu:
+    if device == "cpu":
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         switches["VLLM_CPU_KVCACHE_SPACE"] = str(min(4, max(1, free // 4 // 2**30)))  # GiB
         switches["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process starts in half the time
-    return {**switches, **os.environ}
+    environment = {**switches, **os.environ}
+    if device.startswith("cuda:"):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        number = int(device.removeprefix("cuda:"))
+        environment["CUDA_VISIBLE_DEVICES"] = visible[number] if any(visible) else str(number)
+    return environment
 
 
 def _release_gpu_memory() -> None:
