@@ -105,8 +105,9 @@ class WorkerProcess:
             self.ready: dict[str, Any] = self._read()["ready"]
         except Crashed as crash:
             raise GenerationError(f"vLLM did not start: {crash.message}", hint=crash.hint) from None
-        except BaseException:  # Ctrl-C while it starts
-            self.close()
+        except BaseException:  # Ctrl-C while it starts, in the middle of nothing that it would have to put in order
+            self._end(0.0)
+            self._log.unlink()
             raise
 
     def open_box(self, box: deque[Event]) -> str:
