@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -28,6 +29,7 @@ from thinktune.errors import GenerationError, MissingExtra, UsageError
 PYTHON = "THINKTUNE_VLLM_PYTHON"
 """Environment variable: the interpreter of another environment, whose vLLM is to be used."""
 
+_LOOK = 2000  # milliseconds without an answer after which to see whether it is still there
 _PATIENCE = 15.0  # seconds for a process that was asked to end
 _ERROR = re.compile(r"\b(\w+(?:\.\w+)*(?:Error|Exception|Interrupt)): (.+)")
 _NO_CAUSE = ("See root cause above", "EngineDeadError", "Engine core initialization failed")
@@ -100,6 +102,8 @@ class WorkerProcess:
                 start_new_session=True,
             )
         self._pending = b""
+        self._arrivals = select.poll()
+        self._arrivals.register(self._socket, select.POLLIN)
         try:
             self.send(first)
             self.ready: dict[str, Any] = self._read()["ready"]
@@ -150,8 +154,11 @@ class WorkerProcess:
     def _read(self) -> dict[str, Any]:
         # Not through a buffered file, which loses part of a line where Ctrl-C comes in between.
         while b"\n" not in self._pending:
+            # What it has forked may hold the other end open after its death.
+            if not self._arrivals.poll(_LOOK) and self._process.poll() is None:
+                continue
             try:
-                data = self._socket.recv(1 << 16)
+                data = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
             except OSError:
                 data = b""
             if not data:

@@ -329,7 +329,6 @@ def vllm_environment(device: str) -> dict[str, str]:
     switches = {
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it compiles itself at first use, and hangs where there is no network
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "HF_HUB_OFFLINE": "1",  # everything is in local folders
         "TOKENIZERS_PARALLELISM": "false",
     }
