@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +31,8 @@ PYTHON = "THINKTUNE_VLLM_PYTHON"
 """Environment variable: the interpreter of another environment, whose vLLM is to be used."""
 
 _LOOK = 2000  # milliseconds without an answer after which to see whether it is still there
-_PATIENCE = 15.0  # seconds for a process that was asked to end
+_PATIENCE = 25.0  # seconds for a process that was asked to end
+_LAST_WORDS = 3.0  # seconds for what remains of it
 _ERROR = re.compile(r"\b(\w+(?:\.\w+)*(?:Error|Exception|Interrupt)): (.+)")
 _NO_CAUSE = ("See root cause above", "EngineDeadError", "Engine core initialization failed")
 _HINTS = {
@@ -188,13 +190,22 @@ class WorkerProcess:
         self.ended = True
         self._socket.close()
         try:
-            self._process.wait(patience)
-        except subprocess.TimeoutExpired:
-            pass
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience)
         finally:
-            with suppress(ProcessLookupError):  # all of the group are gone
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            self._end_group()
+
+    def _end_group(self) -> None:
+        """What is left of the process and its children: asked first, so that they remove their shared memory."""
+        deadline = time.monotonic() + _LAST_WORDS
+        with suppress(ProcessLookupError):  # none of the group is left
+            os.killpg(self._process.pid, signal.SIGTERM)
+            while time.monotonic() < deadline:
+                self._process.poll()
+                os.killpg(self._process.pid, 0)
+                time.sleep(0.02)
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 class Flight:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Message = dict[str, Any]
-_GRACE = 10.0  # seconds for vLLM to shut down by itself
+_GRACE = 20.0  # seconds for vLLM to shut down by itself
 
 
 class Worker:
