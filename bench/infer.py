@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from thinktune.config import Sampling, Vllm
@@ -39,6 +40,7 @@ SHAPE = {
 }
 TINY = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 8}
 RANK = 8
+WARM_UP = 32  # tokens
 PENALTY = Sampling(temperature=0.3, top_p=0.9, repetition_penalty=1.05, max_tokens=256, seed=1)
 GREEDY = Sampling(max_tokens=256, seed=1)
 PARTS = {
@@ -193,11 +195,11 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def samplings(options: argparse.Namespace) -> dict[str, Sampling]:
-    return {
-        "penalty": PENALTY.changed(max_tokens=options.tokens),
-        "greedy": GREEDY.changed(max_tokens=options.tokens),
-    }
+def cases(options: argparse.Namespace) -> dict[str, tuple[Sampling, bool]]:
+    """The samplings to measure, and whether each item has noise of its own."""
+    penalty, greedy = (sampling.changed(max_tokens=options.tokens) for sampling in (PENALTY, GREEDY))
+    found = {"penalty": (penalty, False), "penalty, item noise": (penalty, True)}
+    return found if options.part.endswith("adapter") else {**found, "greedy": (greedy, False)}
 
 
 def measure_vllm(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -217,7 +219,7 @@ def measure_vllm(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     ]
     own = [LoRARequest("own", 1, str(folder)) for folder in model.adapters.values()]
 
-    def run(sampling: Sampling, *, seeded: bool) -> float:
+    def run(sampling: Sampling, *, seeded: bool = False, prompts: list[dict[str, list[int]]] = prompts) -> float:
         params = [
             SamplingParams(
                 temperature=sampling.temperature,
@@ -235,14 +237,12 @@ def measure_vllm(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=own[0] if own else None)
         return sum(len(output.outputs[0].token_ids) for output in outputs) / (time.time() - begun)
 
-    chosen = samplings(options)
-    run(chosen["penalty"], seeded=False)
-    for name, sampling, seeded in (
-        ("penalty", chosen["penalty"], False),
-        ("penalty, item noise", chosen["penalty"], True),
-        ("greedy", chosen["greedy"], False),
-    ):
+    run(PENALTY.changed(max_tokens=WARM_UP))
+    for name, (sampling, seeded) in cases(options).items():
         yield {"sampling": name, "tokens_per_second": run(sampling, seeded=seeded), "start": took}
+    if not own:
+        alone = [run(cases(options)["penalty"][0], prompts=[prompt]) for prompt in prompts[:3]]
+        yield {"sampling": "one at a time", "tokens_per_second": median(alone), "start": took}
 
 
 def measure_ours(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -254,7 +254,6 @@ def measure_ours(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     model = vllm_model(options)
     chat = Chat(model.tokenizer)
-    chosen = samplings(options)
     out = options.work / f"{options.part}.json"
 
     def run(engine: Engine, sampling: Sampling) -> float:
@@ -268,19 +267,16 @@ def measure_ours(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         started = time.time()
         engine = transformers_engine(options, model.tokenizer)
         took = time.time() - started
-        run(engine, chosen["greedy"].changed(max_tokens=8))
-        for name in ("penalty", "greedy"):
-            yield {"sampling": name, "tokens_per_second": run(engine, chosen[name]), "start": took}
+        run(engine, PENALTY.changed(max_tokens=8))
+        for name, (sampling, item_noise) in cases(options).items():
+            if item_noise == bool(sampling.temperature):  # it has no other noise
+                yield {"sampling": name, "tokens_per_second": run(engine, sampling), "start": took}
         return
     started = time.time()
     with VllmEngine(model, engine_settings()) as engine:
         took = time.time() - started
-        run(engine, chosen["penalty"])
-        for name, sampling, item_noise in (
-            ("penalty", chosen["penalty"], False),
-            ("penalty, item noise", chosen["penalty"], True),
-            ("greedy", chosen["greedy"], False),
-        ):
+        run(engine, PENALTY.changed(max_tokens=WARM_UP))
+        for name, (sampling, item_noise) in cases(options).items():
             engine.settings = engine.settings.model_copy(update={"item_noise": item_noise})
             yield {"sampling": name, "tokens_per_second": run(engine, sampling), "start": took}
 
