@@ -172,7 +172,8 @@ class VllmEngine(Engine):
         if self._process is None or self._process.ended:
             self.close()
             _release_gpu_memory()
-            self._notify(f"starting vLLM on {self._model.folder}")
+            unmerged = f", {len(self._model.adapters)} adapters beside it" if self._model.adapters else ""
+            self._notify(f"starting vLLM on {self._model.folder}{unmerged}")
             started = time.perf_counter()
             self._process = WorkerProcess(WORKER, self._first, self._environment)
             took = time.perf_counter() - started

@@ -26,6 +26,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 Message = dict[str, Any]
@@ -132,10 +133,16 @@ class Worker:
 
 
 def _read(connection: socket.socket, inbox: queue.SimpleQueue[Message | None]) -> None:
-    """Pass lines on as they come. Their end is the other process's, however that ended."""
-    with connection.makefile("rb") as lines:
-        for line in lines:
-            inbox.put(json.loads(line))
+    """Pass lines on as they come. Their end is the other process's, however that ended.
+
+    Not through a buffered file: it would hold its lock for ever in the processes that vLLM forks.
+    """
+    pending = b""
+    with suppress(ConnectionError):
+        while data := connection.recv(1 << 20):
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                inbox.put(json.loads(line))
     inbox.put(None)
     time.sleep(_GRACE)  # this thread is a daemon: it gets no further where vLLM shuts down in time
     _kill_group()
