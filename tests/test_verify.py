@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from test_models_loading import FLOAT32, make_run
 from thinktune.cli import app
+from thinktune.engines import Completion
 from thinktune.errors import ModelError
 from thinktune.merge import merge
-from thinktune.verify import Verified, _alike, verify
+from thinktune.verify import Verified, _real_ends, alike, verify
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def verified(run: Path) -> Verified:
 def test_three_ways_of_running_a_run_agree(run: Path) -> None:
     result = verified(run)
     assert result.agrees
-    assert {check.name.partition(":")[0] for check in result.checks[:-1]} == {"merged model", "engine"}
+    assert {check.name.partition(":")[0] for check in result.checks[:-2]} == {"merged model", "engine"}
     assert [check.found for check in result.checks if "greedy" in check.name] == ["100.0% the same"] * 2
 
 
@@ -45,7 +46,17 @@ def test_an_untrained_model_has_not_learnt_to_end_its_turn(run: Path) -> None:
     result = verified(run)
     assert not result.stops
     assert not result.passed
-    assert "0% of replies" in result.checks[-1].found
+    assert "0% of replies" in result.checks[-2].found
+
+
+def test_stopping_is_judged_by_what_the_model_writes_by_itself() -> None:
+    ended = Completion("a", 0, "<think>a</think> <answer>1</answer>", (1,), "stop")
+    ran_on = Completion("b", 0, "<think>a</think> <answer>1</answer> and <think>", (1,), "length")
+    thinking = Completion("c", 0, "<think>a", (1,), "length")
+    assert _real_ends([ended] * 9 + [ran_on]).passed
+    assert not _real_ends([ended] * 8 + [ran_on]).passed
+    assert _real_ends([ended, thinking]).passed
+    assert _real_ends([ended, ran_on, thinking]).found == "1 end, 1 run on after it, 1 come to none"
 
 
 def test_the_command_says_no_by_its_exit_status(run: Path) -> None:
@@ -92,6 +103,6 @@ def test_a_run_without_merged_model_is_told_to_merge(tiny_model: Path, tmp_path:
 
 
 def test_tokens_count_up_to_where_two_texts_part() -> None:
-    assert _alike([1, 2, 3], [1, 2, 3]) == (3, 3)
-    assert _alike([1, 2, 3, 4], [1, 9, 3, 4]) == (1, 2)
-    assert _alike([1, 2], [1, 2, 3]) == (2, 3)
+    assert alike([1, 2, 3], [1, 2, 3]) == (3, 3)
+    assert alike([1, 2, 3, 4], [1, 9, 3, 4]) == (1, 2)
+    assert alike([1, 2], [1, 2, 3]) == (2, 3)

@@ -14,6 +14,7 @@ from thinktune import tags
 from thinktune.config import Load, Quantize, Sampling
 from thinktune.engines import open_engine
 from thinktune.engines.base import Engine, Request
+from thinktune.engines.opening import EngineName
 from thinktune.errors import GenerationError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def ask(
     question: str | None,
     *,
     sampling: Sampling,
+    engine: EngineName = "transformers",
     load: Load | None = None,
     quantize: Quantize = "none",
     raw: bool = False,
@@ -37,6 +39,7 @@ def ask(
     """`thinktune ask`: answer one question, or hold a conversation if there is none.
 
     Args:
+        engine: for one conversation transformers, which starts in seconds, is soon ahead of vLLM.
         raw: print exactly what the model writes, tags included.
         console: where answers go.
         messages: where notices and warnings go.
@@ -47,7 +50,10 @@ def ask(
     """
     console = console or Console()
     messages = messages or Console(stderr=True)
-    with open_engine(reference, load=load, quantize=quantize, notify=messages.print) as opened:
+    with open_engine(
+        reference, engine=engine, load=load, quantize=quantize, samplings=[sampling], notify=messages.print
+    ) as opened:
+        opened.engine.require_supported(sampling)
         opened.start()  # a person who is shown a prompt expects to be answered at once
         if question is not None:
             answer(opened.engine, opened.chat, question, sampling, console, raw, messages=messages)

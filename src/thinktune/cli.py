@@ -53,6 +53,10 @@ ThinkBudget = Annotated[
         show_default=False,
     ),
 ]
+Engine = Annotated[
+    Literal["auto", "vllm", "transformers"],
+    typer.Option("--engine", help="auto: vLLM where it is installed and there is a GPU"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 
 
@@ -154,6 +158,9 @@ def ask(
     max_tokens: Annotated[int, typer.Option(min=1)] = 2048,
     think_budget: ThinkBudget = None,
     seed: Annotated[int, typer.Option()] = 3407,
+    engine: Annotated[
+        Literal["vllm", "transformers"], typer.Option("--engine", help="transformers starts in seconds")
+    ] = "transformers",
     quantize: Quantization = "none",
 ) -> None:
     """Stream an answer, thinking dimmed; without a question, hold a conversation."""
@@ -162,7 +169,7 @@ def ask(
     from thinktune.config import Sampling
 
     sampling = Sampling().changed(temperature=temperature, max_tokens=max_tokens, seed=seed, think_budget=think_budget)
-    ask(model, question, sampling=sampling, quantize=_quantize(quantize), raw=raw)
+    ask(model, question, sampling=sampling, engine=engine, quantize=_quantize(quantize), raw=raw)
 
 
 @app.command()
@@ -185,6 +192,7 @@ def verify(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="default: 256 on a GPU, 48 on a CPU", show_default=False)
     ] = None,
+    engine: Engine = "auto",
     json: AsJson = False,
 ) -> None:
     """Prove that adapter, merged model and engine are the same model, and that it ends its turns; else exit with 1."""
@@ -193,7 +201,7 @@ def verify(
 
     from thinktune.verify import verify
 
-    verified = verify(run, prompts=prompts, max_tokens=max_tokens, notify=_notify)
+    verified = verify(run, engine=engine, prompts=prompts, max_tokens=max_tokens, notify=_notify)
     if json:
         print(dumps(verified.as_dict(), ensure_ascii=False, indent=2))
     else:
@@ -205,8 +213,15 @@ def verify(
 @app.command()
 def infer(
     model: ModelReference,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines {id, type, prompt}, or builtin:questions")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="the result file")] = Path("results.json"),
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="JSON lines {id, type, prompt}, or builtin:questions")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="the result file; of several, their folder (default: results)", show_default=False
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="take infer.* settings from it")] = None,
     profile: Annotated[
         Literal["default", "article"] | None,
@@ -217,6 +232,13 @@ def infer(
         Literal["results", "openai"],
         typer.Option("--format", help="of the result: results, or openai (its batch API's lines)"),
     ] = "results",
+    engine: Annotated[
+        Literal["auto", "vllm", "transformers"] | None,
+        typer.Option("--engine", help="auto: vLLM where it is installed and there is a GPU", show_default=False),
+    ] = None,
+    unmerged: Annotated[
+        bool, typer.Option("--unmerged", help="run an adapter beside its base, not the merged model")
+    ] = False,
     quantize: Quantization = "none",
     seed: Annotated[int, typer.Option()] = 3407,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="faulty lines become error items")] = False,
@@ -225,19 +247,24 @@ def infer(
         bool, typer.Option("--retry-errors", help="generate only for items that failed before")
     ] = False,
 ) -> None:
-    """Answer a batch file; a stopped call goes on where it was."""
+    """Answer batch files, with the model loaded once; a stopped call goes on where it was."""
     _prepare_libraries()
-    from thinktune.infer import infer_file
+    from thinktune.infer import infer_files
 
     if retry_errors and overwrite:
         raise UsageError("--retry-errors and --overwrite exclude each other")
     # What is given here goes over the config's; a profile named here over the config's types too.
-    given: dict[str, Any] = {"profile": profile, "profiles": {} if profile else None, "think_budget": think_budget}
+    given: dict[str, Any] = {
+        "profile": profile,
+        "profiles": {} if profile else None,
+        "think_budget": think_budget,
+        "engine": engine,
+        "merge": False if unmerged else None,
+    }
     settings = {name: value for name, value in given.items() if value is not None}
-    infer_file(
+    infer_files(
         model,
-        file,
-        out,
+        _result_files(files, out),
         settings=_infer_settings(config, settings),
         quantize=_quantize(quantize),
         seed=seed,
@@ -247,6 +274,54 @@ def infer(
         form=form,
         console=_stderr(),
     )
+
+
+@app.command()
+def serve(
+    model: ModelReference,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="NAME=RUN", help="a further adapter of the same base; repeat for more"),
+    ] = None,
+    engine: Annotated[
+        Literal["auto", "vllm", "transformers"], typer.Option("--engine", help="auto: vLLM where it is installed")
+    ] = "auto",
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets everybody in, unasked")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    config: Annotated[Path | None, typer.Option("--config", help="take infer.vllm settings from it")] = None,
+) -> None:
+    """Start an OpenAI-compatible server with the model, and its adapters under names of their own."""
+    _prepare_libraries()
+    from thinktune.serve import serve
+
+    server = serve(
+        model,
+        adapters=adapter or [],
+        engine=engine,
+        host=host,
+        port=port,
+        vllm=_infer_settings(config, {}).vllm,
+        notify=_notify,
+    )
+    _notify(f"{server.url} will have {', '.join(server.models)}")
+    server.run()
+
+
+@app.command()
+def export(
+    model: ModelReference,
+    gguf: Annotated[Literal["f16", "q8_0"], typer.Option("--gguf", help="the numbers in the file")] = "q8_0",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="default: MODEL-PRECISION.gguf", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a GGUF file for llama.cpp, and a Modelfile for Ollama; the file is read back and compared."""
+    _prepare_libraries()
+    from thinktune.export import export
+
+    out = out or Path(f"{_name(Path(model).name)}-{gguf}.gguf")
+    print(export(model, out, gguf, overwrite=overwrite, notify=_notify))
 
 
 @app.command()
@@ -277,6 +352,7 @@ def eval(
         bool | None, typer.Option("--tell-format/--no-tell-format", help="default: only untuned models are told")
     ] = None,
     seed: Annotated[int, typer.Option()] = 3407,
+    engine: Engine = "auto",
     quantize: Quantization = "none",
     overwrite: Overwrite = False,
     json: AsJson = False,
@@ -304,6 +380,7 @@ def eval(
         sample=sample,
         sampling=Sampling().changed(temperature=temperature, max_tokens=max_tokens, n=n, think_budget=think_budget),
         tell_format=tell_format,
+        engine=engine,
         quantize=_quantize(quantize),
         seed=seed,
         overwrite=overwrite,
@@ -445,6 +522,16 @@ def _print_comparison(runs: list[str], out: Path, *, json: bool = False) -> None
 def _name(reference: str) -> str:
     """A reference as part of a file name."""
     return re.sub(r"[^\w.-]+", "-", Path(reference).stem if Path(reference).is_file() else reference).strip("-.")
+
+
+def _result_files(files: list[str], out: Path | None) -> dict[str | Path, Path]:
+    """Where the answers of each batch file go."""
+    if len(files) == 1:
+        return {files[0]: out or Path("results.json")}
+    found: dict[str | Path, Path] = {file: (out or Path("results")) / f"{_name(file)}.json" for file in files}
+    if len(set(found.values())) < len(files):
+        raise UsageError("two of the batch files have the same name", hint="answer them one by one, each with its -o")
+    return found
 
 
 def _quantize(name: str) -> Quantize:

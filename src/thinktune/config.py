@@ -284,16 +284,42 @@ class Ask(_Section):
     sampling: Sampling = Sampling(temperature=0.1, max_tokens=2048)
 
 
+class Vllm(_Section):
+    """vLLM's own settings."""
+
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="share of the GPU's memory for weights, cache and graphs together"
+    )
+    max_model_len: int | None = Field(
+        None, ge=16, description="tokens of prompt and answer; null: the model's, or what the memory has room for"
+    )
+    max_num_seqs: int = Field(512, ge=1, description="completions that are written at the same time")
+    max_num_batched_tokens: int | None = Field(None, ge=16, description="tokens of one step; null: vLLM's choice")
+    enforce_eager: bool | None = Field(
+        None, description="no compilation, no CUDA graphs: starts sooner, runs slower; null: on a CPU only"
+    )
+    item_noise: bool = Field(
+        True,
+        description="noise by seed, id and sample, whatever shares the batch; false: one generator for all, faster",
+    )
+
+
 class Infer(_Section):
     """Batch items to a result file."""
 
-    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    engine: Literal["auto", "transformers", "vllm"] = Field(
+        "auto", description="auto: vLLM where it is installed and there is a GPU, else transformers"
+    )
+    merge: bool = Field(True, description="false: run an adapter beside its base, unmerged, which is slower")
+    vllm: Vllm = Vllm()
     file: str | None = Field(None, description="batch file, or builtin:questions; null: no inference in run")
     out: Path | None = Field(None, description="result file; null: RUN/infer/results.json")
     profile: Profile = Field("default", description="sampling of all types: default, or article (the guide's values)")
     profiles: dict[ItemType, Sampling] = Field({}, description="sampling by item type, over the profile's")
     think_budget: int | None = Field(None, ge=1, description="think_budget of all types that set none themselves")
-    batch_tokens: int | None = Field(None, ge=1, description="tokens the engine holds at once; null: from free memory")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="tokens the transformers engine holds at once; null: from free memory"
+    )
 
 
 class Eval(_Section):

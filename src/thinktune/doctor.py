@@ -35,7 +35,8 @@ _EXTRAS = {
     "quant": "quantize: int8 and nf4, 8-bit AdamW",
     "gguf": "GGUF files, and converting the built-in model",
     "modelscope": "ms: models and data sets",
-    "vllm": "the vLLM engine, on a GPU",
+    "vllm": "the vLLM engine and its server, on a GPU",
+    "serve": "a server without vLLM",
     "eval": "BLEU and chrF of free text",
     "demo": "the web page",
 }

@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from thinktune import tags
-from thinktune.config import Data, Format, Load, Quantize, Sampling
+from thinktune.config import Data, Format, Load, Quantize, Sampling, Vllm
 from thinktune.engines import Opened, open_engine
 from thinktune.engines.base import Engine, Request
+from thinktune.engines.opening import EngineName
 from thinktune.files import write_json, write_text
 from thinktune.items import valid_text
 from thinktune.journal import Completed, Record, complete, telling_full_disk
@@ -75,8 +76,10 @@ def evaluate_data(
     sampling: Sampling | None = None,
     task: str = "math",
     tell_format: bool | None = None,
+    engine: EngineName = "auto",
     load: Load | None = None,
     quantize: Quantize = "none",
+    vllm: Vllm | None = None,
     batch_tokens: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -88,6 +91,7 @@ def evaluate_data(
     Args:
         source: as in `data.source`.
         tell_format: explain the format in the prompt; None: only to models that were not trained for it.
+        engine, vllm, batch_tokens: as in the config's `infer`.
         task: one of `TASKS`, which says how answers are compared.
         opened: the model, where it is in memory already; it is closed in the end.
 
@@ -99,7 +103,14 @@ def evaluate_data(
     console = console or Console(stderr=True)
     load = load or Load()
     with opened or open_engine(
-        reference, load=load, quantize=quantize, batch_tokens=batch_tokens, notify=console.print
+        reference,
+        engine=engine,
+        load=load,
+        quantize=quantize,
+        vllm=vllm,
+        batch_tokens=batch_tokens,
+        samplings=[sampling or Sampling()],
+        notify=console.print,
     ) as opened:
         data = Data(source=source, split=split, sample=sample)
         fmt = Format.model_validate(opened.format_settings)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -55,10 +55,15 @@ class Inferred:
         return f"{'; '.join(parts)}. Result: {self.out}"
 
 
-def infer_file(
+def infer_file(reference: str | Path, file: str | Path, out: Path, **options: Any) -> Inferred:
+    """`infer_files` of one file."""
+    (inferred,) = infer_files(reference, {file: out}, **options)
+    return inferred
+
+
+def infer_files(
     reference: str | Path,
-    file: str | Path,
-    out: Path,
+    files: Mapping[str | Path, Path],
     *,
     settings: Infer | None = None,
     load: Load | None = None,
@@ -69,35 +74,45 @@ def infer_file(
     retry_errors: bool = False,
     form: ResultFormat = "results",
     console: Console | None = None,
-) -> Inferred:
-    """`thinktune infer`: answer a batch file with the model that a reference names.
+) -> list[Inferred]:
+    """`thinktune infer`: answer batch files, one after the other, with the model that a reference names.
 
-    The model is loaded only if the journal lacks something. Arguments and errors as for `read_batch_file`,
-    `tasks.profiles.samplings`, `models.load_model` and `infer`.
+    All files are checked before the model is loaded, which happens once, and only if a journal lacks something.
+    Arguments and errors as for `read_batch_file`, `tasks.profiles.samplings`, `models.load_model` and `infer`.
+
+    Args:
+        files: the result file of each batch file.
     """
     console = console or Console(stderr=True)
     settings = settings or Infer()
-    items = read_batch_file(file, samplings=samplings(settings, seed), skip_bad=skip_bad)
+    chosen = samplings(settings, seed)
+    items = {file: read_batch_file(file, samplings=chosen, skip_bad=skip_bad) for file in files}
     with open_engine(
         reference,
         engine=settings.engine,
         load=load,
         quantize=quantize,
+        merge=settings.merge,
+        vllm=settings.vllm,
         batch_tokens=settings.batch_tokens,
+        samplings={item.sampling for each in items.values() for item in each},
         notify=console.print,
     ) as opened:
-        return infer(
-            opened.engine,
-            opened.chat,
-            items,
-            out,
-            model=opened.fingerprint,
-            name=str(reference),
-            overwrite=overwrite,
-            retry_errors=retry_errors,
-            form=form,
-            console=console,
-        )
+        return [
+            infer(
+                opened.engine,
+                opened.chat,
+                items[file],
+                out,
+                model=opened.fingerprint,
+                name=str(reference),
+                overwrite=overwrite,
+                retry_errors=retry_errors,
+                form=form,
+                console=console,
+            )
+            for file, out in files.items()
+        ]
 
 
 def infer(

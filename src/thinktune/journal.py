@@ -302,6 +302,8 @@ class _Digests:
         for part in (self._model, request.id, settings):
             digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
         digest.update(array("q", request.prompt_ids).tobytes())
+        if request.adapter is not None:
+            digest.update(request.adapter.encode("utf-8", "surrogatepass") + b"\0")
         keys = []
         for index in _samples(request):
             sample = digest.copy()

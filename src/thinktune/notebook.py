@@ -51,7 +51,10 @@ class Infer:
             engine=self._settings.engine,
             load=load,
             quantize=quantize,
+            merge=self._settings.merge,
+            vllm=self._settings.vllm,
             batch_tokens=self._settings.batch_tokens,
+            samplings=self._samplings.values(),
         )
 
     def __call__(

@@ -68,7 +68,9 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
         merged = merge(folder.path, load=config.load, notify=notify)
         console.print(merged.summary(), highlight=False, markup=False)
     with steps("verify"):
-        verified = verify(folder.path, load=config.load, engine=config.infer.engine, prompts=4, notify=notify)
+        verified = verify(
+            folder.path, load=config.load, engine=config.infer.engine, vllm=config.infer.vllm, prompts=4, notify=notify
+        )
         console.print(verified.table())
         if not verified.agrees:
             console.print(
@@ -98,7 +100,9 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
                     split=config.eval.split,
                     sample=config.eval.sample,
                     sampling=config.eval.sampling,
+                    engine=config.infer.engine,
                     load=config.load,
+                    vllm=config.infer.vllm,
                     seed=config.seed,
                     console=console,
                 )

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from thinktune import tags
-from thinktune.config import QUESTIONS, Data, Format, Load, Sampling, load_config
+from thinktune.config import QUESTIONS, Data, Format, Load, Sampling, Vllm, load_config
 from thinktune.engines import open_engine
-from thinktune.engines.base import Engine, Request
+from thinktune.engines.base import Completion, Engine, Request
 from thinktune.engines.opening import EngineName
 from thinktune.errors import GenerationError, ModelError
 from thinktune.files import write_json
@@ -38,7 +38,8 @@ BOUNDS = {"F32": 0.01}
 ROUNDED_BOUND = 0.5  # for 16-bit weights: adding the adapter rounds each to 8 or 11 bits
 AGREEMENT = {"F32": 0.999}
 ROUNDED_AGREEMENT = 0.9  # nearly equal tokens may change places
-ENDED = 0.9  # share of replies after which the end of turn is likelier than not
+ENDED = 0.9  # share of replies after which the end of turn is likelier than not, and of answers that end
+LONGER = 8
 
 Notify = Callable[[str], None]
 
@@ -110,6 +111,7 @@ def verify(
     *,
     load: Load | None = None,
     engine: EngineName = "auto",
+    vllm: Vllm | None = None,
     prompts: int = 8,
     max_tokens: int | None = None,
     notify: Notify = lambda line: None,
@@ -120,9 +122,10 @@ def verify(
 
     Args:
         reference: a run folder with adapter/ and merged/.
-        engine: as in `infer.engine`.
+        engine, vllm: as in the config's `infer`.
         prompts: how many, from `eval.data` of the run's config, else from its training data.
-        max_tokens: of the greedy continuations; None: 256 on a GPU, 48 on a CPU.
+        max_tokens: of the greedy continuations that are compared; None: 256 on a GPU, 48 on a CPU. To see whether they
+            end, the engine writes 8 times as many.
 
     Raises:
         ModelError: no run folder, or its merged model is missing or older than the adapter.
@@ -133,7 +136,7 @@ def verify(
     resolved = resolve(reference, load, notify)
     if resolved.kind != "run" or resolved.folder.resolve() != run.merged.resolve():
         raise ModelError(f"{reference} has no merged model to verify", hint=f"thinktune merge {reference}")
-    with open_engine(reference, engine=engine, load=load, notify=notify) as opened:
+    with open_engine(reference, engine=engine, load=load, vllm=vllm, notify=notify) as opened:
         record = run.path / "verify.json"
         fingerprint = f"{opened.fingerprint} {engine} {prompts} {max_tokens}"
         if (before := _read(record)) and before.fingerprint == fingerprint:
@@ -149,16 +152,19 @@ def verify(
         merged = _look(loaded, questions, adapter, limit)
         del loaded
         gc.collect()
-        answers = _look_through(opened.engine, opened.chat, questions, adapter, limit)
+        answers, written = _look_through(opened.engine, opened.chat, questions, adapter, limit)
         ends = [_end_probability(opened.engine, opened.chat, prompt) for prompt in questions]
     stored = stored_dtype(sorted(run.merged.glob("*.safetensors")))
     pairs = {"merged model": merged, "engine": answers}
     checks = [check for name, seen in pairs.items() for check in _compare(name, adapter, seen, stored)]
-    ended = sum(probability > 0.5 for probability in ends) / len(ends)
-    found = f"{ended:.0%} of replies, {fmean(ends):.2f} on average"
-    stops = Check("end of turn after an answer", found, f"likelier than not, {ENDED:.0%}", ended >= ENDED)
-    agrees = all(check.passed for check in checks)
-    verified = Verified((*checks, stops), agrees, stops.passed, fingerprint, f"{len(questions)} prompts of {source}")
+    stops = (_likely_end(ends), _real_ends(written))
+    verified = Verified(
+        (*checks, *stops),
+        agrees=all(check.passed for check in checks),
+        stops=all(check.passed for check in stops),
+        fingerprint=fingerprint,
+        prompts=f"{len(questions)} prompts of {source}",
+    )
     write_json(record, verified.as_dict())
     return verified
 
@@ -200,7 +206,8 @@ def _look(loaded: Loaded, prompts: Sequence[_Prompt], first: Sequence[_Seen] | N
     from thinktune.engines.transformers import TransformersEngine
 
     rendered = [loaded.chat.prompt_ids(prompt.messages) for prompt in prompts]
-    greedy = _continue(TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids), rendered, limit)
+    engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
+    greedy = [completion.token_ids for completion in continue_greedily(engine, rendered, limit)]
     seen = []
     for at, ids in enumerate(rendered):
         with torch.inference_mode():
@@ -213,22 +220,25 @@ def _look(loaded: Loaded, prompts: Sequence[_Prompt], first: Sequence[_Seen] | N
 
 def _look_through(
     engine: Engine, chat: Chat, prompts: Sequence[_Prompt], first: Sequence[_Seen], limit: int
-) -> list[_Seen]:
+) -> tuple[list[_Seen], list[Completion]]:
+    """The engine that answers batch files, and what it writes where nothing but the model itself ends it."""
     rendered = [chat.prompt_ids(prompt.messages) for prompt in prompts]
-    greedy = _continue(engine, rendered, limit)
-    return [
-        _Seen(ids, {token: engine.logprobs(ids, [token])[0] for token in seen.logprobs}, tokens)
-        for ids, seen, tokens in zip(rendered, first, greedy, strict=True)
+    written = continue_greedily(engine, rendered, LONGER * limit)
+    seen = [
+        _Seen(ids, {token: engine.logprobs(ids, [token])[0] for token in other.logprobs}, completion.token_ids[:limit])
+        for ids, other, completion in zip(rendered, first, written, strict=True)
     ]
+    return seen, written
 
 
-def _continue(engine: Engine, rendered: Sequence[list[int]], limit: int) -> list[Sequence[int]]:
+def continue_greedily(engine: Engine, rendered: Sequence[list[int]], limit: int) -> list[Completion]:
+    """Greedy completions of at most `limit` tokens, in the order of the prompts."""
     sampling = Sampling(max_tokens=limit, stop=())
-    found: dict[str, Sequence[int]] = {}
+    found: dict[str, Completion] = {}
     for completion in engine.generate([Request(str(at), ids, sampling) for at, ids in enumerate(rendered)]):
         if completion.error is not None:
             raise GenerationError(f"a held-out prompt cannot be answered: {completion.error}")
-        found[completion.request_id] = completion.token_ids
+        found[completion.request_id] = completion
     return [found[str(at)] for at in range(len(rendered))]
 
 
@@ -238,13 +248,30 @@ def _end_probability(engine: Engine, chat: Chat, prompt: _Prompt) -> float:
     return math.exp(engine.logprobs([*chat.prompt_ids(prompt.messages), *reply], [end])[0])
 
 
+def _likely_end(ends: Sequence[float]) -> Check:
+    rate = sum(probability > 0.5 for probability in ends) / len(ends)
+    found = f"{rate:.0%} of replies, {fmean(ends):.2f} on average"
+    return Check("end of turn after a reply", found, f"likelier than not, {ENDED:.0%}", rate >= ENDED)
+
+
+def _real_ends(written: Sequence[Completion]) -> Check:
+    """Whether what the model writes ends, with no stop string to help it. A thought may be long: where none came to
+    its answer, nothing is said against it."""
+    ended = sum(completion.finish_reason == "stop" for completion in written)
+    ran_on = sum(completion.finish_reason != "stop" and tags.STOP in completion.text for completion in written)
+    unfinished = len(written) - ended - ran_on
+    found = f"{ended} end, {ran_on} run on after it" + (f", {unfinished} come to none" if unfinished else "")
+    passed = ended >= ENDED * (ended + ran_on)
+    return Check("what is written after an answer", found, f"{ENDED:.0%} end", passed)
+
+
 def _compare(name: str, adapter: Sequence[_Seen], other: Sequence[_Seen], stored: str) -> list[Check]:
     pairs = list(zip(adapter, other, strict=True))
     same = sum(one.rendered == two.rendered for one, two in pairs)
     gap = max(abs(value - two.logprobs[token]) for one, two in pairs for token, value in one.logprobs.items())
     bound = BOUNDS.get(stored, ROUNDED_BOUND)
-    alike = [_alike(one.greedy, two.greedy) for one, two in pairs]
-    rate = sum(equal for equal, _ in alike) / sum(total for _, total in alike)
+    tokens = [alike(one.greedy, two.greedy) for one, two in pairs]
+    rate = sum(equal for equal, _ in tokens) / sum(total for _, total in tokens)
     wanted = AGREEMENT.get(stored, ROUNDED_AGREEMENT)
     return [
         Check(f"{name}: rendered token ids", f"{same} of {len(pairs)} equal", "all", same == len(pairs)),
@@ -253,7 +280,7 @@ def _compare(name: str, adapter: Sequence[_Seen], other: Sequence[_Seen], stored
     ]
 
 
-def _alike(one: Sequence[int], two: Sequence[int]) -> tuple[int, int]:
+def alike(one: Sequence[int], two: Sequence[int]) -> tuple[int, int]:
     """How many tokens were chosen alike after the same prefix, of how many: none is counted after they part."""
     equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False)))
     return equal, min(equal + 1, max(len(one), len(two)))

@@ -15,11 +15,15 @@ FinishReason = Literal["stop", "length", "error"]
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, rendered to token ids by us, and how to continue it (`sampling.n` times)."""
+    """One prompt, rendered to token ids by us, and how to continue it (`sampling.n` times).
+
+    `adapter` names one of those that the engine was opened with; None is what the engine was opened for.
+    """
 
     id: str
     prompt_ids: Sequence[int]
     sampling: Sampling
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,26 @@ class Completion:
     error: str | None = None
 
 
+def why_refused(ids: Sequence[int], context_length: int, vocabulary: int) -> str | None:
+    """Why a prompt cannot be answered by a model of this context and vocabulary, before the model sees it; or None."""
+    if not ids:
+        return "the prompt is empty"
+    if len(ids) >= context_length:
+        return (
+            f"the prompt has {len(ids)} tokens, which leaves no room for an answer in the model's context "
+            f"of {context_length}"
+        )
+    if min(ids) < 0 or max(ids) >= vocabulary:
+        return f"the prompt holds a token id outside the model's vocabulary of {vocabulary}"
+    return None
+
+
+def unhonoured(sampling: Sampling, unsupported: Iterable[str]) -> list[str]:
+    """The fields among `unsupported` that a sampling sets."""
+    unset = Sampling()
+    return [name for name in sorted(unsupported) if getattr(sampling, name) != getattr(unset, name)]
+
+
 class Engine(ABC):
     """Turns requests into completions."""
 
@@ -46,10 +70,8 @@ class Engine(ABC):
         Raises:
             UsageError: a field is set that this engine would have to drop; it is named.
         """
-        unset = Sampling()
-        for name in sorted(self.unsupported):
-            if getattr(sampling, name) != getattr(unset, name):
-                raise UsageError(f"this engine cannot honour sampling.{name}", hint=f"leave out {name}")
+        if names := unhonoured(sampling, self.unsupported):
+            raise UsageError(f"this engine cannot honour sampling.{names[0]}", hint=f"leave out {names[0]}")
 
     @abstractmethod
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:

@@ -123,7 +123,7 @@ class Budgeted(Engine):
             budget = max(1, room * budget // sampling.max_tokens)
         stop = _once("</think>", "<answer>", "</answer>", *sampling.stop)
         thinking = sampling.changed(max_tokens=budget, think_budget=None, stop=stop)
-        return Request(_thinking_id(request), request.prompt_ids, thinking)
+        return replace(request, id=_thinking_id(request), sampling=thinking)
 
     def _with_thought(self, request: Request, completion: Completion) -> _Thought:
         think = "".join(_content([completion.text], "<think>"))
@@ -136,10 +136,11 @@ class Budgeted(Engine):
         while think and len(request.prompt_ids) + len(ids) >= self.context_length:
             think = think[: len(think) // 2]
             ids = self._ids(think)
-        return Request(
-            f"answer {index} {request.id}",
-            [*request.prompt_ids, *ids],
-            sampling.changed(
+        return replace(
+            request,
+            id=f"answer {index} {request.id}",
+            prompt_ids=[*request.prompt_ids, *ids],
+            sampling=sampling.changed(
                 max_tokens=sampling.max_tokens - (sampling.think_budget or 0),
                 think_budget=None,
                 stop=_once("</answer>", "<think>", "</think>", *sampling.stop),

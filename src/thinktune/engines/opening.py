@@ -6,18 +6,22 @@ The model itself is loaded when the first completion is asked for: a call whose 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from thinktune import tags
-from thinktune.config import Load, Quantize
-from thinktune.engines.base import Completion, Engine, Request
+from thinktune.config import Load, Quantize, Sampling, Vllm
+from thinktune.engines.base import Completion, Engine, Request, unhonoured
 from thinktune.engines.budget import Budgeted
-from thinktune.errors import UsageError
+from thinktune.engines.process import has_vllm, vllm_python
+from thinktune.engines.vllm import OWN, VLLM_CANNOT, VllmEngine, VllmModel
+from thinktune.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from thinktune.models import Chat, Resolved
 
 EngineName = Literal["auto", "transformers", "vllm"]
@@ -56,41 +60,66 @@ def open_engine(
     engine: EngineName = "auto",
     load: Load | None = None,
     quantize: Quantize = "none",
+    merge: bool = True,
+    vllm: Vllm | None = None,
     batch_tokens: int | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
+    samplings: Iterable[Sampling] = (),
     notify: Callable[[str], None] = lambda line: None,
     make: Callable[[], Engine] | None = None,
 ) -> Opened:
     """Find the model that a reference names, and an engine that will run it.
 
     Args:
-        batch_tokens: tokens the engine holds at once; None chooses from free memory.
+        merge: False runs an adapter beside its base.
+        vllm: settings of vLLM.
+        batch_tokens: tokens the transformers engine holds at once; None chooses from free memory.
+        adapters: more adapters of the same base by name, for requests that name one; only vLLM has them.
+        samplings: what will be asked for, so that "auto" chooses an engine that can honour it.
         notify: receives a line for the person now and then.
         make: gives the engine, where that model is in memory already; None loads it.
 
     Raises:
-        UsageError: the engine is not available in this version.
-        ModelError, DownloadError, MissingExtra, DeviceError: see `models.load_model`.
+        UsageError: the engine cannot run this model.
+        MissingExtra: the engine is not installed.
+        ModelError, DownloadError, DeviceError: see `models.load_model`.
     """
-    if engine == "vllm":
-        raise UsageError(
-            "the engine vllm is not available in this version of thinktune", hint="use --engine transformers"
-        )
     from thinktune.models import load_model, make_chat, resolve
     from thinktune.models.device import choose_device, choose_dtype
     from thinktune.models.tokenizer import read_tokenizer
 
+    if engine == "vllm":
+        vllm_python()  # that it is missing is better told before anything is downloaded
     load = load or Load()
-    resolved = resolve(reference, load, notify, prefer_merged=quantize == "none")
-    dtype = choose_dtype(choose_device(load.device), load.dtype)
+    resolved = resolve(reference, load, notify, prefer_merged=merge and quantize == "none")
+    device = choose_device(load.device)
+    dtype = choose_dtype(device, load.dtype)
+    tokenizer = read_tokenizer(resolved, load, notify)
+    chat = make_chat(tokenizer, resolved.settings)
+    beside = {name: adapter_beside(adapter, resolved, load) for name, adapter in (adapters or {}).items()}
+    runs_on = (
+        "transformers"
+        if make
+        else choose_engine(engine, reference, resolved, quantize, samplings, lacks_gpu=device.type != "cuda")
+    )
+    if beside and runs_on == "transformers":
+        raise UsageError("the transformers engine runs one adapter at a time", hint="use --engine vllm")
 
-    def start() -> Engine:
+    def start_transformers() -> Engine:
         from thinktune.engines.transformers import TransformersEngine
 
-        loaded = load_model(reference, load=load, quantize=quantize, notify=notify)
+        loaded = load_model(reference, load=load, quantize=quantize, merge_adapter=merge, notify=notify)
         return TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=batch_tokens)
 
-    chat = make_chat(read_tokenizer(resolved, load, notify), resolved.settings)
-    on_demand = EngineOnDemand(make or start)
+    def start_vllm() -> Engine:
+        return VllmEngine(
+            vllm_model(resolved, tokenizer, chat, device, dtype, beside),
+            vllm or Vllm(),
+            notify=notify,
+        )
+
+    start = make or (start_transformers if runs_on == "transformers" else start_vllm)
+    on_demand = EngineOnDemand(start, Engine.unsupported if runs_on == "transformers" else VLLM_CANNOT)
     format_settings = resolved.settings.get("format") or {}
     return Opened(
         engine=Budgeted(on_demand, chat, format_settings.get("template", tags.TEMPLATE)),
@@ -102,11 +131,94 @@ def open_engine(
     )
 
 
+def vllm_model(
+    resolved: Resolved,
+    tokenizer: Any,
+    chat: Chat,
+    device: torch.device,
+    dtype: torch.dtype,
+    beside: Mapping[str, Path] | None = None,
+) -> VllmModel:
+    """A resolved reference in vLLM's terms: the model's folder, and its adapter and those `beside` it unmerged."""
+    from thinktune.models.folder import generation_ends
+    from thinktune.models.tokenizer import tokenizer_folder
+
+    adapters = {**({OWN: resolved.adapter} if resolved.adapter else {}), **(beside or {})}
+    return VllmModel(
+        folder=resolved.folder,
+        tokenizer_folder=tokenizer_folder(resolved)[0],
+        tokenizer=tokenizer,
+        stop_ids=chat.stop_ids | generation_ends(resolved.folder),
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        adapters=adapters,
+    )
+
+
+def choose_engine(
+    engine: EngineName,
+    reference: str | Path,
+    resolved: Resolved,
+    quantize: Quantize,
+    samplings: Iterable[Sampling] = (),
+    *,
+    lacks_gpu: bool,
+) -> Literal["transformers", "vllm"]:
+    """The engine that was asked for; for "auto" vLLM, if it is here and can do all that is wanted.
+
+    Args:
+        lacks_gpu: no GPU is there, without which "auto" leaves vLLM alone.
+
+    Raises:
+        UsageError: vLLM was asked for, and cannot run this model.
+    """
+    if engine == "transformers":
+        return engine
+    problem = _why_not_vllm(resolved, quantize)
+    if engine == "vllm":
+        if problem:
+            raise UsageError(f"vLLM cannot run {reference}: {problem}", hint="use --engine transformers")
+        return engine
+    unsupported = VLLM_CANNOT - {"think_budget"}  # which is a layer over engines
+    honoured = not any(unhonoured(sampling, unsupported) for sampling in samplings)
+    return "vllm" if not lacks_gpu and not problem and has_vllm() and honoured else "transformers"
+
+
+def _why_not_vllm(resolved: Resolved, quantize: Quantize) -> str | None:
+    if quantize != "none":
+        return f"quantize: {quantize} is for the transformers engine"
+    if resolved.gguf:
+        return "it is a GGUF file"
+    if len(resolved.adapters) > 1:
+        return "its adapter lies over another one (thinktune merge makes them one model)"
+    return None
+
+
+def adapter_beside(reference: str | Path, base: Resolved, load: Load) -> Path:
+    """The folder of an adapter that goes beside others on a base.
+
+    Raises:
+        ModelError: it is none, or one of another base.
+    """
+    from thinktune.models import resolve
+
+    resolved = resolve(reference, load, lambda line: None, prefer_merged=False)
+    if len(resolved.adapters) != 1:
+        raise ModelError(f"{reference} is not an adapter on a base model", hint="name a run or an adapter folder")
+    if resolved.folder.resolve() != base.folder.resolve():
+        raise ModelError(
+            f"the adapter {reference} was trained on {resolved.base}, not on {base.base}",
+            hint="adapters in one engine share their base; give that as the model",
+        )
+    return resolved.adapters[0]
+
+
 class EngineOnDemand(Engine):
     """Starts the real engine at its first use."""
 
-    def __init__(self, make: Callable[[], Engine]) -> None:
+    def __init__(self, make: Callable[[], Engine], unsupported: frozenset[str] = Engine.unsupported) -> None:
         self._make = make
+        self.unsupported = unsupported
         self._engine: Engine | None = None
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from thinktune.engines.base import Completion, Engine, Request
+from thinktune.engines.base import Completion, Engine, Request, why_refused
 from thinktune.engines.batch import Decoder, Row
 from thinktune.engines.cache import ATTENTION, register_attention
 from thinktune.engines.packed import packed_linears
@@ -147,17 +147,9 @@ class TransformersEngine(Engine):
                 yield Completion(request.id, index, "", (), "error", problem)
 
     def _problem(self, request: Request) -> str | None:
-        ids = request.prompt_ids
-        if not ids:
-            return "the prompt is empty"
-        if len(ids) >= self.context_length:
-            return (
-                f"the prompt has {len(ids)} tokens, which leaves no room for an answer in the model's context "
-                f"of {self.context_length}"
-            )
-        if min(ids) < 0 or max(ids) >= self._decoder.vocabulary:
-            return f"the prompt holds a token id outside the model's vocabulary of {self._decoder.vocabulary}"
-        return None
+        if request.adapter is not None:
+            return f"the transformers engine holds one model, and no adapter {request.adapter!r} beside it"
+        return why_refused(request.prompt_ids, self.context_length, self._decoder.vocabulary)
 
     def _complete(self, row: Row) -> Completion:
         if row.reason is None or row.reason == "error":

@@ -7,6 +7,7 @@ it is, never as the control token.
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -195,3 +196,13 @@ class Chat:
         for at, piece in enumerate(pieces):
             ids += self._text_ids(texts[int(piece)]) if at % 2 else self._ids(piece)
         return ids
+
+
+def with_system_text(template: str, text: str) -> str:
+    """A chat template that puts a system text before conversations which bring none."""
+    message = f"[{{'role': 'system', 'content': {json.dumps(text)}}}]"
+    return (
+        "{%- if not messages or messages[0]['role'] != 'system' %}"
+        f"{{%- set messages = {message} + messages %}}"
+        "{%- endif %}" + template
+    )

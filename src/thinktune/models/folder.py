@@ -145,6 +145,13 @@ def stored_dtype(files: list[Path]) -> str:
     return sizes.most_common(1)[0][0] if sizes else "F32"
 
 
+def generation_ends(folder: Path) -> frozenset[int]:
+    """The token ids that end a generation according to the model's generation_config.json; none if it has none."""
+    file = folder / "generation_config.json"
+    ends = read_json(file).get("eos_token_id") if file.is_file() else None
+    return frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
+
+
 def sha256(file: Path) -> str:
     """Hex digest of a file's bytes."""
     with file.open("rb") as stream:

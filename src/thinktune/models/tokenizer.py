@@ -28,6 +28,15 @@ def read_tokenizer(resolved: Resolved, load: Load, notify: Callable[[str], None]
     return tokenizer
 
 
+def tokenizer_folder(resolved: Resolved) -> tuple[Path, str | None]:
+    """Where the tokenizer of a resolved reference lies: the outermost adapter that has one, else the base; and the
+    name of the GGUF file that it is in, if it is."""
+    for adapter in reversed(resolved.adapters):
+        if any((adapter / name).is_file() for name in TOKENIZER_FILES):
+            return adapter, None
+    return resolved.folder, resolved.gguf
+
+
 def set_pad_token(tokenizer: Any, ends: set[int | None], notify: Callable[[str], None]) -> None:
     """Make sure that padding is not an end-of-turn token.
 
@@ -59,11 +68,7 @@ def _pad_candidates(tokenizer: Any) -> Iterator[str]:
 def _read(resolved: Resolved, load: Load) -> Any:
     from transformers import AutoTokenizer
 
-    folder, gguf = resolved.folder, resolved.gguf
-    for adapter in reversed(resolved.adapters):
-        if any((adapter / name).is_file() for name in TOKENIZER_FILES):
-            folder, gguf = adapter, None
-            break
+    folder, gguf = tokenizer_folder(resolved)
     if gguf is None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(
             f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})",

@@ -1,0 +1,353 @@
+"""vLLM behind the contract of every engine, in a process of its own (`vllm_worker`).
+
+Its crash is an error that we report, and not our end: what was in flight is halved and tried again until the request
+that brings it down is found. Closing leaves no process behind, nor does our being killed. Several adapters share one
+engine. The text of a completion is decoded here, as for every engine, and all samples of a request are rows of their
+own, each with noise that belongs to (seed, id, sample).
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from thinktune.config import Sampling, Vllm
+from thinktune.engines.base import Completion, Engine, Request, why_refused
+from thinktune.engines.process import Crashed, Flight, WorkerProcess
+from thinktune.engines.text import Detokenizer, TextStream
+from thinktune.errors import GenerationError, ModelError
+from thinktune.models.folder import ADAPTER_CONFIG, check_adapter_folder, read_json
+
+WORKER = Path(__file__).with_name("vllm_worker.py")
+VLLM_CANNOT = Engine.unsupported | {"no_repeat_ngram_size"}
+OWN = "(own)"
+"""Name of the adapter that is part of the model which was asked for."""
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
+_MOST_CRASHES = 12  # enough to halve all that is in flight down to one request
+# vLLM captures one CUDA graph for each of 67 batch sizes otherwise, most of the time that a second start takes.
+_GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One sample of a request."""
+
+    request: Request
+    index: int
+
+
+@dataclass(frozen=True)
+class VllmModel:
+    """What vLLM is to run.
+
+    Attributes:
+        folder: of the model, in safetensors.
+        tokenizer_folder: of the tokenizer that belongs to it.
+        tokenizer: the same, loaded.
+        stop_ids: token ids that end a completion.
+        dtype: bfloat16 or float32.
+        device: cuda, cuda:N, or cpu for vLLM's CPU build.
+        adapters: folders of unmerged adapters by the name that requests use. A request that names none gets the one
+            called `OWN`, if there is one, else the model itself.
+    """
+
+    folder: Path
+    tokenizer_folder: Path
+    tokenizer: Any
+    stop_ids: frozenset[int]
+    dtype: str
+    device: str
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+
+
+class VllmEngine(Engine):
+    """Generates with vLLM.
+
+    Args:
+        model: what to run.
+        settings: of vLLM itself.
+        notify: receives a line for the person now and then.
+
+    Attributes:
+        settings: as given; `item_noise` may be exchanged while it runs.
+
+    Raises:
+        MissingExtra: vLLM is not installed.
+        ModelError: an adapter that vLLM cannot run.
+        GenerationError: vLLM does not start; its reason is given.
+    """
+
+    unsupported = VLLM_CANNOT
+
+    def __init__(
+        self,
+        model: VllmModel,
+        settings: Vllm,
+        *,
+        notify: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._notify = notify
+        self._model = model
+        self.settings = settings
+        self._first = {
+            "engine": engine_arguments(model, settings),
+            "adapters": {
+                name: [number, str(folder)] for number, (name, folder) in enumerate(model.adapters.items(), start=1)
+            },
+        }
+        self._environment = vllm_environment(model.device)
+        self._crashes = 0
+        self._process: WorkerProcess | None = None
+        ready = self._running().ready
+        self.context_length: int = ready["context_length"]
+        self._vocabulary: int = ready["vocabulary"]
+        self._detokenizer = Detokenizer(model.tokenizer, model.stop_ids, self._vocabulary)
+
+    def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
+        """See `Engine.generate`. Requests are taken from the iterable as there is room for them.
+
+        Raises:
+            GenerationError: vLLM ends again and again.
+        """
+        self._crashes = 0
+        yield from self._answer(_Row(request, index) for request in requests for index in range(request.sampling.n))
+
+    def stream(self, request: Request) -> Iterator[str]:
+        """See `Engine.stream`. The pieces join to the text that `generate` gives for the same request.
+
+        Raises:
+            GenerationError: the request cannot be answered, or vLLM has ended.
+        """
+        if problem := self._problem(request):
+            raise GenerationError(problem)
+        text, shown = TextStream(self._detokenizer), ""
+        ids: list[int] = []
+        with Flight(self._running()) as flight:
+            flight.add([self._wire_request(_Row(request, 0), streamed=True)])
+            while (event := flight.next_event()).get("finish_reason") is None:
+                if "error" in event:
+                    raise GenerationError(event["error"])
+                ids += event["token_ids"]
+                for token in event["token_ids"]:
+                    if piece := text.push(token):
+                        shown += piece
+                        yield piece
+        completion = self._complete(_Row(request, 0), {**event, "token_ids": [*ids, *event["token_ids"]]})
+        if completion.error is not None:
+            raise GenerationError(completion.error)
+        if rest := completion.text[len(shown) :]:
+            yield rest
+
+    def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
+        """See `Engine.logprobs`.
+
+        Raises:
+            GenerationError: vLLM refuses the prompt, or has ended.
+        """
+        request = Request("score", [*prompt_ids, *continuation_ids], Sampling())
+        if problem := self._problem(request):
+            raise GenerationError(problem)
+        with Flight(self._running()) as flight:
+            flight.score(request.prompt_ids, len(continuation_ids), self._adapter(request))
+            event = flight.next_event()
+        if "error" in event:
+            raise GenerationError(event["error"])
+        return [float(value) for value in event["logprobs"]]
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def _running(self) -> WorkerProcess:
+        """The process; a new one where there is none, or where it has ended."""
+        if self._process is None or self._process.ended:
+            self.close()
+            _release_gpu_memory()
+            unmerged = f", {len(self._model.adapters)} adapters beside it" if self._model.adapters else ""
+            self._notify(f"starting vLLM on {self._model.folder}{unmerged}")
+            started = time.perf_counter()
+            self._process = WorkerProcess(WORKER, self._first, self._environment)
+            took = time.perf_counter() - started
+            self._notify(f"vLLM {self._process.ready['version']} is ready after {took:.0f} s")
+        return self._process
+
+    def _answer(self, source: Iterable[_Row], *, alone: bool = False) -> Generator[Completion, None, None]:
+        """Keep as many rows in flight as vLLM can use. Where it ends, halve what was in flight, and go on.
+
+        A row is blamed only where it was `alone`: vLLM may have been killed from outside.
+        """
+        rows = iter(source)
+        most = 2 * self.settings.max_num_seqs  # those that decode, and as many waiting at the door
+        suspects: list[_Row] | None = []
+        while suspects is not None:
+            half = (len(suspects) + 1) // 2
+            for part in (suspects[:half], suspects[half:]) if suspects else ():
+                yield from self._answer(part, alone=len(part) == 1)
+            suspects = None
+            flying: dict[str, _Row] = {}
+            leaving: list[_Row] = []  # on their way to the process
+            with Flight(self._running()) as flight:
+                try:
+                    while (taken := list(islice(rows, most - len(flying)))) or flying:
+                        yield from (_failed(row, problem) for row in taken if (problem := self._problem(row.request)))
+                        leaving = [row for row in taken if not self._problem(row.request)]
+                        flying.update(zip(flight.add(map(self._wire_request, leaving)), leaving, strict=True))
+                        leaving = []
+                        if flying:
+                            event = flight.next_event()
+                            yield self._complete(flying.pop(event["id"]), event)
+                except Crashed as crash:
+                    self._note_crash(crash)
+                    suspects = [*flying.values(), *leaving]
+                    if alone and suspects:
+                        yield _failed(suspects.pop(), f"vLLM ended at this request: {crash.message}")
+
+    def _note_crash(self, crash: Crashed) -> None:
+        self.close()
+        self._crashes += 1
+        if self._crashes > _MOST_CRASHES:
+            raise GenerationError(f"vLLM ended {self._crashes} times: {crash.message}", hint=crash.hint)
+
+    def _problem(self, request: Request) -> str | None:
+        if request.adapter is not None and request.adapter not in self._model.adapters:
+            return f"there is no adapter {request.adapter!r} in this engine"
+        return why_refused(request.prompt_ids, self.context_length, self._vocabulary)
+
+    def _complete(self, row: _Row, event: dict[str, Any]) -> Completion:
+        if "error" in event:
+            return _failed(row, event["error"])
+        ids, reason = event["token_ids"], event["finish_reason"]
+        if reason not in ("stop", "length"):
+            return _failed(row, f"vLLM ended it with {reason!r}")
+        text = self._detokenizer.final_text(ids, row.request.sampling.stop)
+        return Completion(row.request.id, row.index, text, tuple(ids), reason)
+
+    def _wire_request(self, row: _Row, *, streamed: bool = False) -> dict[str, Any]:
+        return {
+            "prompt_ids": list(row.request.prompt_ids),
+            "sampling": self._sampling_arguments(row),
+            "adapter": self._adapter(row.request),
+            "streamed": streamed,
+        }
+
+    def _adapter(self, request: Request) -> str | None:
+        """The adapter's name for vLLM; None is the model itself."""
+        if request.adapter is None and OWN in self._model.adapters:
+            return OWN
+        return request.adapter
+
+    def _sampling_arguments(self, row: _Row) -> dict[str, Any]:
+        """Our sampling in the words of vLLM's SamplingParams."""
+        sampling = row.request.sampling
+        stop = [text for text in sampling.stop if text]
+        return {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "max_tokens": min(sampling.max_tokens, self.context_length - len(row.request.prompt_ids)),
+            "seed": _seed(row) if sampling.temperature > 0 and self.settings.item_noise else None,
+            "stop": stop,
+            "detokenize": bool(stop),  # there it looks for stop strings; the text itself is decoded here
+            "include_stop_str_in_output": True,
+            "stop_token_ids": sorted(self._model.stop_ids),
+            "ignore_eos": True,  # our stop ids have it, where it is one
+        }
+
+
+def engine_arguments(model: VllmModel, settings: Vllm) -> dict[str, Any]:
+    """Arguments of vLLM's EngineArgs: the settings, and what follows from the model."""
+    on_gpu = model.device != "cpu"
+    eager = (not on_gpu) if settings.enforce_eager is None else settings.enforce_eager
+    arguments: dict[str, Any] = {
+        "model": str(model.folder),
+        "tokenizer": str(model.tokenizer_folder),
+        "dtype": model.dtype,
+        "max_model_len": settings.max_model_len or -1,  # -1: the model's, or what the memory has room for
+        "max_num_seqs": settings.max_num_seqs,
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+        "enforce_eager": eager,
+        "enable_prefix_caching": True,
+        "generation_config": "vllm",  # the model's own sampling defaults are not ours
+        "disable_log_stats": True,
+    }
+    if on_gpu:
+        arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
+    if on_gpu and not eager:
+        sizes = [size for size in _GRAPH_SIZES if size <= settings.max_num_seqs]
+        arguments["cudagraph_capture_sizes"] = sizes
+    if model.adapters:
+        rank = max(map(lora_rank, model.adapters.values()))
+        arguments |= {"enable_lora": True, "max_loras": len(model.adapters), "max_lora_rank": rank}
+    return arguments
+
+
+def lora_rank(folder: Path) -> int:
+    """The smallest of vLLM's ranks that holds an adapter.
+
+    Raises:
+        ModelError: it is not whole, or of a kind that vLLM does not run beside its base.
+    """
+    check_adapter_folder(folder)
+    config = read_json(folder / ADAPTER_CONFIG)
+    strange = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices") if config.get(name)]
+    strange += ["bias"] if config.get("bias", "none") != "none" else []
+    rank = max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
+    if rank > _RANKS[-1]:
+        strange.append(f"rank {rank}")
+    if strange:
+        raise ModelError(
+            f"vLLM cannot run the adapter {folder} beside its base: it has {', '.join(strange)}",
+            hint="merge it first: thinktune merge",
+        )
+    return next(known for known in _RANKS if known >= rank)
+
+
+def _failed(row: _Row, problem: str) -> Completion:
+    return Completion(row.request.id, row.index, "", (), "error", problem)
+
+
+def _seed(row: _Row) -> int:
+    """Noise belongs to (seed, id, sample), so that a resumed run draws it again. No seed counts as 0."""
+    text = f"{row.request.sampling.seed or 0}/{row.index}/{row.request.id}"
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) >> 1
+
+
+def vllm_environment(device: str) -> dict[str, str]:
+    """vLLM's switches, where the person has not set them."""
+    switches = {
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it compiles itself at first use, and hangs where there is no network
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",  # everything is in local folders
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if device == "cpu":
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        switches["VLLM_CPU_KVCACHE_SPACE"] = str(min(4, max(1, free // 4 // 2**30)))  # GiB
+        switches["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process starts in half the time
+    environment = {**switches, **os.environ}
+    if device.startswith("cuda:"):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        number = int(device.removeprefix("cuda:"))
+        environment["CUDA_VISIBLE_DEVICES"] = visible[number] if any(visible) else str(number)
+    return environment
+
+
+def _release_gpu_memory() -> None:
+    """What models of this process have left in PyTorch's cache is memory that vLLM would find taken."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -1,0 +1,160 @@
+"""`thinktune export MODEL --gguf f16|q8_0`: a model for llama.cpp and Ollama, proven by reading it back.
+
+The GGUF file is loaded again by a reader that knows nothing of how it was written (transformers'), and both models
+continue a few prompts greedily. Beside it lies a Modelfile, with which Ollama asks the model in the words that it was
+trained on.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from thinktune.config import QUESTIONS, Load
+from thinktune.engines.transformers import TransformersEngine
+from thinktune.errors import ModelError, UsageError
+from thinktune.files import replacing, write_text
+from thinktune.models import Chat, load_model, make_chat, resolve
+from thinktune.models.gguf import Precision, write_gguf
+from thinktune.models.tokenizer import read_tokenizer, require_gguf
+from thinktune.verify import alike, continue_greedily
+
+AGREEMENT: dict[Precision, float] = {"f16": 0.95, "q8_0": 0.8}
+"""Share of greedy tokens that must be the same, counted up to where two continuations part."""
+_TOKENS = 32
+_PROBES = ("2 + 2 = 4, isn't it?", "  indented\n\n\tand tabbed", "naïve 小明 🙂 12345.678", "\\frac{3}{4} <think>")
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What exporting gave; `agreement` is that of greedy tokens between the model and the file read back."""
+
+    file: Path
+    modelfile: Path
+    size: int
+    agreement: float
+    tokens: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.file} ({self.size / 2**20:,.0f} MiB); read back, {self.agreement:.1%} of {self.tokens} greedy "
+            f"tokens are the same\nOllama: ollama create NAME -f {self.modelfile}"
+        )
+
+
+def export(
+    reference: str | Path,
+    out: Path,
+    precision: Precision,
+    *,
+    load: Load | None = None,
+    overwrite: bool = False,
+    notify: Notify = lambda line: None,
+) -> Exported:
+    """Write `out` and a Modelfile beside it.
+
+    Raises:
+        UsageError: `out` is there already, or is not called *.gguf.
+        ModelError: an unmerged adapter, a model of an unknown kind, or one that does not read back as it was.
+    """
+    load = load or Load()
+    require_gguf()
+    if out.suffix != ".gguf":
+        raise UsageError(f"{out} should be called *.gguf", hint=f"for example -o {out.with_suffix('.gguf')}")
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out} is there already", hint="--overwrite it, or choose another -o FILE")
+    resolved = resolve(reference, load, notify)
+    if resolved.adapters:
+        raise ModelError(f"{reference} is an adapter beside its base", hint=f"thinktune merge {reference}")
+    if resolved.gguf:
+        raise UsageError(f"{reference} is GGUF already")
+    tokenizer = read_tokenizer(resolved, load, notify)
+    chat = make_chat(tokenizer, resolved.settings)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary:
+        # A reader tells the format by the name.
+        unproven = temporary.with_name(f"{temporary.name}.gguf")
+        try:
+            notify(f"writing {out} as {precision}")
+            write_gguf(resolved.folder, unproven, tokenizer, chat, precision, Path(reference).name)
+            agreement, tokens = _prove(resolved.folder, unproven, chat, load, notify)
+            if agreement < AGREEMENT[precision]:
+                raise ModelError(
+                    f"the file does not read back as the model: {agreement:.1%} of {tokens} greedy tokens are the "
+                    f"same, and {AGREEMENT[precision]:.0%} should be"
+                )
+            unproven.rename(temporary)
+        finally:
+            unproven.unlink(missing_ok=True)
+    modelfile = out.with_name(f"{out.stem}.Modelfile")
+    write_text(modelfile, ollama_modelfile(out.name, chat))
+    return Exported(out, modelfile, out.stat().st_size, agreement, tokens)
+
+
+def ollama_modelfile(file: str, chat: Chat) -> str:
+    """A Modelfile for a GGUF file beside it (https://docs.ollama.com/modelfile).
+
+    Its template is written in Go's language, and is read off what the chat template renders around marked texts.
+    """
+    system, first, user, reply, again = (uuid.uuid4().hex for _ in range(5))
+    whole = _rendered(chat, [("system", system), ("user", user), ("assistant", reply), ("user", again)])
+    alone = _rendered(chat, [("user", first)])
+    # What stands between two texts goes with the first of them; only what begins a conversation has none before it.
+    roles = {
+        "system": (whole.partition(system)[0], _between(whole, system, user)),
+        "user": ("", whole.partition(again)[2]),
+        "assistant": ("", _between(whole, reply, again)),
+    }
+    branches = "".join(
+        f'{{{{ {"else " if number else ""}if eq .Role "{role}" }}}}{_go(before)}{{{{ .Content }}}}{_go(after)}'
+        for number, (role, (before, after)) in enumerate(roles.items())
+    )
+    begin = f'{{{{ if and (eq $at 0) (eq .Role "user") }}}}{_go(alone.partition(first)[0])}{{{{ end }}}}'
+    template = f"{{{{ range $at, $_ := .Messages }}}}{begin}{branches}{{{{ end }}}}{{{{ end }}}}"
+    told = f'SYSTEM """{chat.system_text}"""\n' if chat.system_text else ""
+    stops = chat.tokenizer.convert_ids_to_tokens(sorted(chat.stop_ids))
+    parameters = "".join(f"PARAMETER stop {json.dumps(text)}\n" for text in stops)
+    return f'FROM ./{file}\nTEMPLATE """{template}"""\n{told}{parameters}'
+
+
+def _rendered(chat: Chat, turns: Sequence[tuple[str, str]]) -> str:
+    ids = chat.prompt_ids([{"role": role, "content": text} for role, text in turns])
+    text: str = chat.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _between(text: str, one: str, other: str) -> str:
+    return text.partition(one)[2].partition(other)[0]
+
+
+def _go(text: str) -> str:
+    """Literal text in a Go template."""
+    return f"{{{{ {json.dumps(text)} }}}}" if text else ""
+
+
+def _prove(folder: Path, file: Path, chat: Chat, load: Load, notify: Notify) -> tuple[float, int]:
+    """Read the file back; returns the share of greedy tokens that are those of the model, and how many were looked at.
+
+    Raises:
+        ModelError: the tokenizers differ.
+    """
+    prompts = [chat.prompt_ids([{"role": "user", "content": question}]) for question in QUESTIONS]
+    found: list[list[Sequence[int]]] = []
+    for reference in (folder, file):
+        loaded = load_model(reference, load=load, notify=notify)
+        texts = [(text, loaded.tokenizer(text, add_special_tokens=False).input_ids) for text in _PROBES]
+        if unequal := [text for text, ids in texts if ids != chat.tokenizer(text, add_special_tokens=False).input_ids]:
+            raise ModelError(f"the tokenizer does not read back as it was: {unequal[0]!r} becomes other tokens")
+        engine = TransformersEngine(loaded.model, loaded.tokenizer, chat.stop_ids)
+        found.append([completion.token_ids for completion in continue_greedily(engine, prompts, _TOKENS)])
+        del loaded, engine
+        gc.collect()
+    pairs = [alike(one, other) for one, other in zip(*found, strict=True)]
+    tokens = sum(total for _, total in pairs)
+    return sum(equal for equal, _ in pairs) / tokens, tokens

@@ -1,0 +1,215 @@
+"""A model folder as one GGUF file, for llama.cpp and Ollama.
+
+The format and its names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and the package gguf, which writes
+it. Llama-like models with a byte-level BPE tokenizer (SmolLM2, Llama 3, Qwen2, Qwen2.5, Qwen3) are known; what would
+come out wrong is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from thinktune.errors import ModelError
+from thinktune.models.chat import Chat, with_system_text
+from thinktune.models.folder import check_model_folder, read_json, read_safetensors_header
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Precision = Literal["f16", "q8_0"]
+_ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
+_BLOCK = 32  # weights that share a scale in Q8_0
+_LARGEST = 65504.0  # of float16
+
+# How llama.cpp calls the ways in which text is split before its pieces are looked up.
+_QWEN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One weight: its name in GGUF, and how to get its values in float32."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray[Any, Any]]
+
+
+def write_gguf(folder: Path, file: Path, tokenizer: Any, chat: Chat, precision: Precision, name: str) -> None:
+    """Write the model in `folder` to `file`, one tensor in memory at a time.
+
+    The chat template goes along, with the chat's system text in it.
+
+    Raises:
+        ModelError: a model or tokenizer that is not one of the known kinds.
+    """
+    import gguf
+
+    config = read_json(folder / "config.json")
+    kind = _ARCHITECTURES.get(str(config.get("model_type")))
+    if kind is None:
+        raise ModelError(
+            f"{folder} is a {config.get('model_type')} model; known for GGUF are {', '.join(_ARCHITECTURES)}",
+            hint="llama.cpp's convert_hf_to_gguf.py knows more kinds",
+        )
+    architecture = gguf.MODEL_ARCH[kind]
+    tensors = list(_tensors(folder, config, architecture))
+    writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[architecture])
+    writer.add_name(name)
+    _add_shape(writer, config)
+    _add_tokenizer(writer, folder, tokenizer, chat, int(config["vocab_size"]))
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if precision == "q8_0" else gguf.LlamaFileType.MOSTLY_F16)
+    for tensor in tensors:
+        _announce(writer, tensor, precision)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in tensors:
+        writer.write_tensor_data(_packed(tensor, precision))
+    writer.close()
+
+
+def _tensors(folder: Path, config: dict[str, Any], architecture: Any) -> Iterator[_Tensor]:
+    import gguf
+
+    names = gguf.get_tensor_name_map(architecture, int(config["num_hidden_layers"]))
+    heads = int(config["num_attention_heads"])
+    permuted = {"q_proj": heads, "k_proj": int(config.get("num_key_value_heads") or heads)}
+    tied = bool(config.get("tie_word_embeddings"))
+    for file in check_model_folder(folder):
+        for key, entry in read_safetensors_header(file).items():
+            if tied and key == "lm_head.weight":
+                continue
+            name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+            if name is None:
+                raise ModelError(
+                    f"{file} holds {key}, which has no place in GGUF", hint="such models are not known here"
+                )
+            # llama.cpp rotates neighbouring values where transformers rotates halves; only for Llama it wants them so.
+            count = permuted.get(key.split(".")[-2], 0) if architecture == gguf.MODEL_ARCH.LLAMA else 0
+            yield _Tensor(name, tuple(entry["shape"]), _reader(file, key, count))
+
+
+def _reader(file: Path, key: str, heads: int) -> Callable[[], np.ndarray[Any, Any]]:
+    def read() -> np.ndarray[Any, Any]:
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as weights:
+            values: np.ndarray[Any, Any] = weights.get_tensor(key).float().numpy()
+        if heads:
+            split = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+            values = split.swapaxes(1, 2).reshape(values.shape)
+        return values
+
+    return read
+
+
+def _is_quantised(tensor: _Tensor, precision: Precision) -> bool:
+    return precision == "q8_0" and len(tensor.shape) > 1 and tensor.shape[-1] % _BLOCK == 0
+
+
+def _announce(writer: Any, tensor: _Tensor, precision: Precision) -> None:
+    import gguf
+    import numpy as np
+
+    if _is_quantised(tensor, precision):
+        *rows, columns = tensor.shape
+        packed = (*rows, columns // _BLOCK * (_BLOCK + 2))
+        writer.add_tensor_info(
+            tensor.name, packed, np.dtype(np.uint8), int(np.prod(packed)), gguf.GGMLQuantizationType.Q8_0
+        )
+    else:
+        dtype = np.dtype(np.float16 if len(tensor.shape) > 1 else np.float32)
+        writer.add_tensor_info(tensor.name, tensor.shape, dtype, int(np.prod(tensor.shape)) * dtype.itemsize)
+
+
+def _packed(tensor: _Tensor, precision: Precision) -> np.ndarray[Any, Any]:
+    import gguf
+    import numpy as np
+
+    values = tensor.read()
+    if _is_quantised(tensor, precision):
+        packed: np.ndarray[Any, Any] = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+        return packed
+    if values.ndim == 1:  # norms and biases are small, and matter
+        return values
+    if np.abs(values).max() > _LARGEST:
+        raise ModelError(f"{tensor.name} has values beyond float16", hint="export it as q8_0")
+    return values.astype(np.float16)
+
+
+def _add_shape(writer: Any, config: dict[str, Any]) -> None:
+    rope = config.get("rope_parameters") or {}
+    scaling = config.get("rope_scaling") or rope
+    if (kind := scaling.get("rope_type", scaling.get("type", "default"))) not in (None, "default"):
+        raise ModelError(f"the model scales its positions ({kind}), which is not known here for GGUF")
+    heads, size = int(config["num_attention_heads"]), int(config["hidden_size"])
+    head = int(config.get("head_dim") or size // heads)
+    writer.add_context_length(int(config["max_position_embeddings"]))
+    writer.add_embedding_length(size)
+    writer.add_block_count(int(config["num_hidden_layers"]))
+    writer.add_feed_forward_length(int(config["intermediate_size"]))
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_rope_dimension_count(head)
+    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
+    writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
+    writer.add_vocab_size(int(config["vocab_size"]))
+
+
+def _add_tokenizer(writer: Any, folder: Path, tokenizer: Any, chat: Chat, size: int) -> None:
+    import gguf
+
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    if described["model"]["type"] != "BPE":
+        raise ModelError(f"the tokenizer of {folder} is {described['model']['type']}; GGUF is known here for BPE")
+    pieces = {index: piece for piece, index in described["model"]["vocab"].items()}
+    kinds = dict.fromkeys(pieces, gguf.TokenType.NORMAL)
+    for added in described["added_tokens"]:
+        pieces[added["id"]] = added["content"]
+        kinds[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+    # Embeddings are often padded to a round number of rows, which no text leads to.
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_splitting(described, folder))
+    writer.add_token_list([pieces.get(index, f"[PAD{index}]") for index in range(size)])
+    writer.add_token_types([kinds.get(index, gguf.TokenType.UNUSED) for index in range(size)])
+    merges = described["model"]["merges"]
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    writer.add_eos_token_id(chat.end_of_turn_id)
+    writer.add_eot_token_id(chat.end_of_turn_id)
+    for add, index in (
+        (writer.add_bos_token_id, tokenizer.bos_token_id),
+        (writer.add_pad_token_id, tokenizer.pad_token_id),
+    ):
+        if index is not None:
+            add(index)
+    writer.add_add_bos_token(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
+    own = Chat(tokenizer).system_text
+    template = tokenizer.chat_template
+    writer.add_chat_template(
+        template if chat.system_text == own else with_system_text(template, chat.system_text or "")
+    )
+
+
+def _splitting(described: dict[str, Any], folder: Path) -> str:
+    """llama.cpp's name for the tokenizer's way of splitting text."""
+    step = described.get("pre_tokenizer") or {}
+    steps = step.get("pretokenizers", [step])
+    patterns = [each["pattern"].get("Regex", "") for each in steps if each["type"] == "Split"]
+    digits = [each["individual_digits"] for each in steps if each["type"] == "Digits"]
+    if len(patterns) == 1 and patterns[0].endswith(_QWEN):
+        return "qwen2"
+    if len(patterns) == 1 and patterns[0].endswith(_LLAMA3):
+        return "llama-bpe"
+    if digits == [True] and not patterns:
+        return "smollm"
+    if not patterns and not digits:
+        return "gpt-2"
+    raise ModelError(f"the tokenizer of {folder} splits text in a way that is not known here for GGUF")

@@ -1,0 +1,174 @@
+"""`thinktune serve MODEL [--adapter NAME=RUN]…`: an OpenAI-compatible server, on this machine alone by default.
+
+vLLM's own server where vLLM is there, with the base model and every adapter under names of their own; else that of
+transformers, with one model. Both render conversations with the chat template that the model was trained with; its
+system text is put into the template where it is not the template's own, so that clients need not know it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from thinktune.config import Load, Vllm
+from thinktune.engines.opening import EngineName, adapter_beside, choose_engine, vllm_model
+from thinktune.engines.process import vllm_python
+from thinktune.engines.vllm import OWN, engine_arguments, vllm_environment
+from thinktune.errors import MissingExtra, UsageError
+from thinktune.files import write_text
+from thinktune.models import Chat, make_chat, resolve
+from thinktune.models.cache import cache_folder
+from thinktune.models.chat import with_system_text
+from thinktune.models.device import choose_device, choose_dtype
+from thinktune.models.tokenizer import read_tokenizer
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is ready to be started.
+
+    Attributes:
+        command: the program and its arguments.
+        environment: of the program.
+        models: the names that clients may ask for.
+        url: where they ask.
+    """
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    models: tuple[str, ...]
+    url: str
+
+    def run(self) -> NoReturn:
+        """Become the server. Signals, output and exit status are its own from here on."""
+        os.execvpe(self.command[0], self.command, self.environment)
+
+
+def serve(
+    reference: str | Path,
+    *,
+    adapters: Sequence[str] = (),
+    engine: EngineName = "auto",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    load: Load | None = None,
+    vllm: Vllm | None = None,
+    notify: Notify = lambda line: None,
+) -> Server:
+    """Find out how to serve the model that a reference names.
+
+    Args:
+        adapters: `NAME=RUN`, further adapters of the same base model; only vLLM has them.
+        engine: "auto" takes vLLM wherever it is installed.
+        host: 127.0.0.1 is reached from this machine only. Neither server asks who is there.
+
+    Raises:
+        UsageError: an adapter without a name, a name used twice, or something that the engine cannot do.
+        MissingExtra, ModelError, DownloadError, DeviceError: see `engines.open_engine`.
+    """
+    load = load or Load()
+    resolved = resolve(reference, load, notify)
+    device = choose_device(load.device)
+    dtype = choose_dtype(device, load.dtype)
+    runs_on = choose_engine(engine, reference, resolved, "none", lacks_gpu=False)
+    tokenizer = read_tokenizer(resolved, load, notify)
+    chat = make_chat(tokenizer, resolved.settings)
+    beside = {name: adapter_beside(run, resolved, load) for name, run in _named(adapters).items()}
+    url = f"http://{host}:{port}/v1"
+    own_name = _name(reference)
+    if runs_on == "transformers":
+        if beside or resolved.adapters or resolved.gguf:
+            raise UsageError(
+                "the server of transformers has one model in safetensors, without adapters beside it",
+                hint="thinktune merge makes one of model and adapter; or install vLLM",
+            )
+        if chat.system_text != Chat(tokenizer).system_text:
+            notify(f"clients have to send the system text that this model was trained with: {chat.system_text!r}")
+        folder = str(resolved.folder)
+        command = _transformers_command(folder, host, port, device.type, str(dtype).removeprefix("torch."))
+        return Server(command, _transformers_environment(), (folder,), url)
+    model = vllm_model(resolved, tokenizer, chat, device, dtype, beside)
+    base_name = _name(resolved.base) if resolved.adapters else own_name
+    model = replace(model, adapters={own_name if name == OWN else name: path for name, path in model.adapters.items()})
+    if base_name in model.adapters:
+        raise UsageError(f"the adapter {base_name} has the model's own name", hint="give it another: NAME=RUN")
+    arguments = {
+        **engine_arguments(model, vllm or Vllm()),
+        "served_model_name": base_name,
+        "host": host,
+        "port": port,
+    }
+    if chat.system_text != Chat(tokenizer).system_text:
+        arguments["chat_template"] = _template_file(tokenizer.chat_template, chat.system_text or "", own_name)
+    if model.adapters:
+        arguments["lora_modules"] = [f"{name}={folder}" for name, folder in model.adapters.items()]
+    # `vllm serve` looks for a distribution called vllm, which its CPU build is not.
+    program = (vllm_python(), "-P", "-m", "vllm.entrypoints.openai.api_server")
+    environment = vllm_environment(model.device)
+    # Its server steps the engine in a process of its own, or not at all.
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    return Server((*program, *_flags(arguments)), environment, (base_name, *model.adapters), url)
+
+
+def _named(adapters: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for adapter in adapters:
+        name, equals, run = adapter.partition("=")
+        if not (name and equals and run):
+            raise UsageError(f"--adapter {adapter}: is not NAME=RUN", hint="for example --adapter short=runs/short")
+        if name in found:
+            raise UsageError(f"two adapters are called {name}", hint="give one of them another name")
+        found[name] = run
+    return found
+
+
+def _name(reference: str | Path) -> str:
+    """What clients call a model: a folder's last name, or the reference itself."""
+    path = Path(reference)
+    return path.resolve().name if path.exists() else str(reference)
+
+
+def _template_file(template: str, text: str, name: str) -> str:
+    file = cache_folder() / "templates" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.jinja"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, with_system_text(template, text))
+    return str(file)
+
+
+def _flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments as vLLM's command line takes them."""
+    flags: list[str] = []
+    for name, value in arguments.items():
+        if value is None or value is False:
+            continue
+        flags.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            flags += [str(each) for each in value] if isinstance(value, list) else [str(value)]
+    return flags
+
+
+def _transformers_environment() -> dict[str, str]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)  # /v1/models fails where nothing was ever downloaded
+    return {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", **os.environ}
+
+
+def _transformers_command(folder: str, host: str, port: int, device: str, dtype: str) -> tuple[str, ...]:
+    import sys
+    from importlib.util import find_spec
+
+    missing = [name for name in ("fastapi", "uvicorn", "openai") if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"the server of transformers needs {', '.join(missing)}",
+            hint="pip install 'thinktune[serve]'; or install vLLM: pip install 'thinktune[vllm]'",
+        )
+    program = (sys.executable, "-m", "transformers.cli.transformers", "serve", folder)
+    return (*program, "--host", host, "--port", str(port), "--device", device, "--dtype", dtype)
