@@ -75,7 +75,11 @@ def set_up(model: PeftModel, loaded: Loaded, plan: Plan, setup: Setup) -> Iterat
             return
         if recomputes_by_transformers(plan, setup):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        yield
+        try:
+            yield
+        finally:
+            if loaded.model.is_gradient_checkpointing:
+                loaded.model.gradient_checkpointing_disable()
 
 
 def recomputes_by_transformers(plan: Plan, setup: Setup) -> bool:
