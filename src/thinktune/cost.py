@@ -21,8 +21,8 @@ FP8_SHARE = 0.70  # with a scale a row and column: 1,290 to 1,510 of 1,979
 ATTENTION_SHARE = {"forward": 0.50, "backward": 0.36}  # causal flash attention, of the bf16 rate
 BANDWIDTH_SHARE = 0.85  # a kernel that only moves memory
 HALF_RATE_TOKENS = 128  # so many tokens give a product half of the rate that many give it
-LAUNCH_SECONDS = 4e-6  # the host takes to start a kernel
-KERNELS = {True: 45, False: 190}  # that a decoder layer starts, forward and backward: fused, PEFT's
+KERNELS = {True: 45, False: 310}  # that a decoder layer starts, forward and backward: fused; by PEFT, one by one
+LAUNCH_SECONDS = {True: 8e-6, False: 12e-6}  # that the host takes to start one from Python: alone; through autograd
 HOST_BANDWIDTH = 20e9  # bytes/s between GPU and pinned main memory
 CPU_PRODUCT_SHARE = 0.7  # of the time of a CPU, what products take
 
@@ -41,6 +41,7 @@ FRAGMENTS = 0.04  # of the peak, what an allocator cannot use
 # Passes over memory that a fused layer makes beside its products, in units of one activation of that width.
 FUSED_PASSES = {"forward": {"hidden": 6, "q": 2, "kv": 2, "f": 3}, "backward": {"hidden": 12, "q": 4, "kv": 4, "f": 6}}
 PLAIN_FACTOR = 4  # PEFT's and transformers' own make so many times as many
+CAST_BYTES = 20  # moved by PEFT's own linears for a number that an adapter takes: to float32 and back, dropped out
 LOW_RANK_PASSES = 2  # reads of inputs and of gradients for the adapter's products, forward and backward together
 QUANTIZE_BYTES = 1.5  # moved to bring one activation into fp8: written, and read where no kernel before has it at hand
 
@@ -111,7 +112,7 @@ class Work:
         if self.fused:
             before_norm = b * (s.q + 2 * s.kv) if s.model_type == "qwen3" else 0  # of its heads
             low = 4 * self.rank  # of one projection, in float32
-            mlp = b * 2 * s.hidden + attention + before_norm + 4 * low  # of q, k, v and down
+            mlp = b * 2 * s.hidden + attention + before_norm + 7 * low
             return {"none": mlp + b * 2 * s.intermediate, "mlp": mlp, "full": b * s.hidden + low}
         # Both norms keep their input in float32 and their output; SwiGLU keeps gate, up, their activation and product.
         none: float = 2 * (4 + b) * s.hidden + attention + b * 4 * s.intermediate
@@ -213,8 +214,9 @@ class Work:
         forwards = 1 + (level == "full")
         attention *= forwards / ATTENTION_SHARE["forward"] + 2.5 / ATTENTION_SHARE["backward"]
         moved = self._bytes_moved(tokens, repeated) + self._bytes_unpacked(weights, 2 + repeated)
+        launching = KERNELS[self.fused] * LAUNCH_SECONDS[self.fused] * (1 + repeated / 2) * math.sqrt(chunks)
         computing = products + attention + moved / (BANDWIDTH_SHARE * hardware.bandwidth)
-        return max(computing, KERNELS[self.fused] * (1 + repeated / 2) * math.sqrt(chunks) * LAUNCH_SECONDS)
+        return max(computing, launching)
 
     def _bytes_moved(self, tokens: float, repeated: float) -> float:
         """By everything in a layer that is no large product."""
@@ -227,6 +229,8 @@ class Work:
         adapted = self.shape.targets(list(self.targets))
         elements += LOW_RANK_PASSES * sum(linear.inputs + linear.outputs for linear in adapted) / s.layers
         moved = self.width * elements * (1 if self.fused else PLAIN_FACTOR)
+        if not self.fused and (self.quantize != "none" or self.dropout):
+            moved += CAST_BYTES * self._adapted_inputs
         if self.quantize == "fp8":
             moved += QUANTIZE_BYTES * sum(linear.inputs + linear.outputs for linear in s.linears) / s.layers
         return tokens * moved
