@@ -1,12 +1,11 @@
 """One contestant of bench/train.py, in a process of its own: trains a few steps and prints a line of JSON.
 
 `ours*` goes through what `thinktune train` itself uses: load_model, the plan, the adapter, the fused layers, the loss;
-`verb*` is that command, called. The others are set up as their own documentation has it.
+`verb*` is that command, called. The others are in peers.py.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -14,96 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from contest import LEARNING_RATE, MAX_NORM, WARM_UP, Missing, Result, Task, reset_peaks, set_limit, synchronize
+from peers import PEERS, peer
 from workload import TARGETS, Workload, as_tokens, model_folder, write_rows
-
-LEARNING_RATE, MAX_NORM = 1e-4, 1.0
-WARM_UP = 3  # steps that no speed is taken from
-
-
-@dataclass
-class Task:
-    """What to do, as bench/train.py asks for it."""
-
-    name: str
-    shape: str
-    workload: Workload
-    rank: int
-    limit: float | None
-    started: float
-    folder: str
-    checkpointing: str = "auto"
-
-
-@dataclass
-class Result:
-    """What came of it; times in seconds, memory in GiB."""
-
-    label: str = ""
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    first_step: float = 0.0
-    allocated: float = 0.0
-    reserved: float = 0.0
-    rate: float = 0.0
-    predicted: float | None = None
-    parts: dict[str, int] = field(default_factory=dict)  # of what was predicted, bytes
-    note: str = ""
-
-    def finish(self) -> Result:
-        self.allocated, self.reserved = peaks()
-        if self.times and not self.rate:
-            rates = [count / seconds for count, seconds in zip(self.tokens, self.times, strict=True)]
-            self.rate = median(rates[WARM_UP:] or rates[-1:])
-        return self
-
-
-class Missing(Exception):
-    """A contestant that is not installed, or cannot do this."""
-
-
-def peaks() -> tuple[float, float]:
-    import torch
-
-    if not torch.cuda.is_available():
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 0.0
-    return torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
-
-
-def reset_peaks() -> None:
-    """Loading is not counted: it may need more, for a moment, than training."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def synchronize() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def set_limit(gib: float | None) -> None:
-    """Let the allocator refuse what goes beyond, fragments included."""
-    import torch
-
-    if gib is not None and torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total))
-
-
-# Ours ---------------------------------------------------------------------------------------------------------------
 
 
 def config_for(task: Task, quantize: str, **changes: Any) -> Any:
@@ -222,180 +139,6 @@ def _watch(file: Path, seen: list[float]) -> None:
     seen.append(time.time())
 
 
-# Peers --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Peer:
-    """TRL's (or, `plain`, transformers' own) trainer over PEFT, set up one way."""
-
-    base: str = "none"  # or int8, nf4
-    liger: bool = False
-    compiled: bool = False
-    checkpointing: bool = False
-    plain: bool = False
-    article: bool = False
-    unsloth: bool = False
-
-
-def peer(task: Task, kind: Peer) -> Result:
-    if kind.unsloth:
-        return train_peer(task, kind, *_with_unsloth(task, kind))
-    import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, set_seed
-
-    if kind.liger:
-        _require("liger-kernel")
-    set_limit(task.limit)
-    on_gpu = torch.cuda.is_available()
-    arguments: dict[str, Any] = {"device_map": {"": 0}} if on_gpu else {}
-    if kind.base != "none":
-        _require("bitsandbytes")
-        arguments["quantization_config"] = _bitsandbytes(kind.base)
-    model = AutoModelForCausalLM.from_pretrained(
-        model_folder(task.shape, Path(task.folder)), dtype=torch.bfloat16, attn_implementation="sdpa", **arguments
-    )
-    if kind.base != "none" and not kind.article:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=kind.checkpointing)
-    model.enable_input_require_grads()
-    rank, dropout = (4, 0.1) if kind.article else (task.rank, 0.0)
-    lora = LoraConfig(
-        task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=list(TARGETS)
-    )
-    set_seed(0)
-    return train_peer(task, kind, get_peft_model(model, lora), None)
-
-
-def _bitsandbytes(base: str) -> Any:
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if base == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )  # fmt: skip
-
-
-def _with_unsloth(task: Task, kind: Peer) -> tuple[Any, Any]:
-    os.environ.update(UNSLOTH_DISABLE_STATISTICS="1", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-    _require("unsloth")
-    import torch
-    from unsloth import FastLanguageModel
-
-    set_limit(task.limit)
-    longest = task.workload.length or 16384
-    model, tokenizer = FastLanguageModel.from_pretrained(
-        str(model_folder(task.shape, Path(task.folder))), max_seq_length=max(2048, longest), dtype=torch.bfloat16,
-        load_in_4bit=kind.base == "nf4",
-    )  # fmt: skip
-    model = FastLanguageModel.get_peft_model(
-        model, r=task.rank, lora_alpha=2 * task.rank, lora_dropout=0, bias="none", target_modules=list(TARGETS),
-        use_gradient_checkpointing="unsloth" if kind.checkpointing else False, random_state=0,
-    )  # fmt: skip
-    return model, tokenizer
-
-
-def train_peer(task: Task, kind: Peer, model: Any, tokenizer: Any) -> Result:
-    import torch
-    import trl
-    from datasets import Dataset
-    from transformers import Trainer, TrainerCallback
-    from transformers.trainer_callback import PrinterCallback
-
-    from workload import byte_tokenizer
-
-    work, on_gpu = task.workload, torch.cuda.is_available()
-    steps = work.documents(model.config.vocab_size)
-    documents = [ids for step in steps for ids in step]
-    equal = len({len(ids) for ids in documents}) == 1
-    rows = work.rows if equal else 1  # documents of other lengths would be padded
-    accumulation = len(steps[0]) // rows
-    columns = {"input_ids": documents, "labels": documents, "attention_mask": [[1] * len(ids) for ids in documents]}
-    result = Result(_label(kind, trl))
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            synchronize()
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            if kind.article:  # empties the cache after every step
-                gc.collect()
-                torch.cuda.empty_cache()
-            synchronize()
-            result.times.append(time.perf_counter() - self.start)
-            result.first_step = result.first_step or time.time() - task.started
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "grad_norm" in logs:
-                result.losses.append(float(logs["loss"]))
-                result.norms.append(float(logs["grad_norm"]))
-
-    fields: dict[str, Any] = {
-        "output_dir": str(Path(task.folder) / "peer"),
-        "per_device_train_batch_size": rows,
-        "gradient_accumulation_steps": accumulation,
-        "max_steps": work.steps,
-        "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": MAX_NORM,
-        "bf16": on_gpu,
-        "use_cpu": not on_gpu,
-        "logging_steps": 1,
-        "optim": "adamw_8bit" if kind.article and on_gpu else "adamw_torch_fused",
-        "report_to": "none",
-        "save_strategy": "no",
-        "gradient_checkpointing": kind.checkpointing,
-        "torch_compile": kind.compiled,
-        "use_liger_kernel": kind.liger,
-        "disable_tqdm": True,
-        "train_sampling_strategy": "sequential",
-    }
-    if kind.checkpointing and not kind.unsloth:
-        fields["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-    arguments: dict[str, Any] = {"model": model, "train_dataset": Dataset.from_dict(columns), "callbacks": [Clock()]}
-    if kind.plain:
-        from transformers import TrainingArguments, default_data_collator
-
-        trainer = Trainer(args=TrainingArguments(**fields), data_collator=default_data_collator, **arguments)
-    else:
-        fields |= {"max_length": None, "packing": False, "dataset_kwargs": {"skip_prepare_dataset": True}}
-        tokenizer = tokenizer or byte_tokenizer()
-        trainer = trl.SFTTrainer(args=trl.SFTConfig(**fields), processing_class=tokenizer, **arguments)
-    trainer.remove_callback(PrinterCallback)
-    reset_peaks()
-    trainer.train()
-    result.tokens = [sum(map(len, step)) for step in steps][: len(result.times)]
-    return result.finish()
-
-
-def _label(kind: Peer, trl: Any) -> str:
-    from trl.trainer import sft_trainer
-
-    if kind.article:
-        return "the article: TRL + PEFT, int8, 1 x 4, r 4, dropout 0.1, cache emptied each step"
-    who = f"Unsloth {version('unsloth')}" if kind.unsloth else f"TRL {trl.__version__} + PEFT"
-    if kind.plain:
-        who = "transformers' Trainer + PEFT"
-    elif not kind.unsloth and hasattr(sft_trainer, "add_fused_lm_head"):
-        who += " (its own fused loss)"
-    parts = [who, *["Liger"] * kind.liger, *["torch_compile"] * kind.compiled, *[kind.base] * (kind.base != "none")]
-    return ", ".join([*parts, "checkpointing" if kind.checkpointing else "no checkpointing"])
-
-
-def _require(package: str) -> None:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        raise Missing(f"{package} is not installed") from None
-
-
-# The machine --------------------------------------------------------------------------------------------------------
-
-
 def ceiling(task: Task) -> dict[str, float]:
     """TFLOP/s of matrix products of the model's own shapes, on as many tokens as a step has."""
     import torch
@@ -441,30 +184,16 @@ def _rate(tokens: int, hidden: int, wide: int, on_gpu: bool, *, fp8: bool) -> fl
 
 
 _BASES = ("none", "fp8", "int8", "nf4")
-_PEERS = {
-    "article": Peer(article=True, base="int8"),
-    "trl": Peer(),
-    "trl-liger": Peer(liger=True),
-    "trl-compile": Peer(compiled=True),
-    "trl-nf4": Peer(base="nf4"),
-    "trl-int8": Peer(base="int8"),
-    "hf": Peer(plain=True),
-    "hf-liger": Peer(plain=True, liger=True),
-    "unsloth": Peer(unsloth=True),
-    "unsloth-nf4": Peer(unsloth=True, base="nf4"),
-}
 
 
 def contestants() -> dict[str, Callable[[Task], Result]]:
     """Everyone by name: `ours`, `ours-fp8`, …, `verb`, …, and the peers, each also with `-ckpt`."""
-    from dataclasses import replace
-
     found: dict[str, Callable[[Task], Result]] = {"unfused": lambda task: ours(task, "none", fused=False)}
     for base in _BASES:
         end = "" if base == "none" else f"-{base}"
         found[f"ours{end}"] = lambda task, base=base: ours(task, base)
         found[f"verb{end}"] = lambda task, base=base: verb(task, base)
-    for name, kind in _PEERS.items():
+    for name, kind in PEERS.items():
         found[name] = lambda task, kind=kind: peer(task, kind)
         if not kind.article:
             kept = replace(kind, checkpointing=True)

@@ -93,7 +93,7 @@ def main() -> None:
     ]
     ask("folder", tasks[0], args.timeout)
     ceilings = everything["ceiling"] = ask("ceiling", tasks[0], args.timeout)
-    print("matrix products: " + ", ".join(f"{name} {rate:,.0f} TFLOP/s" for name, rate in ceilings.items()), flush=True)
+    print("matrix products: " + ", ".join(f"{name} {rate:,.1f} TFLOP/s" for name, rate in ceilings.items()), flush=True)
     for cell_name, cell, workload, task in zip(names, cells, workloads, tasks, strict=True):
         print(f"\n{cell_name}: {describe(cell)}\n{HEADER}", flush=True)
         results = everything[cell_name] = {"task": task}

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from thinktune.config import Config
 from thinktune.data import Tokens
-from thinktune.errors import OutOfMemory
+from thinktune.errors import ModelError, OutOfMemory
 from thinktune.fast.attention import packed_documents
 from thinktune.fast.support import why_not_fused
 from thinktune.files import write_json
@@ -27,7 +27,7 @@ from thinktune.plan import Plan, Setup, lighter, plan_rows
 from thinktune.progress import peak_memory_gib
 from thinktune.runs import RunFolder
 from thinktune.shape import shape_of
-from thinktune.trainer import ThinkTrainer
+from thinktune.trainer import PackedCollator, ThinkTrainer
 
 Notify = Callable[[str], None]
 
@@ -85,6 +85,44 @@ def set_up(model: PeftModel, loaded: Loaded, plan: Plan, setup: Setup) -> Iterat
 def recomputes_by_transformers(plan: Plan, setup: Setup) -> bool:
     """Whether whole layers are recomputed the way transformers does it, which is the one for layers not fused."""
     return not plan.fused and setup.memory.levels[0] == "full"
+
+
+@torch.no_grad()
+def documents_are_isolated(model: PeftModel, examples: list[Tokens]) -> bool:
+    """Whether a document gets the same hidden states behind another one as it gets alone."""
+    shortest = sorted(range(len(examples)), key=lambda index: len(examples[index]))[:2]
+    if len(shortest) < 2:
+        return True
+    collate = PackedCollator(examples)
+    base = model.get_base_model().base_model
+
+    def hidden(documents: list[int]) -> torch.Tensor:
+        batch = collate([{"documents": documents}])
+        for unused in ("labels", "positions", "targets"):
+            del batch[unused]
+        inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        states: torch.Tensor = base(**inputs, use_cache=False).last_hidden_state[0]
+        return states.float()
+
+    model.eval()
+    alone = hidden(shortest[1:])
+    packed = hidden(shortest)[-len(alone) :]
+    model.train()
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.05  # bf16 rounds in every layer
+    return bool((packed - alone).norm() <= tolerance * alone.norm())
+
+
+def require_single_documents(config: Config) -> None:
+    """
+    Raises:
+        ModelError: several documents are to share a sequence.
+    """
+    if config.train.packing or config.train.batch_size > 1:
+        raise ModelError(
+            "with this model, examples that share a sequence would see each other: "
+            "its layers do not keep packed documents apart",
+            hint="set train.packing=false train.batch_size=1, and train.accumulation to the rows a step should have",
+        )
 
 
 def recorded_setup(run: RunFolder, config: Config, plan: Plan) -> Setup:

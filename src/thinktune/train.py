@@ -23,11 +23,12 @@ from thinktune import plots
 from thinktune.ask import answer
 from thinktune.checkup import Checkup, checkup_problems
 from thinktune.config import Config, dump_config
-from thinktune.data import Example, Prepared, Tokens
+from thinktune.data import Example, Prepared
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
 from thinktune.files import replacing, write_json, write_text
 from thinktune.fitting import (
+    documents_are_isolated,
     go_lighter,
     memory_limited,
     plan_training,
@@ -35,6 +36,7 @@ from thinktune.fitting import (
     recomputes_by_transformers,
     record_setup,
     recorded_setup,
+    require_single_documents,
     set_up,
     settle,
 )
@@ -235,8 +237,8 @@ def _newest_step(run: RunFolder) -> int:
 def _build_trainer(model: PeftModel, attempt: _Attempt) -> ThinkTrainer:
     config, prepared, loaded, run = attempt.config, attempt.prepared, attempt.loaded, attempt.run
     setup = attempt.setup
-    if not _documents_are_isolated(model, prepared.train):
-        _require_single_documents(config)
+    if not documents_are_isolated(model, prepared.train):
+        require_single_documents(config)
         setup = plan_training(config, loaded, prepared.train, fold=False).setup
     packs = packs_of([len(example) for example in prepared.train], config)
     held_out = as_dataset([[index] for index in range(len(prepared.held_out))], offset=len(prepared.train))
@@ -274,40 +276,6 @@ def _checkup(attempt: _Attempt, trainer: ThinkTrainer) -> Checkup | None:
     except ModelError as error:  # it can be trained nevertheless
         attempt.console.print(f"no evaluation during training: {error.message}", highlight=False)
         return None
-
-
-@torch.no_grad()
-def _documents_are_isolated(model: PeftModel, examples: list[Tokens]) -> bool:
-    """Whether a document gets the same hidden states behind another one as it gets alone."""
-    shortest = sorted(range(len(examples)), key=lambda index: len(examples[index]))[:2]
-    if len(shortest) < 2:
-        return True
-    collate = PackedCollator(examples)
-    base = model.get_base_model().base_model
-
-    def hidden(documents: list[int]) -> torch.Tensor:
-        batch = collate([{"documents": documents}])
-        for unused in ("labels", "positions", "targets"):
-            del batch[unused]
-        inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
-        states: torch.Tensor = base(**inputs, use_cache=False).last_hidden_state[0]
-        return states.float()
-
-    model.eval()
-    alone = hidden(shortest[1:])
-    packed = hidden(shortest)[-len(alone) :]
-    model.train()
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.05  # bf16 rounds in every layer
-    return bool((packed - alone).norm() <= tolerance * alone.norm())
-
-
-def _require_single_documents(config: Config) -> None:
-    if config.train.packing or config.train.batch_size > 1:
-        raise ModelError(
-            "with this model, examples that share a sequence would see each other: "
-            "its layers do not keep packed documents apart",
-            hint="set train.packing=false train.batch_size=1, and train.accumulation to the rows a step should have",
-        )
 
 
 def _save_adapter(model: PeftModel, loaded: Loaded, config: Config, run: RunFolder) -> None:

@@ -1,0 +1,88 @@
+"""What all contestants of bench/train.py share: the task, the result, and how time and memory are taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median
+
+from workload import Workload
+
+LEARNING_RATE, MAX_NORM = 1e-4, 1.0
+WARM_UP = 3  # steps that no speed is taken from
+
+
+@dataclass
+class Task:
+    """What to do, as bench/train.py asks for it."""
+
+    name: str
+    shape: str
+    workload: Workload
+    rank: int
+    limit: float | None
+    started: float
+    folder: str
+    checkpointing: str = "auto"
+
+
+@dataclass
+class Result:
+    """What came of it; times in seconds, memory in GiB."""
+
+    label: str = ""
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    first_step: float = 0.0
+    allocated: float = 0.0
+    reserved: float = 0.0
+    rate: float = 0.0
+    predicted: float | None = None
+    parts: dict[str, int] = field(default_factory=dict)  # of what was predicted, bytes
+    note: str = ""
+
+    def finish(self) -> Result:
+        self.allocated, self.reserved = peaks()
+        if self.times and not self.rate:
+            rates = [count / seconds for count, seconds in zip(self.tokens, self.times, strict=True)]
+            self.rate = median(rates[WARM_UP:] or rates[-1:])
+        return self
+
+
+class Missing(Exception):
+    """A contestant that is not installed, or cannot do this."""
+
+
+def peaks() -> tuple[float, float]:
+    import torch
+
+    if not torch.cuda.is_available():
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 0.0
+    return torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
+
+
+def reset_peaks() -> None:
+    """Loading is not counted: it may need more, for a moment, than training."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def synchronize() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def set_limit(gib: float | None) -> None:
+    """Let the allocator refuse what goes beyond, fragments included."""
+    import torch
+
+    if gib is not None and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total))
