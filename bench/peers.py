@@ -91,6 +91,7 @@ def train_peer(task: Task, kind: Peer, model: Any, tokenizer: Any) -> Result:
     import torch
     import trl
     from datasets import Dataset
+    from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_callback import PrinterCallback
 
@@ -141,7 +142,6 @@ def train_peer(task: Task, kind: Peer, model: Any, tokenizer: Any) -> Result:
         "torch_compile": kind.compiled,
         "use_liger_kernel": kind.liger,
         "disable_tqdm": True,
-        "train_sampling_strategy": "sequential",
     }
     if kind.checkpointing and not kind.unsloth:
         fields["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
@@ -155,6 +155,7 @@ def train_peer(task: Task, kind: Peer, model: Any, tokenizer: Any) -> Result:
         tokenizer = tokenizer or byte_tokenizer()
         trainer = trl.SFTTrainer(args=trl.SFTConfig(**fields), processing_class=tokenizer, **arguments)
     trainer.remove_callback(PrinterCallback)
+    trainer._get_train_sampler = lambda *_: SequentialSampler(arguments["train_dataset"])  # the steps as they are
     reset_peaks()
     trainer.train()
     result.tokens = [sum(map(len, step)) for step in steps][: len(result.times)]
