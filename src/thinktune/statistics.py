@@ -26,6 +26,11 @@ class Rate:
     low: float
     high: float
 
+    @property
+    def opposite(self) -> Rate:
+        """Of what did not happen."""
+        return Rate(1 - self.value, 1 - self.high, 1 - self.low)
+
     def __str__(self) -> str:
         return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
 
