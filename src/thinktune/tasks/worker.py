@@ -1,15 +1,17 @@
 """math-verify in a process of its own, which gives up, or is killed, when it takes too long.
 
-`python -m thinktune.tasks.worker SECONDS` reads `{"reference", "answer"}` lines and writes `{"equal"}` or `{"error"}`
-lines. It breaks off by itself after so much processor time; only what does not come back to Python by then (a power of
-giant integers) is killed, for a new process costs as much as hundreds of comparisons. It is started when the first
-comparison needs it.
+`python -m thinktune.tasks.worker SECONDS` reads `{"number", "reference", "answer"}` lines and writes `{"number",
+"equal"}` or `{"number", "error"}` lines, after a line `{"child"}` that says which process will compare. It breaks off
+by itself after so much processor time; what does not come back to Python by then is killed. What is killed is only the
+child that compares: its parent, which has imported sympy in seconds, forks another one at once. All of it is started
+when the first comparison needs it.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
@@ -27,7 +29,7 @@ from thinktune.tasks.base import Verdict
 _SECONDS = 2.0  # of processor time, so that a busy machine changes no verdict
 _CLOCK = 10.0  # by the clock at most, where the process gets hardly any processor time; such a verdict is none
 _GRACE = 0.5  # of processor time over the limit, before the process is killed
-_START_SECONDS, _START_CLOCK = 30.0, 120.0  # importing sympy
+_START_CLOCK = 120.0  # importing sympy
 _MEMORY = 2 * 2**30
 
 
@@ -42,6 +44,7 @@ class Verifier:
     def __init__(self, seconds: float = _SECONDS, clock: float = _CLOCK) -> None:
         self._seconds, self._clock = seconds, clock
         self._process: subprocess.Popen[str] | None = None
+        self._child = self._number = 0
         self._lines: queue.Queue[str] = queue.Queue()
         self._lock = threading.Lock()
 
@@ -51,9 +54,9 @@ class Verifier:
             if self._process is None and not self._start():
                 return Verdict(False, "math-verify could not be started", failed=True)
             try:
-                reply = self._exchange({"reference": reference, "answer": answer}, self._seconds, self._clock)
+                reply = self._exchange(reference, answer)
             except _NoReply as stopped:
-                self.close()
+                self._replace()
                 return Verdict(False, f"math-verify {stopped}", failed=stopped.machine)
             if "error" in reply:
                 return Verdict(False, f"math-verify: {reply['error']}")
@@ -63,8 +66,49 @@ class Verifier:
         """End the process, whatever it is doing. Safe to call twice."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
+            process.kill()  # first, so that it has no further child
+            self._kill_child()
             process.wait()
+
+    def _replace(self) -> None:
+        """Kill the child that does not answer, and wait for the next one."""
+        self._kill_child()
+        try:
+            self._greet(_START_CLOCK)
+        except _NoReply:
+            self.close()
+
+    def _kill_child(self) -> None:
+        child, self._child = self._child, 0
+        if child:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+    def _greet(self, clock: float) -> None:
+        """Take down which process will answer. What was still on its way from the one before it is passed over."""
+        ended = time.monotonic() + clock
+        while (left := ended - time.monotonic()) > 0:
+            try:
+                message = self._receive(left)
+            except queue.Empty:
+                break
+            if "child" in message:
+                return
+        raise _NoReply("did not start", machine=True)
+
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        """
+        Raises:
+            queue.Empty: nothing came.
+            _NoReply: nothing will.
+        """
+        line = self._lines.get(timeout=seconds)
+        if not line:
+            self._lines.put(line)  # for whoever asks next
+            raise _NoReply("died")
+        message: dict[str, Any] = json.loads(line)
+        self._child = message.get("child", self._child)
+        return message
 
     def _start(self) -> bool:
         self._lines = queue.Queue()
@@ -78,12 +122,11 @@ class Verifier:
         )
         threading.Thread(target=self._read, args=(self._process, self._lines), daemon=True).start()
         try:
-            if self._exchange({"reference": "1", "answer": "1"}, _START_SECONDS, _START_CLOCK) == {"equal": True}:
-                return True
+            self._greet(_START_CLOCK)
         except _NoReply:
-            pass
-        self.close()
-        return False
+            self.close()
+            return False
+        return True
 
     @staticmethod
     def _read(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
@@ -92,38 +135,35 @@ class Verifier:
             lines.put(line)
         lines.put("")
 
-    def _exchange(self, message: dict[str, str], seconds: float, clock: float) -> dict[str, Any]:
+    def _exchange(self, reference: str, answer: str) -> dict[str, Any]:
         """
         Raises:
             _NoReply: there was none in time, or the process is gone.
         """
         assert self._process is not None
         assert self._process.stdin is not None
+        self._number += 1
+        message = {"number": self._number, "reference": reference, "answer": answer}
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except OSError:
             raise _NoReply("died") from None
-        reply: dict[str, Any] = json.loads(self._await(seconds, clock))
-        return reply
-
-    def _await(self, seconds: float, clock: float) -> str:
-        assert self._process is not None
-        process, started = psutil.Process(self._process.pid), time.monotonic()
-        before = None
-        while time.monotonic() - started < clock:
+        started, before = time.monotonic(), None
+        while time.monotonic() - started < self._clock:
             try:
-                line = self._lines.get(timeout=0.05)
+                reply = self._receive(0.05)
             except queue.Empty:
-                used = _processor_time(process)
+                used = _processor_time(self._child)
                 before = used if before is None else before
-                if used - before > seconds + _GRACE:
-                    raise _NoReply(_too_long(seconds)) from None
+                if used - before > self._seconds + _GRACE:
+                    raise _NoReply(_too_long(self._seconds)) from None
                 continue
-            if not line:
+            if "child" in reply:  # there is another one already
                 raise _NoReply("died")
-            return line
-        raise _NoReply(f"got too little processor time to end within {clock:g} s", machine=True)
+            if reply["number"] == self._number:  # not what was asked of a child that is gone
+                return reply
+        raise _NoReply(f"got too little processor time to end within {self._clock:g} s", machine=True)
 
 
 class _NoReply(Exception):
@@ -134,10 +174,10 @@ class _NoReply(Exception):
         self.machine = machine
 
 
-def _processor_time(process: psutil.Process) -> float:
+def _processor_time(child: int) -> float:
     try:
-        return float(sum(process.cpu_times()[:2]))
-    except psutil.Error:  # gone; its last line is there, or the empty one
+        return float(sum(psutil.Process(child).cpu_times()[:2]))
+    except psutil.Error:  # gone; its last line is there, or the next one's
         return 0.0
 
 
@@ -162,25 +202,40 @@ def verify(reference: str, answer: str) -> Verdict:
 
 
 def main() -> None:
-    """The worker's side."""
-    seconds = float(sys.argv[1])
+    """The worker's side: have a child compare, and another one where that was killed."""
     _limit_memory()
-    from math_verify import parse, verify  # type: ignore[attr-defined,unused-ignore]
+    _compare("1", "1")  # imports sympy and builds its parsers, once for all children
+    while True:
+        child = os.fork()
+        if not child:
+            with suppress(BrokenPipeError):  # nobody listens any more
+                _answer(float(sys.argv[1]))
+            os._exit(0)
+        if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+            return
 
+
+def _answer(seconds: float) -> None:
+    print(json.dumps({"child": os.getpid()}), flush=True)
     for line in sys.stdin:
         message = json.loads(line)
+        reply: dict[str, Any] = {"number": message["number"]}
         try:
             with _time_limit(seconds):
-                # Bare answers parse to nothing; in a box they are taken as one. Gold comes first: the order matters.
-                gold, target = (
-                    parse(f"\\boxed{{{message[name]}}}", parsing_timeout=None) for name in ("reference", "answer")
-                )
-                reply: dict[str, Any] = {"equal": bool(gold and target and verify(gold, target, timeout_seconds=None))}
+                reply["equal"] = _compare(message["reference"], message["answer"])
         except _TimeIsUp:
-            reply = {"error": _too_long(seconds)}
+            reply["error"] = _too_long(seconds)
         except Exception as error:  # noqa: BLE001 - a model may write anything, and sympy may raise anything at it
-            reply = {"error": f"{type(error).__name__}: {error}"[:200]}
+            reply["error"] = f"{type(error).__name__}: {error}"[:200]
         print(json.dumps(reply), flush=True)
+
+
+def _compare(reference: str, answer: str) -> bool:
+    from math_verify import parse, verify  # type: ignore[attr-defined,unused-ignore]
+
+    # Bare answers parse to nothing; in a box they are taken as one. Gold comes first: the order matters.
+    gold, target = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (reference, answer))
+    return bool(gold and target and verify(gold, target, timeout_seconds=None))
 
 
 class _TimeIsUp(BaseException):
@@ -190,9 +245,6 @@ class _TimeIsUp(BaseException):
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
     """Raise `_TimeIsUp` after so much processor time, as soon as Python runs again."""
-    if not hasattr(signal, "setitimer"):  # not on Windows
-        yield
-        return
 
     def stop(*_: object) -> None:
         raise _TimeIsUp
