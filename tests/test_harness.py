@@ -213,7 +213,7 @@ def test_figures_reach_the_report_and_the_comparison(tmp_path: Path) -> None:
         figures = [{**figure, "value": value, "shots": 5, "n": 8, "version": "3"}]
         (run / "eval" / name / "harness.json").write_text(json.dumps({"model": "m", "figures": figures}))
     page = write_report(run).read_text(encoding="utf-8")
-    assert "<td>gsm8k, exact_match (flexible-extract)</td><td>0.25 ± 0.03</td><td>0.5 ± 0.03</td>" in page
+    assert '<td class="text">gsm8k, exact_match (flexible-extract)</td><td>0.25 ± 0.03</td><td>0.5 ± 0.03</td>' in page
     comparison = compare([run])
     tuned = Figure("gsm8k", "exact_match", "flexible-extract", 0.5, 0.03, 5, 8, "3")
     assert comparison.candidates[1].figures == [tuned]
