@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from thinktune.cli import app
 from thinktune.compare import compare, sentences
-from thinktune.errors import RunFolderError
+from thinktune.errors import DataError, RunFolderError
+from thinktune.ratings import Rating, Ratings
 from thinktune.statistics import wilson
 
 GOOD = "<think>so</think> <answer>{}</answer>"
@@ -136,6 +137,27 @@ def test_a_folder_that_is_no_whole_run_is_refused(tmp_path: Path) -> None:
 def test_runs_of_the_same_name_are_told_apart_by_their_parents(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / parent / "r=4", tuned="r") for parent in ("one", "two")]
     assert [each.name for each in compare(runs).candidates] == ["one/r=4", "two/r=4"]
+
+
+def test_peoples_ratings_stand_beside_the_scores(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs/a", tuned="r" * 6, base="w" * 6)
+    kept = Ratings(tmp_path / "ratings.sqlite")
+    for row in range(1, 7):
+        kept.add(Rating("ann", f"s:{row}", "m", str(run), "second"))
+    kept.add(Rating("ann", "s:1", "m", "another", "first"))
+    comparison = compare([run], ratings=tmp_path / "ratings.sqlite")
+    assert comparison.judged is not None
+    assert comparison.judged.win_rates == {("a", "base"): wilson(0, 6)}
+    assert comparison.judged.with_scores == wilson(6, 6)
+    said = list(sentences(comparison))
+    assert f"a is preferred to base: {wilson(6, 6)}" in said
+    assert said[-1] == "1 of 7 ratings are of other models"
+    result = CliRunner().invoke(app, ["report", str(run), "--ratings", str(tmp_path / "ratings.sqlite")])
+    assert result.exit_code == 0
+    assert "tuned is preferred to base: 100.0%" in (run / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(DataError, match="no file of ratings"):
+        compare([run], ratings=tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_the_verb_prints_a_table_or_json_and_writes_a_page_and_a_plot(tmp_path: Path) -> None:

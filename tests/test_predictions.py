@@ -10,6 +10,7 @@ import pytest
 
 from thinktune import cli
 from thinktune.errors import DataError, MissingExtra
+from thinktune.evaluate import evaluate_items
 from thinktune.predictions import read_predictions, score_predictions, scores_table
 from thinktune.tasks import generic
 from thinktune.tasks.generic import similarity
@@ -168,7 +169,38 @@ def test_the_command_line_scores_a_result_file(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert "--predictions and --gold go together" in capsys.readouterr().err
+    assert "--predictions goes with --gold" in capsys.readouterr().err
+
+
+def test_a_batch_file_is_answered_and_scored_in_one_call(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    types = {record["id"]: record["type"] for record in GOLD}
+    lines = [{"id": name, "type": kind, "prompt": "What is 1 + 1?"} for name, kind in types.items() if name != "m4"]
+    (tmp_path / "batch.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out"
+    arguments = ["eval", str(tiny_model), str(tmp_path / "batch.jsonl"), "--gold", str(write_gold(tmp_path))]
+    monkeypatch.setattr("sys.argv", ["thinktune", *arguments, "-o", str(out), "--max-tokens", "3", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["without_prediction"] == ["m4"]
+    assert scores["types"]["math"]["outcomes"] == {"cut off": 3, "error": 1}
+    assert scores["types"]["code-generate"]["completions"] == 3  # sampled as its type is
+    answers = [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["id"] for line in answers] == ["m1", "m2", "m3", "c1", "p1", "p1", "p1", "g1"]
+    assert {line["finish_reason"] for line in answers} == {"length"}
+    journal = (out / "predictions.journal.jsonl").read_bytes()
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert (out / "predictions.journal.jsonl").read_bytes() == journal  # asked once
+
+
+def test_a_gold_file_that_cannot_be_used_is_told_before_a_model_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "gold").write_text("[1]")
+    with pytest.raises(DataError, match="line 1: is not a JSON object"):
+        evaluate_items(tmp_path / "no model", tmp_path / "no file", tmp_path / "gold", tmp_path)
 
 
 def test_chinese_is_tokenised_as_chinese() -> None:

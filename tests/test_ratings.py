@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import sqlite3
@@ -12,7 +13,16 @@ from typing import Any
 import pytest
 
 from thinktune.errors import DataError, UsageError
-from thinktune.ratings import Rating, Ratings, agreement, bradley_terry, win_rate
+from thinktune.ratings import (
+    Rating,
+    Ratings,
+    agreement,
+    agreement_with_scores,
+    bradley_terry,
+    conclude,
+    win_rate,
+)
+from thinktune.statistics import wilson
 
 
 def test_ratings_come_back_as_they_were_given_whichever_side_was_shown_first(tmp_path: Path) -> None:
@@ -99,3 +109,42 @@ def test_agreement_is_krippendorffs_alpha() -> None:
     assert agreement(ratings) == pytest.approx(0.692, abs=5e-4)
     assert agreement([rating for rating in ratings if rating.rater == "Ben"]) is None
     assert agreement([Rating(r, i, "x", "y", v) for r in "ab" for i, v in (("1", "first"), ("2", "second"))]) == 1  # type: ignore[arg-type]
+
+
+RATED = [
+    Rating("ann", "1", "base", "tuned", "second"),
+    Rating("bob", "1", "tuned", "base", "first"),
+    Rating("ann", "2", "base", "tuned", "first"),
+    Rating("ann", "3", "base", "tuned", "both good"),
+    Rating("ann", "4", "base", "tuned", "second"),
+    Rating("ann", "5", "base", "other", "second"),
+]
+
+
+def test_people_agree_with_the_score_where_they_prefer_what_it_has_ahead() -> None:
+    scores = {"base": {"1": 0, "2": 0, "3": 0, "4": 1}, "tuned": {"1": 1, "2": 1, "3": 1, "4": 1, "5": 1}}
+    # Item 1 agrees (twice, which counts once), 2 does not, 3 is a tie; 4 is one for the score; 5 has no two scores.
+    assert agreement_with_scores(RATED, scores) == wilson(1.5, 3)
+    assert agreement_with_scores(RATED, {"base": {"1": 0}}) is None
+
+
+def test_conclusions_hold_every_measure_and_say_it_in_words() -> None:
+    found = conclude(RATED, {"base": {"1": 0}, "tuned": {"1": 1}})
+    assert (found.ratings, found.raters, found.items) == (6, 2, 5)
+    assert found.win_rates == {("base", "other"): wilson(1, 1), ("base", "tuned"): wilson(2.5, 4)}
+    assert found.strengths == bradley_terry(RATED)
+    assert found.with_scores == wilson(1, 1)
+    words = list(found.sentences())
+    assert words[0] == "6 ratings of 5 items by 2 raters"
+    assert words[2] == f"tuned is preferred to base: {wilson(2.5, 4)}, which may be luck"
+    assert words[3].startswith("Bradley-Terry: other +")
+    assert json.loads(json.dumps(found.as_dict()))["win_rates"][1]["value"] == 0.625
+
+
+def test_a_model_that_loses_is_named_second() -> None:
+    lost = [Rating("ann", str(n), "base", "tuned", "first") for n in range(20)]
+    (_, words) = conclude(lost).sentences()
+    assert words == f"base is preferred to tuned: {wilson(20, 20)}"
+    ties = [Rating("ann", str(n), "base", "tuned", "both bad") for n in range(4)]
+    assert list(conclude(ties).sentences())[1].startswith("base and tuned are preferred equally often: 50.0%")
+    assert conclude([]).win_rates == {}

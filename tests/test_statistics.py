@@ -12,7 +12,7 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from thinktune.statistics import bootstrap, compare, holm, majority, mcnemar, pass_at_k, sentence, wilson
+from thinktune.statistics import Difference, bootstrap, compare, holm, majority, mcnemar, pass_at_k, sentence, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (8, 10), (57, 200), (1, 1000)])
@@ -97,3 +97,7 @@ def test_the_majority_is_the_most_frequent_answer_and_the_first_of_equals() -> N
     assert majority(["b", "a", "a", "b", None]) == "b"
     assert majority([None, None]) is None
     assert majority([None, "x"]) == "x"
+
+
+def test_an_end_of_an_interval_that_rounds_to_nothing_has_no_sign() -> None:
+    assert "95% interval 0.0 to 10.0" in sentence(Difference(30, -0.03, -0.1, 0.0001, None, 0, 1))

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from thinktune.tasks import TASKS, Score
-from thinktune.tasks.code import program_in
+from thinktune.tasks.code import given_before, program_in
 from thinktune.tasks.trial import RUNNER, Limits, run_trial
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs process limits")
@@ -108,6 +108,33 @@ def test_tests_may_call_the_other_functions_of_a_program() -> None:
 def test_a_completion_without_its_tags_may_be_forgiven() -> None:
     result = TASKS["code-generate"].score(f"Sure:\n```python\n{RIGHT}```", GOLD, "stop")
     assert (result.correct, result.outcome, result.lenient) == (False, "no answer", True)
+
+
+PROMPT = """Complete this Python function from the notes below.
+
+from math import fsum
+
+def half(x):
+    return x / 2
+
+def add(a, b):
+    \"\"\"The sum.\"\"\"
+"""
+
+
+@pytest.mark.parametrize("field", ["prompt", "reference"])
+def test_what_the_item_gives_before_the_function_need_not_be_repeated(field: str) -> None:
+    answer = "from __future__ import annotations\n\ndef add(a, b):\n    return 2 * half(fsum([a, b]))"
+    assert score(answer, **{field: PROMPT}).correct
+    assert not score(answer).correct
+    assert not score("def plus(a, b): ...", **{field: PROMPT + "    return a + b"}).correct
+
+
+def test_prose_before_the_function_is_not_taken_for_code() -> None:
+    prompt = "Write a function.\n\nfrom two numbers it makes their sum.\n\ndef add(a, b):"
+    assert given_before({"prompt": prompt, "entry_point": "add"}) == ""
+    assert given_before({"prompt": "no code", "entry_point": "add"}) == ""
+    assert score(RIGHT, prompt=prompt).correct
 
 
 def test_a_gold_record_without_tests_is_not_scored() -> None:

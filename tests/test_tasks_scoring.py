@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from thinktune.tasks import TASKS
+from thinktune.tasks.base import Verdict
 from thinktune.tasks.choice import letter
 from thinktune.tasks.forms import normalise, quantity
 from thinktune.tasks.math import last_number
@@ -102,16 +107,71 @@ def test_expressions_are_compared_by_math_verify() -> None:
     assert "math-verify 0." in score("math", written("1"), "1").scorer
 
 
-def test_a_hanging_comparison_is_killed_and_the_next_one_is_right() -> None:
-    verifier = Verifier(seconds=1.0)
-    assert verifier.verify("x", "x").equal  # the process is up
-    started = time.monotonic()
-    verdict = verifier.verify("5", "9^{9^{9^{9}}}")
-    assert time.monotonic() - started < 5
-    assert not verdict.equal
-    assert "did not end" in (verdict.note or "")
-    assert verifier.verify("x+1", "1+x").equal
+@pytest.fixture
+def verifier() -> Iterator[Verifier]:
+    """One whose process is up, and that is as patient as it gets."""
+    verifier = Verifier(seconds=60, clock=60)
+    assert verifier.verify("x", "x").equal
+    yield verifier
     verifier.close()
+
+
+def test_a_comparison_that_takes_too_long_is_broken_off_and_the_next_one_is_right() -> None:
+    verifier = Verifier(seconds=0.5, clock=60)
+    assert verifier.verify("x", "x").equal
+    child = verifier._child
+    verdict = verifier.verify("5", "9^{9^{9^{9}}}")
+    assert not verdict.equal
+    assert not verdict.failed
+    assert "did not end within 0.5 s of processor time" in (verdict.note or "")
+    assert verifier.verify("x+1", "1+x").equal
+    assert verifier._child == child
+    verifier.close()
+
+
+def test_a_comparison_that_does_not_break_off_is_killed_and_the_next_one_is_right(verifier: Verifier) -> None:
+    process, child = verifier._process, verifier._child
+    verifier._seconds = 0.1  # which the process does not know of
+    verdict = verifier.verify("5", "9^{9^{9^{9}}}")
+    assert not verdict.equal
+    assert "did not end within 0.1 s of processor time" in (verdict.note or "")
+    assert not psutil.pid_exists(child)
+    verifier._seconds = 60
+    assert verifier.verify("x+1", "1+x").equal
+    assert verifier._process is process  # starting another one takes longer than many comparisons
+
+
+def test_a_process_that_gets_no_processor_time_is_killed_and_makes_no_answer_wrong(verifier: Verifier) -> None:
+    child = verifier._child
+    os.kill(child, signal.SIGSTOP)
+    verifier._clock = 0.5
+    verdict = verifier.verify("x", "x")  # never read by the child, but by the next one
+    assert verdict == Verdict(False, "math-verify got too little processor time to end within 0.5 s", failed=True)
+    assert not psutil.pid_exists(child)
+    verifier._clock = 60
+    assert not verifier.verify("x+1", "2+x").equal
+    assert verifier.verify("x+1", "1+x").equal
+
+
+def test_a_process_that_dies_is_replaced(verifier: Verifier) -> None:
+    os.kill(verifier._child, signal.SIGKILL)
+    assert "died" in (verifier.verify("x", "x").note or "")
+    assert verifier.verify("x+1", "1+x").equal
+    assert verifier._process is not None
+    verifier._process.kill()
+    os.kill(verifier._child, signal.SIGKILL)
+    verifier._process.wait()
+    assert "died" in (verifier.verify("x", "x").note or "")
+    assert verifier.verify("x+1", "1+x").equal
+
+
+def test_nothing_goes_on_when_the_scorer_is_gone(verifier: Verifier) -> None:
+    process = verifier._process
+    assert process is not None
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(timeout=120) == 0
+    assert not psutil.pid_exists(verifier._child)
 
 
 def test_an_answer_too_long_to_be_one_is_not_compared() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +17,9 @@ import yaml
 from rich.table import Table
 
 from thinktune import statistics
-from thinktune.errors import RunFolderError
+from thinktune.errors import DataError, RunFolderError
+from thinktune.harness import Figure, read_figures
+from thinktune.ratings import Conclusions, Ratings, conclude
 from thinktune.runs import RunFolder
 from thinktune.statistics import Difference, holm, sentence
 
@@ -43,6 +45,8 @@ class Candidate:
         summary: summary.json of its scores; None where it was not scored.
         samples: the lines of its samples.jsonl.
         metrics: the lines of its metrics.jsonl.
+        figures: what lm-evaluation-harness found.
+        also_called: other names it goes by, as where people rated it.
     """
 
     name: str
@@ -51,6 +55,8 @@ class Candidate:
     summary: dict[str, Any] | None
     samples: list[dict[str, Any]]
     metrics: list[dict[str, Any]]
+    figures: list[Figure] = field(default_factory=list)
+    also_called: frozenset[str] = frozenset()
 
     def scores(self) -> dict[Item, float]:
         """What each problem came to: 1 for right, strictly; of several samples their mean."""
@@ -87,12 +93,20 @@ class Comparison:
     differing: dict[str, list[Any]]
     pairs: list[Pair]
     notes: list[str]
+    judged: Conclusions | None = None
+
+    def figures(self) -> dict[str, list[Figure | None]]:
+        """By lm-evaluation-harness's task, metric and filter: what each candidate got."""
+        by_name = [{figure.name: figure for figure in each.figures} for each in self.candidates]
+        names = dict.fromkeys(name for figures in by_name for name in figures)
+        return {name: [figures.get(name) for figures in by_name] for name in names}
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but samples and metrics, as plain values for JSON."""
         candidates = [
             {"name": each.name, **each.facts, "scores": each.summary}
             | {"settings": {key: each.settings.get(key) for key in self.differing}}
+            | {"harness": [asdict(figure) for figure in each.figures]}
             for each in self.candidates
         ]
         differences = [
@@ -100,17 +114,22 @@ class Comparison:
             | {"p_adjusted": each.p, "real": each.real, "in_words": str(each)}
             for each in self.pairs
         ]
-        return {"candidates": candidates, "differences": differences, "notes": self.notes}
+        judged = self.judged and self.judged.as_dict()
+        return {"candidates": candidates, "differences": differences, "notes": self.notes, "ratings": judged}
 
 
-def compare(runs: Sequence[str | Path], names: Sequence[str] | None = None) -> Comparison:
+def compare(
+    runs: Sequence[str | Path], names: Sequence[str] | None = None, *, ratings: Path | None = None
+) -> Comparison:
     """Read trained runs and compare them, and the base model where it was scored with them.
 
     Args:
         names: what to call the runs; None: by their folders.
+        ratings: a file of people's ratings; those of other models are left out.
 
     Raises:
         RunFolderError: a folder is no run, or its training has not ended.
+        DataError: the ratings cannot be read.
     """
     folders = [RunFolder(Path(run)) for run in dict.fromkeys(map(Path, runs))]
     for folder in folders:
@@ -120,7 +139,8 @@ def compare(runs: Sequence[str | Path], names: Sequence[str] | None = None) -> C
     candidates = [*_base_models(folders, tuned), *tuned]
     pairs, notes = _pairs(candidates)
     notes += [f"{each.name} was not scored" for each in candidates if each.summary is None]
-    return Comparison(candidates, _differing(tuned), pairs, notes)
+    judged = None if ratings is None else _judge(candidates, ratings, notes)
+    return Comparison(candidates, _differing(tuned), pairs, notes, judged)
 
 
 def table(comparison: Comparison) -> Table:
@@ -143,7 +163,23 @@ def sentences(comparison: Comparison, most: int = 12) -> Iterator[str]:
         yield f"{len(rest)} more comparisons, {sum(each.real for each in rest)} of them of real differences"
     if len(ordered) > 1 and any(each.p is not None for each in ordered):
         yield f"paired by problem, exact McNemar test, p adjusted for {len(ordered)} comparisons (Holm)"
+    if comparison.judged is not None:
+        yield from comparison.judged.sentences()
     yield from comparison.notes
+
+
+def harness_table(comparison: Comparison) -> Table | None:
+    """One row a figure of lm-evaluation-harness, one column a candidate; None where there are none."""
+    rows = comparison.figures()
+    if not rows:
+        return None
+    result = Table(title="by lm-evaluation-harness, ± one standard error", title_style="dim")
+    result.add_column("")
+    for each in comparison.candidates:
+        result.add_column(each.name, justify="right")
+    for name, figures in rows.items():
+        result.add_row(name, *("–" if figure is None else str(figure) for figure in figures))
+    return result
 
 
 def _fact(name: str, form: str, per: int = 1) -> Callable[[Candidate], str]:
@@ -209,7 +245,16 @@ def _read_run(folder: RunFolder, name: str) -> Candidate:
     settings = _flat(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
     facts = {fact: record[fact] for fact in _FACTS if fact in record}
     summary, samples = read_scores(folder, "tuned")
-    return Candidate(name, facts, settings, summary, samples, read_lines(folder.metrics))
+    return Candidate(
+        name,
+        facts,
+        settings,
+        summary,
+        samples,
+        read_lines(folder.metrics),
+        figures=read_figures(folder.eval / "tuned"),
+        also_called=frozenset((str(folder.path), str(folder.path.resolve()), folder.path.name)),
+    )
 
 
 def read_scores(folder: RunFolder, model: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
@@ -226,12 +271,31 @@ def _base_models(folders: list[RunFolder], tuned: list[Candidate]) -> list[Candi
     for folder, run in zip(folders, tuned, strict=True):
         model = str(run.settings["model"])
         summary, samples = read_scores(folder, "base")
-        if summary is not None and model not in found:
-            found[model] = Candidate(f"base: {model}", {}, {"model": model}, summary, samples, [])
-    if len(found) == 1:
-        (only,) = found.values()
-        return [Candidate("base", {}, only.settings, only.summary, only.samples, [])]
-    return list(found.values())
+        figures = read_figures(folder.eval / "base")
+        if (summary is not None or figures) and model not in found:
+            found[model] = Candidate(
+                f"base: {model}", {}, {"model": model}, summary, samples, [], figures, frozenset((model,))
+            )
+    return [replace(each, name="base") if len(found) == 1 else each for each in found.values()]
+
+
+def _judge(candidates: Sequence[Candidate], file: Path, notes: list[str]) -> Conclusions:
+    """What people's ratings say of the candidates."""
+    if not file.is_file():
+        raise DataError(f"there is no file of ratings {file}")
+    names = {called: each.name for each in candidates for called in (each.name, *each.also_called)}
+    given = Ratings(file).all()
+    ours = [
+        replace(each, first=names[each.first], second=names[each.second])
+        for each in given
+        if each.first in names and each.second in names
+    ]
+    if len(ours) < len(given):
+        notes.append(f"{len(given) - len(ours)} of {len(given)} ratings are of other models")
+    scores = {
+        each.name: {f"{source}:{row}": score for (source, row), score in each.scores().items()} for each in candidates
+    }
+    return conclude(ours, scores)
 
 
 def _differing(runs: list[Candidate]) -> dict[str, list[Any]]:

@@ -38,6 +38,7 @@ _EXTRAS = {
     "vllm": "the vLLM engine and its server, on a GPU",
     "serve": "a server without vLLM",
     "eval": "BLEU and chrF of free text",
+    "harness": "tasks of lm-evaluation-harness",
     "demo": "the web page",
 }
 

@@ -6,10 +6,9 @@ from which a stopped call goes on.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -18,15 +17,18 @@ from rich.console import Console
 from rich.table import Table
 
 from thinktune import tags
-from thinktune.config import Data, Format, Load, Quantize, Sampling, Vllm
+from thinktune.config import Data, Format, Infer, Load, Quantize, Sampling, Vllm
 from thinktune.engines import Opened, open_engine
 from thinktune.engines.base import Engine, Request
 from thinktune.engines.opening import EngineName
-from thinktune.files import write_json, write_text
-from thinktune.items import valid_text
+from thinktune.files import write_json, write_json_lines
+from thinktune.infer import infer
+from thinktune.items import Messages, read_batch_file, valid_text
 from thinktune.journal import Completed, Record, complete, telling_full_disk
+from thinktune.predictions import PredictionScores, read_gold, score_predictions
 from thinktune.statistics import Rate, wilson
 from thinktune.tasks import TASKS, UNFINISHED, Task
+from thinktune.tasks.profiles import samplings
 
 if TYPE_CHECKING:
     from thinktune.data import Example
@@ -130,6 +132,52 @@ def evaluate_data(
         )
 
 
+def evaluate_items(
+    reference: str | Path,
+    file: str | Path,
+    gold: Path,
+    out: Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    tell_format: bool | None = None,
+    engine: EngineName = "auto",
+    quantize: Quantize = "none",
+    seed: int = 0,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> PredictionScores:
+    """`thinktune eval MODEL FILE --gold GOLD`: answer a batch file, then score what came of it by item type.
+
+    Args:
+        changes: settings over the sampling of each type.
+        tell_format: as for `evaluate_data`.
+        out: also gets `predictions.jsonl`, and its journal.
+
+    Raises:
+        BatchFileError, DataError, …: see `items.read_batch_file`, `read_gold`, `open_engine` and `infer`.
+    """
+    console = console or Console(stderr=True)
+    read_gold(gold)  # what is wrong with it is told before a model is loaded
+    profiles = {name: sampling.changed(**(changes or {})) for name, sampling in samplings(Infer(), seed).items()}
+    items = read_batch_file(file, samplings=profiles)
+    wanted = {item.sampling for item in items}
+    with open_engine(reference, engine=engine, quantize=quantize, samplings=wanted, notify=console.print) as opened:
+        if not opened.tuned if tell_format is None else tell_format:
+            items = [replace(item, messages=_told(item.messages)) for item in items]
+        answers = out / "predictions.jsonl"
+        infer(
+            opened.engine,
+            opened.chat,
+            items,
+            answers,
+            model=opened.fingerprint,
+            overwrite=overwrite,
+            form="lines",
+            console=console,
+        )
+    return score_predictions(answers, gold, out)
+
+
 def evaluate(
     engine: Engine,
     chat: Chat,
@@ -171,8 +219,7 @@ def evaluate(
     ]
     summary = _summarise(samples, done, told_format=tell_format)
     with telling_full_disk(out):
-        lines = [json.dumps(line, ensure_ascii=False) + "\n" for group in samples for line in group]
-        write_text(out / "samples.jsonl", "".join(lines))
+        write_json_lines(out / "samples.jsonl", (line for group in samples for line in group))
         write_json(out / "summary.json", summary.as_dict())
     return summary
 
@@ -198,11 +245,15 @@ def comparison_table(summaries: Mapping[str, Summary]) -> Table:
     return table
 
 
-def _prompt(example: Example, tell_format: bool) -> list[dict[str, str]]:
-    turns = [{**message, "content": valid_text(message["content"])} for message in example.messages]
-    if tell_format:
-        turns[-1]["content"] += f"\n\n{tags.INSTRUCTION}"
-    return turns
+def _prompt(example: Example, tell_format: bool) -> Messages:
+    turns = tuple({**message, "content": valid_text(message["content"])} for message in example.messages)
+    return _told(turns) if tell_format else turns
+
+
+def _told(messages: Messages) -> Messages:
+    """With the format explained in the last turn."""
+    *context, last = messages
+    return (*context, {**last, "content": f"{last['content']}\n\n{tags.INSTRUCTION}"})
 
 
 def _sample(example: Example, prompt: str, record: Record, task: Task) -> dict[str, Any]:

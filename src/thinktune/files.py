@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,6 +20,12 @@ def write_text(file: Path, text: str) -> None:
 def write_json(file: Path, values: Any) -> None:
     """Replace `file` atomically with indented, not ASCII-escaped JSON."""
     write_text(file, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(file: Path, records: Iterable[Any]) -> None:
+    """Replace `file` atomically with a line of JSON a record. What JSON does not know is written as its text."""
+    with replacing_text(file) as stream:
+        stream.writelines(json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.table import Table
 
 from thinktune import tags
 from thinktune.errors import DataError
-from thinktune.files import write_json, write_text
+from thinktune.files import write_json, write_json_lines
 from thinktune.statistics import Rate, majority, pass_at_k, wilson
 from thinktune.tasks import TASKS, UNFINISHED, Score
 from thinktune.tasks.choice import letter
@@ -117,11 +117,9 @@ def score_predictions(predictions: Path, gold: Path, out: Path | None = None) ->
         [name for name in samples if name not in references],
     )
     if out is not None:
-        write_text(out / "samples.jsonl", _json_lines(lines))
-        write_text(out / "predictions.jsonl", _json_lines(
-            {"id": line["id"], "content": line["completion"], "finish_reason": line["finish_reason"]} for line in lines
-            if line["error"] is None
-        ))  # fmt: skip
+        write_json_lines(out / "samples.jsonl", lines)
+        if predictions != out / "predictions.jsonl":
+            write_json_lines(out / "predictions.jsonl", _plain_lines(samples))
         write_json(out / "summary.json", result.as_dict())
     return result
 
@@ -305,8 +303,12 @@ def _some(ids: Sequence[str], count: int = _LISTED) -> str:
     return ", ".join(ids[:count]) + (f" and {len(ids) - count} more" if len(ids) > count else "")
 
 
-def _json_lines(records: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+def _plain_lines(samples: Mapping[str, Sequence[Prediction]]) -> Iterator[dict[str, str]]:
+    for name, each in ((name, each) for name, group in samples.items() for each in group):
+        if each.error is None:
+            yield {"id": name, "content": each.text, "finish_reason": each.finish_reason}
+        else:
+            yield {"id": name, "error": each.error}
 
 
 def _read(file: Path) -> str:

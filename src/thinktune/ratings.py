@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from thinktune.errors import DataError, UsageError
 from thinktune.statistics import Rate, wilson
@@ -169,6 +169,81 @@ def agreement(ratings: Iterable[Rating]) -> float | None:
         return None
     observed = sum(2 * sum(a != b for a, b in combinations(group, 2)) / (len(group) - 1) for group in groups)
     return 1 - observed / expected
+
+
+def agreement_with_scores(ratings: Iterable[Rating], scores: Mapping[str, Mapping[str, float]]) -> Rate | None:
+    """How often people prefer the model that an automatic score has ahead, a tie of theirs counting half, with a 95%
+    Wilson interval. None: no item was rated whose two scores differ.
+
+    Items are the unit: several raters of one item are averaged.
+
+    Args:
+        scores: by model and item, the higher the better.
+    """
+    points: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for rating in map(_ordered, ratings):
+        first, second = (scores.get(name, {}).get(rating.item) for name in (rating.first, rating.second))
+        if first is not None and second is not None and first != second:
+            share = _points(rating)
+            points[rating.item, rating.first, rating.second].append(share if first > second else 1 - share)
+    return wilson(sum(map(fmean, points.values())), len(points)) if points else None
+
+
+@dataclass(frozen=True)
+class Conclusions:
+    """What ratings come to.
+
+    Attributes:
+        win_rates: for each two models that were rated, in the order of the alphabet, how often the second is preferred.
+        strengths: see `bradley_terry`.
+        agreement: see `agreement`; with_scores: see `agreement_with_scores`.
+    """
+
+    ratings: int
+    raters: int
+    items: int
+    win_rates: dict[tuple[str, str], Rate]
+    strengths: dict[str, float]
+    agreement: float | None
+    with_scores: Rate | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        rates = [{"first": first, "second": second, **asdict(rate)} for (first, second), rate in self.win_rates.items()]
+        return {**asdict(self), "win_rates": rates}
+
+    def sentences(self) -> Iterator[str]:
+        """The same in words."""
+        yield f"{self.ratings} ratings of {self.items} items by {self.raters} rater{'s' if self.raters > 1 else ''}"
+        for (first, second), rate in self.win_rates.items():
+            if rate.value == 0.5:
+                yield f"{first} and {second} are preferred equally often: {rate}"
+                continue
+            better, worse, rate = (first, second, rate.opposite) if rate.value < 0.5 else (second, first, rate)
+            yield f"{better} is preferred to {worse}: {rate}{'' if rate.low > 0.5 else ', which may be luck'}"
+        if len(self.strengths) > 2:
+            ranked = sorted(self.strengths.items(), key=lambda each: -each[1])
+            yield "Bradley-Terry: " + ", ".join(f"{name} {value:+.2f}" for name, value in ranked)
+        if self.agreement is not None:
+            yield f"agreement between raters: Krippendorff's alpha {self.agreement:.2f}"
+        if self.with_scores is not None:
+            yield f"people prefer what the automatic score has ahead: {self.with_scores}"
+
+
+def conclude(ratings: Sequence[Rating], scores: Mapping[str, Mapping[str, float]] | None = None) -> Conclusions:
+    """All that may be concluded from ratings, where there are scores by model and item with them too."""
+    ordered = [_ordered(rating) for rating in ratings]
+    pairs = sorted({(rating.first, rating.second) for rating in ordered})
+    rates = {(first, second): win_rate(ordered, second, first) for first, second in pairs}
+    return Conclusions(
+        ratings=len(ordered),
+        raters=len({rating.rater for rating in ordered}),
+        items=len({rating.item for rating in ordered}),
+        win_rates={pair: rate for pair, rate in rates.items() if rate is not None},
+        strengths=bradley_terry(ordered),
+        agreement=agreement(ordered),
+        with_scores=agreement_with_scores(ordered, scores or {}),
+    )
 
 
 def _points(rating: Rating) -> float:

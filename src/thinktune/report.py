@@ -17,7 +17,7 @@ from typing import Any
 
 from thinktune import plots, tags
 from thinktune.compare import COLUMNS, Candidate, Comparison, compare, sentences
-from thinktune.files import write_text
+from thinktune.files import write_json, write_text
 from thinktune.runs import RunFolder
 
 MOST_PROBLEMS = 400
@@ -25,14 +25,18 @@ MOST_PROBLEMS = 400
 _MOST_CHARACTERS = 20_000
 
 
-def write_report(run: str | Path) -> Path:
+def write_report(run: str | Path, *, ratings: Path | None = None) -> Path:
     """Write RUN/report.html and return its path.
+
+    Args:
+        ratings: a file of people's ratings of the run and its base model.
 
     Raises:
         RunFolderError: the folder is no run, or its training has not ended.
+        DataError: the ratings cannot be read.
     """
     folder = RunFolder(Path(run))
-    comparison = compare([folder.path], ["tuned"])
+    comparison = compare([folder.path], ["tuned"], ratings=ratings)
     tuned = comparison.candidates[-1]
     record = json.loads(folder.record.read_text(encoding="utf-8"))
     page = _render(
@@ -53,7 +57,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """Write report.html, comparison.json and comparison.png to `folder` and return the path of the page."""
     figure = _comparison_figure(comparison)
     plots.save(figure, folder / "comparison.png")
-    write_text(folder / "comparison.json", json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "comparison.json", comparison.as_dict())
     page = _render(
         "comparison.html",
         title=" · ".join(each.name for each in comparison.candidates),
@@ -90,6 +94,7 @@ def _scores(comparison: Comparison) -> dict[str, Any]:
         "rows": [(each.name, [cell(each) for _, cell in COLUMNS]) for each in candidates],
         "outcomes": _outcomes(candidates),
         "sentences": list(sentences(comparison)),
+        "figures": comparison.figures(),
         "told": [each.name for each in candidates if each.summary and each.summary.get("told_format")],
         "sides": [each.name for each in candidates if each.samples],
         "problems": problems[:MOST_PROBLEMS],

@@ -1,4 +1,5 @@
-"""Result files: `{"result": {"results": [{"id", "content"}, …]}}`, or the lines of OpenAI's batch API.
+"""Result files: `{"result": {"results": [{"id", "content"}, …]}}`, plain JSON lines of `{"id", "content",
+"finish_reason"}`, a line a sample, or the lines of OpenAI's batch API.
 
 Results are taken one by one and written as they come, so that a long file needs no memory for them.
 """
@@ -16,7 +17,7 @@ from thinktune.files import replacing_text
 from thinktune.items import Item
 from thinktune.journal import Record
 
-ResultFormat = Literal["results", "openai"]
+ResultFormat = Literal["results", "lines", "openai"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +34,16 @@ def write_results(file: Path, results: Iterable[Result], *, form: ResultFormat, 
     """Replace `file` atomically.
 
     Args:
-        form: "results" (ours) or "openai".
+        form: "results" (ours), "lines" or "openai".
         model: what OpenAI's lines name as the model.
     """
     with replacing_text(file) as stream:
-        if form == "openai":
-            for result in results:
-                stream.write(json.dumps(_openai_line(result, model), ensure_ascii=False) + "\n")
-        else:
+        if form == "results":
             _write_ours(stream, results)
+            return
+        for result in results:
+            for line in _plain_lines(result) if form == "lines" else [_openai_line(result, model)]:
+                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _write_ours(stream: TextIO, results: Iterable[Result]) -> None:
@@ -62,6 +64,15 @@ def _our_result(result: Result) -> dict[str, Any]:
     several = item.type == "code-generate" or len(result.records) > 1
     texts = [record.text for record in result.records]
     return {"id": item.id, "content": texts if several else texts[0]}
+
+
+def _plain_lines(result: Result) -> list[dict[str, Any]]:
+    if result.error is not None:
+        return [{"id": result.item.id, "error": result.error}]
+    return [
+        {"id": result.item.id, "content": record.text, "finish_reason": record.finish_reason}
+        for record in result.records
+    ]
 
 
 def _openai_line(result: Result, model: str) -> dict[str, Any]:

@@ -26,6 +26,11 @@ class Rate:
     low: float
     high: float
 
+    @property
+    def opposite(self) -> Rate:
+        """Of what did not happen."""
+        return Rate(1 - self.value, 1 - self.high, 1 - self.low)
+
     def __str__(self) -> str:
         return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
 
@@ -169,7 +174,8 @@ def sentence(difference: Difference, first: str = "base", second: str = "tuned",
     if difference.value < 0:
         low, high = -high, -low
     chance = "" if p is None else "; p < 0.001" if p < 0.001 else f"; p = {p:.3f}"
-    facts = f"95% interval {100 * low:.1f} to {100 * high:.1f}{chance}; {difference.n} problems"
+    low, high = (round(100 * end, 1) + 0.0 for end in (low, high))  # the addition makes -0.0 plain 0
+    facts = f"95% interval {low:.1f} to {high:.1f}{chance}; {difference.n} problems"
     points = f"{100 * abs(difference.value):.1f} points"
     if real:
         return f"{second} is {'better' if difference.value > 0 else 'worse'} than {first} by {points} ({facts})"

@@ -58,6 +58,18 @@ def unhonoured(sampling: Sampling, unsupported: Iterable[str]) -> list[str]:
     return [name for name in sorted(unsupported) if getattr(sampling, name) != getattr(unset, name)]
 
 
+Pair = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a prompt and of a continuation, each at least one."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Log-probability (natural) of a whole continuation, and whether greedy decoding would have written it."""
+
+    logprob: float
+    greedy: bool
+
+
 class Engine(ABC):
     """Turns requests into completions."""
 
@@ -89,6 +101,22 @@ class Engine(ABC):
     @abstractmethod
     def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
         """Log-probability (natural) of each continuation token given all before it."""
+
+    def likelihoods(self, pairs: Sequence[Pair]) -> Iterator[Likelihood]:
+        """Yield the likelihood of each pair's continuation given its prompt, in order.
+
+        This goes by way of `generate` and `logprobs`; an engine that can do it at once should.
+
+        Raises:
+            GenerationError: as `generate` and `logprobs`.
+        """
+        requests = [
+            Request(str(at), prompt, Sampling(max_tokens=len(continuation), stop=()))
+            for at, (prompt, continuation) in enumerate(pairs)
+        ]
+        written = {each.request_id: tuple(each.token_ids) for each in self.generate(requests)}
+        for at, (prompt, continuation) in enumerate(pairs):
+            yield Likelihood(sum(self.logprobs(prompt, continuation)), written[str(at)] == tuple(continuation))
 
     def close(self) -> None:  # noqa: B027 - an engine inside this process has nothing to give back
         """Give memory and processes back. Safe to call twice."""

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from thinktune import tags
-from thinktune.engines.base import Completion, Engine, Request
+from thinktune.engines.base import Completion, Engine, Likelihood, Pair, Request
 
 if TYPE_CHECKING:
     from thinktune.models import Chat
@@ -93,6 +93,9 @@ class Budgeted(Engine):
 
     def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
         return self._engine.logprobs(prompt_ids, continuation_ids)
+
+    def likelihoods(self, pairs: Sequence[Pair]) -> Iterator[Likelihood]:
+        return self._engine.likelihoods(pairs)
 
     def close(self) -> None:
         self._engine.close()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from thinktune import tags
 from thinktune.config import Load, Quantize, Sampling, Vllm
-from thinktune.engines.base import Completion, Engine, Request, unhonoured
+from thinktune.engines.base import Completion, Engine, Likelihood, Pair, Request, unhonoured
 from thinktune.engines.budget import Budgeted
 from thinktune.engines.process import has_vllm, vllm_python
 from thinktune.engines.vllm import OWN, VLLM_CANNOT, VllmEngine, VllmModel
@@ -233,6 +233,9 @@ class EngineOnDemand(Engine):
 
     def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
         return self.start().logprobs(prompt_ids, continuation_ids)
+
+    def likelihoods(self, pairs: Sequence[Pair]) -> Iterator[Likelihood]:
+        yield from self.start().likelihoods(pairs)
 
     def close(self) -> None:
         if self._engine is not None:

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from thinktune.engines.base import Completion, Engine, Request, why_refused
+from thinktune.engines.base import Completion, Engine, Likelihood, Pair, Request, why_refused
 from thinktune.engines.batch import Decoder, Row
 from thinktune.engines.cache import ATTENTION, register_attention
+from thinktune.engines.likelihood import likelihoods
 from thinktune.engines.packed import packed_linears
 from thinktune.engines.scheduler import OUT_OF_MEMORY_HINT, Limits, Scheduler
 from thinktune.engines.text import Detokenizer, TextStream
@@ -131,6 +132,27 @@ class TransformersEngine(Engine):
             logits = self._model(input_ids=ids, logits_to_keep=len(continuation_ids) + 1).logits[0]
         scores = logits[-len(continuation_ids) - 1 : -1].float().log_softmax(-1)
         return [float(score) for score in scores.gather(1, ids[0, len(prompt_ids) :, None])[:, 0]]
+
+    def likelihoods(self, pairs: Sequence[Pair]) -> Iterator[Likelihood]:
+        """See `Engine.likelihoods`.
+
+        Raises:
+            GenerationError: a pair lacks a prompt or a continuation, or exceeds the context.
+        """
+        for prompt, continuation in pairs:
+            if not prompt or not continuation or len(prompt) + len(continuation) > self.context_length:
+                raise GenerationError(
+                    f"{len(prompt)} and {len(continuation)} tokens do not make a prompt and its continuation within "
+                    f"the context of {self.context_length}"
+                )
+        with self._model_ready(), torch.inference_mode():
+            yield from likelihoods(
+                self._model,
+                pairs,
+                device=self._decoder.device,
+                tokens=self._limits.prefill,
+                vocabulary=self._decoder.vocabulary,
+            )
 
     def _rows(self, requests: Iterable[Request]) -> list[Row]:
         sound = [request for request in requests if not self._problem(request)]

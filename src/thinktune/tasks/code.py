@@ -1,7 +1,8 @@
 """Programs: the function of an answer, run against the tests of its gold record (see `trial` for how, and how safe).
 
 The gold record is HumanEval's: `test` holds assertions, by themselves or in `check(candidate)`; `entry_point` names the
-function. Python only.
+function. What the item gives before that function (imports, helpers) is there for the answer too: from `prompt` where
+the record has one, else from the reference. Python only.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from thinktune.config import Sampling
 from thinktune.tasks.base import TAIL, Score, Task, format_outcome
 from thinktune.tasks.trial import run_trial
 
-SCORER = f"thinktune code 1, Python {platform.python_version()}"
+SCORER = f"thinktune code 2, Python {platform.python_version()}"
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _START = re.compile(r"^(?:from|import|def|class|@|async def)\b|^@", re.MULTILINE)
 # What may follow a function without being prose: indented or closing lines, statements, comments, assignments.
@@ -36,7 +37,7 @@ def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
     if not gold.get("test") or not gold.get("entry_point"):
         note = "the gold record has no test and entry_point"
         return Score(None, None, outcome or "not scored", extracted, None, SCORER, note)
-    verdict = run_trial(program, str(gold["test"]), str(gold["entry_point"]))
+    verdict = run_trial(program, str(gold["test"]), str(gold["entry_point"]), given=given_before(gold))
     if outcome is not None:
         return Score(False, 0.0, outcome, None, verdict.equal, SCORER, verdict.note)
     return Score(
@@ -64,6 +65,23 @@ def program_in(answer: str) -> str:
     lines = answer[start.start() :].split("\n")
     end = next((at for at, line in enumerate(lines) if not _CODE_LINE.match(line)), len(lines))
     return "\n".join(lines[:end])
+
+
+def given_before(gold: Mapping[str, Any]) -> str:
+    """The code that an item gives before the function it asks for.
+
+    >>> given_before({"entry_point": "f", "prompt": "Complete it.\\n\\nimport math\\n\\ndef f(x):\\n"})
+    'import math\\n\\n'
+    """
+    text = str(gold.get("prompt") or gold.get("reference") or "").replace("\r\n", "\n")
+    asked = re.search(rf"^(?:async )?(?:def|class) {re.escape(str(gold['entry_point']))}\b", text, re.MULTILINE)
+    start = _START.search(text)
+    code = text[start.start() : asked.start()] if asked and start else ""
+    try:
+        compile(code, "given.py", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):  # prose that begins like code
+        return ""
+    return code
 
 
 # Three programs are worth having only if they differ.

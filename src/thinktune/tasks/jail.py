@@ -200,7 +200,9 @@ def serve(incoming: IO[str], outgoing: IO[str]) -> None:
     """The program's side: define its functions, then answer calls."""
     namespace: dict[str, Any] = {"__name__": "solution", "__builtins__": builtins}
     try:
-        exec(compile(json.loads(incoming.readline())["source"], "solution.py", "exec"), namespace)
+        message = json.loads(incoming.readline())
+        for name in ("given", "source"):
+            exec(compile(message[name], "solution.py", "exec"), namespace)
     except BaseException as error:  # noqa: BLE001 - whatever the code raises, SystemExit too, is its answer
         send(outgoing, failed=described(error))
         return

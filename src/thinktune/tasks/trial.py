@@ -55,18 +55,19 @@ class _Stopped(Exception):
     """Why a side will not answer any more."""
 
 
-def run_trial(source: str, test: str, entry_point: str, limits: Limits | None = None) -> Verdict:
+def run_trial(source: str, test: str, entry_point: str, limits: Limits | None = None, *, given: str = "") -> Verdict:
     """Whether a program passes tests; the verdict's note says why not.
 
     Args:
         source: defines `entry_point`, and whatever else the tests call.
         test: asserts, by themselves or in `check(candidate)`, as in HumanEval.
+        given: code that is run before the source, in the same module.
     """
     limits = limits or Limits()
     deadline = time.monotonic() + limits.seconds
     with _Side("program", limits, deadline) as program, _Side("tests", limits, deadline) as tests:
         try:
-            program.send({"source": source})
+            program.send({"given": given, "source": source})
             ready = program.receive()
             if "failed" in ready:
                 return Verdict(False, f"the program fails before it is called: {ready['failed']}")

@@ -1,36 +1,50 @@
-"""math-verify in a process of its own, which is killed when it takes too long.
+"""math-verify in a process of its own, which gives up, or is killed, when it takes too long.
 
-`python -m thinktune.tasks.worker` reads `{"reference", "answer"}` lines and writes `{"equal"}` or `{"error"}` lines.
-The process is started when the first comparison needs it, and anew after it was killed.
+`python -m thinktune.tasks.worker SECONDS` reads `{"number", "reference", "answer"}` lines and writes `{"number",
+"equal"}` or `{"number", "error"}` lines, after a line `{"child"}` that says which process will compare. It breaks off
+by itself after so much processor time; what does not come back to Python by then is killed. What is killed is only the
+child that compares: its parent, which has imported sympy in seconds, forks another one at once. All of it is started
+when the first comparison needs it.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psutil
 
 from thinktune.tasks.base import Verdict
 
-_START_SECONDS = 60.0  # importing sympy on a busy machine
-_SECONDS = 3.0
-_PATIENCE = 12  # times as long by the clock
+_SECONDS = 2.0  # of processor time, so that a busy machine changes no verdict
+_CLOCK = 10.0  # by the clock at most, where the process gets hardly any processor time; such a verdict is none
+_GRACE = 0.5  # of processor time over the limit, before the process is killed
+_START_CLOCK = 120.0  # importing sympy
 _MEMORY = 2 * 2**30
 
 
 class Verifier:
-    """A conversation with the worker, one comparison at a time."""
+    """A conversation with the worker, one comparison at a time.
 
-    def __init__(self, seconds: float = _SECONDS) -> None:
-        self._seconds = seconds
+    Args:
+        seconds: of processor time for each comparison.
+        clock: seconds by the clock for each.
+    """
+
+    def __init__(self, seconds: float = _SECONDS, clock: float = _CLOCK) -> None:
+        self._seconds, self._clock = seconds, clock
         self._process: subprocess.Popen[str] | None = None
+        self._child = self._number = 0
         self._lines: queue.Queue[str] = queue.Queue()
         self._lock = threading.Lock()
 
@@ -39,10 +53,11 @@ class Verifier:
         with self._lock:
             if self._process is None and not self._start():
                 return Verdict(False, "math-verify could not be started", failed=True)
-            reply = self._exchange({"reference": reference, "answer": answer}, self._seconds)
-            if reply is None:
-                self.close()
-                return Verdict(False, f"math-verify did not end within {self._seconds:g} s of processor time, or died")
+            try:
+                reply = self._exchange(reference, answer)
+            except _NoReply as stopped:
+                self._replace()
+                return Verdict(False, f"math-verify {stopped}", failed=stopped.machine)
             if "error" in reply:
                 return Verdict(False, f"math-verify: {reply['error']}")
             return Verdict(bool(reply["equal"]))
@@ -51,13 +66,54 @@ class Verifier:
         """End the process, whatever it is doing. Safe to call twice."""
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
+            process.kill()  # first, so that it has no further child
+            self._kill_child()
             process.wait()
+
+    def _replace(self) -> None:
+        """Kill the child that does not answer, and wait for the next one."""
+        self._kill_child()
+        try:
+            self._greet(_START_CLOCK)
+        except _NoReply:
+            self.close()
+
+    def _kill_child(self) -> None:
+        child, self._child = self._child, 0
+        if child:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+    def _greet(self, clock: float) -> None:
+        """Take down which process will answer. What was still on its way from the one before it is passed over."""
+        ended = time.monotonic() + clock
+        while (left := ended - time.monotonic()) > 0:
+            try:
+                message = self._receive(left)
+            except queue.Empty:
+                break
+            if "child" in message:
+                return
+        raise _NoReply("did not start", machine=True)
+
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        """
+        Raises:
+            queue.Empty: nothing came.
+            _NoReply: nothing will.
+        """
+        line = self._lines.get(timeout=seconds)
+        if not line:
+            self._lines.put(line)  # for whoever asks next
+            raise _NoReply("died")
+        message: dict[str, Any] = json.loads(line)
+        self._child = message.get("child", self._child)
+        return message
 
     def _start(self) -> bool:
         self._lines = queue.Queue()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "thinktune.tasks.worker"],
+            [sys.executable, "-m", "thinktune.tasks.worker", str(self._seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -65,10 +121,12 @@ class Verifier:
             encoding="utf-8",
         )
         threading.Thread(target=self._read, args=(self._process, self._lines), daemon=True).start()
-        if self._exchange({"reference": "1", "answer": "1"}, _START_SECONDS) == {"equal": True}:
-            return True
-        self.close()
-        return False
+        try:
+            self._greet(_START_CLOCK)
+        except _NoReply:
+            self.close()
+            return False
+        return True
 
     @staticmethod
     def _read(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
@@ -77,37 +135,54 @@ class Verifier:
             lines.put(line)
         lines.put("")
 
-    def _exchange(self, message: dict[str, str], seconds: float) -> dict[str, Any] | None:
-        """The reply, or None if there was none in time or the process is gone."""
+    def _exchange(self, reference: str, answer: str) -> dict[str, Any]:
+        """
+        Raises:
+            _NoReply: there was none in time, or the process is gone.
+        """
         assert self._process is not None
         assert self._process.stdin is not None
+        self._number += 1
+        message = {"number": self._number, "reference": reference, "answer": answer}
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except OSError:
-            return None
-        line = self._await(seconds)
-        reply: dict[str, Any] | None = json.loads(line) if line else None
-        return reply
-
-    def _await(self, seconds: float) -> str:
-        """The next line, or "" if it would take too long. Processor time decides, so that a busy machine changes no
-        verdict; a process that waits for something else is given some more."""
-        assert self._process is not None
-        process, started = psutil.Process(self._process.pid), time.monotonic()
-        before = None
-        while time.monotonic() - started < _PATIENCE * seconds:
+            raise _NoReply("died") from None
+        started, before = time.monotonic(), None
+        while time.monotonic() - started < self._clock:
             try:
-                return self._lines.get(timeout=0.1)
+                reply = self._receive(0.05)
             except queue.Empty:
-                try:
-                    used = sum(process.cpu_times()[:2])
-                except psutil.Error:  # gone; its last line is there, or the empty one
-                    return self._lines.get(timeout=1.0)
-            before = used if before is None else before
-            if used - before > seconds:
-                break
-        return ""
+                used = _processor_time(self._child)
+                before = used if before is None else before
+                if used - before > self._seconds + _GRACE:
+                    raise _NoReply(_too_long(self._seconds)) from None
+                continue
+            if "child" in reply:  # there is another one already
+                raise _NoReply("died")
+            if reply["number"] == self._number:  # not what was asked of a child that is gone
+                return reply
+        raise _NoReply(f"got too little processor time to end within {self._clock:g} s", machine=True)
+
+
+class _NoReply(Exception):
+    """Why there is no verdict. `machine`: the answer is not to blame."""
+
+    def __init__(self, why: str, *, machine: bool = False) -> None:
+        super().__init__(why)
+        self.machine = machine
+
+
+def _processor_time(child: int) -> float:
+    try:
+        return float(sum(psutil.Process(child).cpu_times()[:2]))
+    except psutil.Error:  # gone; its last line is there, or the next one's
+        return 0.0
+
+
+def _too_long(seconds: float) -> str:
+    return f"did not end within {seconds:g} s of processor time"
 
 
 _IDLE: queue.LifoQueue[Verifier] = queue.LifoQueue()
@@ -127,21 +202,59 @@ def verify(reference: str, answer: str) -> Verdict:
 
 
 def main() -> None:
-    """The worker's side."""
+    """The worker's side: have a child compare, and another one where that was killed."""
     _limit_memory()
-    from math_verify import parse, verify  # type: ignore[attr-defined,unused-ignore]
+    _compare("1", "1")  # imports sympy and builds its parsers, once for all children
+    while True:
+        child = os.fork()
+        if not child:
+            with suppress(BrokenPipeError):  # nobody listens any more
+                _answer(float(sys.argv[1]))
+            os._exit(0)
+        if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+            return
 
+
+def _answer(seconds: float) -> None:
+    print(json.dumps({"child": os.getpid()}), flush=True)
     for line in sys.stdin:
         message = json.loads(line)
+        reply: dict[str, Any] = {"number": message["number"]}
         try:
-            # Bare answers parse to nothing; in a box they are taken as one. Gold comes first: the order matters.
-            gold, target = (
-                parse(f"\\boxed{{{message[name]}}}", parsing_timeout=None) for name in ("reference", "answer")
-            )
-            reply: dict[str, Any] = {"equal": bool(gold and target and verify(gold, target, timeout_seconds=None))}
+            with _time_limit(seconds):
+                reply["equal"] = _compare(message["reference"], message["answer"])
+        except _TimeIsUp:
+            reply["error"] = _too_long(seconds)
         except Exception as error:  # noqa: BLE001 - a model may write anything, and sympy may raise anything at it
-            reply = {"error": f"{type(error).__name__}: {error}"[:200]}
+            reply["error"] = f"{type(error).__name__}: {error}"[:200]
         print(json.dumps(reply), flush=True)
+
+
+def _compare(reference: str, answer: str) -> bool:
+    from math_verify import parse, verify  # type: ignore[attr-defined,unused-ignore]
+
+    # Bare answers parse to nothing; in a box they are taken as one. Gold comes first: the order matters.
+    gold, target = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (reference, answer))
+    return bool(gold and target and verify(gold, target, timeout_seconds=None))
+
+
+class _TimeIsUp(BaseException):
+    """Not an Exception: math-verify and sympy catch those and try the next way."""
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise `_TimeIsUp` after so much processor time, as soon as Python runs again."""
+
+    def stop(*_: object) -> None:
+        raise _TimeIsUp
+
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _limit_memory() -> None:

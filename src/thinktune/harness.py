@@ -1,0 +1,211 @@
+"""lm-evaluation-harness's own tasks on our engines: `thinktune eval MODEL --harness gsm8k,…`.
+
+Tasks, prompts, filters and metrics are the harness's, so that its figures can be set beside published ones; rendering
+(its chat templates are our `Chat`) and generation are ours. A run keeps them in `eval/tuned/harness.json`, where
+`report` and `compare` find them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from thinktune.config import Load, Quantize
+from thinktune.engines import Opened, open_engine
+from thinktune.engines.opening import EngineName
+from thinktune.errors import DataError, MissingExtra, UsageError
+from thinktune.files import write_json, write_json_lines
+from thinktune.journal import telling_full_disk
+
+FILE = "harness.json"
+_SEED = 1234  # the harness's own default
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric of one task as the harness computed it.
+
+    Attributes:
+        filter: the harness's name for how the answer was extracted; "none" where nothing was.
+        stderr: standard error, None where the harness gives none.
+        shots: solved examples in the prompt.
+        n: problems.
+        version: of the task.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    value: float
+    stderr: float | None
+    shots: int
+    n: int
+    version: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}, {self.metric}" + (f" ({self.filter})" if self.filter != "none" else "")
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g}" + (f" ± {self.stderr:.2g}" if self.stderr is not None else "")
+
+
+def evaluate_harness(
+    reference: str | Path,
+    tasks: Sequence[str],
+    out: Path,
+    *,
+    path: Path | None = None,
+    sample: int | None = None,
+    shots: int | None = None,
+    max_tokens: int = 1024,
+    load: Load | None = None,
+    engine: EngineName = "auto",
+    quantize: Quantize = "none",
+    overwrite: bool = False,
+    console: Console | None = None,
+    opened: Opened | None = None,
+) -> list[Figure]:
+    """Let the model that a reference names take tasks of lm-evaluation-harness, and write harness.json to `out`.
+
+    Args:
+        tasks: names or patterns of tasks, groups or tags, as the harness has them.
+        out: also gets `harness-samples.jsonl` and the journal from which stopped generation goes on.
+        path: a folder with further tasks.
+        sample: so many problems of each task, the first ones; None: all.
+        shots: solved examples in the prompt; None: as each task has it.
+        max_tokens: where a task sets none.
+        opened: the model, where it is in memory already; it is closed in the end.
+
+    Raises:
+        MissingExtra: lm-evaluation-harness is not installed.
+        UsageError: a task is unknown, or would run programs of the model in this process.
+        DataError: a task's data cannot be had.
+        ModelError, …: see `open_engine`, `journal.complete` and `Engine.likelihoods`.
+    """
+    harness = _import_harness()
+    console = console or Console(stderr=True)
+    loaded = _load_tasks(tasks, path, shots)
+    with opened or open_engine(reference, engine=engine, load=load, quantize=quantize, notify=console.print) as opened:
+        from thinktune.harness_model import HarnessModel
+
+        model = HarnessModel(
+            opened, out / "harness.journal.jsonl", max_tokens=max_tokens, overwrite=overwrite, console=console
+        )
+        with redirect_stdout(sys.stderr):
+            results = harness.evaluator.evaluate(
+                model, loaded, limit=sample, apply_chat_template=True, fewshot_as_multiturn=True
+            )
+        figures = _figures(results)
+        with telling_full_disk(out):
+            _write(out, figures, results, opened.fingerprint, harness.__version__)
+    return figures
+
+
+def read_figures(folder: Path) -> list[Figure]:
+    """What `evaluate_harness` wrote to a folder; nothing where it did not."""
+    file = folder / FILE
+    if not file.exists():
+        return []
+    return [Figure(**each) for each in json.loads(file.read_text(encoding="utf-8"))["figures"]]
+
+
+def figures_table(figures: Iterable[Figure]) -> Table:
+    """A row a figure."""
+    table = Table(title="by lm-evaluation-harness, ± one standard error", title_style="dim")
+    for heading in ("", "value", "shots", "problems"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for each in figures:
+        table.add_row(each.name, str(each), str(each.shots), str(each.n))
+    return table
+
+
+def _import_harness() -> Any:
+    try:
+        import lm_eval
+        import lm_eval.evaluator
+        import lm_eval.tasks
+    except ImportError:
+        raise MissingExtra("lm-evaluation-harness is not installed", hint="pip install 'thinktune[harness]'") from None
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return lm_eval
+
+
+def _load_tasks(names: Sequence[str], path: Path | None, shots: int | None) -> Any:
+    """What `simple_evaluate` of the harness does before it evaluates, with its seeds."""
+    import numpy
+    from lm_eval.tasks import TaskManager
+
+    if path is not None and not path.is_dir():
+        raise UsageError(f"there is no folder of tasks {path}")
+    # Its own tasks are thousands of files to read: only where the names are not all in the folder.
+    for with_own in (False, True) if path is not None else (True,):
+        manager = TaskManager(include_path=None if path is None else str(path), include_defaults=with_own)
+        unknown = [name for name in names or [""] if not manager.match_tasks([name])]
+        if not unknown:
+            break
+    else:
+        raise UsageError(
+            f"lm-evaluation-harness has no task {', '.join(map(repr, unknown))}",
+            hint="`lm-eval ls tasks` lists them; --harness-path names a folder with tasks of your own",
+        )
+    random.seed(0)
+    numpy.random.seed(_SEED)
+    try:
+        loaded = manager.load(manager.match_tasks(list(names)))
+    except (OSError, ImportError, ValueError) as error:  # a hub that does not answer, a package that is not there, …
+        raise DataError(
+            f"lm-evaluation-harness cannot prepare {', '.join(names)}: {error}",
+            hint="its data sets come from the Hugging Face hub; once there, they are found without network",
+        ) from error
+    for task in loaded["tasks"].values():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise UsageError(
+                f"{task.task_name} would run what the model writes in this process, unconfined",
+                hint="score programs by `thinktune eval --predictions`, which confines them",
+            )
+        # A task may be written for a number of examples; where it says none, the prompts have none.
+        if task.get_config("num_fewshot") is None or (shots is not None and task.get_config("num_fewshot") != 0):
+            task.set_config(key="num_fewshot", value=shots or 0)
+        task.set_fewshot_seed(seed=_SEED)
+    return loaded
+
+
+def _figures(results: Mapping[str, Any]) -> list[Figure]:
+    figures = []
+    for task, metrics in {**results["results"], **results.get("groups", {})}.items():
+        for key, value in metrics.items():
+            metric, comma, filter_name = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            stderr = metrics.get(f"{metric}_stderr,{filter_name}")
+            figures.append(
+                Figure(
+                    task, metric, filter_name, float(value), stderr if isinstance(stderr, float) else None,
+                    int(results.get("n-shot", {}).get(task) or 0),
+                    int(metrics.get("sample_len") or results.get("n-samples", {}).get(task, {}).get("effective", 0)),
+                    str(results.get("versions", {}).get(task, "")),
+                )
+            )  # fmt: skip
+    return figures
+
+
+def _write(out: Path, figures: Sequence[Figure], results: Mapping[str, Any], model: str, version: str) -> None:
+    """Write the figures, beside those of other tasks that the same model has taken before."""
+    file = out / FILE
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    taken = {each.task for each in figures}
+    kept = [each for each in before.get("figures", []) if before["model"] == model and each["task"] not in taken]
+    write_json(file, {"model": model, "lm_eval": version, "figures": kept + [asdict(each) for each in figures]})
+    lines = ({"task": task, **line} for task, samples in results["samples"].items() for line in samples)
+    write_json_lines(out / "harness-samples.jsonl", lines)

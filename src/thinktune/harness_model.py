@@ -1,0 +1,130 @@
+"""Our engines as a model of lm-evaluation-harness, which has to be installed to import this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from rich.console import Console
+from rich.progress import track
+
+from thinktune.config import Sampling
+from thinktune.engines import Opened
+from thinktune.engines.base import Likelihood, Pair, Request
+from thinktune.errors import GenerationError
+from thinktune.items import valid_text
+from thinktune.journal import complete
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+
+
+class HarnessModel(LM):
+    """The harness asks in texts. The text of a conversation is looked up again, to give the engine the ids that our
+    `Chat` rendered it to.
+
+    Args:
+        journal: where generated text is kept, so that a stopped evaluation goes on.
+        max_tokens: where a task sets none.
+        overwrite: forget what the journal has.
+    """
+
+    def __init__(self, opened: Opened, journal: Path, *, max_tokens: int, overwrite: bool, console: Console) -> None:
+        super().__init__()
+        self._opened, self._engine, self._chat = opened, opened.engine, opened.chat
+        self._journal, self._overwrite = journal, overwrite
+        self._max_tokens = max_tokens
+        self._console = console
+        self._prompts: dict[str, tuple[list[int], str]] = {}
+        first = opened.chat.tokenizer.bos_token_id
+        self._first = int(opened.chat.end_of_turn_id if first is None else first)  # where nothing else stands before
+
+    @property
+    def tokenizer_name(self) -> str:
+        """A name for the harness's own caches."""
+        return self._opened.fingerprint
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The conversation as one text. Without a generation prompt, its last turn is the beginning of the reply."""
+        turns = [{**turn, "content": valid_text(turn["content"])} for turn in chat_history]
+        begun = "" if add_generation_prompt else turns.pop()["content"]
+        ids = self._chat.prompt_ids(turns)
+        text = str(self._chat.tokenizer.decode(ids)) + begun
+        self._prompts[text] = ids, begun
+        return text
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """The replies, each up to its first stop text.
+
+        Raises:
+            GenerationError: every single one failed.
+            Interrupted, DiskFull, OutOfMemory: see `journal.complete`.
+        """
+        asked = [self._request(f"{each.task_name}:{at}", *each.args) for at, each in enumerate(requests)]
+        done = complete(
+            self._engine,
+            asked,
+            self._journal,
+            model=self._opened.fingerprint,
+            console=self._console,
+            overwrite=self._overwrite,
+        )
+        records = [done.records[each.id, 0] for each in asked]
+        failed = [record.error for record in records if record.error is not None]
+        if failed and len(failed) == len(records):
+            raise GenerationError(f"all {len(failed)} problems failed; the first: {failed[0]}")
+        if failed:
+            self._console.print(f"{len(failed)} of {len(records)} problems failed and count as wrong: {failed[0]}")
+        return [_before(record.text, each.sampling.stop) for record, each in zip(records, asked, strict=True)]
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation, and whether greedy decoding would have written it."""
+        found = self._likelihoods([self._pair(*each.args) for each in requests])
+        return [(each.logprob, each.greedy) for each in found]
+
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+        """Log-probability of each whole text, outside any conversation."""
+        windows = [(at, pair) for at, each in enumerate(requests) for pair in self._windows(*each.args)]
+        totals = [0.0] * len(requests)
+        for (at, _), found in zip(windows, self._likelihoods([pair for _, pair in windows]), strict=True):
+            totals[at] += found.logprob
+        return totals
+
+    def _likelihoods(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        hidden = not self._console.is_terminal
+        found = self._engine.likelihoods(pairs)
+        return list(track(found, "", len(pairs), console=self._console, transient=True, disable=hidden))
+
+    def _request(self, name: str, context: str, settings: Mapping[str, Any]) -> Request:
+        prompt, begun = self._prompts.get(context, ([], context))
+        return Request(name, prompt + self._ids(begun), self._sampling(settings))
+
+    def _sampling(self, settings: Mapping[str, Any]) -> Sampling:
+        """A task's generation settings, by the harness's own reading of them."""
+        read = normalize_gen_kwargs(dict(settings), self._max_tokens)
+        values = {name: read[name] for name in _SAMPLING if read.get(name) is not None}
+        stops = tuple(text for text in read["until"] if text)
+        return Sampling().changed(**{"seed": 0, **values, "max_tokens": read["max_gen_toks"], "stop": stops})
+
+    def _pair(self, context: str, continuation: str) -> Pair:
+        prompt, begun = self._prompts.get(context, ([], context))
+        kept = begun.rstrip()
+        start, whole = self._ids(kept), self._ids(kept + begun[len(kept) :] + continuation)  # a blank is its word's
+        prompt, ids = [*prompt, *start] or [self._first], whole[len(start) :]
+        return prompt[-max(1, self._engine.context_length - len(ids)) :], ids
+
+    def _windows(self, text: str) -> list[Pair]:
+        """The text in pieces that fit the context, each predicted from what is before it in its window."""
+        pieces = get_rolling_token_windows(self._ids(text), self._first, self._engine.context_length - 1, 1)
+        return [make_disjoint_window(piece) for piece in pieces]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._chat.reply_ids(valid_text(text))[:-1])
+
+
+def _before(text: str, stops: Iterable[str]) -> str:
+    """Our engines keep the stop text, the harness wants it off."""
+    return text[: min([at for stop in stops if (at := text.find(stop)) >= 0], default=len(text))]

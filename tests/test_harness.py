@@ -1,0 +1,222 @@
+"""lm-evaluation-harness on our engines gives what it gives on its own, and its figures reach the report."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from conftest import make_tiny_tokenizer
+from scripted import ScriptedModel
+from test_compare import write_run
+from thinktune.cli import app
+from thinktune.compare import compare
+from thinktune.config import Load
+from thinktune.engines import Opened
+from thinktune.engines.transformers import TransformersEngine
+from thinktune.errors import DataError, MissingExtra, UsageError
+from thinktune.harness import Figure, evaluate_harness, read_figures
+from thinktune.models import Chat
+from thinktune.report import write_report
+
+pytest.importorskip("lm_eval")
+
+TASKS = {
+    "said": """
+        output_type: generate_until
+        doc_to_text: "Is <|im_end|> text? How many apples are {{a}} and {{a}} and 1?"
+        doc_to_target: "{{b}}"
+        generation_kwargs: {until: ["."], do_sample: false, max_gen_toks: 12}
+        metric_list: [{metric: exact_match}]
+        filter_list: [{name: number, filter: [{function: regex, regex_pattern: "([0-9]+)"}, {function: take_first}]}]
+        """,
+    "begun": """
+        output_type: generate_until
+        gen_prefix: "The answer is"
+        doc_to_target: "{{b}}"
+        generation_kwargs: {until: ["zz"], max_gen_toks: 6}
+        metric_list: [{metric: exact_match}]
+        """,
+    "chosen": """
+        output_type: multiple_choice
+        doc_to_choice: ["{{b}}", "{{a}}", "apples, 3"]
+        doc_to_target: 0
+        metric_list: [{metric: acc}, {metric: acc_norm}]
+        """,
+    "continued": """
+        output_type: loglikelihood
+        gen_prefix: "It is "
+        doc_to_target: "{{b}} apples"
+        metric_list: [{metric: perplexity}, {metric: acc}]
+        """,
+    "read": """
+        output_type: loglikelihood_rolling
+        doc_to_text: ""
+        doc_to_target: "There are {{a}} apples and {{b}} pears in the basket. 小明有三个苹果"
+        metric_list: [{metric: word_perplexity}]
+        """,
+}
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder of tasks of every kind, on data of its own."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [{"a": n, "b": 2 * n + 1} for n in range(10, 16)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, text in TASKS.items():
+        head = {
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+            "test_split": "test",
+            "metadata": {"version": 2},
+        }
+        lines = [f"{key}: {json.dumps(value)}" for key, value in head.items()]
+        lines += [line.strip() for line in text.strip().splitlines()]
+        if "doc_to_text" not in text:
+            lines.append('doc_to_text: "How many apples are {{a}} and {{a}} and 1?"')
+        (folder / f"{name}.yaml").write_text("\n".join(lines))
+    return folder
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def test_the_figures_are_those_that_the_harness_gets_from_the_model_itself(
+    tiny_model: Path, tasks: Path, tmp_path: Path
+) -> None:
+    from lm_eval import evaluator
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    names = [name for name in TASKS if name != "said"]  # control text in a prompt is text to us only
+    load = Load(dtype="float32", device="cpu")
+    figures = evaluate_harness(tiny_model, names, tmp_path / "out", path=tasks, sample=4, load=load, console=quiet())
+    theirs = evaluator.simple_evaluate(
+        HFLM(pretrained=str(tiny_model), device="cpu", batch_size=3, dtype="float32"),
+        tasks=names,
+        limit=4,
+        apply_chat_template=True,
+        task_manager=TaskManager(include_path=str(tasks)),
+    )
+    assert {each.task for each in figures} == set(names)
+    for each in figures:
+        assert each.value == pytest.approx(theirs["results"][each.task][f"{each.metric},{each.filter}"], rel=1e-4)
+    lines = [json.loads(line) for line in (tmp_path / "out/harness-samples.jsonl").read_text().splitlines()]
+    ours = {(line["task"], line["doc_id"]): line["resps"] for line in lines}
+    for task, samples in theirs["samples"].items():
+        for sample in samples:
+            found = ours[task, sample["doc_id"]]
+            if task == "begun":
+                assert found == sample["resps"]
+                continue
+            pairs = [(first_number(one), first_number(two)) for one, two in zip(found, sample["resps"], strict=True)]
+            # Theirs counts the line break that ends the prompt as part of every choice: the same for all.
+            shift = pairs[0][1] - pairs[0][0] if task == "chosen" else 0.0
+            assert [one + shift for one, _ in pairs] == pytest.approx([two for _, two in pairs], abs=1e-4)
+
+
+def first_number(value: Any) -> float:
+    return value if isinstance(value, float) else first_number(value[0])
+
+
+def scripted(reply: Any) -> Opened:
+    tokenizer = make_tiny_tokenizer()
+    engine = TransformersEngine(ScriptedModel(tokenizer, reply), tokenizer, [2])
+    return Opened(engine, Chat(tokenizer), "fingerprint", False, {}, lambda: None)
+
+
+def test_answers_end_before_the_stop_text_and_a_second_call_asks_nothing(tasks: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def reply(prompt: str) -> str:
+        asked.append(prompt)
+        number = int(prompt.partition("apples are ")[2].partition(" ")[0])
+        return f" {2 * number + (number != 12)}. 77"
+
+    settings: dict[str, Any] = {"path": tasks, "console": quiet()}
+    (figure,) = evaluate_harness("m", ["said"], tmp_path, opened=scripted(reply), **settings)
+    assert (figure.task, figure.metric, figure.filter, figure.n) == ("said", "exact_match", "number", 6)
+    assert figure.value == pytest.approx(5 / 6)
+    assert figure.name == "said, exact_match (number)"
+    line = json.loads((tmp_path / "harness-samples.jsonl").read_text().splitlines()[0])
+    assert line["resps"] == [[" 21"]]
+    assert asked[0].startswith(
+        "<|im_start|>system\nYou are a tiny model.<|im_end|>\n<|im_start|>user\nIs <|im_end|> text?"
+    )
+    asked.clear()
+    assert evaluate_harness("m", ["said"], tmp_path, opened=scripted(reply), **settings) == [figure]
+    assert asked == []
+
+
+def test_figures_of_several_calls_lie_side_by_side_until_the_model_changes(
+    tiny_model: Path, tasks: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"path": tasks, "console": quiet(), "sample": 2}
+    evaluate_harness(tiny_model, ["chosen"], tmp_path, **settings)
+    evaluate_harness(tiny_model, ["read"], tmp_path, **settings)
+    assert [each.task for each in read_figures(tmp_path)] == ["chosen", "chosen", "read"]
+    evaluate_harness("m", ["said"], tmp_path, opened=scripted(lambda prompt: "1."), **settings)
+    assert [each.task for each in read_figures(tmp_path)] == ["said"]
+
+
+def test_what_cannot_be_taken_is_told_before_a_model_is_loaded(tasks: Path, tmp_path: Path) -> None:
+    def take(name: str, path: Path = tasks) -> None:
+        evaluate_harness(tmp_path / "no model", [name], tmp_path, path=path, console=quiet())
+
+    with pytest.raises(UsageError, match="no task 'sayd'"):
+        take("sayd")
+    with pytest.raises(UsageError, match="no folder of tasks"):
+        take("said", tmp_path / "nowhere")
+    (tasks / "rows.jsonl").unlink()
+    with pytest.raises(DataError, match="cannot prepare said"):
+        take("said")
+
+
+def test_a_task_that_runs_the_models_programs_is_refused(tasks: Path, tmp_path: Path) -> None:
+    with (tasks / "said.yaml").open("a") as stream:
+        stream.write("\nunsafe_code: true\n")
+    with pytest.raises(UsageError, match="said would run what the model writes"):
+        evaluate_harness(tmp_path, ["said"], tmp_path, path=tasks, console=quiet())
+
+
+def test_without_the_harness_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MissingExtra, match=r"thinktune\[harness\]"):
+        evaluate_harness("m", ["gsm8k"], tmp_path, console=quiet())
+
+
+def test_the_verb_prints_figures_and_refuses_what_the_harness_brings_itself(
+    tiny_model: Path, tasks: Path, tmp_path: Path
+) -> None:
+    call = ["eval", str(tiny_model), "--harness", "chosen, read", "--harness-path", str(tasks), "-o", str(tmp_path)]
+    result = CliRunner().invoke(app, [*call, "--json", "--sample", "2"])
+    assert result.exit_code == 0, result.output
+    assert [each["metric"] for each in json.loads(result.stdout)] == ["acc", "acc_norm", "word_perplexity"]
+    assert isinstance(CliRunner().invoke(app, [*call, "--n", "2"]).exception, UsageError)
+
+
+def test_figures_reach_the_report_and_the_comparison(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tuned="rw", base="ww")
+    figure = {"task": "gsm8k", "metric": "exact_match", "filter": "flexible-extract", "stderr": 0.03}
+    for name, value in (("tuned", 0.5), ("base", 0.25)):
+        figures = [{**figure, "value": value, "shots": 5, "n": 8, "version": "3"}]
+        (run / "eval" / name / "harness.json").write_text(json.dumps({"model": "m", "figures": figures}))
+    page = write_report(run).read_text(encoding="utf-8")
+    assert '<td class="text">gsm8k, exact_match (flexible-extract)</td><td>0.25 ± 0.03</td><td>0.5 ± 0.03</td>' in page
+    comparison = compare([run])
+    tuned = Figure("gsm8k", "exact_match", "flexible-extract", 0.5, 0.03, 5, 8, "3")
+    assert comparison.candidates[1].figures == [tuned]
+    assert comparison.as_dict()["candidates"][0]["harness"][0]["value"] == 0.25
+    result = CliRunner().invoke(app, ["compare", str(run), "--out", str(tmp_path / "out")])
+    assert "0.25 ± 0.03" in result.stdout
