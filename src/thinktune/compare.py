@@ -206,7 +206,7 @@ def _names(paths: list[Path]) -> list[str]:
 
 def _read_run(folder: RunFolder, name: str) -> Candidate:
     record = json.loads(folder.record.read_text(encoding="utf-8"))
-    settings = _flat(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+    settings = read_settings(folder)
     facts = {fact: record[fact] for fact in _FACTS if fact in record}
     summary, samples = read_scores(folder, "tuned")
     return Candidate(name, facts, settings, summary, samples, read_lines(folder.metrics))
@@ -235,10 +235,19 @@ def _base_models(folders: list[RunFolder], tuned: list[Candidate]) -> list[Candi
 
 
 def _differing(runs: list[Candidate]) -> dict[str, list[Any]]:
-    """The settings in which runs differ, with each run's value."""
-    keys: Iterable[str] = dict.fromkeys(key for run in runs for key in run.settings)
-    values = {key: [run.settings.get(key) for run in runs] for key in keys if key != "output"}
+    return differing_settings([run.settings for run in runs])
+
+
+def differing_settings(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The settings (see `read_settings`) in which runs differ, with each run's value."""
+    keys: Iterable[str] = dict.fromkeys(key for each in settings for key in each)
+    values = {key: [each.get(key) for each in settings] for key in keys if key != "output"}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
+
+
+def read_settings(folder: RunFolder) -> dict[str, Any]:
+    """The config of a run, with its keys joined by dots."""
+    return _flat(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
