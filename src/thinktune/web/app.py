@@ -11,10 +11,15 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thinktune.config import Load, Quantize
 from thinktune.errors import MissingExtra, ThinktuneError, UsageError
+from thinktune.web.jobs import MOST_BYTES
+
+if TYPE_CHECKING:
+    from thinktune.web.pool import Pool
+    from thinktune.web.studio import Studio
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TUNNEL = ".gradio.live"
@@ -71,15 +76,34 @@ def serve(
         UsageError: the port is taken.
     """
     _require_gradio()
-    from thinktune.web.page import build
     from thinktune.web.pool import Pool
     from thinktune.web.studio import Studio
-    from thinktune.web.texts import translations
 
     exposed = share or host not in _LOOPBACK
-    password = password or (secrets.token_urlsafe(9) if exposed else None)
     pool = Pool(models or ["builtin:smollm2"], runs, load=load, quantize=quantize, notify=notify)
     studio = Studio(pool, runs, may_train=not exposed)
+    password = password or (secrets.token_urlsafe(9) if exposed else None)
+    server = open_page(studio, host=host, port=port, share=share, password=password)
+    Thread(target=_load_first, args=(pool, notify), daemon=True).start()
+    return server
+
+
+def open_page(
+    studio: Studio,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    password: str | None = None,
+) -> Server:
+    """Serve the page of a studio, and begin with the jobs that an earlier one left. Arguments as for `serve`.
+
+    Raises:
+        UsageError: the port is taken.
+    """
+    from thinktune.web.page import build
+    from thinktune.web.texts import translations
+
     files = Path(tempfile.mkdtemp(prefix="thinktune-studio-"))
     os.environ["GRADIO_TEMP_DIR"] = str(files)
     demo, appearance = build(studio)
@@ -95,7 +119,7 @@ def serve(
             ssr_mode=False,
             enable_monitoring=False,
             max_threads=100,
-            max_file_size="16mb",
+            max_file_size=MOST_BYTES,
             footer_links=[],
             i18n=translations(),
             app_kwargs={"middleware": [_guard(host, share, files)], "docs_url": None, "redoc_url": None},
@@ -105,11 +129,10 @@ def serve(
         shutil.rmtree(files, ignore_errors=True)
         raise UsageError(f"the studio cannot listen: {error}", hint="choose another --port") from None
     studio.jobs.start()
-    Thread(target=_load_first, args=(pool, notify), daemon=True).start()
 
     def close() -> None:
         studio.jobs.close()
-        pool.close()
+        studio.pool.close()
         shutil.rmtree(files, ignore_errors=True)
 
     return Server(demo, public or url, password, close)
@@ -130,7 +153,7 @@ def _guard(host: str, share: bool, files: Path) -> Any:
     return Middleware(Guard, names=names, suffix=_TUNNEL if share else "", files=files)
 
 
-def _load_first(pool: Any, notify: Callable[[str], None]) -> None:
+def _load_first(pool: Pool, notify: Callable[[str], None]) -> None:
     """So that the first question need not wait for it."""
     try:
         pool.take(pool.names()[0])

@@ -47,7 +47,7 @@ class BatchTab:
             self.stop = gr.Button(label("stop"), variant="stop", elem_id="batch-stop")
             self.go_on = gr.Button(label("go_on"), elem_id="batch-go-on")
         self.state = gr.Markdown(elem_id="batch-state")
-        self.result = gr.File(label=label("result_file"), interactive=False, elem_id="batch-result")
+        self.result = gr.File(label=label("result_file"), interactive=False, height=90, elem_id="batch-result")
         self.known = gr.State("")
         self.timer = gr.Timer(1.0)
         self._connect()

@@ -52,4 +52,4 @@ def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
         demo.unload(chat.stop_answers)
     demo.queue(default_concurrency_limit=None, max_size=200)
     theme = gr.themes.Default(font=_SANS, font_mono=["ui-monospace", "Consolas", "monospace"])
-    return demo, {"theme": theme, "css": _CSS, "head": KEYS}
+    return demo, {"theme": theme, "css": _CSS, "js": KEYS}

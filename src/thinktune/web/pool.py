@@ -71,7 +71,8 @@ class Pool:
 
     def names(self) -> list[str]:
         """Every model that may be asked: those given, then the runs that have an adapter, newest first."""
-        found = [folder.parent for folder in self._runs.glob("*/adapter") if is_adapter(folder)]
+        adapters = [*self._runs.glob("*/adapter"), *self._runs.glob("*/*/adapter")]  # those of sweeps too
+        found = [folder.parent for folder in adapters if is_adapter(folder)]
         found.sort(key=lambda run: -(run / "adapter").stat().st_mtime)
         return list(dict.fromkeys([*self._references, *map(str, found)]))
 

@@ -21,10 +21,7 @@ from thinktune.web.studio import Studio, download_folder
 from thinktune.web.study import Pair, Study, finished, names, new_folder, study_of_models, study_of_scores
 from thinktune.web.texts import Words, label
 
-KEYS = """
-<script>
-// Keys of the rating tab, wherever no text is being written.
-document.addEventListener("keydown", (event) => {
+KEYS = """() => document.addEventListener("keydown", (event) => {
     const keys = {"1": "left", "2": "right", "3": "both-good", "4": "both-bad",
         ArrowLeft: "left", ArrowRight: "right", ArrowUp: "both-good", ArrowDown: "both-bad"};
     const writing = event.target.closest("input, textarea, select, [contenteditable], [role=tab], [role=slider]");
@@ -32,9 +29,8 @@ document.addEventListener("keydown", (event) => {
     if (writing || event.ctrlKey || event.altKey || event.metaKey || !button || !button.offsetParent) return;
     event.preventDefault();
     button.click();
-});
-</script>
-"""
+})"""
+"""Keys of the rating tab, wherever no text is being written."""
 _VERDICTS: dict[str, Verdict] = {
     "left": "first", "right": "second", "both_good": "both good", "both_bad": "both bad",
 }  # fmt: skip
@@ -83,7 +79,7 @@ class RateTab:
             self.show_results = gr.Button(label("show_results"), elem_id="rate-show-results")
             self.results = gr.Dataframe(interactive=False, show_label=False, elem_id="rate-table", wrap=True)
             self.count = gr.Markdown(elem_id="rate-count")
-            self.file = gr.File(label=label("ratings_file"), interactive=False, elem_id="rate-file")
+            self.file = gr.File(label=label("ratings_file"), interactive=False, height=90, elem_id="rate-file")
         self._build_preparation()
         self._connect()
 

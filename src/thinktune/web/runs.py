@@ -24,6 +24,7 @@ _POINTS = 400  # of one curve
 _SAMPLES = 50
 _LONGEST = 600  # characters of a sample
 _CURVES = ("loss", "eval_loss", "eval_accuracy")
+_RUN_COLORS = ("#2563eb", "#f97316", "#16a34a", "#a855f7", "#dc2626", "#0891b2", "#ca8a04", "#db2777")
 _COLORS = {"context": "#9ca3af", "trained": "#22c55e", "border": "#a855f7", "padding": "#ef4444"}
 
 
@@ -65,7 +66,9 @@ class RunsTab:
         self._connect()
 
     def _plot(self, text: str, name: str) -> gr.LinePlot:
-        return gr.LinePlot(x="step", y="value", color="run", title=None, label=label(text), height=260, elem_id=name)
+        return gr.LinePlot(
+            x="step", y="value", color="run", x_title=" ", y_title=" ", label=label(text), height=260, elem_id=name
+        )
 
     def _connect(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
@@ -174,7 +177,10 @@ def _curve(runs: Sequence[Run], key: str) -> Any:
         every = max(1, len(lines) // _POINTS)
         points += [(line["step"], scale * line[key], run.name) for line in lines[::every]]
     frame = pandas.DataFrame(points, columns=["step", "value", "run"])
-    return gr.update(value=frame, visible=bool(points) or key == "loss")
+    colors = {run.name: _RUN_COLORS[number % len(_RUN_COLORS)] for number, run in enumerate(runs)}
+    # A single point makes no line: the table has its value.
+    shown = key == "loss" or len(points) > len({name for *_, name in points})
+    return gr.update(value=frame, visible=shown, color_map=colors, colors_in_legend=list(colors))
 
 
 def _differences(runs: Sequence[Run], words: Words) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote, unquote
 
 import psutil
 
@@ -54,21 +55,16 @@ class Trainings:
 
     def all(self) -> list[Run]:
         """Every run, newest first; one that is being prepared too."""
-        found = {file.parent.name for file in self._runs.glob("*/config.yaml")}
-        found |= {file.stem for file in self._folder.glob("*.json") if self.process(file.stem)}
-        return sorted(map(self.get, found), key=lambda run: -self._changed(run.name))
+        return sorted(map(self._read, self._names()), key=lambda run: -self._changed(run.name))
 
     def get(self, name: str) -> Run:
         """
         Raises:
             UsageError: there is no such run.
         """
-        run = RunFolder(self._runs / _checked(name))
-        running = self.process(name) is not None
-        if not running and not run.config.exists():
+        if name not in self._names():
             raise UsageError(f"there is no run {name!r}")
-        state: State = "training" if running else "trained" if run.is_trained else "unfinished"
-        return Run(name, run, state, _whole_lines(run.metrics))
+        return self._read(name)
 
     def plan(self, name: str, config: Path, settings: Sequence[str]) -> tuple[Config, list[str]]:
         """The config of a training that would go to the run `name`, and its command line.
@@ -92,7 +88,7 @@ class Trainings:
         chosen, _ = self.plan(name, config, settings)
         if RunFolder(chosen.run_folder).exists or self.process(name):
             raise RunFolderError(f"there is a run {name} already", hint="choose another name, or resume it")
-        file = self._folder / f"{name}.yaml"
+        file = self._file(name, "yaml")
         write_text(file, dump_config(chosen))
         self._launch(name, [str(file)])
 
@@ -108,7 +104,7 @@ class Trainings:
 
     def stop(self, name: str) -> None:
         """Ask the training to save a checkpoint and end."""
-        if process := self.process(_checked(name)):
+        if process := self.process(name):
             process.send_signal(signal.SIGTERM)
 
     def process(self, name: str) -> psutil.Process | None:
@@ -116,7 +112,7 @@ class Trainings:
         for child in self._children:
             child.poll()  # so that one that has ended does not stay as a zombie
         try:
-            record = json.loads((self._folder / f"{name}.json").read_text(encoding="utf-8"))
+            record = json.loads(self._file(name, "json").read_text(encoding="utf-8"))
             process = psutil.Process(record["pid"])
             same = abs(process.create_time() - record["created"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
         except (OSError, ValueError, KeyError, psutil.Error):
@@ -125,7 +121,7 @@ class Trainings:
 
     def log(self, name: str) -> str:
         """The end of what the training has printed."""
-        file = self._folder / f"{_checked(name)}.log"
+        file = self._file(name, "log")
         if not file.exists():
             return ""
         with file.open("rb") as stream:
@@ -134,7 +130,7 @@ class Trainings:
 
     def _launch(self, name: str, arguments: Sequence[str]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"{name}.log").open("wb") as log:
+        with self._file(name, "log").open("wb") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "thinktune", "train", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -144,13 +140,28 @@ class Trainings:
             )
         self._children.append(child)
         created = psutil.Process(child.pid).create_time()
-        write_json(self._folder / f"{name}.json", {"pid": child.pid, "created": created})
+        write_json(self._file(name, "json"), {"pid": child.pid, "created": created})
+
+    def _names(self) -> set[str]:
+        """Run folders, those of sweeps too, by their path; and what is about to become one."""
+        configs = [*self._runs.glob("*/config.yaml"), *self._runs.glob("*/*/config.yaml")]
+        found = {str(file.parent.relative_to(self._runs)) for file in configs}
+        started = (unquote(file.stem) for file in self._folder.glob("*.json"))
+        return found | {name for name in started if self.process(name)}
+
+    def _read(self, name: str) -> Run:
+        run = RunFolder(self._runs / name)
+        state: State = "training" if self.process(name) else "trained" if run.is_trained else "unfinished"
+        return Run(name, run, state, _whole_lines(run.metrics))
+
+    def _file(self, name: str, kind: str) -> Path:
+        return self._folder / f"{quote(name, safe='')}.{kind}"
 
     def _changed(self, name: str) -> float:
         for file in (self._runs / name / "metrics.jsonl", self._runs / name / "config.yaml"):
             if file.exists():
                 return file.stat().st_mtime
-        return (self._folder / f"{name}.json").stat().st_mtime
+        return self._file(name, "json").stat().st_mtime
 
 
 def in_words(command: Sequence[str]) -> str:
