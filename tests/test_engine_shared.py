@@ -103,7 +103,8 @@ def test_a_list_is_answered_beside_streams_as_it_is_alone(loaded: Loaded, shared
     alone = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
     expected = {(each.request_id, each.index): each.text for each in alone.generate(requests)}
     with ThreadPoolExecutor(4) as pool:
-        streams = [pool.submit(lambda n=n: "".join(shared.engine().stream(ask(loaded, f"s {n}")))) for n in range(3)]
+        asked = [ask(loaded, f"beside {n}") for n in range(3)]
+        streams = [pool.submit(lambda each: "".join(shared.engine().stream(each)), each) for each in asked]
         found = {(each.request_id, each.index): each.text for each in shared.engine().generate(requests)}
         assert all(stream.result() for stream in streams)
     assert found == expected

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from thinktune.config import Load, Quantize
@@ -42,10 +43,18 @@ class Server:
         self._close = close
 
     def wait(self) -> None:
-        """Until Ctrl-C."""
-        self._demo.block_thread()
+        """Until Ctrl-C or SIGTERM; then close."""
+        ended = Event()
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        try:
+            ended.wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self.close()
 
     def close(self) -> None:
+        """Stop answering. Jobs and trainings go on: the ones with the next server, the others now."""
         self._demo.close()
         self._close()
 

@@ -72,7 +72,10 @@ class Guard:
         navigates = headers.get("sec-fetch-mode") == "navigate" and scope.get("method") == "GET"
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not navigates:
             return 403, "requests of other sites are refused"
-        if int(headers.get("content-length") or 0) > MOST_UPLOADED:
+        length = headers.get("content-length", "0")
+        if not length.isdecimal():
+            return 400, "content-length is no number"
+        if int(length) > MOST_UPLOADED:
             return 413, f"more than {MOST_UPLOADED // 2**20} MiB"
         if (found := _FILE.search(unquote(scope["path"]))) and not self._is_served(found.group(1)):
             return 403, "this file is not served"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any
 
 from thinktune import tags
@@ -54,7 +55,7 @@ def messages(question: str, answer: dict[str, Any] | None, words: Words) -> Iter
 def reply(answer: dict[str, Any], words: Words, *, thinking: bool = True) -> Iterator[dict[str, Any]]:
     """What a model wrote: thoughts as folded messages (or left out), the rest as Markdown."""
     running = answer["state"] == "running"
-    parts = list(_parts(answer["text"]))
+    parts = list(_parts(answer["text"], whole=not running))
     for number, (part, text) in enumerate(parts):
         if part != "think":
             yield {"role": "assistant", "content": escaped(text)}
@@ -66,20 +67,14 @@ def reply(answer: dict[str, Any], words: Words, *, thinking: bool = True) -> Ite
             yield {"role": "assistant", "content": escaped(text), "metadata": {"title": title, "status": status}}
 
 
-def _parts(text: str) -> Iterator[tuple[tags.Part, str]]:
+def _parts(text: str, *, whole: bool) -> Iterator[tuple[tags.Part, str]]:
     """The parts of a completion, without tags and blank ones; what may still become a tag is left out."""
     stream = tags.TagStream()
-    current: tags.Part | None = None
-    whole = ""
-    for part, piece in [*stream.feed(text), *stream.flush()]:
-        if part == "tag" or (current is not None and part != current):
-            if current is not None and whole.strip():
-                yield current, whole.strip()
-            current, whole = (None, "") if part == "tag" else (part, piece)
-        else:
-            current, whole = part, whole + piece
-    if current is not None and whole.strip():
-        yield current, whole.strip()
+    pieces = [*stream.feed(text), *(stream.flush() if whole else ())]
+    for part, group in groupby(pieces, key=lambda piece: piece[0]):
+        joined = "".join(piece for _, piece in group).strip()
+        if part != "tag" and joined:
+            yield part, joined
 
 
 def _remark(answer: dict[str, Any], words: Words) -> str:

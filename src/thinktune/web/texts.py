@@ -16,7 +16,6 @@ TEXTS: dict[str, tuple[str, str]] = {
         "并排对话、盲评、批量回答、观察并启动训练。",
     ),
     "loading": ("loading {name} …", "正在加载 {name} …"),
-    "ready": ("{name} is ready", "{name} 已就绪"),
     # chat
     "chat": ("Chat", "对话"),
     "model": ("Model", "模型"),
@@ -90,7 +89,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "batch_file": ("Batch file (JSON lines)", "批量文件（JSON Lines）"),
     "checked": ("{items} items: {types}", "{items} 条：{types}"),
     "run_batch": ("Run", "运行"),
-    "jobs": ("Jobs", "任务"),
     "job": ("Job", "任务"),
     "job_state": ("{state} · {done} of {total} answers", "{state} · {total} 条中已完成 {done} 条"),
     "result_file": ("Result file", "结果文件"),
@@ -149,7 +147,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "run_name": ("Name of the run", "运行名称"),
     "command": ("The same on the command line", "等价的命令行"),
     "yaml": ("The config", "配置内容"),
-    "memory": ("Memory and time", "显存与时间"),
     "start": ("Start", "启动"),
     "resume": ("Resume", "继续训练"),
     "log": ("Output", "输出"),
