@@ -59,7 +59,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         assert server.stdout is not None
         yield server.stdout.readline().strip(), runs
         server.send_signal(signal.SIGTERM)
-        assert server.wait(timeout=60) == 0
+        assert server.wait(timeout=SECONDS / 1000) == 0
 
 
 @pytest.fixture
@@ -106,8 +106,8 @@ def test_an_answer_streams_folds_its_thought_and_outlives_a_reload(page: Any) ->
     page.press("#chat-question textarea", "Enter")
     wait_for_text(page, "#chat-left", "Thinking … ")
     wait_for_text(page, "#chat-left", "Thought: ")
-    wait_for_text(page, "#chat-status", " tokens, ")
-    page.wait_for_timeout(2000)
+    wait_for_text(page, "#chat-status", "done")
+    page.wait_for_timeout(500)
     answer = page.inner_text("#chat-left")
     assert "What is 7 times 8?" in answer
     page.reload()

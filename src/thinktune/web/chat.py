@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from thinktune.web.texts import Words, label
 _ASK = Ask().sampling
 _FIELDS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "think_budget", "seed")
 _SECONDS_A_SESSION = 0.05  # between two updates of a page; with more sessions fewer, which leaves the engine the cores
+_SAVE_SECONDS = 2.0  # between two times that an answer is kept while it is written, for a page that is reloaded then
 _MOST_QUESTION = 100_000  # characters
 _SAVE = """(conversation) => {
     const blob = new Blob([JSON.stringify(conversation, null, 2)], {type: "application/json"});
@@ -187,10 +189,14 @@ class ChatTab:
             answers = read_answers(
                 self._studio.pool, models, history, chosen, ticket, name=name, tell_format=tell, pause=pause
             )
+            saved = time.monotonic()
             for state in answers:
                 last["answers"] = [each.as_dict() for each in state] + [None] * (2 - len(state))
                 left, right = _side(turns, 0, words), _side(turns, 1, words) if second else gr.skip()
-                yield gr.skip(), gr.skip(), left, right, _status(state, self._studio.pool.loading, words)
+                kept: Any = gr.skip()
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    saved, kept = time.monotonic(), {"turns": turns}
+                yield gr.skip(), kept, left, right, _status(state, self._studio.pool.loading, words)
             yield gr.skip(), {"turns": turns}, gr.skip(), gr.skip(), gr.skip()
         finally:
             ticket.stop()
@@ -248,5 +254,6 @@ def _status(answers: list[Answer], loading: str | None, words: Words) -> str:
         elif not answer.tokens and loading:
             lines.append(words("loading", name=loading))
         else:
-            lines.append(words("answering", model=answer.model, tokens=answer.tokens, seconds=answer.seconds))
+            key = "answering" if answer.state == "running" else "answered"
+            lines.append(words(key, model=answer.model, tokens=answer.tokens, seconds=answer.seconds))
     return " · ".join(line.replace("<", "&lt;") for line in lines)

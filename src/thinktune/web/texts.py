@@ -43,6 +43,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "thought": ("Thought: {tokens} tokens, {seconds:.1f} s", "思考：{tokens} 个 token，{seconds:.1f} 秒"),
     "waiting": ("{model}: {place} in the queue", "{model}：排队第 {place} 位"),
     "answering": ("{model}: {tokens} tokens, {seconds:.1f} s", "{model}：{tokens} 个 token，{seconds:.1f} 秒"),
+    "answered": (
+        "{model}: {tokens} tokens, {seconds:.1f} s, done",
+        "{model}：{tokens} 个 token，{seconds:.1f} 秒，完成",
+    ),
     "stopped": ("stopped", "已停止"),
     "no_question": ("write a question first", "请先输入问题"),
     "malformed": ("not well-formed: {problem}", "格式不完整：{problem}"),
