@@ -18,6 +18,7 @@ import torch
 
 from test_compare import write_run
 from test_engine_shared import make_adapter
+from thinktune.compare import compare, sentences
 from thinktune.config import Sampling
 from thinktune.engines.tickets import Ticket
 from thinktune.errors import BatchFileError, ConfigError, RunFolderError, UsageError
@@ -288,6 +289,17 @@ def test_models_answer_the_questions_of_a_study(tmp_path: Path, pool: Pool) -> N
 def test_a_study_stays_in_its_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         new_folder(tmp_path, name)
+
+
+def test_a_comparison_tells_what_people_said(tmp_path: Path) -> None:
+    study = study_of_scores(
+        tmp_path / "studio/studies/s", [write_run(tmp_path / "run", tuned="rrww", base="rwrw")], seed=7
+    )
+    for pair in study.pairs("ann"):
+        study.rate("ann", pair, "first" if pair.left == "run" else "second", "")
+    study.ratings.add(Rating("bob", study.questions[0].id, "run", "somebody else's", "first"))
+    expected = "people preferred tuned to base in 100.0% (51.0% to 100.0%) of what they rated; raters: 1"
+    assert expected in list(sentences(compare([tmp_path / "run"], ["tuned"])))
 
 
 # batch

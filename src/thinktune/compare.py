@@ -18,6 +18,7 @@ from rich.table import Table
 
 from thinktune import statistics
 from thinktune.errors import RunFolderError
+from thinktune.people import rated_pairs
 from thinktune.runs import RunFolder
 from thinktune.statistics import Difference, holm, sentence
 
@@ -117,9 +118,12 @@ def compare(runs: Sequence[str | Path], names: Sequence[str] | None = None) -> C
         _require_trained(folder)
     names = names or _names([folder.path for folder in folders])
     tuned = [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
-    candidates = [*_base_models(folders, tuned), *tuned]
+    bases = _base_models(folders, tuned)
+    candidates = [*bases, *tuned]
     pairs, notes = _pairs(candidates)
     notes += [f"{each.name} was not scored" for each in candidates if each.summary is None]
+    paths = dict(zip(names, (folder.path for folder in folders), strict=True))
+    notes += rated_pairs(paths, {base.name: str(base.settings["model"]) for base in bases})
     return Comparison(candidates, _differing(tuned), pairs, notes)
 
 

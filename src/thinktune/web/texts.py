@@ -151,6 +151,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "run_name": ("Name of the run", "运行名称"),
     "command": ("The same on the command line", "等价的命令行"),
     "yaml": ("The config", "配置内容"),
+    "estimate": ("Memory and time", "显存与时间"),
     "start": ("Start", "启动"),
     "resume": ("Resume", "继续训练"),
     "log": ("Output", "输出"),

@@ -53,7 +53,10 @@ class TrainingForm:
         self.command = gr.Code(label=label("command"), language="shell", interactive=False, elem_id="train-command")
         self.yaml = gr.Code(label=label("yaml"), language="yaml", interactive=False, max_lines=16, elem_id="train-yaml")
         self.problem = gr.Markdown(elem_id="train-problem")
-        self.start = gr.Button(label("start"), variant="primary", elem_id="train-start")
+        with gr.Row():
+            self.estimate = gr.Button(label("estimate"), elem_id="train-estimate")
+            self.start = gr.Button(label("start"), variant="primary", elem_id="train-start")
+        self.memory = gr.Markdown(elem_id="train-memory")
         self._connect()
 
     @property
@@ -68,6 +71,7 @@ class TrainingForm:
         self.config.change(lambda file: _fields(load_config(_shipped(file))), self.config, self.inputs[2:8], **quiet)
         for field in self.inputs:
             field.change(self.tell, self.inputs, [self.command, self.yaml, self.problem], **quiet)
+        self.estimate.click(self.plan, self.inputs, self.memory, **{**quiet, "show_progress": "full"})
 
     def started(self, then: Callable[[str], Any], outputs: list[Any]) -> None:
         """What else happens when a training has been started: `then` is given its name."""
@@ -81,6 +85,16 @@ class TrainingForm:
         except ThinktuneError as error:
             return "", "", escaped(reason(error))
         return in_words(command), dump_config(config), ""
+
+    def plan(self, file: str, name: str, *fields: Any) -> str:
+        """What the training will take. The model's configuration, and no more of it, may have to be downloaded."""
+        from thinktune.plan import plan_config
+
+        try:
+            config, _ = self._studio.trainings.plan(name, _shipped(file), list(_settings(file, *fields)))
+            return escaped(plan_config(config).line())
+        except ThinktuneError as error:
+            return escaped(reason(error))
 
     def begin(self, file: str, name: str, *fields: Any) -> str:
         try:
