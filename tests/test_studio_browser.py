@@ -289,10 +289,8 @@ class Parrot(Pool):
 def test_no_payload_runs_in_prompts_answers_thoughts_names_or_comments(browser: Any, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for number, payload in enumerate(PAYLOADS):
-        if "/" not in payload and len(payload) < 200:
-            write_run(runs / payload, tuned="r", completion=payload + "{}")
-        elif number < 4:
-            write_run(runs / f"run{number}", tuned="r", completion=payload.replace("{", "{{").replace("}", "}}"))
+        name = payload.replace("/", "\\") if len(payload) < 100 else f"run{number}"
+        write_run(runs / name, tuned="r", completion=payload.replace("{", "{{").replace("}", "}}"))
     server = open_page(Studio(Parrot("<img src=x onerror=alert(1)>", runs), runs, may_train=True))
     page = open_tab(browser, server.url)
     ran: list[str] = []

@@ -46,9 +46,6 @@ def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
         demo.load(rate.show, rate.rater_kept, [rate.rater, rate.study, rate.models], **quiet)
         demo.load(batch.show, None, [batch.job, batch.model], **quiet)
         demo.load(runs.show, None, [runs.table, runs.chosen], **quiet)
-        if studio.may_train:
-            form = runs.form
-            demo.load(form.tell, form.inputs, [form.command, form.yaml, form.problem], **quiet)
         demo.unload(chat.stop_answers)
     demo.queue(default_concurrency_limit=None, max_size=200)
     theme = gr.themes.Default(font=_SANS, font_mono=["ui-monospace", "Consolas", "monospace"])

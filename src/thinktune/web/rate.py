@@ -126,7 +126,8 @@ class RateTab:
         """When the page opens. Outputs: rater, study, models."""
         found = names(self._folder)
         models = self._studio.pool.names()
-        return str(rater or ""), gr.update(choices=found, value=found[0] if found else None), gr.update(choices=models)
+        # Nothing kept leaves the field as it is: the person may have been quicker.
+        return str(rater) if rater else gr.skip(), gr.update(choices=found), gr.update(choices=models)
 
     def show_next(self, rater: str, study: str | None, thinking: bool, request: gr.Request) -> tuple[Any, ...]:
         words = Words(request)

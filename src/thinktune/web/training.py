@@ -17,6 +17,8 @@ from thinktune.web.studio import Studio
 from thinktune.web.texts import label
 from thinktune.web.trainings import in_words
 
+_NAME = "studio-run"
+
 
 class TrainingForm:
     """Builds the form; where the studio may not train, a sentence that says why."""
@@ -40,7 +42,7 @@ class TrainingForm:
                 label=label("config"),
                 elem_id="train-config",
             )
-            self.name = gr.Textbox("studio-run", label=label("run_name"), max_length=64, elem_id="train-name")
+            self.name = gr.Textbox(_NAME, label=label("run_name"), max_length=64, elem_id="train-name")
         with gr.Row():
             self.model = gr.Textbox(filled[0], label=label("model"), elem_id="train-model")
             self.source = gr.Textbox(filled[1], label=label("data_source"), elem_id="train-source")
@@ -49,9 +51,14 @@ class TrainingForm:
             self.steps = gr.Number(filled[3], precision=0, minimum=0, label=label("max_steps"), elem_id="train-steps")
             self.rank = gr.Number(filled[4], precision=0, minimum=1, label="LoRA r", elem_id="train-rank")
             self.rate = gr.Number(filled[5], minimum=0, label=label("learning_rate"), elem_id="train-rate")
+        command, config, _ = self.tell(first, _NAME, *filled, "")
         self.overrides = gr.Textbox(label=label("overrides"), lines=3, elem_id="train-overrides")
-        self.command = gr.Code(label=label("command"), language="shell", interactive=False, elem_id="train-command")
-        self.yaml = gr.Code(label=label("yaml"), language="yaml", interactive=False, max_lines=16, elem_id="train-yaml")
+        self.command = gr.Code(
+            command, label=label("command"), language="shell", interactive=False, elem_id="train-command"
+        )
+        self.yaml = gr.Code(
+            config, label=label("yaml"), language="yaml", interactive=False, max_lines=16, elem_id="train-yaml"
+        )
         self.problem = gr.Markdown(elem_id="train-problem")
         with gr.Row():
             self.estimate = gr.Button(label("estimate"), elem_id="train-estimate")
@@ -69,8 +76,10 @@ class TrainingForm:
     def _connect(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
         self.config.change(lambda file: _fields(load_config(_shipped(file))), self.config, self.inputs[2:8], **quiet)
-        for field in self.inputs:
-            field.change(self.tell, self.inputs, [self.command, self.yaml, self.problem], **quiet)
+        # One event for all fields, and its last word holds: an answer to an earlier state must not come after it.
+        changes = [field.change for field in self.inputs]
+        told = [self.command, self.yaml, self.problem]
+        gr.on(changes, self.tell, self.inputs, told, trigger_mode="always_last", **quiet)
         self.estimate.click(self.plan, self.inputs, self.memory, **{**quiet, "show_progress": "full"})
 
     def started(self, then: Callable[[str], Any], outputs: list[Any]) -> None:
