@@ -15,6 +15,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from peft.tuners.tuners_utils import BaseTunerLayer
+
 from thinktune.engines.base import Completion, Engine, Request
 from thinktune.engines.scheduler import Scheduler
 from thinktune.engines.tickets import Ticket
@@ -124,6 +126,7 @@ class SharedModel:
         self._engine = TransformersEngine(model, tokenizer, stop_ids, max_batch_tokens=max_batch_tokens)
         self._most_streams = most_streams
         self._tuned: Any = None  # the PeftModel around the model, from the first adapter on
+        self._layers: list[Any] = []  # those that adapters change
         self._active: str | None = None
         self._changed = threading.Condition()
         self._errands: deque[Callable[[], None]] = deque()
@@ -289,17 +292,18 @@ class SharedModel:
                 self._failure = GenerationError(f"the adapter {folder} did not fit, and has spoilt the model in memory")
             raise
         self._tuned.eval()
-        self._active = name
-        self._tuned.base_model.set_adapter(name, inference_mode=True)
+        self._layers = [module for module in self._tuned.modules() if isinstance(module, BaseTunerLayer)]
+        self._active = None  # PEFT has changed what was active
+        self._switch(name)
 
     def _switch(self, adapter: str | None) -> None:
         if adapter == self._active:
             return
-        if adapter is None:
-            self._tuned.base_model.disable_adapter_layers()
-        else:
-            self._tuned.base_model.enable_adapter_layers()
-            self._tuned.base_model.set_adapter(adapter, inference_mode=True)
+        # What PEFT's own methods set, without their walk over every parameter's requires_grad: that takes longer than
+        # a token, and this may happen between any two.
+        for layer in self._layers:
+            layer._disable_adapters = adapter is None
+            layer._active_adapter = adapter or layer._active_adapter
         self._active = adapter
 
 
