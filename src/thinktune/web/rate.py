@@ -55,7 +55,7 @@ class RateTab:
     def _build(self) -> None:
         found = names(self._folder)
         self.shown = gr.State(None)  # id of the question and both models, on the server
-        self.rater_kept = gr.BrowserState("", storage_key="thinktune-rater", secret="thinktune")
+        self.rater_kept = gr.BrowserState({}, storage_key="thinktune-rater", secret="thinktune")
         with gr.Row():
             self.rater = gr.Textbox(label=label("rater"), max_length=60, elem_id="rate-rater")
             self.study = gr.Dropdown(
@@ -113,7 +113,7 @@ class RateTab:
         pair = [self.progress, self.panel, self.prompt, self.left, self.right, self.comment, self.shown]
         asked = [self.rater, self.study, self.thinking]
         self.begin.click(self.show_next, asked, pair, **quiet)
-        self.begin.click(lambda rater: rater, self.rater, self.rater_kept, **quiet)
+        self.begin.click(lambda rater: {"name": rater}, self.rater, self.rater_kept, **quiet)
         self.thinking.change(self.show_next, asked, pair, **quiet)
         for key, button in self.buttons.items():
             button.click(self._rater_of(_VERDICTS[key]), [*asked, self.comment, self.shown], pair, **quiet)
@@ -122,11 +122,12 @@ class RateTab:
         self.prepare.click(self.make, making, [self.prepared, self.study], **quiet)
         self.stop.click(self.stop_making, None, None, queue=False, show_progress="hidden", api_visibility="private")
 
-    def show(self, rater: Any) -> tuple[Any, ...]:
+    def show(self, kept: Any) -> tuple[Any, ...]:
         """When the page opens. Outputs: rater, study, models."""
         found = names(self._folder)
         models = self._studio.pool.names()
         # Nothing kept leaves the field as it is: the person may have been quicker.
+        rater = kept.get("name") if isinstance(kept, dict) else None
         return str(rater) if rater else gr.skip(), gr.update(choices=found), gr.update(choices=models)
 
     def show_next(self, rater: str, study: str | None, thinking: bool, request: gr.Request) -> tuple[Any, ...]:
