@@ -38,6 +38,7 @@ class RunsTab:
     def _build(self) -> None:
         self.table = gr.Dataframe(interactive=False, show_label=False, elem_id="runs-table", wrap=True)
         self.chosen = gr.Dropdown([], multiselect=True, label=label("choose_runs"), elem_id="runs-chosen")
+        self.legend = gr.HighlightedText(show_label=False, show_inline_category=False, elem_id="runs-legend")
         with gr.Row():
             self.loss = self._plot("training_loss", "runs-loss")
             self.held_out = self._plot("held_out_loss", "runs-held-out")
@@ -73,7 +74,7 @@ class RunsTab:
     def _connect(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
         curves = [self.loss, self.held_out, self.right]
-        about = [*curves, self.differences, self.data, self.samples]
+        about = [self.legend, *curves, self.differences, self.data, self.samples]
         self.chosen.change(self.tell, self.chosen, about, **quiet)
         self.timer.tick(self.watch, self.chosen, [self.table, self.log, *curves], **quiet)
         self.show_mask.click(
@@ -94,6 +95,7 @@ class RunsTab:
         words = Words(request)
         runs = self._runs(chosen)
         return (
+            gr.update(value=[(run.name, run.name) for run in runs], color_map=_colors(runs)),
             *(_curve(runs, key) for key in _CURVES),
             _differences(runs, words),
             _data(runs, words),
@@ -177,10 +179,13 @@ def _curve(runs: Sequence[Run], key: str) -> Any:
         every = max(1, len(lines) // _POINTS)
         points += [(line["step"], scale * line[key], run.name) for line in lines[::every]]
     frame = pandas.DataFrame(points, columns=["step", "value", "run"])
-    colors = {run.name: _RUN_COLORS[number % len(_RUN_COLORS)] for number, run in enumerate(runs)}
     # A single point makes no line: the table has its value.
     shown = key == "loss" or len(points) > len({name for *_, name in points})
-    return gr.update(value=frame, visible=shown, color_map=colors, colors_in_legend=list(colors))
+    return gr.update(value=frame, visible=shown, color_map=_colors(runs), colors_in_legend=[])
+
+
+def _colors(runs: Sequence[Run]) -> dict[str, str]:
+    return {run.name: _RUN_COLORS[number % len(_RUN_COLORS)] for number, run in enumerate(runs)}
 
 
 def _differences(runs: Sequence[Run], words: Words) -> dict[str, Any]:
