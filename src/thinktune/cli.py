@@ -526,6 +526,47 @@ def report(
 
 
 @app.command()
+def demo(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="as for ask; runs with an adapter are offered besides"),
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", help="the folder of your run folders")] = Path("runs"),
+    host: Annotated[
+        str, typer.Option("--host", help="another than this machine's own asks for a password")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=1, max=65535, help="default: the first free one from 7860 on", show_default=False),
+    ] = None,
+    share: Annotated[bool, typer.Option("--share", help="publish through Gradio's relay, behind the password")] = False,
+    password: Annotated[
+        str | None,
+        typer.Option("--password", envvar="THINKTUNE_PASSWORD", help="to sign in with, as studio", show_default=False),
+    ] = None,
+    quantize: Quantization = "none",
+) -> None:
+    """Open the studio, a web page: chat, compare, rate blind, answer files, watch and start trainings."""
+    _prepare_libraries()
+    from thinktune.web.app import USER, serve
+
+    server = serve(
+        models or [],
+        runs=runs,
+        host=host,
+        port=port,
+        share=share,
+        password=password,
+        quantize=_quantize(quantize),
+        notify=_notify,
+    )
+    print(server.url, flush=True)
+    if server.password is not None:
+        _notify(f"sign in as {USER}, with the password {server.password}")
+    server.wait()
+
+
+@app.command()
 def doctor(json: AsJson = False) -> None:
     """Tell what this machine and installation can do, what will be slow or impossible, and what to do about it."""
     _prepare_libraries()

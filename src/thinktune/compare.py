@@ -19,7 +19,7 @@ from rich.table import Table
 from thinktune import statistics
 from thinktune.errors import DataError, RunFolderError
 from thinktune.harness import Figure, read_figures
-from thinktune.ratings import Conclusions, Ratings, conclude
+from thinktune.ratings import Conclusions, Ratings, conclude, studio_ratings
 from thinktune.runs import RunFolder
 from thinktune.statistics import Difference, holm, sentence
 
@@ -125,7 +125,8 @@ def compare(
 
     Args:
         names: what to call the runs; None: by their folders.
-        ratings: a file of people's ratings; those of other models are left out.
+        ratings: a file of people's ratings; those of other models are left out. None: what the studio keeps beside
+            the runs, if anything.
 
     Raises:
         RunFolderError: a folder is no run, or its training has not ended.
@@ -139,7 +140,7 @@ def compare(
     candidates = [*_base_models(folders, tuned), *tuned]
     pairs, notes = _pairs(candidates)
     notes += [f"{each.name} was not scored" for each in candidates if each.summary is None]
-    judged = None if ratings is None else _judge(candidates, ratings, notes)
+    judged = _judge(candidates, folders, ratings, notes)
     return Comparison(candidates, _differing(tuned), pairs, notes, judged)
 
 
@@ -242,7 +243,7 @@ def _names(paths: list[Path]) -> list[str]:
 
 def _read_run(folder: RunFolder, name: str) -> Candidate:
     record = json.loads(folder.record.read_text(encoding="utf-8"))
-    settings = _flat(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+    settings = read_settings(folder)
     facts = {fact: record[fact] for fact in _FACTS if fact in record}
     summary, samples = read_scores(folder, "tuned")
     return Candidate(
@@ -273,24 +274,30 @@ def _base_models(folders: list[RunFolder], tuned: list[Candidate]) -> list[Candi
         summary, samples = read_scores(folder, "base")
         figures = read_figures(folder.eval / "base")
         if (summary is not None or figures) and model not in found:
-            found[model] = Candidate(
-                f"base: {model}", {}, {"model": model}, summary, samples, [], figures, frozenset((model,))
-            )
+            runs = [
+                each.path.name for each, other in zip(folders, tuned, strict=True) if other.settings["model"] == model
+            ]
+            called = frozenset((model, *(f"base of {name}" for name in runs)))
+            found[model] = Candidate(f"base: {model}", {}, {"model": model}, summary, samples, [], figures, called)
     return [replace(each, name="base") if len(found) == 1 else each for each in found.values()]
 
 
-def _judge(candidates: Sequence[Candidate], file: Path, notes: list[str]) -> Conclusions:
-    """What people's ratings say of the candidates."""
-    if not file.is_file():
+def _judge(
+    candidates: Sequence[Candidate], folders: Sequence[RunFolder], file: Path | None, notes: list[str]
+) -> Conclusions | None:
+    """What people's ratings say of the candidates; None where there is neither a file nor anything in the studio."""
+    if file is not None and not file.is_file():
         raise DataError(f"there is no file of ratings {file}")
+    given = studio_ratings([folder.path for folder in folders]) if file is None else Ratings(file).all()
     names = {called: each.name for each in candidates for called in (each.name, *each.also_called)}
-    given = Ratings(file).all()
     ours = [
         replace(each, first=names[each.first], second=names[each.second])
         for each in given
         if each.first in names and each.second in names
     ]
-    if len(ours) < len(given):
+    if file is None and not ours:
+        return None
+    if file is not None and len(ours) < len(given):
         notes.append(f"{len(given) - len(ours)} of {len(given)} ratings are of other models")
     scores = {
         each.name: {f"{source}:{row}": score for (source, row), score in each.scores().items()} for each in candidates
@@ -299,10 +306,19 @@ def _judge(candidates: Sequence[Candidate], file: Path, notes: list[str]) -> Con
 
 
 def _differing(runs: list[Candidate]) -> dict[str, list[Any]]:
-    """The settings in which runs differ, with each run's value."""
-    keys: Iterable[str] = dict.fromkeys(key for run in runs for key in run.settings)
-    values = {key: [run.settings.get(key) for run in runs] for key in keys if key != "output"}
+    return differing_settings([run.settings for run in runs])
+
+
+def differing_settings(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The settings (see `read_settings`) in which runs differ, with each run's value."""
+    keys: Iterable[str] = dict.fromkeys(key for each in settings for key in each)
+    values = {key: [each.get(key) for each in settings] for key in keys if key != "output"}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
+
+
+def read_settings(folder: RunFolder) -> dict[str, Any]:
+    """The config of a run, with its keys joined by dots."""
+    return _flat(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -187,6 +187,19 @@ def agreement_with_scores(ratings: Iterable[Rating], scores: Mapping[str, Mappin
             share = _points(rating)
             points[rating.item, rating.first, rating.second].append(share if first > second else 1 - share)
     return wilson(sum(map(fmean, points.values())), len(points)) if points else None
+
+
+def studio_ratings(runs: Iterable[Path]) -> list[Rating]:
+    """All ratings of the studies that the studio keeps beside these run folders, in studio/studies.
+
+    Raises:
+        DataError: a file of ratings cannot be read.
+    """
+    folders = {parent / "studio" / "studies" for run in runs for parent in run.resolve().parents[:2]}
+    files = sorted(file for folder in folders for file in folder.glob("*/ratings.sqlite"))
+    return [  # items of two studies are never the same item
+        replace(rating, item=f"{file.parent.name}: {rating.item}") for file in files for rating in Ratings(file).all()
+    ]
 
 
 @dataclass(frozen=True)

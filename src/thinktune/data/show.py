@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 from rich.console import Console, Group
 from rich.markup import escape
@@ -21,6 +21,9 @@ TRAINED = ("bold green", "bold bright_green")
 CONTEXT = ("bright_black", "white")
 PADDING = "red"
 BORDER = "bold magenta"
+
+Kind = Literal["context", "trained", "border", "padding"]
+"""What a piece of a batch is."""
 
 _EXAMPLES = 3
 _LONGEST_TEXT = 1200
@@ -69,6 +72,23 @@ def _chat_of(config: Config, notify: Callable[[str], None]) -> Any:
 
     resolved = resolve(config.model, config.load, notify, weights=False)
     return make_chat(read_tokenizer(resolved, config.load, notify), {**resolved.settings, **config.data.chat_settings})
+
+
+def first_batch(config: Config, notify: Callable[[str], None] = say) -> Iterator[tuple[str, Kind]]:
+    """What `show` prints of one batch, piece by piece: text, and what training does with it.
+
+    Raises as `show` does.
+    """
+    chat = _chat_of(config, notify)
+    documents, padding = _first_batch(prepare(config, chat, notify), config)
+    for number, tokens in enumerate(documents, start=1):
+        yield f"{number}: row {tokens.example.row}", "border"
+        for piece in _pieces(tokens.ids[: tokens.context], chat.tokenizer):
+            yield piece, "context"
+        for piece in _pieces(tokens.ids[tokens.context :], chat.tokenizer):
+            yield piece, "trained"
+    if padding:
+        yield f"{padding:,} ×", "padding"
 
 
 def _numbers(report: DataReport) -> Table:
@@ -160,16 +180,21 @@ def _first_batch(prepared: Prepared, config: Config) -> tuple[list[Tokens], int]
     return documents, capacity - sum(map(len, documents))
 
 
-def _append_tokens(text: Text, ids: Iterable[int], shades: tuple[str, str], tokenizer: Any) -> None:
-    pieces = [_readable(tokenizer, token_id) for token_id in ids]
-    head, tail = _LONGEST_PART * 3 // 4, _LONGEST_PART // 4
-    hidden = len(pieces) - head - tail
-    for at, piece in enumerate(pieces):
-        if hidden > 0 and head <= at < head + hidden:
-            if at == head:
-                text.append(f" […{hidden:,} tokens…] ", "italic")
-            continue
+def _append_tokens(text: Text, ids: Sequence[int], shades: tuple[str, str], tokenizer: Any) -> None:
+    for at, piece in enumerate(_pieces(ids, tokenizer)):
         text.append(piece, shades[at % 2])
+
+
+def _pieces(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:
+    """The tokens as people can read them; of very many, the first and the last, and how many are between them."""
+    head, tail = _LONGEST_PART * 3 // 4, _LONGEST_PART // 4
+    hidden = len(ids) - head - tail
+    if hidden <= 0:
+        yield from (_readable(tokenizer, token) for token in ids)
+        return
+    yield from (_readable(tokenizer, token) for token in ids[:head])
+    yield f" […{hidden:,} tokens…] "
+    yield from (_readable(tokenizer, token) for token in ids[-tail:])
 
 
 def _readable(tokenizer: Any, token_id: int) -> str:

@@ -29,7 +29,12 @@ class Limits:
 class Scheduler:
     """Moves rows from `waiting` through one batch to their end, a token at a time."""
 
-    def __init__(self, decoder: Decoder, limits: Limits) -> None:
+    def __init__(self, decoder: Decoder, limits: Limits, *, eager: bool = False) -> None:
+        """
+        Args:
+            eager: let waiting rows in at once, as people who watch expect; otherwise when it costs least.
+        """
+        self._eager = eager
         self.waiting: deque[Row] = deque()
         self._decoder = decoder
         self._limits = limits
@@ -53,7 +58,8 @@ class Scheduler:
         try:
             with torch.inference_mode():
                 # Changing copies the cache: it waits until an eighth of the rows is done, or the columns are used up.
-                if self._batch.full or len(before) * 8 <= len(self._batch.rows) * 7:
+                pays = self._batch.full or len(before) * 8 <= len(self._batch.rows) * 7
+                if pays or (self._eager and self.waiting):
                     self._change()
                 if self._batch.rows:
                     self._batch.step()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -74,20 +74,25 @@ class TransformersEngine(Engine):
             GenerationError: the device failed.
             OutOfMemory: not one item could be answered, each by itself being too large for the memory.
         """
+        with self.ready(), closing(self.steps(requests)) as steps:
+            for finished in steps:
+                yield from finished
+
+    def steps(self, requests: Iterable[Request]) -> Generator[list[Completion], None, None]:
+        """`generate` one decoded token at a time: what finished by it, often nothing. To be used within `ready`."""
         source = iter(requests)
-        scheduler = Scheduler(self._decoder, replace(self._limits))
+        scheduler = self.scheduler()
         answered = False
-        with self._model_ready(), packed_linears(self._model):
-            while True:
-                if not scheduler.waiting:
-                    window = list(islice(source, _WINDOW))
-                    yield from (refused for request in window for refused in self._refuse(request))
-                    scheduler.waiting.extend(self._rows(window))
-                if scheduler.idle:
-                    break
-                for row in scheduler.advance():
-                    answered |= row.error is None
-                    yield self._complete(row)
+        while True:
+            if not scheduler.waiting:
+                window = list(islice(source, _WINDOW))
+                yield [refused for request in window for refused in self._refuse(request)]
+                scheduler.waiting.extend(self._rows(window))
+            if scheduler.idle:
+                break
+            finished = scheduler.advance()
+            answered |= any(row.error is None for row in finished)
+            yield [self.complete(row) for row in finished]
         if scheduler.starved is not None and not answered:
             raise OutOfMemory(scheduler.starved.error or "out of memory", hint=OUT_OF_MEMORY_HINT)
 
@@ -97,26 +102,27 @@ class TransformersEngine(Engine):
         Raises:
             GenerationError: the request cannot be answered, for example because its prompt is too long.
         """
+        scheduler = self.scheduler()
+        writer = self.writer(request)
+        scheduler.waiting.append(writer.row)
+        with self.ready():
+            while not scheduler.idle:
+                scheduler.advance()
+                yield from writer.written()
+
+    def scheduler(self, *, eager: bool = False) -> Scheduler:
+        """An empty batch of this model. `eager`: see there."""
+        return Scheduler(self._decoder, replace(self._limits), eager=eager)
+
+    def writer(self, request: Request) -> Writer:
+        """A row to put into a scheduler's queue, and its text as it comes.
+
+        Raises:
+            GenerationError: the request cannot be answered.
+        """
         if problem := self._problem(request):
             raise GenerationError(problem)
-        scheduler = Scheduler(self._decoder, replace(self._limits))
-        row = Row(request, 0, self._room(request))
-        scheduler.waiting.append(row)
-        text = TextStream(self._decoder.detokenizer)
-        shown = ""
-        with self._model_ready(), packed_linears(self._model):
-            while not scheduler.idle:
-                seen = len(row.ids)
-                scheduler.advance()
-                for token in row.ids[seen : len(row.ids) - (row.reason is not None)]:
-                    if piece := text.push(token):
-                        shown += piece
-                        yield piece
-        completion = self._complete(row)
-        if completion.error is not None:
-            raise GenerationError(completion.error)
-        if rest := completion.text[len(shown) :]:
-            yield rest
+        return Writer(Row(request, 0, self._room(request)), self._decoder.detokenizer)
 
     def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
         """See `Engine.logprobs`.
@@ -173,11 +179,18 @@ class TransformersEngine(Engine):
             return f"the transformers engine holds one model, and no adapter {request.adapter!r} beside it"
         return why_refused(request.prompt_ids, self.context_length, self._decoder.vocabulary)
 
-    def _complete(self, row: Row) -> Completion:
+    def complete(self, row: Row) -> Completion:
+        """A row that has ended, as a completion."""
         if row.reason is None or row.reason == "error":
             return Completion(row.request.id, row.index, "", (), "error", row.error)
         text = self._decoder.detokenizer.final_text(row.ids, row.sampling.stop)
         return Completion(row.request.id, row.index, text, tuple(row.ids), row.reason)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Within, the model may decode: in eval mode, with our attention and packed weights."""
+        with self._model_ready(), packed_linears(self._model):
+            yield
 
     @contextmanager
     def _model_ready(self) -> Iterator[None]:
@@ -195,6 +208,38 @@ class TransformersEngine(Engine):
             config._attn_implementation = attention
             for module in training:
                 module.training = True
+
+
+class Writer:
+    """One row's text as it grows."""
+
+    def __init__(self, row: Row, detokenizer: Detokenizer) -> None:
+        self.row = row
+        self._detokenizer = detokenizer
+        self._text = TextStream(detokenizer)
+        self._seen = 0  # tokens
+        self._shown = ""
+
+    def written(self) -> Iterator[str]:
+        """What was added since the last call; the pieces join to the completion's text.
+
+        Raises:
+            GenerationError: the row has failed.
+        """
+        row = self.row
+        end = len(row.ids) - (row.reason is not None)  # the last token may be cut off, by a stop string
+        for token in row.ids[self._seen : end]:
+            if piece := self._text.push(token):
+                self._shown += piece
+                yield piece
+        self._seen = max(self._seen, end)
+        if row.reason == "error":
+            raise GenerationError(row.error or "the model failed")
+        if row.reason is not None:
+            rest = self._detokenizer.final_text(row.ids, row.sampling.stop)[len(self._shown) :]
+            if rest:
+                self._shown += rest
+                yield rest
 
 
 def _supports_sdpa(model: Any) -> bool:

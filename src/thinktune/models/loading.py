@@ -148,8 +148,10 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
     return model
 
 
-def put_adapter(model: Any, adapter: Path, *, merge: bool) -> Any:
+def put_adapter(model: Any, adapter: Path, *, merge: bool, name: str = "default") -> Any:
     """Put a PEFT adapter on a model, as a PeftModel or merged into its weights.
+
+    On a PeftModel it joins the adapters that are there, under its own name; `set_adapter` switches.
 
     The adapter is held in float32, so that a merge computes in float32 and rounds once, to the dtype of the weights.
 
@@ -160,14 +162,17 @@ def put_adapter(model: Any, adapter: Path, *, merge: bool) -> Any:
 
     from peft import PeftModel
 
-    problem = ""
+    problem, missing = "", []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            model = PeftModel.from_pretrained(model, adapter, torch_device=str(model.device))
+            if isinstance(model, PeftModel):
+                missing = model.load_adapter(adapter, name, torch_device=str(model.device)).missing_keys
+            else:
+                model = PeftModel.from_pretrained(model, adapter, adapter_name=name, torch_device=str(model.device))
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             problem = str(error).strip().splitlines()[-1].strip()
-    missing = [str(item.message) for item in caught if "missing adapter keys" in str(item.message)]
+    missing += [str(item.message) for item in caught if "missing adapter keys" in str(item.message)]
     if problem or missing:
         raise ModelError(
             f"the adapter {adapter} does not fit its base model: {problem or missing[0][:200]}",

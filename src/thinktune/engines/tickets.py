@@ -1,0 +1,16 @@
+"""How a caller of a shared model holds on to what it has asked for. Imports nothing heavy."""
+
+from __future__ import annotations
+
+
+class Ticket:
+    """A caller's hold on what it has asked for."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        """How many streams are to begin before and including this one; 0 while it runs."""
+        self.stopped = False
+
+    def stop(self) -> None:
+        """End it at the next token, or before it begins. Nobody else's work is touched."""
+        self.stopped = True

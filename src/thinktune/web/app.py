@@ -1,0 +1,170 @@
+"""`thinktune demo`: the page, served."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
+
+from thinktune.config import Load, Quantize
+from thinktune.errors import MissingExtra, ThinktuneError, UsageError
+from thinktune.web.jobs import MOST_BYTES
+
+if TYPE_CHECKING:
+    from thinktune.web.pool import Pool
+    from thinktune.web.studio import Studio
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_TUNNEL = ".gradio.live"
+USER = "studio"
+"""The name to sign in with, where a password is asked for."""
+
+
+class Server:
+    """A running studio.
+
+    Attributes:
+        url: where the page is.
+        password: what it asks for; None where it asks for none.
+    """
+
+    def __init__(self, demo: Any, url: str, password: str | None, close: Callable[[], None]) -> None:
+        self.url = url
+        self.password = password
+        self._demo = demo
+        self._close = close
+
+    def wait(self) -> None:
+        """Until Ctrl-C or SIGTERM; then close."""
+        ended = Event()
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        try:
+            ended.wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop answering. Jobs and trainings go on: the ones with the next server, the others now."""
+        self._demo.close()
+        self._close()
+
+
+def serve(
+    models: Sequence[str],
+    *,
+    runs: Path = Path("runs"),
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    password: str | None = None,
+    load: Load | None = None,
+    quantize: Quantize = "none",
+    notify: Callable[[str], None] = lambda line: None,
+) -> Server:
+    """Start the studio and return when its page can be opened; the first model is loaded after that.
+
+    Args:
+        models: references; runs with an adapter are offered besides.
+        runs: the folder of run folders. The studio keeps its own files in its `studio/`.
+        host: another one than this machine's own asks for a password, which is made up where none is given.
+        port: None takes the first free one from 7860 on.
+        share: let Gradio's relay publish the page, behind the password.
+
+    Raises:
+        MissingExtra: gradio is not installed.
+        UsageError: the port is taken.
+    """
+    _require_gradio()
+    from thinktune.web.pool import Pool
+    from thinktune.web.studio import Studio
+
+    exposed = share or host not in _LOOPBACK
+    pool = Pool(models or ["builtin:smollm2"], runs, load=load, quantize=quantize, notify=notify)
+    studio = Studio(pool, runs, may_train=not exposed)
+    password = password or (secrets.token_urlsafe(9) if exposed else None)
+    server = open_page(studio, host=host, port=port, share=share, password=password)
+    Thread(target=_load_first, args=(pool, notify), daemon=True).start()
+    return server
+
+
+def open_page(
+    studio: Studio,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    password: str | None = None,
+) -> Server:
+    """Serve the page of a studio, and begin with the jobs that an earlier one left. Arguments as for `serve`.
+
+    Raises:
+        UsageError: the port is taken.
+    """
+    from thinktune.web.page import build
+    from thinktune.web.texts import translations
+
+    files = Path(tempfile.mkdtemp(prefix="thinktune-studio-"))
+    os.environ["GRADIO_TEMP_DIR"] = str(files)
+    demo, appearance = build(studio)
+    try:
+        _, url, public = demo.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            auth=(USER, password) if password else None,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            max_threads=100,
+            max_file_size=MOST_BYTES,
+            footer_links=[],
+            i18n=translations(),
+            app_kwargs={"middleware": [_guard(host, share, files)], "docs_url": None, "redoc_url": None},
+            **appearance,
+        )
+    except OSError as error:
+        shutil.rmtree(files, ignore_errors=True)
+        raise UsageError(f"the studio cannot listen: {error}", hint="choose another --port") from None
+    studio.jobs.start()
+
+    def close() -> None:
+        studio.jobs.close()
+        studio.pool.close()
+        shutil.rmtree(files, ignore_errors=True)
+
+    return Server(demo, public or url, password, close)
+
+
+def _require_gradio() -> None:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    if find_spec("gradio") is None:
+        raise MissingExtra("the studio needs gradio", hint="pip install 'thinktune[demo]'")
+
+
+def _guard(host: str, share: bool, files: Path) -> Any:
+    from starlette.middleware import Middleware
+
+    from thinktune.web.guard import Guard
+
+    names = {host.lower(), socket.gethostname().lower()}
+    return Middleware(Guard, names=names, suffix=_TUNNEL if share else "", files=files)
+
+
+def _load_first(pool: Pool, notify: Callable[[str], None]) -> None:
+    """So that the first question need not wait for it."""
+    try:
+        pool.take(pool.names()[0])
+    except ThinktuneError as error:
+        notify(str(error))

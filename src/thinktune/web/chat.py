@@ -1,0 +1,259 @@
+"""The tab for talking with models: one, or two side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from thinktune.config import Ask, Sampling
+from thinktune.errors import ConfigError
+from thinktune.tasks.profiles import PROFILES
+from thinktune.web.answering import Answer, read_answers
+from thinktune.web.markdown import LATEX, messages
+from thinktune.web.studio import Studio
+from thinktune.web.texts import Words, label
+
+_ASK = Ask().sampling
+_FIELDS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "think_budget", "seed")
+_SECONDS_A_SESSION = 0.05  # between two updates of a page; with more sessions fewer, which leaves the engine the cores
+_SAVE_SECONDS = 2.0  # between two times that an answer is kept while it is written, for a page that is reloaded then
+_MOST_QUESTION = 100_000  # characters
+_SAVE = """(conversation) => {
+    const blob = new Blob([JSON.stringify(conversation, null, 2)], {type: "application/json"});
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = "conversation.json";
+    link.click();
+}"""
+
+
+class ChatTab:
+    """Builds the tab within the running `gr.Blocks`, and answers its events.
+
+    A conversation is `{"turns": [{"question", "answers": [answer of the first model, of the second or None],
+    "attempt"}]}`. It is kept in the browser: the server keeps nothing that people write.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._build()
+
+    def _build(self) -> None:
+        names = self._studio.pool.names()
+        self.conversation = gr.BrowserState({"turns": []}, storage_key="thinktune-chat", secret="thinktune")
+        with gr.Row():
+            self.first = gr.Dropdown(names, value=names[0], label=label("model"), elem_id="chat-model")
+            self.second = gr.Dropdown(
+                [(label("none"), ""), *names], value="", label=label("second_model"), elem_id="chat-second-model"
+            )
+        with gr.Row():
+            self.left = self._chatbot("chat-left", visible=True)
+            self.right = self._chatbot("chat-right", visible=False)
+        self.status = gr.Markdown(elem_id="chat-status", sanitize_html=True)
+        self.question = gr.Textbox(
+            label=label("question"), info=label("question_hint"), lines=1, max_lines=12, elem_id="chat-question",
+            max_length=_MOST_QUESTION, autofocus=True,
+        )  # fmt: skip
+        with gr.Row():
+            self.send = gr.Button(label("send"), variant="primary", elem_id="chat-send", min_width=80)
+            self.stop = gr.Button(label("stop"), variant="stop", elem_id="chat-stop", min_width=80)
+            self.again = gr.Button(label("again"), elem_id="chat-again", min_width=80)
+            self.edit = gr.Button(label("edit"), elem_id="chat-edit", min_width=80)
+            self.new = gr.Button(label("new"), elem_id="chat-new", min_width=80)
+            self.export = gr.Button(label("export"), elem_id="chat-export", min_width=80)
+        self.sampling = self._build_sampling()
+        self._connect()
+
+    def _chatbot(self, name: str, *, visible: bool) -> gr.Chatbot:
+        return gr.Chatbot(
+            elem_id=name, show_label=False, height="60vh", latex_delimiters=LATEX, sanitize_html=True, allow_tags=False,
+            buttons=["copy"], visible=visible, min_width=280,
+        )  # fmt: skip
+
+    def _build_sampling(self) -> list[Any]:
+        with gr.Accordion(label("sampling"), open=False, elem_id="chat-sampling"):
+            with gr.Row():
+                self.profile = gr.Dropdown(
+                    ["ask", *(f"{name}: {kind}" for name, kinds in PROFILES.items() for kind in kinds)],
+                    value="ask", label=label("profile"),
+                )  # fmt: skip
+                self.tell_format = gr.Checkbox(False, label=label("tell_format"))
+            with gr.Row():
+                controls = [
+                    gr.Slider(0, 2, _ASK.temperature, step=0.05, label=label("temperature")),
+                    gr.Slider(0.05, 1, _ASK.top_p, step=0.05, label=label("top_p")),
+                    gr.Number(_ASK.top_k, precision=0, minimum=0, label=label("top_k")),
+                    gr.Slider(0.5, 2, _ASK.repetition_penalty, step=0.05, label=label("repetition_penalty")),
+                ]
+            with gr.Row():
+                controls += [
+                    gr.Number(
+                        _ASK.max_tokens, precision=0, minimum=1, label=label("max_tokens"), elem_id="chat-max-tokens"
+                    ),
+                    gr.Number(0, precision=0, minimum=0, label=label("think_budget"), elem_id="chat-think-budget"),
+                    gr.Number(3407, precision=0, label=label("seed")),
+                ]
+        return controls
+
+    def _connect(self) -> None:
+        asked = [self.conversation, self.first, self.second, self.tell_format, *self.sampling]
+        shown = [self.question, self.conversation, self.left, self.right, self.status]
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        own: dict[str, Any] = {**quiet, "concurrency_limit": None}
+        self.question.submit(self.ask, [self.question, *asked], shown, **own)
+        self.send.click(self.ask, [self.question, *asked], shown, **own)
+        self.again.click(self.ask_again, asked, shown, **own)
+        self.stop.click(self.stop_answers, None, None, queue=False, **quiet)
+        self.edit.click(self.edit_question, self.conversation, shown, **own)
+        self.new.click(self.forget, None, shown, **own)
+        self.left.clear(self.forget, None, shown, **own)
+        self.right.clear(self.forget, None, shown, **own)
+        self.export.click(None, self.conversation, None, js=_SAVE, api_visibility="private")
+        self.second.change(lambda name: gr.update(visible=bool(name)), self.second, self.right, **own)
+        self.profile.change(self.take_profile, self.profile, self.sampling, **own)
+
+    def show(self, conversation: Any, request: gr.Request) -> tuple[Any, ...]:
+        """When the page opens: what was said before, and the models that there are now. Outputs: left, right, both
+        lists of models."""
+        turns = _turns(conversation)
+        names = self._studio.pool.names()
+        words = Words(request)
+        answers = turns[-1]["answers"] if turns else [None, None]
+        first, second = (answer and answer["model"] for answer in answers)
+        # A choice that is not told is left as it is: the person may have been quicker.
+        return (
+            _side(turns, 0, words),
+            gr.update(value=_side(turns, 1, words), visible=True) if second else gr.skip(),
+            gr.update(choices=names, **({"value": first} if first in names else {})),
+            gr.update(choices=[(words("none"), ""), *names], **({"value": second} if second in names else {})),
+        )
+
+    def ask(self, request: gr.Request, question: str, conversation: Any, *settings: Any) -> Iterator[tuple[Any, ...]]:
+        """Answer a new question."""
+        turns = _turns(conversation)
+        if not question.strip():
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), Words(request)("no_question")
+            return
+        turns.append({"question": question[:_MOST_QUESTION], "answers": [None, None], "attempt": 0})
+        yield from self._answer(turns, request, *settings)
+
+    def ask_again(self, request: gr.Request, conversation: Any, *settings: Any) -> Iterator[tuple[Any, ...]]:
+        """Answer the last question anew, with other random numbers."""
+        turns = _turns(conversation)
+        if not turns:
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), Words(request)("no_question")
+            return
+        turns[-1] = {**turns[-1], "answers": [None, None], "attempt": turns[-1]["attempt"] + 1}
+        yield from self._answer(turns, request, *settings)
+
+    def stop_answers(self, request: gr.Request) -> None:
+        self._studio.sessions.stop(str(request.session_hash))
+
+    def edit_question(self, conversation: Any, request: gr.Request) -> tuple[Any, ...]:
+        """Take the last question back into the box, and forget what was answered."""
+        turns = _turns(conversation)
+        question = turns.pop()["question"] if turns else ""
+        words = Words(request)
+        return question, {"turns": turns}, _side(turns, 0, words), _side(turns, 1, words), ""
+
+    def forget(self) -> tuple[Any, ...]:
+        return "", {"turns": []}, [], [], ""
+
+    def take_profile(self, name: str) -> list[Any]:
+        family, _, kind = name.partition(": ")
+        sampling = _ASK if family == "ask" else PROFILES[family][kind]  # type: ignore[index]
+        values = {**sampling.model_dump(), "think_budget": sampling.think_budget or 0, "seed": sampling.seed or 3407}
+        return [values[field] for field in _FIELDS]
+
+    def _answer(
+        self, turns: list[dict[str, Any]], request: gr.Request, first: str, second: str, tell: bool, *sampling: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        words = Words(request)
+        models = [first, second] if second else [first]
+        try:
+            chosen = _sampling(sampling)
+        except ConfigError as error:
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), str(error)
+            return
+        last = turns[-1]
+        session = str(request.session_hash)
+        ticket = self._studio.sessions.open(session)
+        history = [_history(turns, side) for side in range(len(models))]
+        try:
+            yield "", {"turns": turns}, _side(turns, 0, words), _side(turns, 1, words), ""
+            name = f"ask {last['attempt']}" if last["attempt"] else "ask"
+            pause = min(1.0, _SECONDS_A_SESSION * self._studio.sessions.active)
+            answers = read_answers(
+                self._studio.pool, models, history, chosen, ticket, name=name, tell_format=tell, pause=pause
+            )
+            saved = time.monotonic()
+            for state in answers:
+                last["answers"] = [each.as_dict() for each in state] + [None] * (2 - len(state))
+                left, right = _side(turns, 0, words), _side(turns, 1, words) if second else gr.skip()
+                kept: Any = gr.skip()
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    saved, kept = time.monotonic(), {"turns": turns}
+                yield gr.skip(), kept, left, right, _status(state, self._studio.pool.loading, words)
+            yield gr.skip(), {"turns": turns}, gr.skip(), gr.skip(), gr.skip()
+        finally:
+            ticket.stop()
+            self._studio.sessions.close(session, ticket)
+
+
+def _turns(conversation: Any) -> list[dict[str, Any]]:
+    """The turns of what a browser has kept; it may keep anything."""
+    turns = conversation.get("turns") if isinstance(conversation, dict) else None
+    return [_turn(turn) for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+
+
+def _turn(turn: dict[str, Any]) -> dict[str, Any]:
+    answers = turn.get("answers")
+    found = [_kept(answer) for answer in answers[:2]] if isinstance(answers, list) else []
+    attempt = turn.get("attempt")
+    return {
+        "question": str(turn.get("question", "")),
+        "answers": [*found, None, None][:2],
+        "attempt": attempt if isinstance(attempt, int) else 0,
+    }
+
+
+def _kept(answer: Any) -> dict[str, Any] | None:
+    if not isinstance(answer, dict):
+        return None
+    blank = Answer("").as_dict()
+    kept = {name: type(value)(answer.get(name, value)) for name, value in blank.items()}
+    return {**kept, "state": "stopped" if kept["state"] == "running" else kept["state"]}
+
+
+def _history(turns: list[dict[str, Any]], side: int) -> list[dict[str, str]]:
+    """The conversation with one model, thoughts included, as it stands in training rows of several turns."""
+    said = []
+    for turn in turns[:-1]:
+        if answer := turn["answers"][side] or turn["answers"][0]:
+            said += [{"role": "user", "content": turn["question"]}, {"role": "assistant", "content": answer["text"]}]
+    return [*said, {"role": "user", "content": turns[-1]["question"]}]
+
+
+def _side(turns: list[dict[str, Any]], side: int, words: Words) -> list[dict[str, Any]]:
+    return [message for turn in turns for message in messages(turn["question"], turn["answers"][side], words)]
+
+
+def _sampling(values: tuple[Any, ...]) -> Sampling:
+    fields = {name: value for name, value in zip(_FIELDS, values, strict=True) if value is not None}
+    return Sampling().changed(**{**fields, "think_budget": fields.get("think_budget") or None})
+
+
+def _status(answers: list[Answer], loading: str | None, words: Words) -> str:
+    lines = []
+    for answer in answers:
+        if answer.waiting:
+            lines.append(words("waiting", model=answer.model, place=answer.waiting))
+        elif not answer.tokens and loading:
+            lines.append(words("loading", name=loading))
+        else:
+            key = "answering" if answer.state == "running" else "answered"
+            lines.append(words(key, model=answer.model, tokens=answer.tokens, seconds=answer.seconds))
+    return " · ".join(line.replace("<", "&lt;") for line in lines)

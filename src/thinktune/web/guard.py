@@ -1,0 +1,161 @@
+"""Who may ask the studio, and what its pages may do.
+
+In front of everything that Gradio serves: names that do not belong to this server (DNS rebinding) and other sites'
+pages (cross-site requests) are refused, uploads are bounded, files are served from the studio's own temporary folder
+only, and pages run no script but the ones that the server sent.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+MOST_UPLOADED = 32 * 2**20
+"""Bytes of one request."""
+_FILE = re.compile(r"/file(?:=|/)(.*)\Z", re.DOTALL)
+_SCRIPT = re.compile(rb"<script(?=[\s>])")
+_POLICY = (
+    "default-src 'self'; "
+    # Gradio compiles its own handlers and plots; without this word 'nonce' no script gets into the page to do so.
+    "script-src 'self' 'nonce-{nonce}' 'unsafe-eval' 'wasm-unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' blob:; "
+    "connect-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: what it guards.
+        names: host names, besides localhost and addresses, under which the server may be asked.
+        suffix: of further ones, such as that of a tunnel; "" for none.
+        files: the only folder that files are served from.
+    """
+
+    def __init__(self, app: App, *, names: Iterable[str], suffix: str, files: Path) -> None:
+        self._app = app
+        self._names = frozenset({"localhost", *names})
+        self._suffix = suffix
+        self._files = files.resolve()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if problem := self._problem(scope, headers):
+            await _refuse(scope, send, *problem)
+            return
+        nonce = secrets.token_urlsafe(16)
+        page = _Page(send, nonce)
+        await self._app(_without_compression(scope), _Bounded(receive).receive, page.send)
+
+    def _problem(self, scope: Message, headers: dict[str, str]) -> tuple[int, str] | None:
+        host = headers.get("host", "")
+        if not self._is_ours(host):
+            return 421, "this server has another name"
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            return 403, "requests of other sites are refused"
+        navigates = headers.get("sec-fetch-mode") == "navigate" and scope.get("method") == "GET"
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not navigates:
+            return 403, "requests of other sites are refused"
+        length = headers.get("content-length", "0")
+        if not length.isdecimal():
+            return 400, "content-length is no number"
+        if int(length) > MOST_UPLOADED:
+            return 413, f"more than {MOST_UPLOADED // 2**20} MiB"
+        if (found := _FILE.search(unquote(scope["path"]))) and not self._is_served(found.group(1)):
+            return 403, "this file is not served"
+        return None
+
+    def _is_ours(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        try:
+            ipaddress.ip_address(name)  # a page that rebinds a name cannot make the browser send an address
+        except ValueError:
+            return name in self._names or bool(self._suffix and name.endswith(self._suffix))
+        return True
+
+    def _is_served(self, path: str) -> bool:
+        try:
+            return Path(unquote(path)).resolve().is_relative_to(self._files)
+        except (OSError, ValueError):  # a zero byte, a name too long
+            return False
+
+
+class _Bounded:
+    """Counts what a request sends, whatever it says of its length."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._got = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._got += len(message.get("body", b""))
+        return {"type": "http.disconnect"} if self._got > MOST_UPLOADED else message
+
+
+class _Page:
+    """Passes a response on with our headers, and pages with the nonce in their scripts."""
+
+    def __init__(self, send: Send, nonce: str) -> None:
+        self._send = send
+        self._nonce = nonce
+        self._start: Message | None = None  # held back while a page is collected
+        self._body = b""
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *_headers(self._nonce)]}
+            if dict(message["headers"]).get(b"content-type", b"").startswith(b"text/html"):
+                self._start = message
+                return
+        if message["type"] == "http.response.body" and self._start is not None:
+            self._body += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            body = _SCRIPT.sub(b'<script nonce="%s"' % self._nonce.encode(), self._body)
+            kept = [pair for pair in self._start["headers"] if pair[0] != b"content-length"]
+            await self._send({**self._start, "headers": [*kept, (b"content-length", str(len(body)).encode())]})
+            message = {"type": "http.response.body", "body": body}
+        await self._send(message)
+
+
+def _headers(nonce: str) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"content-security-policy", _POLICY.format(nonce=nonce).encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"cross-origin-opener-policy", b"same-origin"),
+    ]
+
+
+def _without_compression(scope: Message) -> Message:
+    """A page that arrives packed could not be given its nonce."""
+    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0].lower() != b"accept-encoding"]}
+
+
+async def _refuse(scope: Message, send: Send, status: int, reason: str) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    plain = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": status, "headers": plain})
+    await send({"type": "http.response.body", "body": f"{reason}\n".encode()})

@@ -1,0 +1,53 @@
+"""The page: its tabs, how it looks, and what happens when it opens and closes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from thinktune.web.batch import BatchTab
+from thinktune.web.chat import ChatTab
+from thinktune.web.rate import KEYS, RateTab
+from thinktune.web.runs import RunsTab
+from thinktune.web.studio import Studio
+from thinktune.web.texts import Words, label
+
+_SANS = ["system-ui", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
+_CSS = """
+.gradio-container { width: 100%; max-width: 1200px !important; margin: 0 auto !important; }
+footer { display: none !important; }
+#rate-left-answer .icon-button-wrapper, #rate-right-answer .icon-button-wrapper { display: none; }
+"""
+
+
+def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
+    """The page, and what `launch` has to be told of its looks."""
+    with gr.Blocks(title="thinktune", analytics_enabled=False) as demo:
+        gr.Markdown(label("about"))
+        models = gr.Markdown(elem_id="model-state")
+        with gr.Tab(label("chat"), id="chat"):
+            chat = ChatTab(studio)
+
+        with gr.Tab(label("rate"), id="rate"):
+            rate = RateTab(studio)
+        with gr.Tab(label("batch"), id="batch"):
+            batch = BatchTab(studio)
+        with gr.Tab(label("runs"), id="runs"):
+            runs = RunsTab(studio)
+
+        def state(request: gr.Request) -> Any:
+            loading = studio.pool.loading
+            return Words(request)("loading", name=loading) if loading else ""
+
+        watch = gr.Timer(1.0)
+        watch.tick(state, None, models, show_progress="hidden", queue=False, api_visibility="private")
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        demo.load(chat.show, chat.conversation, [chat.left, chat.right, chat.first, chat.second], **quiet)
+        demo.load(rate.show, rate.rater_kept, [rate.rater, rate.study, rate.models], **quiet)
+        demo.load(batch.show, None, [batch.job, batch.model], **quiet)
+        demo.load(runs.show, None, [runs.table, runs.chosen], **quiet)
+        demo.unload(chat.stop_answers)
+    demo.queue(default_concurrency_limit=None, max_size=200)
+    theme = gr.themes.Default(font=_SANS, font_mono=["ui-monospace", "Consolas", "monospace"])
+    return demo, {"theme": theme, "css": _CSS, "js": KEYS}

@@ -1,0 +1,149 @@
+"""The models of the studio: each base model once in memory, the adapters of runs switched on it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thinktune import tags
+from thinktune.config import Load, Quantize
+from thinktune.engines import Opened, open_engine
+from thinktune.engines.base import Engine
+from thinktune.engines.budget import Budgeted
+from thinktune.engines.tickets import Ticket
+from thinktune.errors import GenerationError, ThinktuneError, UsageError
+from thinktune.models.folder import adapter_sha256, is_adapter
+
+if TYPE_CHECKING:
+    from thinktune.engines.shared import SharedModel
+    from thinktune.models import Chat
+
+
+@dataclass(frozen=True)
+class Seat:
+    """One model of the studio, ready to be asked."""
+
+    reference: str
+    chat: Chat
+    tuned: bool
+    fingerprint: str
+    template: str
+    shared: SharedModel
+    adapter: str | None
+
+    def engine(self, ticket: Ticket) -> Engine:
+        """The model for one caller, think budgets included."""
+        return Budgeted(self.shared.engine(self.adapter, ticket), self.chat, self.template)
+
+
+class Pool:
+    """Loads models when they are first asked for, and knows which there are.
+
+    Args:
+        references: what the studio was started with.
+        runs: the folder of run folders; those with an adapter are offered too.
+        notify: receives a line for the person who started the studio.
+    """
+
+    def __init__(
+        self,
+        references: Sequence[str],
+        runs: Path,
+        *,
+        load: Load | None = None,
+        quantize: Quantize = "none",
+        notify: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._references = tuple(dict.fromkeys(references))
+        self._runs = runs
+        self._load = load or Load()
+        self._quantize: Quantize = quantize
+        self._notify = notify
+        self._lock = threading.Lock()
+        self._shared: dict[tuple[str, str | None], SharedModel] = {}
+        self._seats: dict[tuple[str, str], Seat] = {}
+        self._adapters = 0
+        self.loading: str | None = None
+        """The model that is being loaded now."""
+
+    def names(self) -> list[str]:
+        """Every model that may be asked: those given, then the runs that have an adapter, newest first."""
+        adapters = [*self._runs.glob("*/adapter"), *self._runs.glob("*/*/adapter")]  # those of sweeps too
+        found = [folder.parent for folder in adapters if is_adapter(folder)]
+        found.sort(key=lambda run: -(run / "adapter").stat().st_mtime)
+        return list(dict.fromkeys([*self._references, *map(str, found)]))
+
+    def take(self, reference: str) -> Seat:
+        """A model, loaded now if it is not in memory. One call loads, others wait for it.
+
+        Raises:
+            UsageError: the studio does not offer this model.
+            ThinktuneError: what loading it raises.
+        """
+        if reference not in self.names():
+            raise UsageError(f"the studio has no model {reference!r}", hint=f"there are {', '.join(self.names())}")
+        with self._lock:
+            self.loading = reference
+            try:
+                return self._take(reference)
+            finally:
+                self.loading = None
+
+    def close(self) -> None:
+        """Let go of every model."""
+        with self._lock:
+            for shared in self._shared.values():
+                shared.close()
+            self._shared.clear()
+            self._seats.clear()
+
+    def _take(self, reference: str) -> Seat:
+        from thinktune.models import resolve
+
+        resolved = resolve(reference, self._load, self._notify, prefer_merged=False)
+        version = adapter_sha256(resolved.adapter) if resolved.adapter else ""
+        seat = self._seats.get((reference, version))  # a run that was trained anew is another model
+        if seat is not None and not seat.shared.failed:
+            return seat
+        # Adapters upon adapters are rare: such a model is merged, and held by itself.
+        switched = resolved.adapter if len(resolved.adapters) == 1 else None
+        base = resolved.base if switched else reference
+        key = (str(resolved.folder if switched or not resolved.adapters else reference), resolved.gguf)
+        shared = self._shared.get(key)
+        if shared is None or shared.failed:
+            shared = self._shared[key] = self._load_shared(base)
+        name = None
+        if switched:
+            self._adapters += 1
+            name = f"adapter{self._adapters}"
+            shared.add_adapter(name, switched)
+        opened = self._open(reference)
+        template = str(opened.format_settings.get("template", tags.TEMPLATE))
+        fingerprint = f"{opened.fingerprint}{' unmerged' if switched else ''}"
+        seat = Seat(reference, opened.chat, opened.tuned, fingerprint, template, shared, name)
+        self._seats[reference, version] = seat
+        return seat
+
+    def _load_shared(self, base: str) -> SharedModel:
+        # Imported when the page is there already: they bring torch with them.
+        from thinktune.engines.shared import SharedModel
+        from thinktune.models import load_model
+
+        loaded = load_model(base, load=self._load, quantize=self._quantize, notify=self._notify)
+        return SharedModel(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
+
+    def _open(self, reference: str) -> Opened:
+        """What belongs to a model besides its weights."""
+        return open_engine(reference, load=self._load, quantize=self._quantize, notify=self._notify, make=_no_engine)
+
+
+def _no_engine() -> Engine:
+    raise GenerationError("the studio runs its models itself")
+
+
+def reason(error: ThinktuneError) -> str:
+    """An error for a page: what is wrong, and what to do."""
+    return f"{error.message} ({error.hint})" if error.hint else error.message

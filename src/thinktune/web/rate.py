@@ -1,0 +1,252 @@
+"""The tab for blind comparison: two answers, no names, a key for each verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+import gradio as gr
+
+from thinktune.errors import ThinktuneError
+from thinktune.files import write_text
+from thinktune.items import BUILTIN, read_batch_file
+from thinktune.ratings import Verdict
+from thinktune.statistics import Rate
+from thinktune.web.markdown import LATEX, escaped, reply
+from thinktune.web.pool import reason
+from thinktune.web.studio import Studio, download_folder
+from thinktune.web.study import Pair, Study, finished, names, new_folder, study_of_models, study_of_scores
+from thinktune.web.texts import Words, label
+
+KEYS = """() => document.addEventListener("keydown", (event) => {
+    const keys = {"1": "left", "2": "right", "3": "both-good", "4": "both-bad",
+        ArrowLeft: "left", ArrowRight: "right", ArrowUp: "both-good", ArrowDown: "both-bad"};
+    const writing = event.target.closest("input, textarea, select, [contenteditable], [role=tab], [role=slider]");
+    const button = keys[event.key] && document.getElementById("rate-" + keys[event.key]);
+    if (writing || event.ctrlKey || event.altKey || event.metaKey || !button || !button.offsetParent) return;
+    event.preventDefault();
+    button.click();
+})"""
+"""Keys of the rating tab, wherever no text is being written."""
+_VERDICTS: dict[str, Verdict] = {
+    "left": "first", "right": "second", "both_good": "both good", "both_bad": "both bad",
+}  # fmt: skip
+_LOOK_SECONDS = 0.5
+_MOST_COMMENT = 2000  # characters
+
+
+class RateTab:
+    """Builds the tab within the running `gr.Blocks`, and answers its events.
+
+    Which pair is shown is kept in the session, and never which model is on which side: the browser does not learn it.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._build()
+
+    @property
+    def _folder(self) -> Path:
+        return self._studio.folder / "studies"
+
+    def _build(self) -> None:
+        found = names(self._folder)
+        self.shown = gr.State(None)  # id of the question and both models, on the server
+        self.rater_kept = gr.BrowserState({}, storage_key="thinktune-rater", secret="thinktune")
+        with gr.Row():
+            self.rater = gr.Textbox(label=label("rater"), max_length=60, elem_id="rate-rater")
+            self.study = gr.Dropdown(
+                found, value=found[0] if found else None, label=label("study"), elem_id="rate-study"
+            )
+            self.thinking = gr.Checkbox(False, label=label("show_thinking"), elem_id="rate-thinking")
+            self.begin = gr.Button(label("begin"), variant="primary", elem_id="rate-begin")
+        self.progress = gr.Markdown(elem_id="rate-progress")
+        with gr.Column(visible=False) as self.panel:
+            self.prompt = gr.Markdown(elem_id="rate-prompt", latex_delimiters=LATEX, container=True)
+            with gr.Row():
+                self.left = self._answer("left_answer", "rate-left-answer")
+                self.right = self._answer("right_answer", "rate-right-answer")
+            self.comment = gr.Textbox(label=label("comment"), max_length=_MOST_COMMENT, elem_id="rate-comment")
+            with gr.Row():
+                self.buttons = {
+                    key: gr.Button(label(key), elem_id=f"rate-{key.replace('_', '-')}", min_width=120)
+                    for key in _VERDICTS
+                }
+        with gr.Accordion(label("results"), open=False, elem_id="rate-results"):
+            self.show_results = gr.Button(label("show_results"), elem_id="rate-show-results")
+            self.results = gr.Dataframe(interactive=False, show_label=False, elem_id="rate-table", wrap=True)
+            self.count = gr.Markdown(elem_id="rate-count")
+            self.file = gr.File(label=label("ratings_file"), interactive=False, height=90, elem_id="rate-file")
+        self._build_preparation()
+        self._connect()
+
+    def _answer(self, text: str, name: str) -> gr.Chatbot:
+        return gr.Chatbot(
+            label=label(text), elem_id=name, height=420, latex_delimiters=LATEX, sanitize_html=True, allow_tags=False,
+            buttons=[], min_width=280,
+        )  # fmt: skip
+
+    def _build_preparation(self) -> None:
+        models = self._studio.pool.names()
+        with gr.Accordion(label("new_study"), open=False, elem_id="rate-new"):
+            with gr.Row():
+                self.name = gr.Textbox(label=label("study_name"), max_length=64, elem_id="rate-name")
+                self.seed = gr.Number(3407, precision=0, label=label("seed"))
+            self.models = gr.Dropdown(
+                models, value=models[:2], multiselect=True, label=label("study_models"), elem_id="rate-models"
+            )
+            self.from_scores = gr.Checkbox(False, label=label("from_scores"), elem_id="rate-from-scores")
+            self.questions = gr.File(
+                label=label("questions"), file_types=[".jsonl", ".json", ".txt"], height=120, elem_id="rate-questions"
+            )
+            gr.Markdown(label("no_file"))
+            with gr.Row():
+                self.prepare = gr.Button(label("make_study"), elem_id="rate-prepare")
+                self.stop = gr.Button(label("stop"), variant="stop", elem_id="rate-stop")
+            self.prepared = gr.Markdown(elem_id="rate-prepared")
+
+    def _connect(self) -> None:
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+        pair = [self.progress, self.panel, self.prompt, self.left, self.right, self.comment, self.shown]
+        asked = [self.rater, self.study, self.thinking]
+        self.begin.click(self.show_next, asked, pair, **quiet)
+        self.begin.click(lambda rater: {"name": rater}, self.rater, self.rater_kept, **quiet)
+        self.thinking.change(self.show_next, asked, pair, **quiet)
+        for key, button in self.buttons.items():
+            button.click(self._rater_of(_VERDICTS[key]), [*asked, self.comment, self.shown], pair, **quiet)
+        self.show_results.click(self.tell_results, self.study, [self.results, self.count, self.file], **quiet)
+        making = [self.name, self.models, self.questions, self.seed, self.from_scores]
+        self.prepare.click(self.make, making, [self.prepared, self.study], **quiet)
+        self.stop.click(self.stop_making, None, None, queue=False, show_progress="hidden", api_visibility="private")
+
+    def show(self, kept: Any) -> tuple[Any, ...]:
+        """When the page opens. Outputs: rater, study, models."""
+        found = names(self._folder)
+        models = self._studio.pool.names()
+        # Nothing kept leaves the field as it is: the person may have been quicker.
+        rater = kept.get("name") if isinstance(kept, dict) else None
+        return str(rater) if rater else gr.skip(), gr.update(choices=found), gr.update(choices=models)
+
+    def show_next(self, rater: str, study: str | None, thinking: bool, request: gr.Request) -> tuple[Any, ...]:
+        words = Words(request)
+        if not rater.strip() or not study:
+            return (words("name_yourself"), gr.update(visible=False), "", [], [], "", None)
+        return self._next(self._open(study), rater.strip(), thinking, words)
+
+    def _rater_of(self, verdict: Verdict) -> Any:
+        def rate(
+            rater: str, study: str | None, thinking: bool, comment: str, shown: Any, request: gr.Request
+        ) -> tuple[Any, ...]:
+            words = Words(request)
+            if not shown or not study or not rater.strip():
+                return (words("name_yourself"), *[gr.skip()] * 6)
+            opened = self._open(study)
+            item, left, right = shown
+            question = next(each for each in opened.questions if each.id == item)
+            opened.rate(rater.strip(), Pair(question, left, right), verdict, comment[:_MOST_COMMENT])
+            return self._next(opened, rater.strip(), thinking, words)
+
+        return rate
+
+    def _open(self, name: str) -> Study:
+        if name not in names(self._folder):
+            raise gr.Error(f"no study {name!r}")
+        return Study(self._folder / name)
+
+    def _next(self, study: Study, rater: str, thinking: bool, words: Words) -> tuple[Any, ...]:
+        pair, done, total = study.next(rater)
+        if pair is None:
+            text = escaped(words("all_rated", rater=rater))
+            return (text, gr.update(visible=False), "", [], [], "", None)
+        text = escaped(words("progress", done=done, total=total, rater=rater))
+        sides = [_shown(pair.question.answers[model], thinking, words) for model in (pair.left, pair.right)]
+        shown = (pair.question.id, pair.left, pair.right)
+        return (text, gr.update(visible=True), escaped(pair.question.prompt), *sides, "", shown)
+
+    def tell_results(self, name: str | None, request: gr.Request) -> tuple[Any, ...]:
+        words = Words(request)
+        if not name:
+            return [], words("no_ratings"), None
+        study = self._open(name)
+        results = study.results()
+        if not results["ratings"]:
+            return [], words("no_ratings"), None
+        rows = [[words("win_rate", model=one, other=two), _rate(rate, words)] for one, two, rate in results["wins"]]
+        for model, strength in sorted(results["strengths"].items(), key=lambda item: -item[1]):
+            rows.append([words("strength", model=model), f"{strength:+.2f}"])
+        alpha = results["raters_agree"]
+        rows.append([words("raters_agree"), words("too_few") if alpha is None else f"{alpha:.2f}"])
+        rows.append([words("scores_agree"), _rate(results["scores_agree"], words)])
+        count = words("count_ratings", count=results["ratings"], raters=results["raters"])
+        return {"headers": ["", ""], "data": rows}, count, _download(study)
+
+    def make(
+        self, name: str, models: list[str], file: str | None, seed: int, from_scores: bool, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """Prepare a study, saying how far it is."""
+        words = Words(request)
+        session = f"study {request.session_hash}"
+        ticket = self._studio.sessions.open(session)
+        news: SimpleQueue[Study | ThinktuneError] = SimpleQueue()
+        asking: list[str] = []
+        try:
+            folder = new_folder(self._folder, name)
+            runs = [Path(model) for model in models if Path(model).is_dir()]
+            total = 0 if from_scores else len(read_batch_file(file or BUILTIN))
+
+            def work() -> None:
+                try:
+                    news.put(
+                        study_of_scores(folder, runs, seed=seed)
+                        if from_scores
+                        else study_of_models(
+                            folder, self._studio.pool, models, file, seed=seed, ticket=ticket, tell=asking.append
+                        )
+                    )
+                except ThinktuneError as error:
+                    news.put(error)
+
+            Thread(target=work, daemon=True).start()
+            while True:
+                try:
+                    outcome = news.get(timeout=_LOOK_SECONDS)
+                    break
+                except Empty:
+                    if asking:
+                        done = finished(folder, len(asking) - 1)
+                        facts = words("preparing", model=asking[-1], done=done, total=total)
+                        yield escaped(facts), gr.skip()
+            if isinstance(outcome, ThinktuneError):
+                raise outcome
+            found = names(self._folder)
+            yield words("prepared", count=len(outcome.questions)), gr.update(choices=found, value=folder.name)
+        except ThinktuneError as error:
+            yield escaped(reason(error)), gr.skip()
+        finally:
+            ticket.stop()
+            self._studio.sessions.close(session, ticket)
+
+    def stop_making(self, request: gr.Request) -> None:
+        self._studio.sessions.stop(f"study {request.session_hash}")
+
+
+def _shown(text: str, thinking: bool, words: Words) -> list[dict[str, Any]]:
+    answer = {"text": text, "state": "done", "think_tokens": 0, "think_seconds": 0.0}
+    messages = list(reply(answer, words, thinking=thinking))
+    for message in messages:
+        if "metadata" in message:  # lengths and times would tell the models apart
+            message["metadata"] = {"title": words("show_thinking"), "status": "done"}
+    return messages or [{"role": "assistant", "content": "–"}]
+
+
+def _rate(rate: Rate | None, words: Words) -> str:
+    return words("too_few") if rate is None else str(rate)
+
+
+def _download(study: Study) -> str:
+    file = download_folder() / f"{study.folder.name}-ratings.jsonl"
+    write_text(file, study.export())
+    return str(file)

@@ -1,0 +1,67 @@
+"""What the tabs share: the models, where things are kept, and who is waiting for what."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections import defaultdict
+from pathlib import Path
+
+from thinktune.engines.tickets import Ticket
+from thinktune.web.jobs import Jobs
+from thinktune.web.pool import Pool
+from thinktune.web.trainings import Trainings
+
+
+class Sessions:
+    """The tickets of each open page, so that its stop button stops what it asked for and nothing else."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tickets: dict[str, list[Ticket]] = defaultdict(list)
+
+    def open(self, session: str) -> Ticket:
+        ticket = Ticket()
+        with self._lock:
+            self._tickets[session].append(ticket)
+        return ticket
+
+    def close(self, session: str, ticket: Ticket) -> None:
+        with self._lock:
+            self._tickets[session].remove(ticket)
+            if not self._tickets[session]:
+                del self._tickets[session]
+
+    def stop(self, session: str) -> None:
+        with self._lock:
+            for ticket in self._tickets.get(session, ()):
+                ticket.stop()
+
+    @property
+    def active(self) -> int:
+        """How many answers are being written or waited for."""
+        with self._lock:
+            return sum(map(len, self._tickets.values()))
+
+
+class Studio:
+    """
+    Attributes:
+        runs: the folder of run folders; the studio keeps its own files in its `studio/`.
+        may_train: whether the page may start trainings.
+    """
+
+    def __init__(self, pool: Pool, runs: Path, *, may_train: bool) -> None:
+        self.pool = pool
+        self.runs = runs
+        self.folder = runs / "studio"
+        self.may_train = may_train
+        self.sessions = Sessions()
+        self.jobs = Jobs(self.folder / "batch", pool)
+        self.trainings = Trainings(runs, self.folder / "trainings")
+
+
+def download_folder() -> Path:
+    """A new folder that the page may serve files from; it goes when the server does."""
+    return Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))

@@ -1,0 +1,247 @@
+"""A study: questions, the answers of several models to each, and what people say of them, in one folder.
+
+`study.json` names models and seed; `answers.jsonl` has a line a question: `{"id", "prompt", "answers": {model: text},
+"correct": {model: true, false or null}}`; `ratings.sqlite` is of `thinktune.ratings`. While answers are made, each
+model's result file and journal lie beside them, so that a stopped preparation goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from thinktune.compare import read_lines, read_scores
+from thinktune.config import Infer, Sampling
+from thinktune.engines.tickets import Ticket
+from thinktune.errors import RunFolderError, UsageError
+from thinktune.files import write_json, write_text
+from thinktune.infer import infer
+from thinktune.items import BUILTIN, Item, read_batch_file
+from thinktune.ratings import Rating, Ratings, Verdict, agreement, bradley_terry, win_rate
+from thinktune.runs import RunFolder
+from thinktune.statistics import Rate, wilson
+from thinktune.tasks.profiles import samplings
+from thinktune.web.jobs import count_lines
+from thinktune.web.pool import Pool
+
+_NAME = re.compile(r"[\w][\w .-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One item of a study; `correct` is the automatic score, where there is one."""
+
+    id: str
+    prompt: str
+    answers: dict[str, str]
+    correct: dict[str, bool | None]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a rater is shown: two answers to one question, names hidden."""
+
+    question: Question
+    left: str
+    right: str
+
+
+class Study:
+    """A folder with a study in it."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            RunFolderError: there is no prepared study in the folder.
+        """
+        if not (folder / "answers.jsonl").is_file():
+            raise RunFolderError(f"{folder.name} is no study that is ready")
+        self.folder = folder
+        self.settings: dict[str, Any] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        self.questions = [Question(**line) for line in read_lines(folder / "answers.jsonl")]
+        self.ratings = Ratings(folder / "ratings.sqlite")
+
+    @property
+    def models(self) -> list[str]:
+        return list(self.settings["models"])
+
+    def pairs(self, rater: str) -> list[Pair]:
+        """Everything that a rater is to judge, in an order and with sides of their own, always the same."""
+        found = [
+            (question, pair)
+            for question in self.questions
+            for pair in combinations([model for model in self.models if model in question.answers], 2)
+        ]
+        # The sides of one pair must not depend on how many others there are.
+        shuffled = random.Random(f"{self.settings['seed']}/{rater}")
+        shuffled.shuffle(found)
+        pairs = []
+        for question, pair in found:
+            sides = list(pair)
+            random.Random(f"{self.settings['seed']}/{rater}/{question.id}/{pair}").shuffle(sides)
+            pairs.append(Pair(question, *sides))
+        return pairs
+
+    def next(self, rater: str) -> tuple[Pair | None, int, int]:
+        """The first pair that a rater has not judged, how many they have, and of how many."""
+        pairs = self.pairs(rater)
+        done = {(each.item, each.first, each.second) for each in self.ratings.all() if each.rater == rater}
+        rest = [pair for pair in pairs if (pair.question.id, *sorted((pair.left, pair.right))) not in done]
+        return (rest[0] if rest else None), len(pairs) - len(rest), len(pairs)
+
+    def rate(self, rater: str, pair: Pair, verdict: Verdict, comment: str) -> None:
+        """`first` is the left side. Raises as `Ratings.add` does."""
+        self.ratings.add(Rating(rater, pair.question.id, pair.left, pair.right, verdict, comment))
+
+    def agreement_with_scores(self) -> Rate | None:
+        """How often people prefer the right one of two answers, where exactly one is right; ties count half."""
+        correct = {question.id: question.correct for question in self.questions}
+        points = []
+        for rating in self.ratings.all():
+            scores = correct.get(rating.item, {})
+            first, second = scores.get(rating.first), scores.get(rating.second)
+            if first is None or second is None or first == second:
+                continue
+            preferred = {"first": 1.0, "second": 0.0}.get(rating.verdict, 0.5)
+            points.append(preferred if first else 1 - preferred)
+        return wilson(sum(points), len(points)) if points else None
+
+    def results(self) -> dict[str, Any]:
+        """Win rates of every two models, strengths, agreement; plain values are left to who shows them."""
+        ratings = self.ratings.all()
+        return {
+            "ratings": len(ratings),
+            "raters": len({rating.rater for rating in ratings}),
+            "wins": [(one, two, win_rate(ratings, one, two)) for one, two in combinations(self.models, 2)],
+            "strengths": bradley_terry(ratings) if len(self.models) > 2 else {},
+            "raters_agree": agreement(ratings),
+            "scores_agree": self.agreement_with_scores(),
+        }
+
+    def export(self) -> str:
+        """Every rating as JSON lines."""
+        return "".join(json.dumps(asdict(rating), ensure_ascii=False) + "\n" for rating in self.ratings.all())
+
+
+def names(folder: Path) -> list[str]:
+    """The studies in a folder that are ready, newest first."""
+    found = [file.parent for file in folder.glob("*/answers.jsonl")]
+    return [study.name for study in sorted(found, key=lambda study: -study.stat().st_mtime)]
+
+
+def new_folder(folder: Path, name: str) -> Path:
+    """Where a study of that name goes.
+
+    Raises:
+        UsageError: the name is not one for a folder, or taken by a study that is ready.
+    """
+    name = name.strip()
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise UsageError(f"{name!r} cannot be the name of a study", hint="letters, digits, spaces, dots, dashes")
+    if (folder / name / "answers.jsonl").exists():
+        raise UsageError(f"there is a study {name} already", hint="choose another name")
+    return folder / name
+
+
+def study_of_scores(folder: Path, runs: Sequence[Path], *, seed: int) -> Study:
+    """A study of answers that were made and scored by `eval` or `run`: of each run, and of the first base model.
+
+    Raises:
+        UsageError: fewer than two models that were given the same problems.
+    """
+    answers: dict[str, dict[str, dict[str, Any]]] = {}
+    for run in runs:
+        sources = [(run.name, read_scores(RunFolder(run), "tuned")[1])]
+        if not any(name.startswith("base of ") for name in answers):
+            sources.append((f"base of {run.name}", read_scores(RunFolder(run), "base")[1]))
+        for name, samples in sources:
+            if samples:
+                answers[name] = {f"{line['source']}:{line['row']}:{line['sample']}": line for line in samples}
+    shared = [item for item in next(iter(answers.values()), {}) if all(item in each for each in answers.values())]
+    if len(answers) < 2 or not shared:
+        raise UsageError("these runs have no scored answers of two models to the same problems", "score them first")
+    questions = [
+        Question(
+            item,
+            next(iter(answers.values()))[item]["prompt"],
+            {name: lines[item]["completion"] for name, lines in answers.items()},
+            {name: lines[item]["correct"] for name, lines in answers.items()},
+        )
+        for item in shared
+    ]
+    return _write(folder, questions, {"models": list(answers), "seed": seed, "source": "scores"})
+
+
+def study_of_models(
+    folder: Path,
+    pool: Pool,
+    models: Sequence[str],
+    questions: str | Path | None,
+    *,
+    seed: int,
+    ticket: Ticket,
+    tell: Callable[[str], None] = lambda model: None,
+) -> Study:
+    """Let models answer a batch file, and make a study of it.
+
+    Args:
+        questions: as for `infer`; None takes the built-in ones.
+        tell: told which model answers now.
+
+    Raises:
+        UsageError: fewer than two models.
+        BatchFileError, GenerationError, Interrupted: see `read_batch_file` and `infer`.
+    """
+    if len(set(models)) < 2:
+        raise UsageError("a comparison needs two models or more")
+    settings: dict[str, Sampling] = {name: each.changed(n=1) for name, each in samplings(Infer(), seed).items()}
+    items = read_batch_file(questions or BUILTIN, samplings=settings)
+    answers: dict[str, dict[str, str]] = {}
+    for number, model in enumerate(models):
+        tell(model)
+        seat = pool.take(model)
+        out = folder / f"model{number}.json"
+        console = Console(quiet=True)
+        infer(seat.engine(ticket), seat.chat, items, out, model=seat.fingerprint, name=model, console=console)
+        answers[model] = dict(_texts(out))
+    found = [
+        Question(str(item.id), _prompt(item), {model: texts[str(item.id)] for model, texts in answers.items()}, {})
+        for item in items
+        if all(str(item.id) in texts for texts in answers.values())
+    ]
+    return _write(folder, found, {"models": list(models), "seed": seed, "source": "models"})
+
+
+def finished(folder: Path, model: int) -> int:
+    """How many answers of a model are there while a study is prepared."""
+    return count_lines(folder / f"model{model}.journal.jsonl")
+
+
+def _texts(out: Path) -> Iterator[tuple[str, str]]:
+    for result in json.loads(out.read_text(encoding="utf-8"))["result"]["results"]:
+        content = result.get("content")
+        if content is not None:
+            yield str(result["id"]), content if isinstance(content, str) else content[0]
+
+
+def _prompt(item: Item) -> str:
+    return "\n\n".join(turn["content"] for turn in item.messages)
+
+
+def _write(folder: Path, questions: Sequence[Question], settings: dict[str, Any]) -> Study:
+    if not questions:
+        raise UsageError("no question has an answer of every model")
+    write_json(folder / "study.json", settings)
+    write_text(
+        folder / "answers.jsonl",
+        "".join(json.dumps(asdict(question), ensure_ascii=False) + "\n" for question in questions),
+    )
+    return Study(folder)

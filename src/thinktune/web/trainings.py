@@ -1,0 +1,185 @@
+"""Trainings as processes of their own: started, stopped and resumed from the page, and still there when it is not.
+
+A training is `python -m thinktune train CONFIG`, what the page shows as its command line. Its config, its output and
+its process id lie in the studio's folder, so that the next server finds it again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote, unquote
+
+import psutil
+
+from thinktune.compare import read_lines
+from thinktune.config import Config, dump_config, load_config
+from thinktune.errors import ConfigError, RunFolderError, UsageError
+from thinktune.files import write_json, write_text
+from thinktune.runs import RunFolder
+
+State = Literal["trained", "training", "unfinished"]
+_NAME = re.compile(r"\w[\w.-]{0,63}")
+_LOG_TAIL = 20_000  # bytes
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as the page lists it."""
+
+    name: str
+    folder: RunFolder
+    state: State
+    metrics: list[dict[str, Any]]
+
+    def last(self, key: str) -> Any:
+        """The newest value that metrics.jsonl has of something."""
+        return next((line[key] for line in reversed(self.metrics) if key in line), None)
+
+
+class Trainings:
+    """Every run in a folder, and the processes that train them."""
+
+    def __init__(self, runs: Path, folder: Path) -> None:
+        self._runs = runs
+        self._folder = folder
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    def all(self) -> list[Run]:
+        """Every run, newest first; one that is being prepared too."""
+        return sorted(map(self._read, self._names()), key=lambda run: -self._changed(run.name))
+
+    def get(self, name: str) -> Run:
+        """
+        Raises:
+            UsageError: there is no such run.
+        """
+        if name not in self._names():
+            raise UsageError(f"there is no run {name!r}")
+        return self._read(name)
+
+    def plan(self, name: str, config: Path, settings: Sequence[str]) -> tuple[Config, list[str]]:
+        """The config of a training that would go to the run `name`, and its command line.
+
+        Raises:
+            ConfigError, UsageError: settings or the name cannot be used.
+        """
+        out = self._runs / _checked(name)
+        if any(setting.partition("=")[0].strip() == "output" for setting in settings):
+            raise ConfigError("output is the name of the run", hint="take it out of the further settings")
+        chosen = load_config(config, [*settings, f"output={json.dumps(str(out))}"])
+        command = ["thinktune", "train", str(config), *settings, f"output={out}"]
+        return chosen, command
+
+    def start(self, name: str, config: Path, settings: Sequence[str]) -> None:
+        """
+        Raises:
+            RunFolderError: there is a run of that name.
+            ConfigError, UsageError: see `plan`.
+        """
+        chosen, _ = self.plan(name, config, settings)
+        if RunFolder(chosen.run_folder).exists or self.process(name):
+            raise RunFolderError(f"there is a run {name} already", hint="choose another name, or resume it")
+        file = self._file(name, "yaml")
+        write_text(file, dump_config(chosen))
+        self._launch(name, [str(file)])
+
+    def resume(self, name: str) -> None:
+        """
+        Raises:
+            RunFolderError: it is running, or trained to its end.
+        """
+        run = self.get(name)
+        if run.state != "unfinished":
+            raise RunFolderError(f"{name} is {run.state}", hint="only an unfinished training can be resumed")
+        self._launch(name, [str(run.folder.config), "--resume"])
+
+    def stop(self, name: str) -> None:
+        """Ask the training to save a checkpoint and end."""
+        if process := self.process(name):
+            process.send_signal(signal.SIGTERM)
+
+    def process(self, name: str) -> psutil.Process | None:
+        """The process that trains a run now; one whose number was given to another is not it."""
+        for child in self._children:
+            child.poll()  # so that one that has ended does not stay as a zombie
+        try:
+            record = json.loads(self._file(name, "json").read_text(encoding="utf-8"))
+            process = psutil.Process(record["pid"])
+            same = abs(process.create_time() - record["created"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        except (OSError, ValueError, KeyError, psutil.Error):
+            return None
+        return process if same else None
+
+    def log(self, name: str) -> str:
+        """The end of what the training has printed."""
+        file = self._file(name, "log")
+        if not file.exists():
+            return ""
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - _LOG_TAIL))
+            return stream.read().decode("utf-8", "replace")
+
+    def _launch(self, name: str, arguments: Sequence[str]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self._file(name, "log").open("wb") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "thinktune", "train", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C for the server is not for the training
+            )
+        self._children.append(child)
+        created = psutil.Process(child.pid).create_time()
+        write_json(self._file(name, "json"), {"pid": child.pid, "created": created})
+
+    def _names(self) -> set[str]:
+        """Run folders, those of sweeps too, by their path; and what is about to become one."""
+        configs = [*self._runs.glob("*/config.yaml"), *self._runs.glob("*/*/config.yaml")]
+        found = {str(file.parent.relative_to(self._runs)) for file in configs}
+        started = (unquote(file.stem) for file in self._folder.glob("*.json"))
+        return found | {name for name in started if self.process(name)}
+
+    def _read(self, name: str) -> Run:
+        run = RunFolder(self._runs / name)
+        state: State = "training" if self.process(name) else "trained" if run.is_trained else "unfinished"
+        return Run(name, run, state, _whole_lines(run.metrics))
+
+    def _file(self, name: str, kind: str) -> Path:
+        return self._folder / f"{quote(name, safe='')}.{kind}"
+
+    def _changed(self, name: str) -> float:
+        for file in (self._runs / name / "metrics.jsonl", self._runs / name / "config.yaml"):
+            if file.exists():
+                return file.stat().st_mtime
+        return self._file(name, "json").stat().st_mtime
+
+
+def in_words(command: Sequence[str]) -> str:
+    """A command line as it is typed."""
+    return shlex.join(command)
+
+
+def _checked(name: str) -> str:
+    name = name.strip()
+    if not _NAME.fullmatch(name) or name == "studio":
+        raise UsageError(f"{name!r} cannot be the name of a run", hint="letters, digits, dots, dashes, underscores")
+    return name
+
+
+def _whole_lines(file: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl, of which the last line may be half written."""
+    try:
+        return read_lines(file)
+    except ValueError:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]

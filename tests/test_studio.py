@@ -1,0 +1,553 @@
+"""The studio without a browser: what it keeps, what it refuses, and what it makes of a model's words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import string
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from test_compare import write_run
+from test_engine_shared import make_adapter
+from thinktune.compare import compare, sentences
+from thinktune.config import Sampling
+from thinktune.engines.tickets import Ticket
+from thinktune.errors import BatchFileError, ConfigError, RunFolderError, UsageError
+from thinktune.infer import infer_file
+from thinktune.ratings import Rating
+from thinktune.web.answering import read_answers
+from thinktune.web.chat import _turns
+from thinktune.web.guard import MOST_UPLOADED, Guard
+from thinktune.web.jobs import Jobs, check
+from thinktune.web.markdown import escaped, messages
+from thinktune.web.pool import Pool
+from thinktune.web.study import Study, names, new_folder, study_of_models, study_of_scores
+from thinktune.web.texts import TEXTS, Words
+from thinktune.web.trainings import Trainings
+
+WORDS = Words(None)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, tiny_model: Path) -> Path:
+    """A folder of runs, one of them with an adapter."""
+    folder = tmp_path / "runs"
+    adapter = make_adapter(tiny_model, folder / "tuned" / "adapter", 1)
+    (adapter / "thinktune.json").write_text(json.dumps({"base_model": str(tiny_model), "system": None}))
+    for file in tiny_model.glob("*token*"):
+        shutil.copy(file, adapter)
+    shutil.copy(tiny_model / "chat_template.jinja", adapter)
+    (folder / "tuned" / "config.yaml").write_text("model: x\n")
+    return folder
+
+
+@pytest.fixture
+def pool(runs: Path, tiny_model: Path) -> Iterator[Pool]:
+    pool = Pool([str(tiny_model)], runs)
+    yield pool
+    pool.close()
+
+
+def batch_file(folder: Path, count: int, max_tokens: int = 8) -> Path:
+    file = folder / "A1.jsonl"
+    lines = [
+        {"id": f"q{n}", "type": "math", "prompt": f"{n} + {n}?", "sampling": {"max_tokens": max_tokens + n}}
+        for n in range(count)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def wait_for(condition: Any, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# texts and what is shown of a completion
+
+
+def test_every_text_has_the_same_blanks_in_both_languages() -> None:
+    for key, (english, chinese) in TEXTS.items():
+        blanks = [{name for _, name, _, _ in string.Formatter().parse(text) if name} for text in (english, chinese)]
+        assert blanks[0] == blanks[1], key
+
+
+def test_every_text_is_used_and_every_text_that_is_asked_for_is_there() -> None:
+    folder = Path(__file__).parents[1] / "src/thinktune/web"
+    source = "".join(file.read_text() for file in folder.glob("*.py") if file.name != "texts.py")
+    computed = {
+        f"state_{state}" for state in ("running", "done", "stopped", "failed", "trained", "training", "unfinished")
+    }
+    assert [key for key in TEXTS if not re.search(rf"[\"']{key}[\"']", source) and key not in computed] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a < b & c", "a &lt; b &amp; c"),
+        ("`a<b>` and <i>", "`a<b>` and &lt;i>"),
+        ("```html\n<p>\n```\n<p>", "```html\n<p>\n```\n&lt;p>"),
+        ("```\n<script>", "```\n<script>"),
+        ("a ` <b> and no more", "a ` &lt;b> and no more"),
+        ("$x < y$", "$x &lt; y$"),
+    ],
+)
+def test_html_in_markdown_is_text_and_code_stays_code(text: str, shown: str) -> None:
+    assert escaped(text) == shown
+
+
+def answer(text: str, **fields: Any) -> dict[str, Any]:
+    return {"text": text, "state": "done", "error": "", "think_tokens": 3, "think_seconds": 1.25, **fields}
+
+
+def test_a_thought_folds_away_with_its_length_and_time() -> None:
+    found = list(messages("q", answer("<think>So.</think> <answer>4</answer>"), WORDS))
+    assert found == [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "So.", "metadata": {"title": "Thought: 3 tokens, 1.2 s", "status": "done"}},
+        {"role": "assistant", "content": "4"},
+    ]
+
+
+def test_a_thought_that_goes_on_is_open_and_half_a_tag_is_not_shown() -> None:
+    thought = list(messages("q", answer("<think>So", state="running"), WORDS))[1]
+    assert thought["metadata"] == {"title": "Thinking … 3 tokens", "status": "pending"}
+    assert [each["content"] for each in messages("q", answer("<think>So</thi", state="running"), WORDS)][1:] == ["So"]
+
+
+def test_what_is_not_well_formed_is_shown_and_said() -> None:
+    contents = [each["content"] for each in messages("q", answer("Just 4 <b>"), WORDS)]
+    assert contents == ["q", "Just 4 &lt;b>", "*not well-formed: no &lt;think>*"]
+
+
+def test_the_language_is_the_browsers() -> None:
+    request = SimpleNamespace(headers={"accept-language": "zh-CN,zh;q=0.9,en;q=0.8"})
+    assert Words(request)("stopped") == "已停止"  # type: ignore[arg-type]
+    assert WORDS("stopped") == "stopped"
+
+
+@pytest.mark.parametrize(
+    "kept", [None, 7, {"turns": 3}, {"turns": [1, {"answers": "x"}, {"question": 5, "answers": [{}]}]}]
+)
+def test_whatever_a_browser_has_kept_is_read(kept: Any) -> None:
+    for turn in _turns(kept):
+        assert isinstance(turn["question"], str)
+        assert len(turn["answers"]) == 2
+        list(messages(turn["question"], turn["answers"][0], WORDS))
+
+
+# models
+
+
+def test_a_run_and_its_base_share_one_model_in_memory(pool: Pool, tiny_model: Path, runs: Path) -> None:
+    assert pool.names() == [str(tiny_model), str(runs / "tuned")]
+    base, tuned = pool.take(str(tiny_model)), pool.take(str(runs / "tuned"))
+    assert base.shared is tuned.shared
+    assert (base.adapter, tuned.adapter is None, base.tuned, tuned.tuned) == (None, False, False, True)
+    assert base.fingerprint != tuned.fingerprint
+    assert pool.take(str(runs / "tuned")) is tuned
+
+
+def test_a_run_that_was_trained_anew_is_another_model(pool: Pool, tiny_model: Path, runs: Path) -> None:
+    before = pool.take(str(runs / "tuned"))
+    settings = (runs / "tuned/adapter/thinktune.json").read_text()
+    make_adapter(tiny_model, runs / "tuned/adapter", 2)
+    (runs / "tuned/adapter/thinktune.json").write_text(settings)
+    after = pool.take(str(runs / "tuned"))
+    assert after.adapter != before.adapter
+    assert after.shared is before.shared
+
+
+def test_only_models_that_are_offered_are_loaded(pool: Pool) -> None:
+    with pytest.raises(UsageError, match="no model '/etc'"):
+        pool.take("/etc")
+
+
+def test_two_models_answer_at_once_and_differently(pool: Pool) -> None:
+    turns = [{"role": "user", "content": "12 + 30?"}]
+    sampling = Sampling(max_tokens=20, temperature=0.7, seed=1)
+    states = [
+        [each.as_dict() for each in state]
+        for state in read_answers(pool, pool.names(), [turns, turns], sampling, Ticket(), pause=0)
+    ]
+    first, second = states[-1]
+    assert (first["state"], second["state"]) == ("done", "done")
+    assert first["text"] != second["text"]
+    assert first["tokens"] > 1
+    again = [each for state in read_answers(pool, pool.names()[:1], [turns], sampling, Ticket()) for each in state][-1]
+    assert again.text == first["text"]
+
+
+def test_a_stop_ends_answers_and_keeps_what_was_written(pool: Pool) -> None:
+    ticket = Ticket()
+    states = read_answers(
+        pool, pool.names()[:1], [[{"role": "user", "content": "go"}]],
+        Sampling(max_tokens=1900, temperature=2, stop=(), seed=4), ticket, pause=0,
+    )  # fmt: skip
+    for state in states:
+        if state[0].tokens > 3:
+            ticket.stop()
+    assert state[0].state in ("stopped", "done")
+    assert state[0].text
+    wait_for(lambda: not pool.take(pool.names()[0]).shared.busy)
+
+
+def test_a_model_that_is_gone_is_an_answer_that_says_so(pool: Pool) -> None:
+    *_, last = read_answers(pool, ["gone"], [[{"role": "user", "content": "q"}]], Sampling(), Ticket())
+    assert last[0].state == "error"
+    assert "no model 'gone'" in last[0].error
+
+
+# ratings
+
+
+def scored_study(tmp_path: Path, tuned: str = "rrww", base: str = "rwrw") -> Study:
+    run = write_run(tmp_path / "run", tuned=tuned, base=base)
+    return study_of_scores(tmp_path / "studies" / "one", [run], seed=7)
+
+
+def test_a_study_takes_scored_answers_of_a_run_and_its_base(tmp_path: Path) -> None:
+    study = scored_study(tmp_path)
+    assert study.models == ["run", "base of run"]
+    assert len(study.questions) == 4
+    assert names(tmp_path / "studies") == ["one"]
+    assert [question.correct["run"] for question in study.questions] == [True, True, False, False]
+
+
+def test_sides_are_shuffled_by_rater_and_stay_where_they_were(tmp_path: Path) -> None:
+    study = scored_study(tmp_path, "r" * 40, "w" * 40)
+    pairs = study.pairs("ann")
+    left = sum(pair.left == "run" for pair in pairs)
+    assert 8 < left < 32
+    assert study.pairs("ann") == pairs
+    assert study.pairs("bob") != pairs
+
+
+def test_a_rater_goes_on_where_they_stopped(tmp_path: Path) -> None:
+    study = scored_study(tmp_path)
+    for done in range(4):
+        pair, rated, total = study.next("ann")
+        assert pair is not None
+        assert (rated, total) == (done, 4)
+        study.rate("ann", pair, "first", "")
+        study = Study(study.folder)
+    assert study.next("ann") == (None, 4, 4)
+    assert study.next("bob")[1] == 0
+
+
+def test_results_say_who_wins_and_whether_people_agree_with_scores(tmp_path: Path) -> None:
+    study = scored_study(tmp_path, "rrrrr", "wwwww")
+    for rater in ("ann", "bob"):
+        for pair in study.pairs(rater):
+            study.rate(rater, pair, "first" if pair.left == "run" else "second", "")
+    results = study.results()
+    (_, _, win), scores = results["wins"][0], results["scores_agree"]
+    assert (win.value, scores.value, results["raters"], results["ratings"]) == (1.0, 1.0, 2, 10)
+    assert results["raters_agree"] is None  # always the same verdict says nothing of agreement
+    assert [json.loads(line)["rater"] for line in study.export().splitlines()].count("ann") == 5
+
+
+def test_three_models_get_strengths(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", tuned="rrr", base="www")
+    write_run(tmp_path / "b", tuned="rwr")
+    study = study_of_scores(tmp_path / "s", [tmp_path / "a", tmp_path / "b"], seed=1)
+    assert study.models == ["a", "base of a", "b"]
+    assert len(study.pairs("ann")) == 9
+    study.ratings.add(Rating("ann", study.questions[0].id, "a", "b", "first"))
+    strengths = study.results()["strengths"]
+    assert strengths["a"] > strengths["b"]
+
+
+def test_models_answer_the_questions_of_a_study(tmp_path: Path, pool: Pool) -> None:
+    asked: list[str] = []
+    study = study_of_models(
+        tmp_path / "s", pool, pool.names(), batch_file(tmp_path, 3), seed=1, ticket=Ticket(), tell=asked.append
+    )
+    assert asked == study.models == pool.names()
+    assert [question.prompt for question in study.questions] == ["0 + 0?", "1 + 1?", "2 + 2?"]
+    assert all(set(question.answers) == set(study.models) for question in study.questions)
+    assert study.results()["scores_agree"] is None
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 80, "a..b"])
+def test_a_study_stays_in_its_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        new_folder(tmp_path, name)
+
+
+def test_a_comparison_tells_what_people_said(tmp_path: Path) -> None:
+    study = study_of_scores(
+        tmp_path / "studio/studies/s", [write_run(tmp_path / "run", tuned="rrww", base="rwrw")], seed=7
+    )
+    for pair in study.pairs("ann"):
+        study.rate("ann", pair, "first" if pair.left == "run" else "second", "")
+    study.ratings.add(Rating("bob", study.questions[0].id, "run", "somebody else's", "first"))
+    said = list(sentences(compare([tmp_path / "run"], ["tuned"])))
+    assert "4 ratings of 4 items by 1 rater" in said
+    assert "tuned is preferred to base: 100.0% (51.0% to 100.0%)" in said
+
+
+# batch
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, pool: Pool) -> Iterator[Jobs]:
+    jobs = Jobs(tmp_path / "batch", pool)
+    jobs.start()
+    yield jobs
+    jobs.close()
+
+
+def test_a_job_gives_the_file_that_the_command_line_gives(
+    jobs: Jobs, pool: Pool, tmp_path: Path, tiny_model: Path
+) -> None:
+    file = batch_file(tmp_path, 6)
+    job = jobs.add(file, pool.names()[0], "default", None)
+    wait_for(lambda: jobs.get(job.name).state != "running")
+    infer_file(tiny_model, file, tmp_path / "cli.json", seed=3407)
+    result = jobs.result(job.name)
+    assert result is not None
+    assert result.read_bytes() == (tmp_path / "cli.json").read_bytes()
+    assert (jobs.done(job.name), job.total) == (6, 6)
+
+
+def test_a_job_goes_on_with_the_next_server(tmp_path: Path, pool: Pool) -> None:
+    first = Jobs(tmp_path / "batch", pool)
+    first.start()
+    job = first.add(batch_file(tmp_path, 80, max_tokens=4), pool.names()[0], "default", None)
+    wait_for(lambda: first.done(job.name) > 0)
+    first.close()
+    kept = first.done(job.name)
+    assert first.get(job.name).state == "running"
+    assert kept < 80
+    second = Jobs(tmp_path / "batch", pool)
+    second.start()
+    wait_for(lambda: second.get(job.name).state == "done", 60)
+    second.close()
+    assert second.done(job.name) == 80  # nothing was generated twice
+
+
+def test_a_job_is_stopped_and_goes_on(jobs: Jobs, pool: Pool, tmp_path: Path) -> None:
+    job = jobs.add(batch_file(tmp_path, 80, max_tokens=4), pool.names()[1], "default", None)
+    wait_for(lambda: jobs.done(job.name) > 0)
+    jobs.stop(job.name)
+    assert jobs.get(job.name).state == "stopped"
+    wait_for(lambda: not pool.take(pool.names()[1]).shared.busy)
+    jobs.go_on(job.name)
+    wait_for(lambda: jobs.get(job.name).state == "done", 60)
+
+
+def test_what_is_wrong_with_a_file_is_said_before_anything_runs(jobs: Jobs, pool: Pool, tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"id": 1, "type": "math", "prompt": "a"}\nnot json\n{"id": 1, "type": "x", "prompt": "b"}\n')
+    with pytest.raises(BatchFileError, match="2 of 3 lines"):
+        jobs.add(file, pool.names()[0], "default", None)
+    with pytest.raises(ConfigError, match="math"):
+        check(batch_file(tmp_path, 1), "default", 100_000)
+    assert jobs.all() == []
+
+
+@pytest.mark.parametrize("name", ["../x", "..", "", "a/b", "no-such-job"])
+def test_a_job_that_is_none_is_refused(name: str, jobs: Jobs) -> None:
+    with pytest.raises(UsageError, match="no job"):
+        jobs.result(name)
+
+
+# trainings
+
+
+@pytest.fixture
+def trainings(runs: Path) -> Trainings:
+    return Trainings(runs, runs / "studio/trainings")
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_model: Path) -> Path:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(
+        f"model: {tiny_model}\ndata: {{sample: 12, max_length: 1024}}\ntrain: {{max_steps: 400, save_every: 5}}\n"
+    )
+    return file
+
+
+def test_runs_are_found_also_in_sweeps_and_whatever_they_are_called(trainings: Trainings, runs: Path) -> None:
+    for name in ("sweep/r=4", "<b>bold</b>x"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "config.yaml").write_text("model: x\n")
+    assert {run.name for run in trainings.all()} >= {"tuned", "sweep/r=4"}
+    assert trainings.get("sweep/r=4").state == "unfinished"
+    with pytest.raises(UsageError):
+        trainings.get("../runs/tuned")
+
+
+def test_the_form_stands_for_a_command_line(trainings: Trainings, config: Path, runs: Path) -> None:
+    chosen, command = trainings.plan("new", config, ["lora.r=2"])
+    assert (chosen.lora.r, chosen.run_folder) == (2, runs / "new")
+    assert command == ["thinktune", "train", str(config), "lora.r=2", f"output={runs / 'new'}"]
+    for name in ("../x", "a/b", "studio", ""):
+        with pytest.raises(UsageError):
+            trainings.plan(name, config, [])
+    with pytest.raises(ConfigError, match="output"):
+        trainings.plan("new", config, ["output=/tmp/elsewhere"])
+    with pytest.raises(ConfigError, match="did you mean"):
+        trainings.plan("new", config, ["lora.rr=2"])
+
+
+def test_a_half_written_line_of_metrics_is_left_out(trainings: Trainings, runs: Path) -> None:
+    (runs / "tuned/metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
+    run = trainings.get("tuned")
+    assert (run.last("step"), run.last("loss"), run.last("eval_loss")) == (1, 2.5, None)
+
+
+@pytest.mark.slow
+def test_a_training_is_started_stopped_and_resumed(trainings: Trainings, config: Path, runs: Path) -> None:
+    trainings.start("new", config, [])
+    assert trainings.get("new").state == "training"
+    with pytest.raises(RunFolderError, match="already"):
+        trainings.start("new", config, [])
+    wait_for(lambda: (trainings.get("new").last("step") or 0) >= 3, 120)
+    trainings.stop("new")
+    wait_for(lambda: trainings.get("new").state != "training", 60)
+    assert trainings.get("new").state == "unfinished"
+    assert "a checkpoint is saved" in trainings.log("new")
+    stopped = trainings.get("new").last("step")
+    other = Trainings(runs, runs / "studio/trainings")  # as after a restart of the server
+    other.resume("new")
+    wait_for(lambda: (trainings.get("new").last("step") or 0) > stopped, 120)
+    assert trainings.get("new").state == "training"  # which this one sees too
+    trainings.stop("new")
+    wait_for(lambda: trainings.get("new").state != "training", 60)
+
+
+# the guard
+
+
+class Served:
+    """An app behind the guard, asked without a network."""
+
+    def __init__(self, files: Path, suffix: str = "") -> None:
+        self.read = 0
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            while (message := await receive())["type"] == "http.request":
+                self.read += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    break
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": 200,
+                    "headers": [(b"content-type", b"text/html; charset=utf-8")],
+                }
+            )
+            await send({"type": "http.response.body", "body": b"<script>a</script><scripted>", "more_body": True})
+            await send({"type": "http.response.body", "body": b"<script src='b'>"})
+
+        self._guard = Guard(app, names={"studio.local"}, suffix=suffix, files=files)
+
+    def ask(
+        self, path: str = "/", method: str = "GET", body: tuple[bytes, ...] = (b"",), **headers: str
+    ) -> tuple[int, bytes, dict[bytes, bytes]]:
+        sent: list[Any] = []
+        chunks = [{"type": "http.request", "body": chunk, "more_body": chunk is not body[-1]} for chunk in body]
+
+        async def receive() -> Any:
+            return chunks.pop(0)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        wire = {"host": "127.0.0.1:7860", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        scope = {
+            "type": "http", "path": path, "method": method,
+            "headers": [(name.encode(), value.encode()) for name, value in wire.items()],
+        }  # fmt: skip
+        asyncio.run(self._guard(scope, receive, send))
+        return sent[0]["status"], b"".join(each.get("body", b"") for each in sent[1:]), dict(sent[0]["headers"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost:7860"}, 200),
+        ({"host": "studio.local"}, 200),
+        ({"host": "[::1]:7860"}, 200),
+        ({"host": "evil.example:7860"}, 421),
+        ({"host": "127.0.0.1.evil.example"}, 421),
+        ({"host": ""}, 421),
+        ({"host": "["}, 421),
+        ({"origin": "http://127.0.0.1:7860"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "http://127.0.0.1:8000"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec_fetch_site": "cross-site", "sec_fetch_mode": "no-cors"}, 403),
+        ({"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate"}, 200),
+        ({"sec_fetch_site": "same-origin", "sec_fetch_mode": "cors"}, 200),
+    ],
+)
+def test_other_names_and_other_sites_are_refused(headers: dict[str, Any], status: int, tmp_path: Path) -> None:
+    assert Served(tmp_path).ask(**headers)[0] == status
+
+
+def test_a_tunnel_is_let_through_only_where_it_was_asked_for(tmp_path: Path) -> None:
+    assert Served(tmp_path).ask(host="abc.gradio.live")[0] == 421
+    assert Served(tmp_path, suffix=".gradio.live").ask(host="abc.gradio.live")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=../../etc/passwd",
+        "/gradio_api/file={inside}/../secret",
+        "/gradio_api/file={inside}/%2e%2e/secret",
+        "/gradio_api/file={inside}/%252e%252e/secret",
+        "/gradio_api/file/etc/passwd",
+        "/file=/etc/passwd",
+        "/gradio_api/file=http://127.0.0.1/",
+        "/gradio_api/file={inside}/link",
+        "/gradio_api/file={inside}/\0",
+    ],
+)
+def test_no_file_but_the_studios_own_is_served(path: str, tmp_path: Path) -> None:
+    inside = tmp_path / "files"
+    inside.mkdir()
+    (tmp_path / "secret").write_text("x")
+    (inside / "link").symlink_to(tmp_path / "secret")
+    assert Served(inside).ask(path.format(inside=inside))[0] == 403
+    assert Served(inside).ask(f"/gradio_api/file={inside}/a/b.json")[0] == 200
+
+
+def test_uploads_are_bounded_whatever_they_say_of_their_length(tmp_path: Path) -> None:
+    served = Served(tmp_path)
+    assert served.ask(method="POST", content_length=str(MOST_UPLOADED + 1))[0] == 413
+    assert served.ask(method="POST", content_length="many")[0] == 400
+    served.ask(method="POST", body=(b"x" * 2**20,) * 40)
+    assert served.read <= MOST_UPLOADED
+
+
+def test_pages_run_only_the_scripts_that_were_sent(tmp_path: Path) -> None:
+    _, body, headers = Served(tmp_path).ask()
+    policy = headers[b"content-security-policy"].decode()
+    nonce = policy.split("'nonce-")[1].split("'")[0]
+    assert body == f'<script nonce="{nonce}">a</script><scripted><script nonce="{nonce}" src=\'b\'>'.encode()
+    assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
+    assert int(headers[b"content-length"]) == len(body)
+    assert Served(tmp_path).ask()[1] != body
