@@ -190,7 +190,8 @@ def test_a_training_is_started_watched_and_stopped(page: Any, studio: tuple[str,
     page.fill("#train-name textarea, #train-name input", "mine")
     page.fill("#train-sample input", "20")
     page.fill(
-        "#train-overrides textarea", "data.max_length=512\nask.questions=[]\neval.every=null\ntrain.save_every=50"
+        "#train-overrides textarea",
+        "data.max_length=512\nask.questions=[]\neval.every=null\ntrain.epochs=200\ntrain.save_every=50",
     )
     page.keyboard.press("Tab")
     wait_for_text(page, "#train-command", "train.save_every=50")
