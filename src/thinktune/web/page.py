@@ -26,11 +26,13 @@ def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
     with gr.Blocks(title="thinktune", analytics_enabled=False) as demo:
         gr.Markdown(label("about"))
         models = gr.Markdown(elem_id="model-state")
+        # Not within its tab: what is in a tab that was not opened yet is not kept.
+        rater = gr.BrowserState({}, storage_key="thinktune-rater", secret="thinktune")
         with gr.Tab(label("chat"), id="chat"):
             chat = ChatTab(studio)
 
         with gr.Tab(label("rate"), id="rate"):
-            rate = RateTab(studio)
+            rate = RateTab(studio, rater)
         with gr.Tab(label("batch"), id="batch"):
             batch = BatchTab(studio)
         with gr.Tab(label("runs"), id="runs"):

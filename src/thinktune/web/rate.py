@@ -44,8 +44,9 @@ class RateTab:
     Which pair is shown is kept in the session, and never which model is on which side: the browser does not learn it.
     """
 
-    def __init__(self, studio: Studio) -> None:
+    def __init__(self, studio: Studio, rater_kept: gr.BrowserState) -> None:
         self._studio = studio
+        self.rater_kept = rater_kept
         self._build()
 
     @property
@@ -55,7 +56,6 @@ class RateTab:
     def _build(self) -> None:
         found = names(self._folder)
         self.shown = gr.State(None)  # id of the question and both models, on the server
-        self.rater_kept = gr.BrowserState({}, storage_key="thinktune-rater", secret="thinktune")
         with gr.Row():
             self.rater = gr.Textbox(label=label("rater"), max_length=60, elem_id="rate-rater")
             self.study = gr.Dropdown(
