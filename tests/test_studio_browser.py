@@ -198,13 +198,9 @@ def test_a_training_is_started_watched_and_stopped(page: Any, studio: tuple[str,
     assert "data.sample=20" in page.inner_text("#train-command")
     wait_for_text(page, "#train-yaml", "max_length: 512")
     page.click("#train-start")
-    page.wait_for_function(
-        "[...document.querySelectorAll('#runs-table tr')].some(row => /mine.*training.*[1-9]/s.test(row.innerText))"
-    )
+    page.wait_for_function(r"/mine\s+training\s+[1-9]/.test(document.querySelector('#runs-table').innerText)")
     page.click("#runs-stop")
-    page.wait_for_function(
-        "[...document.querySelectorAll('#runs-table tr')].some(row => /mine.*unfinished/s.test(row.innerText))"
-    )
+    page.wait_for_function(r"/mine\s+unfinished/.test(document.querySelector('#runs-table').innerText)")
     assert list((studio[1] / "mine/checkpoints").glob("checkpoint-*/adapter_model.safetensors"))
 
 
