@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ class Scratch:
         return self._memory[: rows * columns].view(rows, columns)
 
 
-class Projection:
+class Projection(ABC):
     """`x W'` and `g W` over joined, frozen weights W [out, in].
 
     Attributes:
@@ -39,13 +40,13 @@ class Projection:
     def quantised(self) -> bool:
         return self.weight_scale is not None
 
+    @abstractmethod
     def product(self, x: Rows) -> torch.Tensor:
         """[tokens, in] -> [tokens, out]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def input_grad(self, g: Rows) -> torch.Tensor:
         """[tokens, out] -> [tokens, in]."""
-        raise NotImplementedError
 
 
 class DenseProjection(Projection):
