@@ -91,6 +91,7 @@ def measure_first_tokens(url: str, pool: Any, model: str) -> None:
             page.click("#chat-new")
             page.wait_for_function("!document.querySelector('#chat-left .bot')")
             page.fill("#chat-question textarea", QUESTION)
+            page.wait_for_timeout(500)  # else the click may come before the page has taken the question in
             page_times.append(page.evaluate(_TIME_TO_FIRST_TOKEN))
             page.wait_for_timeout(1500)
     # The first of each warms up.
