@@ -216,7 +216,7 @@ def main() -> None:
             answer = vars(contestants()[task.name](task))
     except (Missing, ModuleNotFoundError) as error:
         answer = {"missing": str(error)}
-    except Exception as error:
+    except Exception as error:  # whatever a contestant dies of is its line of the table
         first = (str(error).strip().splitlines() or [""])[0]
         answer = {"error": f"{type(error).__name__}: {first[:160]}"}
         if os.environ.get("BENCH_TRACE"):
