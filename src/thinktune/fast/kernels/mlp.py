@@ -22,6 +22,7 @@ def _gate_and_up(gate_up, low_gate, low_up, b_gate, b_up, place, mask, F: tl.con
 def _swiglu_kernel(
     gate_up, low, b, a, out, low_out, tokens,
     F: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(1) * BM
     own = tl.arange(0, BM)
@@ -36,7 +37,7 @@ def _swiglu_kernel(
     low_gate = tl.load(low + low_place, mask=low_mask, other=0.0)
     low_up = tl.load(low + low_place + RANK, mask=low_mask, other=0.0)
     sums = tl.zeros([BM, R], tl.float32)
-    for block in range(STEPS):
+    for block in tl.range(0, STEPS, 1, num_stages=STAGES):
         columns = (tl.program_id(0) * STEPS + block) * BC + tl.arange(0, BC)
         inside = columns < F
         mask = live[:, None] & inside[None, :]
@@ -74,7 +75,7 @@ def swiglu(
     grid = (triton.cdiv(width, bc * steps), triton.cdiv(tokens, bm))
     _swiglu_kernel[grid](
         gate_up, low, b, a, out, low_down, tokens,
-        F=width, R=tile_of(rank), RANK=rank, BM=bm, BC=bc, STEPS=steps, num_warps=4,
+        F=width, R=tile_of(rank), RANK=rank, BM=bm, BC=bc, STEPS=steps, STAGES=3 if rank <= 32 else 2, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -83,6 +84,7 @@ def swiglu(
 def _swiglu_grad_kernel(
     gate_up, low, b, a, g, g_low_down, g_low, g_b, g_a, tokens, scaling,
     F: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * BC + tl.arange(0, BC)
     inside = columns < F
@@ -99,7 +101,7 @@ def _swiglu_grad_kernel(
     of_gate = tl.zeros([BC, R], tl.float32)
     of_up = tl.zeros([BC, R], tl.float32)
     of_down = tl.zeros([R, BC], tl.float32)
-    for step in range(STEPS):
+    for step in tl.range(0, STEPS, 1, num_stages=STAGES):
         rows = (tl.program_id(1) * STEPS + step) * BM + tl.arange(0, BM)
         live = rows < tokens
         mask = live[:, None] & inside[None, :]
@@ -161,6 +163,6 @@ def swiglu_grad(
     grid = (triton.cdiv(width, bc), triton.cdiv(tokens, bm * steps))
     _swiglu_grad_kernel[grid](
         gate_up, low, b, a, g, g_low_down, g_low, g_b, g_a, tokens, scaling,
-        F=width, R=tile_of(rank), RANK=rank, BM=bm, BC=bc, STEPS=steps, num_warps=4,
+        F=width, R=tile_of(rank), RANK=rank, BM=bm, BC=bc, STEPS=steps, STAGES=2, num_warps=4,
     )  # fmt: skip
     return gate_up if weight_scale is None else quantise(gate_up, weight_scale)

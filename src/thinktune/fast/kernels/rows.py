@@ -15,7 +15,7 @@ def _rows_kernel(
     x, y, low, b, norm, a, total, out, scale, low_out, tokens, eps,
     WIDTH: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, LOWS: tl.constexpr, L: tl.constexpr,
     ADD: tl.constexpr, NORM: tl.constexpr, LOW: tl.constexpr, WRITE: tl.constexpr, QUANT: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr,
+    BM: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     live = rows < tokens
@@ -27,7 +27,7 @@ def _rows_kernel(
     squares = tl.zeros([BM], tl.float32)
     peak = tl.zeros([BM], tl.float32)
     sums = tl.zeros([BM, L], tl.float32)
-    for first in range(0, WIDTH, BC):
+    for first in tl.range(0, WIDTH, BC, num_stages=STAGES):
         columns = first + tl.arange(0, BC)
         inside = columns < WIDTH
         mask = live[:, None] & inside[None, :]
@@ -65,7 +65,7 @@ def _rows_kernel(
             factor = factor / step
         if ADD:
             tl.debug_barrier()  # what other threads of this program stored is read below
-        for first in range(0, WIDTH, BC):
+        for first in tl.range(0, WIDTH, BC, num_stages=STAGES):
             columns = first + tl.arange(0, BC)
             mask = live[:, None] & (columns < WIDTH)[None, :]
             place = start_of + columns[None, :]
@@ -118,12 +118,12 @@ def add_norm_project(
     low_out = x.new_empty(tokens, lows) if a is not None else None
     data, scale = (out.rows, out.scale) if isinstance(out, Quantised) else (out, None)
     weight, eps = norm or (None, 0.0)
-    size, bc = (16, 256) if norm else (32, 128) if update else (16, 128)  # the fastest on an H100
-    _rows_kernel[blocks(tokens, size)](
+    bc = 256 if norm and update is None else 128  # as all sizes here, the fastest on an H100
+    _rows_kernel[blocks(tokens, 32)](
         x, y, low, b, weight, a, total, data, scale, low_out, tokens, eps,
         WIDTH=width, R=tile_of(rank), RANK=rank, LOWS=lows, L=tile_of(lows),
         ADD=update is not None, NORM=norm is not None, LOW=a is not None, WRITE=write, QUANT=in_fp8,
-        BM=size, BC=bc if lows <= 64 else 64, num_warps=4,
+        BM=32, BC=bc if lows <= 64 else 64, STAGES=2 if norm else 3, num_warps=4,
     )  # fmt: skip
     return total, out, low_out
 
@@ -132,6 +132,7 @@ def add_norm_project(
 def _output_grad_kernel(
     g, low, b, g_low, g_b, tokens, scaling,
     WIDTH: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * BC + tl.arange(0, BC)
     inside = columns < WIDTH
@@ -140,7 +141,7 @@ def _output_grad_kernel(
     b_mask = inside[:, None] & (rank < RANK)[None, :]
     b_tile = tl.load(b + b_place, mask=b_mask, other=0.0)
     of_b = tl.zeros([BC, R], tl.float32)
-    for step in range(STEPS):
+    for step in tl.range(0, STEPS, 1, num_stages=STAGES):
         rows = (tl.program_id(1) * STEPS + step) * BM + tl.arange(0, BM)
         live = rows < tokens
         low_place = rows[:, None] * RANK + rank[None, :]
@@ -175,11 +176,11 @@ def output_grad(
         `g` as it goes into the product with the frozen weight.
     """
     tokens, width = g.shape
-    bm, bc, steps = 64, 64, 8
+    bm, bc, steps = 64, 128, 8
     grid = (triton.cdiv(width, bc), triton.cdiv(tokens, bm * steps))
     _output_grad_kernel[grid](
         g, low, b, g_low, g_b, tokens, scaling,
-        WIDTH=width, R=tile_of(low.shape[1]), RANK=low.shape[1], BM=bm, BC=bc, STEPS=steps, num_warps=4,
+        WIDTH=width, R=tile_of(low.shape[1]), RANK=low.shape[1], BM=bm, BC=bc, STEPS=steps, STAGES=2, num_warps=4,
     )  # fmt: skip
     return g if weight_scale is None else quantise(g, weight_scale)
 
@@ -188,6 +189,7 @@ def output_grad(
 def _input_grad_kernel(
     g, g_low, a, x, norm, residual, out, g_a, tokens, eps,
     WIDTH: tl.constexpr, LOWS: tl.constexpr, L: tl.constexpr, NORM: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     live = rows < tokens
@@ -201,7 +203,7 @@ def _input_grad_kernel(
     mean = tl.zeros([BM], tl.float32)
     if NORM:
         squares = tl.zeros([BM], tl.float32)
-        for first in range(0, WIDTH, BC):
+        for first in tl.range(0, WIDTH, BC, num_stages=STAGES):
             columns = first + tl.arange(0, BC)
             inside = columns < WIDTH
             mask = live[:, None] & inside[None, :]
@@ -215,7 +217,7 @@ def _input_grad_kernel(
             mean += tl.sum(value * grad, 1)
         inverse = tl.rsqrt(squares / WIDTH + eps)
         mean = mean * inverse * inverse / WIDTH
-    for first in range(0, WIDTH, BC):
+    for first in tl.range(0, WIDTH, BC, num_stages=STAGES):
         columns = first + tl.arange(0, BC)
         inside = columns < WIDTH
         mask = live[:, None] & inside[None, :]
@@ -260,10 +262,10 @@ def input_grad(
     lows = a.shape[0] * a.shape[1]
     weight, eps = norm or (None, 0.0)
     out = g if into is None else into
-    bc, warps = (64, 4) if norm else (128, 8)  # the fastest on an H100
-    _input_grad_kernel[blocks(tokens, 32)](
+    bm, bc = (64, 64) if lows <= 64 else (32, 32)
+    _input_grad_kernel[blocks(tokens, bm)](
         g, g_low, a, x, weight, residual, out, g_a, tokens, eps,
         WIDTH=width, LOWS=lows, L=tile_of(lows), NORM=norm is not None,
-        BM=32, BC=bc if lows <= 64 else 32, num_warps=warps,
+        BM=bm, BC=bc, STAGES=3 if lows <= 64 else 2, num_warps=4,
     )  # fmt: skip
     return out
