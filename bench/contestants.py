@@ -1,4 +1,4 @@
-"""One contestant of bench/train.py, in a process of its own: trains a few steps and prints a line of JSON.
+"""The contestants of bench/train.py, each run in a process of its own.
 
 `ours*` goes through what `thinktune train` itself uses: load_model, the plan, the adapter, the fused layers, the loss;
 `verb*` is that command, called. The others are in peers.py.
@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -201,12 +202,14 @@ def contestants() -> dict[str, Callable[[Task], Result]]:
     return found
 
 
-def main() -> None:
-    values = json.loads(sys.argv[1])
-    task = Task(**{**values, "workload": Workload(**values["workload"])})
+def compete(values: dict[str, Any], log: str, answers: Any) -> None:
+    """Run in a process of its own: send what came of it; what libraries print goes into the log."""
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    Path(task.folder).mkdir(parents=True, exist_ok=True)
+    task = Task(**{**values, "workload": Workload(**values["workload"])})
     try:
         if task.name == "ceiling":
             answer: dict[str, Any] = ceiling(task)
@@ -217,13 +220,9 @@ def main() -> None:
     except (Missing, ModuleNotFoundError) as error:
         answer = {"missing": str(error)}
     except Exception as error:  # whatever a contestant dies of is its line of the table
+        traceback.print_exc()
         first = (str(error).strip().splitlines() or [""])[0]
         answer = {"error": f"{type(error).__name__}: {first[:160]}"}
-        if os.environ.get("BENCH_TRACE"):
-            raise
-    print("\nRESULT " + json.dumps(answer), flush=True)
+    answers.send(answer)
+    answers.close()
     os._exit(0)  # threads of libraries may take their time
-
-
-if __name__ == "__main__":
-    main()
