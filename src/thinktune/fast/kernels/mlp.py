@@ -86,7 +86,7 @@ def _swiglu_grad_kernel(
     F: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    columns = tl.program_id(0) * BC + tl.arange(0, BC)
+    columns = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = columns < F
     rank = tl.arange(0, R)
     trained = rank < RANK
@@ -102,7 +102,7 @@ def _swiglu_grad_kernel(
     of_up = tl.zeros([BC, R], tl.float32)
     of_down = tl.zeros([R, BC], tl.float32)
     for step in tl.range(0, STEPS, 1, num_stages=STAGES):
-        rows = (tl.program_id(1) * STEPS + step) * BM + tl.arange(0, BM)
+        rows = (tl.program_id(0) * STEPS + step) * BM + tl.arange(0, BM)
         live = rows < tokens
         mask = live[:, None] & inside[None, :]
         low_mask = live[:, None] & trained[None, :]
@@ -160,7 +160,8 @@ def swiglu_grad(
     tokens, width = g.shape
     rank = a.shape[1]
     bm, bc, steps = 64, 64, 16
-    grid = (triton.cdiv(width, bc), triton.cdiv(tokens, bm * steps))
+    # Rows first: blocks that run at the same time then add to different rows of g_low.
+    grid = (triton.cdiv(tokens, bm * steps), triton.cdiv(width, bc))
     _swiglu_grad_kernel[grid](
         gate_up, low, b, a, g, g_low_down, g_low, g_b, g_a, tokens, scaling,
         F=width, R=tile_of(rank), RANK=rank, BM=bm, BC=bc, STEPS=steps, STAGES=2, num_warps=4,
