@@ -224,7 +224,7 @@ def compete(values: dict[str, Any], log: str, answers: Any) -> None:
             answer = vars(contestants()[task.name](task))
     except (Missing, ModuleNotFoundError) as error:
         answer = {"missing": str(error)}
-    except Exception as error:  # whatever a contestant dies of is its line of the table
+    except Exception as error:  # noqa: BLE001 - whatever a contestant dies of is its line of the table
         traceback.print_exc()
         first = (str(error).strip().splitlines() or [""])[0]
         answer = {"error": f"{type(error).__name__}: {first[:160]}"}

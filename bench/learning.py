@@ -1,7 +1,7 @@
 """What training learns: the loss on examples that were not trained, by plain PEFT, by ours, and by ours over fp8.
 
-    python bench/learning.py ROWS.jsonl                                    # one epoch of the built-in model, three seeds
-    python bench/learning.py builtin:arithmetic --set data.sample=64 --variants plain,ours --seeds 1       # on a CPU
+    python bench/learning.py ROWS.jsonl          # one epoch of the built-in model, three seeds
+    python bench/learning.py builtin:arithmetic --set data.sample=64 --variants plain,ours --seeds 1    # on a CPU
 
 Every row is one `thinktune train` with the same settings, rows in the same order and the same first adapter. `plain` is
 that command with all that is ours taken out of the model: PEFT's own linear layers, transformers' own attention and

@@ -141,14 +141,13 @@ _LIBRARIES = ("thinktune.fitting", "thinktune.workbench", "datasets", "trl.train
 def ask(name: str, task: dict[str, Any], timeout: float) -> dict[str, Any]:
     """Run one contestant in a process of its own and return what it sends.
 
-    It is forked from one that has the libraries imported, which would take longer than the training itself. Unsloth wants
-    to be imported before them, and a command has to import them for itself: these two start afresh.
+    It is forked from one that has the libraries imported, which would take longer than the training itself. These start
+    afresh: Unsloth, which wants to be imported before them, a command, which has to import them for itself, and whatever
+    runs on a CPU, where memory that is shared with the parent would not be counted.
     """
     import torch
 
-    fresh = (
-        name.startswith(("verb", "unsloth")) or not torch.cuda.is_available()
-    )  # memory of the forked is not their own
+    fresh = name.startswith(("verb", "unsloth")) or not torch.cuda.is_available()
     context = multiprocessing.get_context("spawn" if fresh else "forkserver")
     if not fresh:
         # Asked through the driver's library, CUDA would be set up in the parent, and lost to its forks.
