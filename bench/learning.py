@@ -5,7 +5,7 @@
 
 Every row is one `thinktune train` with the same settings, rows in the same order and the same first adapter. `plain` is
 that command with all that is ours taken out of the model: PEFT's own linear layers, transformers' own attention and
-logits, a document at a time. The loss is that of the adapter merged into the base in its own dtype, taken with
+logits, on padded rows. The loss is that of the adapter merged into the base in its own dtype, taken with
 transformers alone, in nats a trained token; the fall is from the base model's.
 """
 
@@ -22,6 +22,7 @@ from unittest import mock
 
 import torch
 from rich.console import Console
+from torch.nn.utils.rnn import pad_sequence
 
 from thinktune.config import Config, parse_config
 from thinktune.data import Tokens
@@ -82,26 +83,26 @@ def learn(config: Config, *, plain: bool) -> dict[str, Any]:
                 "thinktune.workbench.fuse_lora": lambda model: 0,
                 "thinktune.workbench.add_summed_loss": add_plain_loss,
                 "thinktune.fitting.packed_documents": lambda model: nullcontext(),
-                "thinktune.train.documents_are_isolated": lambda model, examples: True,  # they run one at a time
+                "thinktune.train.documents_are_isolated": lambda model, examples: True,  # as rows
             }.items():
                 stack.enter_context(mock.patch(name, own))
         return train(config, console=Console(file=io.StringIO()))
 
 
 def add_plain_loss(model: Any) -> None:
-    """Let the model take a packed batch and run its documents one by one, as transformers alone would."""
+    """Let the model take a packed batch apart and run its documents as rows padded to the longest."""
     original = model.forward
 
     def forward(self: Any, positions: torch.Tensor, targets: torch.Tensor, **batch: Any) -> dict[str, torch.Tensor]:
-        losses, start = [], 0
-        labels = torch.full_like(batch["input_ids"][0], -100)
+        lengths, packed = batch["document_lengths"], batch["input_ids"][0]
+        labels = torch.full_like(packed, -100)
         labels[positions + 1] = targets
-        for length in batch["document_lengths"]:
-            part = slice(start, start + length)
-            logits = original(input_ids=batch["input_ids"][:, part], use_cache=False).logits[0, :-1].float()
-            losses.append(torch.nn.functional.cross_entropy(logits, labels[part][1:], reduction="sum"))
-            start += length
-        return {"loss": torch.stack(losses).sum()}
+        rows = pad_sequence(packed.split(lengths), batch_first=True)
+        wanted = pad_sequence(labels.split(lengths), batch_first=True, padding_value=-100)
+        there = pad_sequence(torch.ones_like(packed).split(lengths), batch_first=True)
+        logits = original(input_ids=rows, attention_mask=there, use_cache=False).logits[:, :-1].float()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted[:, 1:].flatten(), reduction="sum")
+        return {"loss": loss}
 
     model.forward = types.MethodType(forward, model)
 

@@ -61,6 +61,7 @@ def main() -> None:
         "--cell", default="bf16", help=f"rows, length, accumulation, limit and contestants of {', '.join(CELLS)}"
     )
     cli.add_argument("--only", help=f"contestants: {', '.join(contestants())}")
+    cli.add_argument("--skip", default="", help="contestants to leave out")
     cli.add_argument("--shape", choices=SHAPES, default="3b")
     cli.add_argument("--rows", type=int, help="documents a batch")
     cli.add_argument("--length", type=int, help="tokens a document; 0: long reasoning, 32,768 tokens a step")
@@ -96,7 +97,7 @@ def main() -> None:
         print(f"\n{cell_name}: {describe(cell)}\n{HEADER}", flush=True)
         results = everything[cell_name] = {"task": task}
         flops = flops_a_token(args.shape, workload)
-        for name in cell.only.split(","):
+        for name in (name for name in cell.only.split(",") if name not in args.skip.split(",")):
             results[name] = ask(name, task, args.timeout)
             print(row(name, results[name], flops, ceilings), flush=True)
     if args.json:
@@ -135,15 +136,16 @@ def flops_a_token(shape: str, workload: Workload) -> float:
     return 4.0 * weights + 7 * hidden * sizes["num_hidden_layers"] * attended
 
 
-_LIBRARIES = ("thinktune.fitting", "thinktune.workbench", "datasets", "trl.trainer.sft_trainer", "torch._dynamo")
+_LIBRARIES = ("torch._dynamo", "datasets", "transformers.models.qwen2.modeling_qwen2")
+"""Not PEFT, nor what imports it: it imports bitsandbytes, which asks CUDA, and CUDA does not survive a fork."""
 
 
 def ask(name: str, task: dict[str, Any], timeout: float) -> dict[str, Any]:
     """Run one contestant in a process of its own and return what it sends.
 
-    It is forked from one that has the libraries imported, which would take longer than the training itself. These start
-    afresh: Unsloth, which wants to be imported before them, a command, which has to import them for itself, and whatever
-    runs on a CPU, where memory that is shared with the parent would not be counted.
+    It is forked from one that has most libraries imported, which would take longer than the training itself. Three
+    start afresh: Unsloth, which wants to be imported first; a command, which has to import for itself; and whatever
+    runs on a CPU, where memory shared with the parent would not be counted.
     """
     import torch
 

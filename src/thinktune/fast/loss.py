@@ -30,6 +30,7 @@ class _HeadLoss(torch.autograd.Function):
             total += loss
             if grad is not None:
                 torch.mm(g_logits, weight, out=grad[chunk])
+            del g_logits  # before the next chunk's are made
         if grad is not None:
             ctx.save_for_backward(grad)
         return total
