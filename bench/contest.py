@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -64,12 +65,21 @@ def peaks() -> tuple[float, float]:
     return torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
 
 
-def reset_peaks() -> None:
-    """Loading is not counted: it may need more, for a moment, than training."""
+def begin_training(limit: float | None) -> None:
+    """Count and limit memory from here on: loading may need more, for a moment, than training.
+
+    Args:
+        limit: GiB that the allocator may reserve, fragments included.
+    """
     import torch
 
     if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+        if limit is not None:
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit * 2**30 / total))
 
 
 def synchronize() -> None:
@@ -77,12 +87,3 @@ def synchronize() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def set_limit(gib: float | None) -> None:
-    """Let the allocator refuse what goes beyond, fragments included."""
-    import torch
-
-    if gib is not None and torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total))

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from contest import LEARNING_RATE, MAX_NORM, WARM_UP, Missing, Result, Task, reset_peaks, set_limit, synchronize
+from contest import LEARNING_RATE, MAX_NORM, WARM_UP, Missing, Result, Task, begin_training, synchronize
 from peers import PEERS, peer
 from workload import TARGETS, Workload, as_tokens, model_folder, write_rows
 
@@ -35,8 +35,9 @@ def config_for(task: Task, quantize: str, **changes: Any) -> Any:
         "lora": {"r": task.rank, "alpha": 2 * task.rank, "targets": list(TARGETS)},
         "data": {"max_length": work.length or 16384},
         "train": {
-            "packing": False,
-            "batch_size": work.rows,
+            "packing": not work.length,
+            "pack_length": None if work.length else 32768,
+            "batch_size": work.rows if work.length else 1,
             "accumulation": work.accumulation,
             "learning_rate": LEARNING_RATE,
             "scheduler": "constant",
@@ -63,10 +64,9 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
     from thinktune.trainer import PackedCollator
     from thinktune.workbench import adapter_to_train
 
-    set_limit(task.limit)
     config = config_for(task, quantize)
     loaded = load_model(config.model, load=config.load, quantize=config.quantize)
-    reset_peaks()
+    begin_training(task.limit)
     steps = task.workload.documents(loaded.model.config.vocab_size)
     examples = as_tokens([ids for step in steps for ids in step])
     plan = plan_training(config, loaded, examples, may_fuse=fused)

@@ -97,6 +97,7 @@ def read_options() -> argparse.Namespace:
 def rows_of(part: str) -> Iterator[dict[str, Any]]:
     """Measure one part in a process of its own, so that the memory of the one before it is free."""
     environment = vllm_environment(device())
+    environment["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"  # this process has asked CUDA, which no fork survives
     python = os.environ.get("THINKTUNE_VLLM_PYTHON") if part.startswith("vllm") else None
     with subprocess.Popen(
         [python or sys.executable, __file__, *sys.argv[1:], "--part", part],

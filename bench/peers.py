@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from contest import LEARNING_RATE, MAX_NORM, Missing, Result, Task, reset_peaks, set_limit, synchronize
+from contest import LEARNING_RATE, MAX_NORM, Missing, Result, Task, begin_training, synchronize
 from workload import TARGETS, model_folder
 
 
@@ -36,7 +36,6 @@ def peer(task: Task, kind: Peer) -> Result:
 
     if kind.liger:
         _require("liger-kernel")
-    set_limit(task.limit)
     on_gpu = torch.cuda.is_available()
     arguments: dict[str, Any] = {"device_map": {"": 0}} if on_gpu else {}
     if kind.base != "none":
@@ -74,7 +73,6 @@ def _with_unsloth(task: Task, kind: Peer) -> tuple[Any, Any]:
     import torch
     from unsloth import FastLanguageModel
 
-    set_limit(task.limit)
     longest = task.workload.length or 16384
     model, tokenizer = FastLanguageModel.from_pretrained(
         str(model_folder(task.shape, Path(task.folder))), max_seq_length=max(2048, longest), dtype=torch.bfloat16,
@@ -156,7 +154,7 @@ def train_peer(task: Task, kind: Peer, model: Any, tokenizer: Any) -> Result:
         trainer = trl.SFTTrainer(args=trl.SFTConfig(**fields), processing_class=tokenizer, **arguments)
     trainer.remove_callback(PrinterCallback)
     trainer._get_train_sampler = lambda *_: SequentialSampler(arguments["train_dataset"])  # the steps as they are
-    reset_peaks()
+    begin_training(task.limit)
     trainer.train()
     result.tokens = [sum(map(len, step)) for step in steps][: len(result.times)]
     return result.finish()

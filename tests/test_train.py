@@ -298,6 +298,22 @@ def test_dropout_above_zero_trains_through_plain_peft(tiny_model: Path, tmp_path
     assert lines[-2]["loss"] < lines[0]["loss"]
 
 
+def test_every_module_trains_in_training_mode_also_after_an_evaluation(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[bool] = []
+    original = ThinkTrainer.compute_loss
+
+    def compute_loss(self: ThinkTrainer, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        modes.append(all(module.training for module in model.modules()))
+        return original(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(ThinkTrainer, "compute_loss", compute_loss)
+    train = {"max_steps": 3, "eval_every": 1}
+    quietly(make_config(tiny_model, tmp_path / "run", data={"eval_fraction": 0.2}, train=train))
+    assert modes == [True] * 3
+
+
 def test_a_model_that_mixes_packed_documents_is_refused_with_what_to_set(tmp_path: Path) -> None:
     model = make_tiny_mamba(tmp_path / "mamba")
     targets = {"lora": {"targets": ["in_proj", "x_proj"]}}

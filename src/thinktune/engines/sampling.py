@@ -150,8 +150,18 @@ def _draw_filtered(scores: torch.Tensor, noise: torch.Tensor, limits: torch.Tens
     picked = ordered.gather(1, _invert((weights * kept).gather(1, order), noise)[:, None])[:, 0]
     if not whole.all():
         rest = ~whole
-        picked[rest] = _draw_filtered(scores[rest], noise[rest], limits[rest], scores.shape[-1])
+        picked[rest] = _draw_nucleus(scores[rest], noise[rest], top_p[rest], min_p[rest])
     return picked
+
+
+def _draw_nucleus(scores: torch.Tensor, noise: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
+    """The same without top_k, for any number of tokens: sorted once, and drawn from in the order of their ids."""
+    ordered = scores.sort(-1, descending=True).values
+    weights = _weights(ordered)
+    weights /= weights.sum(-1, True)
+    kept = (weights.cumsum(-1) - weights < top_p) & (weights >= min_p * weights[:, :1])
+    least = ordered.gather(1, kept.sum(-1, True) - 1)
+    return _invert(_weights(scores).masked_fill_(scores < least, 0), noise)
 
 
 def _weights(scores: torch.Tensor) -> torch.Tensor:

@@ -32,8 +32,8 @@ class FusedLayers:
         for number, layer in enumerate(self._layers):
             self.layers.append(FusedLayer(layer, number, rank, scaling, memory, scratch))
             layer.forward = types.MethodType(self._forward(self.layers[-1], type(layer).forward), layer)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()  # weights were joined: the single ones leave gaps of the wrong size
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # weights have moved: what the last layer's lay in
         norm = self._layers[0].input_layernorm.weight
         everything = [adapter for layer in self.layers for adapter in layer.adapters.values()]
         self._adapters = Adapters(everything, scaling, norm.dtype, norm.device)
