@@ -100,6 +100,7 @@ class FusedLayer:
             for group, modules in groups.items()
         }
         self.adapters = {group: Adapter(modules, rank, scaling) for group, modules in groups.items()}
+        self.parameters = [parameter for adapter in self.adapters.values() for parameter in adapter.parameters]
         self.norms = [
             (norm.weight, norm.variance_epsilon) for norm in (layer.input_layernorm, layer.post_attention_layernorm)
         ]
@@ -128,10 +129,6 @@ class FusedLayer:
     def is_disabled(self) -> bool:
         """Whether PEFT has switched the adapter off, or merged it."""
         return any(module.disable_adapters or module.merged for module in self._adapted)
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return [parameter for adapter in self.adapters.values() for parameter in adapter.parameters]
 
     def forward(self, hidden: torch.Tensor, batch: Batch, *, keep: bool) -> tuple[torch.Tensor, Saved | None]:
         """[tokens, width] -> [tokens, width], and what the backward pass will want."""

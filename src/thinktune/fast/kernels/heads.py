@@ -97,7 +97,7 @@ def rotate(
     """
     out = torch.empty_like(qkv) if heads.norms else qkv
     query_norm, key_norm, eps = heads.norms or (None, None, 0.0)
-    grid = (*blocks(len(qkv), 64), heads.query + 2 * heads.key)
+    grid = (blocks(len(qkv), 64), heads.query + 2 * heads.key)
     _rotate_kernel[grid](
         qkv, heads.bias, low, b, cos, sin, query_norm, key_norm, out, len(qkv), eps,
         QUERY=heads.query, KEY=heads.key, DIM=heads.dim, R=tile_of(b.shape[1]), RANK=b.shape[1],
@@ -197,7 +197,7 @@ def rotate_grad(
     out = low.new_empty(tokens, heads.width)
     query_norm, key_norm, eps = heads.norms or (None, None, 0.0)
     bm, steps = 64, 4
-    grid = (heads.query + 2 * heads.key, triton.cdiv(tokens, bm * steps))
+    grid = (heads.query + 2 * heads.key, blocks(tokens, bm * steps))
     _rotate_grad_kernel[grid](
         *grads, qkv, heads.bias, low, b, cos, sin, query_norm, key_norm,
         g_low, g_b, out, tokens, eps, scaling,

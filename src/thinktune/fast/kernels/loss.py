@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from thinktune.fast.kernels.launch import power_of_two
+
 
 @triton.jit
 def _cross_entropy_kernel(logits, targets, losses, VOCABULARY: tl.constexpr, GRAD: tl.constexpr, BC: tl.constexpr):
@@ -43,7 +45,7 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, *, grad: bool) ->
         targets: int64 [rows].
     """
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    size = min(4096, int(triton.next_power_of_2(logits.shape[1])))
+    size = min(4096, power_of_two(logits.shape[1]))
     _cross_entropy_kernel[(len(logits),)](
         logits, targets, losses, VOCABULARY=logits.shape[1], GRAD=grad, BC=size, num_warps=8
     )

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from thinktune.fast.kernels.launch import Rows, dot, quantise, tile_of
+from thinktune.fast.kernels.launch import Rows, blocks, dot, quantise, tile_of
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def swiglu(
     tokens, width, rank = gate_up.shape[0], gate_up.shape[1] // 2, a.shape[1]
     out = gate_up.new_empty(tokens, width)
     bm, bc, steps = 64, 64, 4
-    grid = (triton.cdiv(width, bc * steps), triton.cdiv(tokens, bm))
+    grid = (blocks(width, bc * steps), blocks(tokens, bm))
     _swiglu_kernel[grid](
         gate_up, low, b, a, out, low_down, tokens,
         F=width, R=tile_of(rank), RANK=rank, BM=bm, BC=bc, STEPS=steps, STAGES=3 if rank <= 32 else 2, num_warps=4,
@@ -161,7 +161,7 @@ def swiglu_grad(
     rank = a.shape[1]
     bm, bc, steps = 64, 64, 16
     # Rows first: blocks that run at the same time then add to different rows of g_low.
-    grid = (triton.cdiv(tokens, bm * steps), triton.cdiv(width, bc))
+    grid = (blocks(tokens, bm * steps), blocks(width, bc))
     _swiglu_grad_kernel[grid](
         gate_up, low, b, a, g, g_low_down, g_low, g_b, g_a, tokens, scaling,
         F=width, R=tile_of(rank), RANK=rank, BM=bm, BC=bc, STEPS=steps, STAGES=2, num_warps=4,

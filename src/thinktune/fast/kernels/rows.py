@@ -119,7 +119,7 @@ def add_norm_project(
     data, scale = (out.rows, out.scale) if isinstance(out, Quantised) else (out, None)
     weight, eps = norm or (None, 0.0)
     bc = 256 if norm and update is None else 128  # as all sizes here, the fastest on an H100
-    _rows_kernel[blocks(tokens, 32)](
+    _rows_kernel[(blocks(tokens, 32),)](
         x, y, low, b, weight, a, total, data, scale, low_out, tokens, eps,
         WIDTH=width, R=tile_of(rank), RANK=rank, LOWS=lows, L=tile_of(lows),
         ADD=update is not None, NORM=norm is not None, LOW=a is not None, WRITE=write, QUANT=in_fp8,
@@ -177,7 +177,7 @@ def output_grad(
     """
     tokens, width = g.shape
     bm, bc, steps = 64, 128, 8
-    grid = (triton.cdiv(width, bc), triton.cdiv(tokens, bm * steps))
+    grid = (blocks(width, bc), blocks(tokens, bm * steps))
     _output_grad_kernel[grid](
         g, low, b, g_low, g_b, tokens, scaling,
         WIDTH=width, R=tile_of(low.shape[1]), RANK=low.shape[1], BM=bm, BC=bc, STEPS=steps, STAGES=2, num_warps=4,
@@ -263,7 +263,7 @@ def input_grad(
     weight, eps = norm or (None, 0.0)
     out = g if into is None else into
     bm, bc = (64, 64) if lows <= 64 else (32, 32)
-    _input_grad_kernel[blocks(tokens, bm)](
+    _input_grad_kernel[(blocks(tokens, bm),)](
         g, g_low, a, x, weight, residual, out, g_a, tokens, eps,
         WIDTH=width, LOWS=lows, L=tile_of(lows), NORM=norm is not None,
         BM=bm, BC=bc, STAGES=3 if lows <= 64 else 2, num_warps=4,

@@ -7,6 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from thinktune.fast.kernels.launch import blocks
+
 
 @triton.jit
 def _transpose_kernel(weight, out, N, K, BN: tl.constexpr, BK: tl.constexpr):
@@ -21,7 +23,7 @@ def transpose(weight: torch.Tensor) -> torch.Tensor:
     """A contiguous copy [in, out] of one-byte weights [out, in]."""
     rows, columns = weight.shape
     out = weight.new_empty(columns, rows)
-    grid = (triton.cdiv(rows, 128), triton.cdiv(columns, 64))
+    grid = (blocks(rows, 128), blocks(columns, 64))
     _transpose_kernel[grid](weight.view(torch.uint8), out.view(torch.uint8), rows, columns, BN=128, BK=64, num_warps=8)
     return out
 
@@ -44,6 +46,6 @@ def _restore_kernel(weight, scale, out, WIDTH, E4M3: tl.constexpr, BC: tl.conste
 def restore(weight: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """Write `weight * scale` into `out` [out, in]: weights in int8, or e4m3 as uint8, with a float32 scale a row."""
     rows, columns = weight.shape
-    grid = (rows, triton.cdiv(columns, 2048))
+    grid = (rows, blocks(columns, 2048))
     _restore_kernel[grid](weight, scale, out, columns, E4M3=weight.dtype == torch.uint8, BC=2048, num_warps=8)
     return out
