@@ -249,6 +249,11 @@ class Sampling(_Section):
     seed: int | None = Field(None, description="null: the top-level seed")
     n: int = Field(1, ge=1, description="completions a prompt")
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_several(cls, stop: Any) -> Any:
+        return (stop,) if isinstance(stop, str) else stop
+
     @model_validator(mode="after")
     def _room_for_an_answer(self) -> Sampling:
         if self.think_budget is not None and self.think_budget >= self.max_tokens:

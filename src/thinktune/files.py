@@ -11,6 +11,20 @@ from pathlib import Path
 from typing import Any, TextIO
 
 
+_STARTS = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "Parquet",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+
+
+def foreign_kind(start: bytes) -> str | None:
+    """What a file is by its first bytes, where these cannot be UTF-8 text; None where they may be."""
+    return next((kind for magic, kind in _STARTS.items() if start.startswith(magic)), None)
+
+
 def write_text(file: Path, text: str) -> None:
     """Replace `file` atomically; a crash or a full disk leaves the old one."""
     with replacing_text(file) as stream:
