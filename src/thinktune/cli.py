@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from thinktune.config import Config, Infer, Quantize
+    from thinktune.config import Config, Infer
     from thinktune.predictions import PredictionScores
 
 app = typer.Typer(
@@ -45,7 +45,9 @@ ModelReference = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
-Quantization = Annotated[str, typer.Option("--quantize", help="none, int8 or nf4")]
+Quantization = Annotated[
+    Literal["none", "int8", "nf4", "fp8"], typer.Option("--quantize", help="hold the weights in fewer bits")
+]
 ThinkBudget = Annotated[
     int | None,
     typer.Option(
@@ -174,7 +176,7 @@ def ask(
     from thinktune.config import Sampling
 
     sampling = Sampling().changed(temperature=temperature, max_tokens=max_tokens, seed=seed, think_budget=think_budget)
-    ask(model, question, sampling=sampling, engine=engine, quantize=_quantize(quantize), raw=raw)
+    ask(model, question, sampling=sampling, engine=engine, quantize=quantize, raw=raw)
 
 
 @app.command()
@@ -271,7 +273,7 @@ def infer(
         model,
         _result_files(files, out),
         settings=_infer_settings(config, settings),
-        quantize=_quantize(quantize),
+        quantize=quantize,
         seed=seed,
         skip_bad=skip_bad,
         overwrite=overwrite,
@@ -390,19 +392,19 @@ def eval(
             raise UsageError("--harness brings data and sampling of its own: only --max-tokens, where a task sets none")
         _eval_harness(
             model, harness, out, path=harness_path, sample=sample, shots=shots, max_tokens=max_tokens or 1024,
-            engine=engine, quantize=_quantize(quantize), overwrite=overwrite, json=json,
+            engine=engine, quantize=quantize, overwrite=overwrite, json=json,
         )  # fmt: skip
     elif model is None or data is None:
         raise UsageError("name a MODEL and DATA, or --predictions and --gold, or a MODEL and --harness")
     elif gold is not None:
         _eval_items(
             model, data, gold, out, changes=sampling, tell_format=tell_format, engine=engine,
-            quantize=_quantize(quantize), seed=seed, overwrite=overwrite, json=json,
+            quantize=quantize, seed=seed, overwrite=overwrite, json=json,
         )  # fmt: skip
     else:
         _eval_data(
             model, data, out, split=split, sample=sample, changes=sampling, tell_format=tell_format, engine=engine,
-            quantize=_quantize(quantize), seed=seed, overwrite=overwrite, json=json,
+            quantize=quantize, seed=seed, overwrite=overwrite, json=json,
         )  # fmt: skip
 
 
@@ -557,7 +559,7 @@ def demo(
         port=port,
         share=share,
         password=password,
-        quantize=_quantize(quantize),
+        quantize=quantize,
         notify=_notify,
     )
     print(server.url, flush=True)
@@ -627,17 +629,17 @@ def _name(reference: str) -> str:
 def _result_files(files: list[str], out: Path | None) -> dict[str | Path, Path]:
     """Where the answers of each batch file go."""
     if len(files) == 1:
-        return {files[0]: out or Path("results.json")}
-    found: dict[str | Path, Path] = {file: (out or Path("results")) / f"{_name(file)}.json" for file in files}
+        found: dict[str | Path, Path] = {files[0]: out or Path("results.json")}
+    else:
+        found = {file: (out or Path("results")) / f"{_name(file)}.json" for file in files}
     if len(set(found.values())) < len(files):
         raise UsageError("two of the batch files have the same name", hint="answer them one by one, each with its -o")
+    for result in found.values():
+        if result.is_dir():
+            raise UsageError(f"the result file {result} is a folder", hint=f"for example -o {result / 'results.json'}")
+        if result.exists() and any(Path(file).exists() and result.samefile(file) for file in files):
+            raise UsageError(f"the result would replace the batch file {result}", hint="give it another name with -o")
     return found
-
-
-def _quantize(name: str) -> Quantize:
-    from thinktune.config import parse_config
-
-    return parse_config({"quantize": name}, where="--quantize").quantize
 
 
 def _stderr() -> Console:
@@ -672,11 +674,26 @@ def main() -> None:
     except ThinktuneError as error:
         _fail(error)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _fail(DiskFull(f"no space left on the disk: {error.filename or error}", hint="free some, then run it again"))
+        _fail_at_file(error)
     except KeyboardInterrupt:
         _fail(ThinktuneError("stopped"))
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_WRONG_PLACE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
+
+
+def _fail_at_file(error: OSError) -> None:
+    """What a disk, its rights or a name that a person chose stand in the way of; anything else is a bug."""
+    place = error.filename2 or error.filename
+    if error.errno in _NO_SPACE:
+        _fail(DiskFull(f"no space left on the disk: {place or error}", hint="free some, then run it again"))
+    elif place and error.errno in _WRONG_PLACE:
+        _fail(UsageError(f"{place}: {error.strerror}", hint="choose another place, or make this one writable"))
+    else:
+        raise error
 
 
 def _fail(error: ThinktuneError) -> None:

@@ -202,6 +202,8 @@ def _require_loggers(config: Config) -> None:
 
 def _check_run(run: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> None:
     """Make sure that the run folder may be used, before the time is spent to load anything."""
+    if file := next((place for place in (run.path, *run.path.parents) if place.exists() and not place.is_dir()), None):
+        raise RunFolderError(f"{run.path} cannot be a run folder: {file} is a file", hint="output=FOLDER goes elsewhere")
     if not run.exists:
         return
     if not run.config.exists():
