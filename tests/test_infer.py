@@ -6,9 +6,11 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +30,7 @@ from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import BatchFileError, DiskFull, GenerationError, Interrupted, UsageError
 from thinktune.infer import Inferred, infer, infer_file, infer_files, journal_of
 from thinktune.items import read_batch_file
-from thinktune.journal import Journal
+from thinktune.journal import Journal, Record
 from thinktune.models import Chat
 from thinktune.tasks.profiles import samplings
 
@@ -438,3 +440,29 @@ sampling = Sampling(max_tokens=60, temperature=1.0, stop=())
 settings = Infer(profiles={"math": sampling}, batch_tokens=2000)
 infer_file(sys.argv[1], sys.argv[2], Path(sys.argv[3]), settings=settings)
 """
+
+
+def test_what_the_disk_refused_behind_our_back_is_told_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = threading.Event()
+
+    def refuse_once(descriptor: int) -> None:
+        if not told.is_set():  # as the system does
+            told.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("thinktune.journal.os.fsync", refuse_once)
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.add("key", Record("a", 0, "text", "stop", None, 1))
+    assert told.wait(5)
+    with pytest.raises(DiskFull, match=r"j\.jsonl"):
+        journal.close()
+
+
+def test_progress_is_told_now_and_then_where_there_is_no_terminal(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thinktune.journal._TELL_SECONDS", 0.0)
+    bench.infer("".join(map(line, range(4))))
+    assert re.search(r"^2 of 4 completions, [\d,]+ tokens/s, 0:00:00 left$", bench.said.getvalue(), re.MULTILINE)

@@ -19,6 +19,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +32,7 @@ from thinktune.errors import DiskFull, Interrupted, UsageError
 
 _SYNC_SECONDS = 0.2
 _SHOW_SECONDS = 0.1
+_TELL_SECONDS = 60.0  # between two lines of progress where there is no terminal, as under nohup or in a batch system
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Journal:
         with telling_full_disk(self.file):
             try:
                 os.fsync(self._descriptor)
+                if self._failure:  # the system tells of a failed write once only
+                    raise self._failure
             finally:
                 os.close(self._descriptor)
 
@@ -357,12 +361,17 @@ def _with_progress(engine: Engine, requests: Sequence[Request], console: Console
         closing(engine.generate(requests)) as completions,
     ):
         line = progress.add_task("", total=total, speed="")
-        started = shown = time.perf_counter()
+        started = shown = told = time.perf_counter()
         tokens = 0
         for done, completion in enumerate(completions, start=1):
             tokens += len(completion.token_ids)
             now = time.perf_counter()
+            speed = f"{tokens / (now - started):,.0f} tokens/s"
             if now - shown > _SHOW_SECONDS or done == total:  # an update costs as much as writing the completion
                 shown = now
-                progress.update(line, completed=done, speed=f"{tokens / (now - started):,.0f} tokens/s")
+                progress.update(line, completed=done, speed=speed)
+            if now - told > _TELL_SECONDS and not console.is_terminal:
+                told = now
+                left = timedelta(seconds=round((now - started) / done * (total - done)))
+                console.print(f"{done:,} of {total:,} completions, {speed}, {left} left", soft_wrap=True)
             yield completion

@@ -1,8 +1,9 @@
 """Scores of a result file, wherever it was made: `thinktune eval --predictions res.json --gold gold.jsonl`.
 
 Gold is JSON lines `{"id", "type", "reference", …}`; code carries `test` and `entry_point`. Predictions are our result
-file, a list or JSON lines of `{"id", "content"}`, or one object from ids to contents. A content is a text or a list of
-several samples; `error` stands in place of one that failed, and `finish_reason: length` tells one that was cut off.
+file, a list or JSON lines of `{"id", "content"}`, one object from ids to contents, or the lines of OpenAI's batch API. A
+content is a text or a list of several samples; `error` stands in place of one that failed, and `finish_reason: length`
+tells one that was cut off.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def _gold_problem(record: Any, records: Mapping[str, Any]) -> str | None:
         return "has no id"
     if str(record["id"]) in records:
         return f"id {str(record['id'])!r} is there already"
-    if record.get("type") not in TASKS:
+    if record.get("type") not in tuple(TASKS):  # which, unlike a dictionary, may be asked for a list
         return f"type {record.get('type')!r} is not one of {', '.join(TASKS)}"
     return None if record.keys() & {"reference", "answer", "test"} else "has no reference"
 
@@ -176,12 +177,15 @@ def read_predictions(file: Path) -> dict[str, list[Prediction]]:
         entries = whole["results"]
     elif isinstance(whole, list):
         entries = whole
-    elif isinstance(whole, dict) and "id" not in whole:
+    elif isinstance(whole, dict) and not whole.keys() & {"id", "custom_id"}:
         entries = [{"id": name, "content": content} for name, content in whole.items()]
     else:
         entries = [_parse(line) for line in text.split("\n") if line.strip()]
     samples: dict[str, list[Prediction]] = {}
     for number, entry in enumerate(entries, start=1):
+        if isinstance(entry, dict) and "custom_id" in entry:
+            samples.setdefault(str(entry["custom_id"]), []).extend(_samples_of_openai(entry))
+            continue
         if not isinstance(entry, dict) or "id" not in entry:
             raise DataError(
                 f"{file}: entry {number} is not an object with an id",
@@ -191,6 +195,19 @@ def read_predictions(file: Path) -> dict[str, list[Prediction]]:
     if not samples:
         raise DataError(f"{file} has no predictions")
     return samples
+
+
+def _samples_of_openai(entry: Mapping[str, Any]) -> list[Prediction]:
+    """See `results`, which writes them too."""
+    try:
+        choices = entry["response"]["body"]["choices"]
+        contents = [
+            {"content": choice["message"]["content"], "finish_reason": choice.get("finish_reason")} for choice in choices
+        ]
+    except (KeyError, TypeError):  # an error stands in the place of a response
+        error = entry.get("error")
+        contents = [{"error": error.get("message") if isinstance(error, dict) else error}]
+    return [sample for content in contents for sample in _samples_of(content)]
 
 
 def _samples_of(entry: Mapping[str, Any]) -> list[Prediction]:
