@@ -247,3 +247,10 @@ def test_results_in_openais_form_are_scored_as_those_in_ours(tmp_path: Path) -> 
     }
     file.write_text(json.dumps(openai("m1", alone="stop")))
     assert read_predictions(file) == {"m1": [Prediction("alone")]}
+
+
+def test_items_of_a_type_that_has_no_prediction_at_all_are_wrong_and_not_unknown(tmp_path: Path) -> None:
+    (tmp_path / "res.jsonl").write_text(json.dumps({"id": "m1", "content": CONTENTS["m1"]}))
+    scores = score_predictions(tmp_path / "res.jsonl", write_gold(tmp_path)).types
+    strict = {kind: each.strict and each.strict.value for kind, each in scores.items()}
+    assert strict == {"math": 0.25, "choice": 0.0, "code-generate": 0.0, "generic-generate": None}

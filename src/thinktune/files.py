@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-
 _STARTS = {
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "a zip archive",

@@ -203,7 +203,9 @@ def _require_loggers(config: Config) -> None:
 def _check_run(run: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> None:
     """Make sure that the run folder may be used, before the time is spent to load anything."""
     if file := next((place for place in (run.path, *run.path.parents) if place.exists() and not place.is_dir()), None):
-        raise RunFolderError(f"{run.path} cannot be a run folder: {file} is a file", hint="output=FOLDER goes elsewhere")
+        raise RunFolderError(
+            f"{run.path} cannot be a run folder: {file} is a file", hint="output=FOLDER goes elsewhere"
+        )
     if not run.exists:
         return
     if not run.config.exists():
@@ -213,9 +215,10 @@ def _check_run(run: RunFolder, config: Config, *, resume: bool, overwrite: bool)
         if run.is_trained:
             raise RunFolderError(f"{run.path} is trained to its end", hint="--overwrite trains it anew")
     elif not overwrite:
-        state = "holds a finished run" if run.is_trained else "holds an unfinished run"
-        hint = "--resume goes on, --overwrite starts anew, output=FOLDER goes elsewhere"
-        raise RunFolderError(f"{run.path} {state}", hint)
+        hint = "--overwrite starts anew, output=FOLDER goes elsewhere"
+        if run.is_trained:
+            raise RunFolderError(f"{run.path} holds a finished run", hint)
+        raise RunFolderError(f"{run.path} holds an unfinished run", f"--resume goes on, {hint}")
 
 
 def _open_run(run: RunFolder, config: Config, prepared: Prepared, *, overwrite: bool) -> None:
