@@ -238,3 +238,17 @@ def test_an_unknown_quantisation_is_answered_with_the_known_ones(thinktune: Run)
     status, _, err = thinktune("ask", "m", "q", "--quantize", "int3")
     assert status == 2
     assert "'none', 'int8', 'nf4', 'fp8'" in err
+
+
+def test_a_disk_that_fills_up_while_a_file_is_written_is_told_with_the_file(
+    thinktune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "res.json").write_text('[{"id": 1, "content": "<think>a</think> <answer>4</answer>"}]')
+    (tmp_path / "gold.jsonl").write_text('{"id": 1, "type": "math", "reference": "4"}\n')
+    monkeypatch.setattr("thinktune.files.os.fsync", fill)
+    status, _, err = thinktune("eval", "--predictions", "res.json", "--gold", "gold.jsonl", "-o", "out")
+    assert (status, "no space left on the disk: out/samples.jsonl" in err) == (1, True)
+    assert list((tmp_path / "out").iterdir()) == []

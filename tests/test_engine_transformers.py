@@ -144,18 +144,19 @@ def test_no_row_is_lost_whichever_change_of_the_batch_fails(
     requests = make_requests(5, DRAWN.changed(max_tokens=100))
     expected = answers(small.generate(requests))
     made: list[int] = []
-    fatal = 0
+    fatal: list[int] = []
 
     def make(rows: Sequence[Any], *rest: Any) -> Sampler:
         made.append(len(rows))
-        if len(made) == fatal and len(rows) > 1:
+        if len(made) in fatal and len(rows) > 1:
             raise RuntimeError("no room for the sampler")
         return Sampler(rows, *rest)
 
     monkeypatch.setattr("thinktune.engines.batch.Sampler", make)
     answers(small.generate(requests))
-    for fatal in range(1, len(made) + 1):
+    for number in range(1, len(made) + 1):
         made.clear()
+        fatal[:] = [number]
         assert answers(small.generate(requests)) == expected
 
 

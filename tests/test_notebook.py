@@ -9,7 +9,7 @@ import pytest
 
 from thinktune import Infer
 from thinktune.config import Load
-from thinktune.errors import ConfigError, GenerationError
+from thinktune.errors import ConfigError, GenerationError, UsageError
 
 LOAD = Load(dtype="float32", device="cpu")
 
@@ -38,3 +38,7 @@ def test_wrong_settings_are_told_at_once(tiny_model: Path) -> None:
             model("q", max_token=4)
         with pytest.raises(GenerationError, match="question 1: the prompt has"):
             model("x" * 9000)
+        with pytest.raises(UsageError, match="a list of questions"):
+            model.batch("What is 2 + 2?")
+        with pytest.raises(UsageError, match="unknown type 'maths'"):
+            model("q", type="maths")  # type: ignore[arg-type]

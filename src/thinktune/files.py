@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+"""How the system says that a disk, or a person's share of it, is full."""
 _STARTS = {
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "a zip archive",
@@ -60,6 +63,10 @@ def replacing(target: Path) -> Iterator[Path]:
         if temporary.is_dir() and target.exists():
             shutil.rmtree(target)
         os.replace(temporary, target)
+    except OSError as error:
+        if error.errno in NO_SPACE and error.filename is None:  # as where a file that is open is written
+            error.filename = str(target)
+        raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

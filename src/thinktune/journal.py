@@ -8,7 +8,6 @@ killing the process loses nothing, and is on the disk within 200 ms, so that a p
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -29,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from thinktune.config import Sampling
 from thinktune.engines.base import Completion, Engine, FinishReason, Request
 from thinktune.errors import DiskFull, Interrupted, UsageError
+from thinktune.files import NO_SPACE
 
 _SYNC_SECONDS = 0.2
 _SHOW_SECONDS = 0.1
@@ -147,7 +147,7 @@ class Journal:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in NO_SPACE:
                 raise
             raise UsageError(f"{self.file} cannot be written: {error.strerror}") from None
         try:
@@ -218,16 +218,13 @@ def _write_all(descriptor: int, data: bytes, start: int) -> None:
         raise
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
 @contextmanager
 def telling_full_disk(file: Path) -> Iterator[None]:
     """Turn "no space left" into a `DiskFull` that names the file."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in NO_SPACE:
             raise
         raise DiskFull(
             f"no space left on the disk while writing {file}",

@@ -10,10 +10,10 @@ import sys
 from thinktune.cli import training, models, scores, machine  # noqa: F401  # isort: skip
 from thinktune.cli.common import app
 from thinktune.errors import DiskFull, ThinktuneError, UsageError
+from thinktune.files import NO_SPACE
 
 __all__ = ["app", "main"]
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _WRONG_PLACE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG,
 )  # fmt: skip
@@ -34,7 +34,7 @@ def main() -> None:
 def _fail_at_file(error: OSError) -> None:
     """What a disk, its rights or a name that a person chose stand in the way of; anything else is a bug."""
     place = error.filename2 or error.filename
-    if error.errno in _NO_SPACE:
+    if error.errno in NO_SPACE:
         _fail(DiskFull(f"no space left on the disk: {place or error}", hint="free some, then run it again"))
     elif place and error.errno in _WRONG_PLACE:
         _fail(UsageError(f"{place}: {error.strerror}", hint="choose another place, or make this one writable"))
