@@ -70,7 +70,6 @@ class Completed:
     """The completions of all requests, by request id and sample index, and what this call had to do for them."""
 
     records: Records
-    generated: int
     generated_tokens: int
     seconds: float
 
@@ -280,7 +279,7 @@ def complete(
             ) from None
         seconds = time.perf_counter() - started
         offsets = {place: journal.records[key] for place, key in keys.items() if key in journal.records}
-        return Completed(Records(file, offsets), len(offsets) - found, tokens, seconds)
+        return Completed(Records(file, offsets), tokens, seconds)
 
 
 def _samples(request: Request) -> range:
