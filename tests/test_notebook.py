@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from thinktune import Infer
+from thinktune import Infer, config
+from thinktune.cli import app, common
 from thinktune.config import Load
 from thinktune.errors import ConfigError, GenerationError, UsageError
 
@@ -28,6 +30,17 @@ def test_a_file_is_answered_as_by_the_command(tiny_model: Path, tmp_path: Path) 
         assert model.file(tmp_path / "A1.jsonl", tmp_path / "res.json").completions == 1
     (result,) = json.loads((tmp_path / "res.json").read_text(encoding="utf-8"))["result"]["results"]
     assert result["id"] == 1
+
+
+def test_a_file_that_the_command_answered_is_not_answered_again(tiny_model: Path, tmp_path: Path) -> None:
+    sampling = {"max_tokens": 6, "temperature": 1.0}
+    line = {"id": 1, "type": "math", "prompt": "q", "sampling": sampling}
+    (tmp_path / "A1.jsonl").write_text(json.dumps(line) + "\n")
+    assert common.SEED == config.SEED
+    call = ["infer", str(tiny_model), str(tmp_path / "A1.jsonl"), "-o", str(tmp_path / "res.json")]
+    assert CliRunner().invoke(app, call).exit_code == 0
+    with Infer(tiny_model) as model:
+        assert model.file(tmp_path / "A1.jsonl", tmp_path / "res.json").tokens_per_second is None  # none was written
 
 
 def test_wrong_settings_are_told_at_once(tiny_model: Path) -> None:

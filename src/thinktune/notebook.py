@@ -40,7 +40,7 @@ class Infer:
         *,
         quantize: config.Quantize = "none",
         load: config.Load | None = None,
-        seed: int = 0,
+        seed: int = config.SEED,
         **settings: object,
     ) -> None:
         self._settings = config.parse_config({"infer": settings}, where="Infer").infer

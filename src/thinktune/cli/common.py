@@ -57,6 +57,8 @@ Engine = Annotated[
     Literal["auto", "vllm", "transformers"],
     typer.Option("--engine", help="auto: vLLM where it is installed and there is a GPU"),
 ]
+SEED = 3407  # config.SEED, without the time that importing it takes
+Seed = Annotated[int, typer.Option("--seed", help="of all that is drawn")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 
 

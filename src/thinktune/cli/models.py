@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from thinktune.cli.common import (
+    SEED,
     AsJson,
     Engine,
     ModelReference,
     Overwrite,
     Quantization,
+    Seed,
     ThinkBudget,
     app,
     load,
@@ -37,7 +39,7 @@ def ask(
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.1,
     max_tokens: Annotated[int, typer.Option(min=1)] = 2048,
     think_budget: ThinkBudget = None,
-    seed: Annotated[int, typer.Option()] = 3407,
+    seed: Seed = SEED,
     engine: Annotated[
         Literal["vllm", "transformers"], typer.Option("--engine", help="transformers starts in seconds")
     ] = "transformers",
@@ -120,7 +122,7 @@ def infer(
         bool, typer.Option("--unmerged", help="run an adapter beside its base, not the merged model")
     ] = False,
     quantize: Quantization = "none",
-    seed: Annotated[int, typer.Option()] = 3407,
+    seed: Seed = SEED,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="faulty lines become error items")] = False,
     overwrite: Overwrite = False,
     retry_errors: Annotated[

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thinktune.cli.common import (
+    SEED,
     AsJson,
     ConfigFile,
     Engine,
     Overwrite,
     Quantization,
+    Seed,
     ThinkBudget,
     app,
     name_of,
@@ -74,7 +76,7 @@ def eval(
     tell_format: Annotated[
         bool | None, typer.Option("--tell-format/--no-tell-format", help="default: only untuned models are told")
     ] = None,
-    seed: Annotated[int, typer.Option()] = 3407,
+    seed: Seed = SEED,
     engine: Engine = "auto",
     quantize: Quantization = "none",
     overwrite: Overwrite = False,
