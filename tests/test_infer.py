@@ -27,7 +27,7 @@ from thinktune.cli import app
 from thinktune.config import Infer, Sampling
 from thinktune.engines.budget import Budgeted
 from thinktune.engines.transformers import TransformersEngine
-from thinktune.errors import BatchFileError, DiskFull, GenerationError, Interrupted, UsageError
+from thinktune.errors import BatchFileError, DeviceError, DiskFull, GenerationError, Interrupted, UsageError
 from thinktune.infer import Inferred, infer, infer_file, infer_files, journal_of
 from thinktune.items import read_batch_file
 from thinktune.journal import Journal, Record
@@ -408,6 +408,16 @@ def test_the_commands_options_go_over_the_configs(tiny_model: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("verb", ["infer", "serve"])
+def test_the_configs_way_of_loading_is_the_commands_too(tiny_model: Path, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "A1.jsonl").write_text(line(1))
+    (tmp_path / "c.yaml").write_text("load: {device: 'cuda:99'}")
+    files = [str(tmp_path / "A1.jsonl"), "-o", str(tmp_path / "out")] if verb == "infer" else []
+    done = CliRunner().invoke(app, [verb, str(tiny_model), *files, "--config", str(tmp_path / "c.yaml")])
+    assert isinstance(done.exception, DeviceError)
+    assert "cuda:99" in done.exception.message
+
+
 def test_a_killed_process_loses_nothing_it_had_finished(tiny_model: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "A1.jsonl", tmp_path / "res.json"
     file.write_text("".join(line(number) for number in range(200)))

@@ -28,7 +28,7 @@ from thinktune.cli.common import (
 from thinktune.errors import UsageError
 
 if TYPE_CHECKING:
-    from thinktune.config import Infer
+    from thinktune.config import Config
 
 
 @app.command()
@@ -104,7 +104,7 @@ def infer(
             "--out", "-o", help="the result file; of several, their folder (default: results)", show_default=False
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="take infer.* settings from it")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="take infer.* and load.* settings from it")] = None,
     profile: Annotated[
         Literal["default", "article"] | None,
         typer.Option("--profile", help="sampling: default, or article (the guide's)", show_default=False),
@@ -143,11 +143,12 @@ def infer(
         "engine": engine,
         "merge": False if unmerged else None,
     }
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings = _settings(config, {name: value for name, value in given.items() if value is not None})
     infer_files(
         model,
         _result_files(files, out),
-        settings=_infer_settings(config, settings),
+        settings=settings.infer,
+        load=settings.load,
         quantize=quantize,
         seed=seed,
         skip_bad=skip_bad,
@@ -186,30 +187,33 @@ def serve(
     ] = "auto",
     host: Annotated[str, typer.Option(help="0.0.0.0 lets everybody in, unasked")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    config: Annotated[Path | None, typer.Option("--config", help="take infer.vllm settings from it")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="take infer.vllm and load.* settings from it")] = None,
 ) -> None:
     """Start an OpenAI-compatible server with the model, and its adapters under names of their own."""
     prepare_libraries()
     from thinktune.serve import serve
 
+    settings = _settings(config, {})
     server = serve(
         model,
         adapters=adapter or [],
         engine=engine,
         host=host,
         port=port,
-        vllm=_infer_settings(config, {}).vllm,
+        load=settings.load,
+        vllm=settings.infer.vllm,
         notify=notify,
     )
     notify(f"{server.url} will have {', '.join(server.models)}")
     server.run()
 
 
-def _infer_settings(config: Path | None, given: dict[str, Any]) -> Infer:
+def _settings(file: Path | None, given: dict[str, Any]) -> Config:
+    """The `infer` and `load` sections of a config file, where there is one, with what is given over `infer`."""
     from thinktune.config import parse_config
 
-    values = load(config, None).infer.model_dump() if config else {}
-    return parse_config({"infer": {**values, **given}}, where="infer").infer
+    config = load(file, None).model_dump(include={"infer", "load"}) if file else {}
+    return parse_config({**config, "infer": {**config.get("infer", {}), **given}}, where="infer")
 
 
 @app.command()
