@@ -252,3 +252,21 @@ def test_a_disk_that_fills_up_while_a_file_is_written_is_told_with_the_file(
     status, _, err = thinktune("eval", "--predictions", "res.json", "--gold", "gold.jsonl", "-o", "out")
     assert (status, "no space left on the disk: out/samples.jsonl" in err) == (1, True)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"data": {"source": "typo.jsonl"}}, "no file or folder typo.jsonl"),
+        ({"data": {"source": [{"source": "builtin:arithmetic"}, {"source": "empty.jsonl"}]}}, "empty.jsonl: is empty"),
+        ({"eval": {"data": "typo.jsonl", "every": None}}, "no file or folder typo.jsonl"),
+    ],
+)
+def test_data_that_are_not_there_are_told_before_the_model_is_loaded(
+    thinktune: Run, tiny_model: Path, tmp_path: Path, settings: dict[str, object], problem: str
+) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    status, _, err = thinktune("run", write_config(tmp_path, tiny_model, **settings))
+    assert status == 2
+    assert problem in err
+    assert "loading" not in err

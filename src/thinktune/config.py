@@ -107,6 +107,10 @@ class Data(_Section):
     cache: Path = Field(Path("data/reasoning"), description="where hub data sets are kept")
 
     @property
+    def sources(self) -> list[Source]:
+        return [Source(source=self.source)] if isinstance(self.source, str) else self.source
+
+    @property
     def chat_settings(self) -> dict[str, str]:
         """What `system` says to models.make_chat: a text of its own replaces the one the model has."""
         return {} if self.system in ("drop", "keep") else {"system": self.system}

@@ -24,6 +24,7 @@ from thinktune.ask import answer
 from thinktune.checkup import Checkup, checkup_problems
 from thinktune.config import Config, dump_config
 from thinktune.data import Example, Prepared
+from thinktune.data.sources import check_local
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
 from thinktune.files import replacing, write_json, write_text
@@ -77,6 +78,10 @@ def train(
     _require_loggers(config)
     run = RunFolder(config.run_folder)
     _check_run(run, config, resume=resume, overwrite=overwrite)
+    for source in config.data.sources:
+        check_local(source.source, source.split or config.data.split)
+    if config.eval.data is not None:
+        check_local(config.eval.data, config.eval.split)
     started = time.monotonic()
     notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
     loaded, prepared = (bench or Workbench()).take(config, notify)
