@@ -158,3 +158,10 @@ def test_a_conversation_that_outgrows_the_context_can_be_cleared(typed: Callable
     terminal.talk()
     assert "/clear forgets" in terminal.err.getvalue()
     assert "小明 has 7" in terminal.out.getvalue()
+
+
+def test_bytes_that_are_no_utf_8_are_asked_as_replacement_characters() -> None:
+    asked: list[str] = []
+    terminal = Terminal(lambda prompt: asked.append(prompt) or REPLY)  # type: ignore[func-returns-value]
+    assert terminal.ask(b"caf\xe9?".decode("utf-8", "surrogateescape")) == REPLY
+    assert "caf\ufffd?" in asked[0]

@@ -189,3 +189,84 @@ def test_a_faulty_batch_file_is_told_before_anything_is_trained(
     assert "line 1" in err
     assert "math" in err
     assert not (tmp_path / "run").exists()
+
+
+def write_batch(folder: Path) -> Path:
+    file = folder / "items.jsonl"
+    file.write_text('{"id": 1, "type": "math", "prompt": "q"}\n')
+    return file
+
+
+def test_a_result_never_replaces_the_batch_file(thinktune: Run, tiny_model: Path, tmp_path: Path) -> None:
+    file = write_batch(tmp_path)
+    before = file.read_text()
+    status, _, err = thinktune("infer", tiny_model, file, "-o", f"../{tmp_path.name}/items.jsonl")
+    assert (status, file.read_text()) == (2, before)
+    assert "would replace the batch file" in err
+
+
+def test_a_folder_as_result_file_is_refused_before_anything_is_answered(
+    thinktune: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "answers").mkdir()
+    status, _, err = thinktune("infer", tiny_model, write_batch(tmp_path), "-o", "answers")
+    assert status == 2
+    assert err == ("thinktune: the result file answers is a folder\n  → for example -o answers/results.json\n")
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below"])
+def test_a_file_where_the_run_folder_should_be_is_said_before_the_model_is_loaded(
+    thinktune: Run, tiny_model: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "taken").write_text("mine")
+    for verb in ("train", "run"):
+        status, _, err = thinktune(verb, write_config(tmp_path, tiny_model, output=str(tmp_path / place)))
+        assert status == 2
+        assert f"{tmp_path / 'taken'} is a file" in err
+        assert "loading" not in err
+
+
+def test_a_place_that_cannot_be_written_is_one_line_and_wrong_use(thinktune: Run, tmp_path: Path) -> None:
+    (tmp_path / "res.json").write_text('[{"id": 1, "content": "<think>a</think> <answer>4</answer>"}]')
+    (tmp_path / "gold.jsonl").write_text('{"id": 1, "type": "math", "reference": "4"}\n')
+    status, _, err = thinktune("eval", "--predictions", "res.json", "--gold", "gold.jsonl", "-o", "res.json")
+    assert (status, err.count("\n")) == (2, 2)
+    assert "thinktune: res.json" in err
+
+
+def test_an_unknown_quantisation_is_answered_with_the_known_ones(thinktune: Run) -> None:
+    status, _, err = thinktune("ask", "m", "q", "--quantize", "int3")
+    assert status == 2
+    assert "'none', 'int8', 'nf4', 'fp8'" in err
+
+
+def test_a_disk_that_fills_up_while_a_file_is_written_is_told_with_the_file(
+    thinktune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "res.json").write_text('[{"id": 1, "content": "<think>a</think> <answer>4</answer>"}]')
+    (tmp_path / "gold.jsonl").write_text('{"id": 1, "type": "math", "reference": "4"}\n')
+    monkeypatch.setattr("thinktune.files.os.fsync", fill)
+    status, _, err = thinktune("eval", "--predictions", "res.json", "--gold", "gold.jsonl", "-o", "out")
+    assert (status, "no space left on the disk: out/samples.jsonl" in err) == (1, True)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"data": {"source": "typo.jsonl"}}, "no file or folder typo.jsonl"),
+        ({"data": {"source": [{"source": "builtin:arithmetic"}, {"source": "empty.jsonl"}]}}, "empty.jsonl: is empty"),
+        ({"eval": {"data": "typo.jsonl", "every": None}}, "no file or folder typo.jsonl"),
+    ],
+)
+def test_data_that_are_not_there_are_told_before_the_model_is_loaded(
+    thinktune: Run, tiny_model: Path, tmp_path: Path, settings: dict[str, object], problem: str
+) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    status, _, err = thinktune("run", write_config(tmp_path, tiny_model, **settings))
+    assert status == 2
+    assert problem in err
+    assert "loading" not in err

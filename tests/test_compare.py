@@ -12,8 +12,9 @@ import yaml
 from typer.testing import CliRunner
 
 from thinktune.cli import app
-from thinktune.compare import compare, sentences
+from thinktune.compare import compare, read_lines, sentences
 from thinktune.errors import DataError, RunFolderError
+from thinktune.files import write_json_lines
 from thinktune.ratings import Rating, Ratings
 from thinktune.statistics import wilson
 
@@ -172,3 +173,9 @@ def test_the_verb_prints_a_table_or_json_and_writes_a_page_and_a_plot(tmp_path: 
     printed = json.loads(CliRunner().invoke(app, ["compare", *runs, "--out", str(out), "--json"]).stdout)
     assert printed == json.loads((out / "comparison.json").read_text())
     assert [each["real"] for each in printed["differences"]] == [True, True, False]
+
+
+def test_a_completion_may_hold_line_separators_of_unicode(tmp_path: Path) -> None:
+    lines = [{"completion": "one\u2028two\u0085three\u2029four\rfive"}, {"completion": "next"}]
+    write_json_lines(tmp_path / "samples.jsonl", lines)
+    assert read_lines(tmp_path / "samples.jsonl") == lines

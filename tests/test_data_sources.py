@@ -197,3 +197,21 @@ def test_a_modelscope_data_set_without_its_client_says_what_to_install(monkeypat
 def test_a_hub_that_cannot_be_reached_is_a_download_error() -> None:
     with pytest.raises(DownloadError, match="data set someone/rows"):
         read("someone/rows")  # the tests run with HF_HUB_OFFLINE
+
+
+def test_a_number_too_long_for_python_drops_its_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"n": {"9" * 5000}}}\n{{"n": 1}}\n')
+    assert [row.fault for row in read(tmp_path / "a.jsonl")] == ["number with more digits than can be read", ""]
+    (tmp_path / "a.json").write_text(f'[{{"n": {"9" * 5000}}}]')
+    assert "more digits than can be read" in error_of(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_file_in_utf_16_is_called_that(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes('{"question": "q"}\n'.encode("utf-16"))
+    assert "is UTF-16 text" in error_of(tmp_path / name)
+
+
+def test_packed_data_under_a_plain_name_is_called_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(b"{}"))
+    assert "is gzip" in error_of(tmp_path / "a.jsonl")

@@ -115,3 +115,10 @@ def test_an_ngram_is_blocked_only_where_it_would_repeat() -> None:
     blocker.add(2)
     assert blocker.blocked() == {3}
     assert NgramBlocker(1, [4, 5]).blocked() == {4, 5}
+
+
+def test_a_top_k_beyond_the_vocabulary_is_all_of_it() -> None:
+    logits = torch.linspace(-2, 2, VOCABULARY)
+    everything = Sampling(temperature=1.0)
+    beyond = everything.changed(top_k=10**6)
+    assert torch.equal(draw(logits, beyond, 50), draw(logits, everything, 50))

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from scripted import GENERATION_PROMPT, ScriptedModel
 from thinktune.config import Sampling
 from thinktune.engines.base import Completion, Request
+from thinktune.engines.sampling import Sampler
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import GenerationError, ModelError, OutOfMemory
 from thinktune.models.device import multiplies_bfloat16
@@ -134,6 +135,29 @@ def test_rows_sent_back_for_want_of_room_go_on_as_if_nothing_had_been(
     requests = make_requests(9, DRAWN.model_copy(update={"max_tokens": 150, "no_repeat_ngram_size": 3}))
     small = TransformersEngine(model, tokenizer, [], max_batch_tokens=600)
     assert answers(small.generate(requests)) == answers(TransformersEngine(model, tokenizer, []).generate(requests))
+
+
+def test_no_row_is_lost_whichever_change_of_the_batch_fails(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = TransformersEngine(model, tokenizer, [], max_batch_tokens=400)
+    requests = make_requests(5, DRAWN.changed(max_tokens=100))
+    expected = answers(small.generate(requests))
+    made: list[int] = []
+    fatal: list[int] = []
+
+    def make(rows: Sequence[Any], *rest: Any) -> Sampler:
+        made.append(len(rows))
+        if len(made) in fatal and len(rows) > 1:
+            raise RuntimeError("no room for the sampler")
+        return Sampler(rows, *rest)
+
+    monkeypatch.setattr("thinktune.engines.batch.Sampler", make)
+    answers(small.generate(requests))
+    for number in range(1, len(made) + 1):
+        made.clear()
+        fatal[:] = [number]
+        assert answers(small.generate(requests)) == expected
 
 
 def test_samples_differ_by_index_and_seed_and_repeat_themselves(engine: TransformersEngine) -> None:

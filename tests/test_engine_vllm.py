@@ -334,3 +334,24 @@ def test_an_interrupt_while_vllm_starts_leaves_no_process(fake_vllm: None, monke
         VllmEngine(make_model(), Vllm())
     time.sleep(0.1)
     assert {child.pid for child in psutil.Process().children()} == before
+
+
+def test_an_interrupt_in_the_middle_of_a_request_spoils_none_that_follows(fake_vllm: None) -> None:
+    with closing(VllmEngine(make_model(), Vllm(max_num_seqs=64))) as engine:
+        worker = worker_process(engine)
+
+        def interrupt(*_: object) -> None:
+            worker.resume()
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        worker.suspend()  # so that the socket fills up
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                list(engine.generate(ask(*[100] * 2000, name=str(at)) for at in range(128)))
+            signal.alarm(30)  # rather than hang
+            assert [each.token_ids for each in engine.generate([ask(10, 11)])] == [(10, 11)]
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)

@@ -6,9 +6,11 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +27,10 @@ from thinktune.cli import app
 from thinktune.config import Infer, Sampling
 from thinktune.engines.budget import Budgeted
 from thinktune.engines.transformers import TransformersEngine
-from thinktune.errors import BatchFileError, DiskFull, GenerationError, Interrupted, UsageError
+from thinktune.errors import BatchFileError, DeviceError, DiskFull, GenerationError, Interrupted, UsageError
 from thinktune.infer import Inferred, infer, infer_file, infer_files, journal_of
 from thinktune.items import read_batch_file
-from thinktune.journal import Journal
+from thinktune.journal import Journal, Record
 from thinktune.models import Chat
 from thinktune.tasks.profiles import samplings
 
@@ -406,6 +408,16 @@ def test_the_commands_options_go_over_the_configs(tiny_model: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("verb", ["infer", "serve"])
+def test_the_configs_way_of_loading_is_the_commands_too(tiny_model: Path, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "A1.jsonl").write_text(line(1))
+    (tmp_path / "c.yaml").write_text("load: {device: 'cuda:99'}")
+    files = [str(tmp_path / "A1.jsonl"), "-o", str(tmp_path / "out")] if verb == "infer" else []
+    done = CliRunner().invoke(app, [verb, str(tiny_model), *files, "--config", str(tmp_path / "c.yaml")])
+    assert isinstance(done.exception, DeviceError)
+    assert "cuda:99" in done.exception.message
+
+
 def test_a_killed_process_loses_nothing_it_had_finished(tiny_model: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "A1.jsonl", tmp_path / "res.json"
     file.write_text("".join(line(number) for number in range(200)))
@@ -438,3 +450,29 @@ sampling = Sampling(max_tokens=60, temperature=1.0, stop=())
 settings = Infer(profiles={"math": sampling}, batch_tokens=2000)
 infer_file(sys.argv[1], sys.argv[2], Path(sys.argv[3]), settings=settings)
 """
+
+
+def test_what_the_disk_refused_behind_our_back_is_told_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = threading.Event()
+
+    def refuse_once(descriptor: int) -> None:
+        if not told.is_set():  # as the system does
+            told.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("thinktune.journal.os.fsync", refuse_once)
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.add("key", Record("a", 0, "text", "stop", None, 1))
+    assert told.wait(5)
+    with pytest.raises(DiskFull, match=r"j\.jsonl"):
+        journal.close()
+
+
+def test_progress_is_told_now_and_then_where_there_is_no_terminal(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thinktune.journal._TELL_SECONDS", 0.0)
+    bench.infer("".join(map(line, range(4))))
+    assert re.search(r"^2 of 4 completions, [\d,]+ tokens/s, 0:00:00 left$", bench.said.getvalue(), re.MULTILINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,37 @@ def test_settings_go_over_the_profile_and_fill_what_it_leaves_open() -> None:
     assert chosen["choice"] == PROFILES["article"]["choice"].changed(seed=7, think_budget=8)
     with pytest.raises(ConfigError, match="math: think_budget 9 leaves no tokens"):
         samplings(settings.model_copy(update={"think_budget": 9}))
+
+
+def test_a_number_too_long_for_python_is_a_fault_of_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "batch.jsonl"
+    file.write_text(f'{{"id": {"9" * 5000}, "type": "math", "prompt": "q"}}\n')
+    with pytest.raises(BatchFileError, match="line 1: holds a number with more digits"):
+        read_batch_file(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (gzip.compress(b"{}"), "is gzip,"),
+        ('{"id": 1}\n'.encode("utf-16"), "is UTF-16 text,"),
+        (b"PK\x03\x04...", "is a zip archive,"),
+        (b'[\n  {"id": 1, "type": "math", "prompt": "q"}\n]\n', "is one JSON list,"),
+        (b'\xef\xbb\xbf[{"id": 1, "type": "math", "prompt": "q"}]', "is one JSON list,"),
+    ],
+)
+def test_a_file_that_has_no_lines_of_json_is_refused_as_what_it_is(tmp_path: Path, content: bytes, kind: str) -> None:
+    file = tmp_path / "batch.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(BatchFileError, match=kind) as caught:
+        read_batch_file(file, skip_bad=True)
+    assert "line 1" not in str(caught.value)
+
+
+def test_a_wrong_value_is_shown_in_its_own_script(tmp_path: Path) -> None:
+    assert 'unknown type "数学"' in problem(tmp_path, type="数学", prompt="q")
+
+
+def test_a_single_stop_text_needs_no_list(tmp_path: Path) -> None:
+    (item,) = read(tmp_path, {"id": 1, "type": "math", "prompt": "q", "sampling": {"stop": "END"}})
+    assert item.sampling.stop == ("END",)

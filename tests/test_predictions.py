@@ -11,7 +11,7 @@ import pytest
 from thinktune import cli
 from thinktune.errors import DataError, MissingExtra
 from thinktune.evaluate import evaluate_items
-from thinktune.predictions import read_predictions, score_predictions, scores_table
+from thinktune.predictions import Prediction, read_gold, read_predictions, score_predictions, scores_table
 from thinktune.tasks import generic
 from thinktune.tasks.generic import similarity
 
@@ -217,3 +217,40 @@ def test_without_sacrebleu_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
     generic.scorer_name.cache_clear()
     with pytest.raises(MissingExtra, match=r"thinktune\[eval\]"):
         generic.score(written("a"), {"reference": "a"}, "stop")
+
+
+def test_strange_types_of_gold_are_faults_of_their_lines(tmp_path: Path) -> None:
+    gold = tmp_path / "gold.jsonl"
+    gold.write_text('{"id": 1, "type": ["math"], "reference": "4"}\n')
+    with pytest.raises(DataError, match=r"line 1: type \['math'\] is not one of"):
+        read_gold(gold)
+
+
+def test_results_in_openais_form_are_scored_as_those_in_ours(tmp_path: Path) -> None:
+    def openai(name: str, **reasons: str) -> dict[str, Any]:
+        choices = [
+            {"index": at, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
+            for at, (text, reason) in enumerate(reasons.items())
+        ]
+        response = {"status_code": 200, "body": {"choices": choices}}
+        return {"id": f"batch_req_{name}", "custom_id": name, "response": response, "error": None}
+
+    file = tmp_path / "res.jsonl"
+    failed = {"custom_id": "m4", "response": None, "error": {"code": "generation_failed", "message": "no room"}}
+    refused = {"custom_id": "m5", "response": {"status_code": 400, "body": {"error": {}}}, "error": None}
+    lines = [openai("m1", a="stop", b="length"), failed, refused]
+    file.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert read_predictions(file) == {
+        "m1": [Prediction("a"), Prediction("b", "length")],
+        "m4": [Prediction("", "error", "no room")],
+        "m5": [Prediction("", "error", "has no content")],
+    }
+    file.write_text(json.dumps(openai("m1", alone="stop")))
+    assert read_predictions(file) == {"m1": [Prediction("alone")]}
+
+
+def test_items_of_a_type_that_has_no_prediction_at_all_are_wrong_and_not_unknown(tmp_path: Path) -> None:
+    (tmp_path / "res.jsonl").write_text(json.dumps({"id": "m1", "content": CONTENTS["m1"]}))
+    scores = score_predictions(tmp_path / "res.jsonl", write_gold(tmp_path)).types
+    strict = {kind: each.strict and each.strict.value for kind, each in scores.items()}
+    assert strict == {"math": 0.25, "choice": 0.0, "code-generate": 0.0, "generic-generate": None}

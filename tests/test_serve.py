@@ -99,6 +99,14 @@ def test_names_have_to_be_given_and_different(
         serve(tiny_model, adapters=[each.format(adapter) for each in adapters])
 
 
+def test_a_further_adapter_cannot_take_the_name_of_the_one_that_is_served(
+    tiny_model: Path, adapter: Path, tmp_path: Path, with_vllm: None
+) -> None:
+    other = make_adapter(tiny_model, tmp_path / "other")
+    with pytest.raises(UsageError, match="two adapters are called short"):
+        serve(adapter, adapters=[f"short={other}"])
+
+
 def test_adapters_of_another_base_are_refused(tiny_model: Path, adapter: Path, tmp_path: Path, with_vllm: None) -> None:
     other = shutil.copytree(tiny_model, tmp_path / "other")
     with pytest.raises(ModelError, match="was trained on"):

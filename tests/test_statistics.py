@@ -77,6 +77,13 @@ def test_two_models_are_compared_on_the_problems_they_share() -> None:
         compare({1: 1.0}, {2: 1.0})
 
 
+@pytest.mark.parametrize(("first", "second", "low", "high"), [(0, 0, -0.49, 0.49), (0, 1, 0.51, 1), (1, 0, -1, -0.51)])
+def test_few_problems_that_all_came_out_alike_are_no_proof(first: int, second: int, low: float, high: float) -> None:
+    difference = compare(dict.fromkeys(range(4), float(first)), dict.fromkeys(range(4), float(second)))
+    assert (difference.low, difference.high) == pytest.approx((low, high), abs=0.001)
+    assert not difference.real
+
+
 def test_scores_between_right_and_wrong_have_an_interval_and_no_p_value() -> None:
     difference = compare(dict.fromkeys(range(50), 0.2), {n: 0.2 + n / 100 for n in range(50)})
     assert difference.p is None
@@ -90,7 +97,7 @@ def test_a_difference_is_put_into_words() -> None:
     assert "tuned is 22.2 points above base, which may be luck" in sentence(luck)
     assert "may be luck" in sentence(worse, p=0.08)
     same = compare({1: 1.0}, {1: 1.0})
-    assert sentence(same, "r=4", "r=8").startswith("r=8 and r=4 are equally good")
+    assert sentence(same, "r=4", "r=8").startswith("r=8 and r=4 did equally well (95% interval -79.3 to 79.3;")
 
 
 def test_the_majority_is_the_most_frequent_answer_and_the_first_of_equals() -> None:

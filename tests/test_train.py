@@ -257,8 +257,9 @@ def test_positions_start_anew_and_targets_stay_inside_each_document(tiny_model: 
 
 def test_a_run_folder_that_exists_is_refused_unless_resumed_or_overwritten(finished: Path, tiny_model: Path) -> None:
     config = make_config(tiny_model, finished, train={"epochs": 4})
-    with pytest.raises(RunFolderError, match="holds a finished run"):
+    with pytest.raises(RunFolderError, match="holds a finished run") as refused:
         quietly(config)
+    assert "--resume" not in refused.value.hint  # which would be refused
     with pytest.raises(RunFolderError, match="trained to its end"):
         quietly(config, resume=True)
     with pytest.raises(RunFolderError, match="other settings of lora"):

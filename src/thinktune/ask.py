@@ -16,6 +16,7 @@ from thinktune.engines import open_engine
 from thinktune.engines.base import Engine, Request
 from thinktune.engines.opening import EngineName
 from thinktune.errors import GenerationError
+from thinktune.items import valid_text
 
 if TYPE_CHECKING:
     from thinktune.models import Chat
@@ -81,7 +82,9 @@ def answer(
         GenerationError: see `Engine.stream`.
     """
     turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
-    request = Request("ask", chat.prompt_ids(turns), sampling)
+    # A terminal that does not speak UTF-8 sends bytes, which come in as halves of surrogate pairs.
+    valid = [{**turn, "content": valid_text(turn["content"])} for turn in turns]
+    request = Request("ask", chat.prompt_ids(valid), sampling)
     text = ""
     for piece in _printed(engine.stream(request), console, raw):
         text += piece

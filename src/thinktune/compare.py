@@ -222,7 +222,8 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     """The objects of a JSON lines file; none where there is no file."""
     if not file.exists():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+    with file.open(encoding="utf-8", newline="\n") as lines:  # str.splitlines would also end lines inside of texts
+        return [json.loads(line) for line in lines if line.strip()]
 
 
 def _require_trained(folder: RunFolder) -> None:

@@ -34,6 +34,8 @@ Logger = Literal["tensorboard", "wandb", "mlflow", "swanlab", "trackio"]
 ItemType = Literal["math", "choice", "code-generate", "generic-generate"]
 ITEM_TYPES: tuple[str, ...] = get_args(ItemType)
 Profile = Literal["default", "article"]
+SEED = 3407
+"""Where no other is given; the command line's too."""
 
 
 class _Section(BaseModel):
@@ -103,6 +105,10 @@ class Data(_Section):
     shape: str | None = Field(None, description="'module:function' that turns a row into an example")
     eval_fraction: float = Field(0.0, ge=0, lt=1, description="share of the examples held out for evaluation loss")
     cache: Path = Field(Path("data/reasoning"), description="where hub data sets are kept")
+
+    @property
+    def sources(self) -> list[Source]:
+        return [Source(source=self.source)] if isinstance(self.source, str) else self.source
 
     @property
     def chat_settings(self) -> dict[str, str]:
@@ -249,6 +255,11 @@ class Sampling(_Section):
     seed: int | None = Field(None, description="null: the top-level seed")
     n: int = Field(1, ge=1, description="completions a prompt")
 
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_several(cls, stop: Any) -> Any:
+        return (stop,) if isinstance(stop, str) else stop
+
     @model_validator(mode="after")
     def _room_for_an_answer(self) -> Sampling:
         if self.think_budget is not None and self.think_budget >= self.max_tokens:
@@ -340,7 +351,7 @@ class Config(_Section):
     """Everything a run needs."""
 
     model: str = "builtin:smollm2"
-    seed: int = 3407
+    seed: int = SEED
     quantize: Quantize = "none"
     load: Load = Load()
     data: Data = Data()

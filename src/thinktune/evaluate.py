@@ -26,8 +26,9 @@ from thinktune.infer import infer
 from thinktune.items import Messages, read_batch_file, valid_text
 from thinktune.journal import Completed, Record, complete, telling_full_disk
 from thinktune.predictions import PredictionScores, read_gold, score_predictions
-from thinktune.statistics import Rate, wilson
-from thinktune.tasks import TASKS, UNFINISHED, Task
+from thinktune.scores import RATES, Problem, Scores, score_problems
+from thinktune.statistics import Rate
+from thinktune.tasks import TASKS
 from thinktune.tasks.profiles import samplings
 
 if TYPE_CHECKING:
@@ -36,21 +37,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Scores of one model on one set of problems.
+class Summary(Scores):
+    """Scores of one model on problems that have a right answer.
 
-    Rates are over all problems, those without a usable completion included: they count as wrong. With several
-    completions a problem, each problem counts with the mean of its own. Only `completed` leaves problems out: those
-    whose completions were all cut off or failed; None where that leaves none.
+    Attributes:
+        mean_tokens: of a completion.
+        told_format: whether the model was told the format in its prompt.
+        scorer: name and version of what compared the answers.
+        notes: what the scorer remarked, and how often.
     """
 
-    n: int
-    completions: int
-    format: Rate
     strict: Rate
-    completed: Rate | None
     lenient: Rate
-    outcomes: dict[str, int]
     mean_tokens: float
     tokens_per_second: float | None
     told_format: bool
@@ -76,7 +74,6 @@ def evaluate_data(
     split: str = "test",
     sample: int | None = None,
     sampling: Sampling | None = None,
-    task: str = "math",
     tell_format: bool | None = None,
     engine: EngineName = "auto",
     load: Load | None = None,
@@ -94,7 +91,6 @@ def evaluate_data(
         source: as in `data.source`.
         tell_format: explain the format in the prompt; None: only to models that were not trained for it.
         engine, vllm, batch_tokens: as in the config's `infer`.
-        task: one of `TASKS`, which says how answers are compared.
         opened: the model, where it is in memory already; it is closed in the end.
 
     Raises:
@@ -125,7 +121,6 @@ def evaluate_data(
             out,
             tell_format=not opened.tuned if tell_format is None else tell_format,
             model=opened.fingerprint,
-            task=TASKS[task],
             seed=seed,
             overwrite=overwrite,
             console=console,
@@ -187,7 +182,6 @@ def evaluate(
     *,
     tell_format: bool,
     model: str,
-    task: Task = TASKS["math"],
     seed: int = 0,
     overwrite: bool = False,
     console: Console | None = None,
@@ -214,7 +208,7 @@ def evaluate(
     ]
     done = complete(engine, requests, out / "journal.jsonl", model=model, console=console, overwrite=overwrite)
     samples = [
-        [_sample(example, prompt[-1]["content"], done.records[request.id, index], task) for index in range(sampling.n)]
+        [_sample(example, prompt[-1]["content"], done.records[request.id, index]) for index in range(sampling.n)]
         for example, prompt, request in zip(examples, prompts, requests, strict=True)
     ]
     summary = _summarise(samples, done, told_format=tell_format)
@@ -231,10 +225,7 @@ def comparison_table(summaries: Mapping[str, Summary]) -> Table:
     for name in summaries:
         table.add_column(name, justify="right")
     rows: dict[str, Callable[[Summary], str]] = {
-        "well-formed": lambda each: str(each.format),
-        "right, strictly": lambda each: str(each.strict),
-        "of the completed": lambda each: str(each.completed or ""),
-        "right, leniently": lambda each: str(each.lenient),
+        **RATES,
         "cut off by length": lambda each: str(each.outcomes.get("cut off", 0)),
         "problems": lambda each: str(each.n),
         "tokens an answer": lambda each: f"{each.mean_tokens:.0f}",
@@ -256,9 +247,9 @@ def _told(messages: Messages) -> Messages:
     return (*context, {**last, "content": f"{last['content']}\n\n{tags.INSTRUCTION}"})
 
 
-def _sample(example: Example, prompt: str, record: Record, task: Task) -> dict[str, Any]:
+def _sample(example: Example, prompt: str, record: Record) -> dict[str, Any]:
     """One line of samples.jsonl."""
-    score = task.score(record.text, {"reference": example.answer}, record.finish_reason)
+    score = TASKS["math"].score(record.text, {"reference": example.answer}, record.finish_reason)
     return {
         "source": example.source,
         "row": example.row,
@@ -279,23 +270,10 @@ def _sample(example: Example, prompt: str, record: Record, task: Task) -> dict[s
     }
 
 
-def _summarise(samples: Sequence[Sequence[Mapping[str, Any]]], done: Completed, *, told_format: bool) -> Summary:
-    lines = [line for group in samples for line in group]
-
-    def rate(
-        counts: Callable[[Mapping[str, Any]], bool], groups: Sequence[Sequence[Mapping[str, Any]]] = samples
-    ) -> Rate:
-        return wilson(sum(fmean(map(counts, group)) for group in groups), len(groups))
-
-    finished = [kept for group in samples if (kept := [line for line in group if line["outcome"] not in UNFINISHED])]
+def _summarise(samples: Sequence[Problem], done: Completed, *, told_format: bool) -> Summary:
+    lines = [line for problem in samples for line in problem]
     return Summary(
-        n=len(samples),
-        completions=len(lines),
-        format=rate(lambda line: line["format_problem"] is None),
-        strict=rate(lambda line: bool(line["correct"])),
-        completed=rate(lambda line: bool(line["correct"]), finished) if finished else None,
-        lenient=rate(lambda line: bool(line["lenient"])),
-        outcomes=dict(Counter(line["outcome"] for line in lines).most_common()),
+        **vars(score_problems(samples)),
         mean_tokens=fmean(line["tokens"] for line in lines),
         tokens_per_second=done.tokens_per_second,
         told_format=told_format,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+"""How the system says that a disk, or a person's share of it, is full."""
+_STARTS = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "a zip archive",
+    b"PAR1": "Parquet",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+
+
+def foreign_kind(start: bytes) -> str | None:
+    """What a file is by its first bytes, where these cannot be UTF-8 text; None where they may be."""
+    return next((kind for magic, kind in _STARTS.items() if start.startswith(magic)), None)
 
 
 def write_text(file: Path, text: str) -> None:
@@ -47,6 +63,10 @@ def replacing(target: Path) -> Iterator[Path]:
         if temporary.is_dir() and target.exists():
             shutil.rmtree(target)
         os.replace(temporary, target)
+    except OSError as error:
+        if error.errno in NO_SPACE and error.filename is None:  # as where a file that is open is written
+            error.filename = str(target)
+        raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -18,6 +19,7 @@ from typing import Any
 
 from thinktune.config import Infer, Sampling
 from thinktune.errors import BatchFileError, ConfigError
+from thinktune.files import foreign_kind
 from thinktune.tasks import TASKS
 from thinktune.tasks.profiles import samplings as samplings_of
 
@@ -96,11 +98,25 @@ def _read_lines(path: str | Path) -> Iterator[bytes]:
     try:
         with source.open("rb") as stream:
             for number, line in enumerate(stream):
-                yield line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+                if number == 0:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                    _check_start(path, line)
+                yield line
     except FileNotFoundError:
         raise BatchFileError(f"there is no batch file {path}", hint=f"{BUILTIN} is a small one to try") from None
     except OSError as error:
         raise BatchFileError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _check_start(path: str | Path, line: bytes) -> None:
+    """Refuse what is no file of lines at all: nothing is gained by a list of its "lines", all faulty."""
+    if kind := foreign_kind(line):
+        raise BatchFileError(f"{path}: is {kind}, not JSON lines in UTF-8", hint="unpack or convert it first")
+    if re.match(rb"\s*\[\s*({|$)", line):
+        raise BatchFileError(
+            f"{path}: is one JSON list, not JSON lines",
+            hint=f"put each item on a line of its own: jq -c '.[]' {path} > items.jsonl",
+        )
 
 
 class _Reader:
@@ -117,6 +133,8 @@ class _Reader:
             return Item(None, problem="is not UTF-8")
         except json.JSONDecodeError as error:
             return Item(None, problem=f"is not JSON: {error.msg} at column {error.colno}")
+        except ValueError:
+            return Item(None, problem="holds a number with more digits than can be read")
         except RecursionError:
             return Item(None, problem="is nested too deep")
         if not isinstance(fields, dict):
@@ -241,7 +259,7 @@ _OPENAI_SAMPLING: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "seed": ("seed", _SAME),
     "presence_penalty": ("presence_penalty", _SAME),
     "frequency_penalty": ("frequency_penalty", _SAME),
-    "stop": ("stop", lambda value: [value] if isinstance(value, str) else value),
+    "stop": ("stop", _SAME),
     # Not OpenAI's own, but understood by the servers that speak its language.
     "top_k": ("top_k", lambda value: max(value, 0) if isinstance(value, int) else value),
     "min_p": ("min_p", _SAME),
@@ -277,4 +295,4 @@ def _from_openai(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value)[:40]
+    return valid_text(json.dumps(value, ensure_ascii=False))[:40]

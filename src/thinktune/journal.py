@@ -8,7 +8,6 @@ killing the process loses nothing, and is on the disk within 200 ms, so that a p
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -19,6 +18,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,9 +28,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from thinktune.config import Sampling
 from thinktune.engines.base import Completion, Engine, FinishReason, Request
 from thinktune.errors import DiskFull, Interrupted, UsageError
+from thinktune.files import NO_SPACE
 
 _SYNC_SECONDS = 0.2
 _SHOW_SECONDS = 0.1
+_TELL_SECONDS = 60.0  # between two lines of progress where there is no terminal, as under nohup or in a batch system
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,6 @@ class Completed:
     """The completions of all requests, by request id and sample index, and what this call had to do for them."""
 
     records: Records
-    generated: int
     generated_tokens: int
     seconds: float
 
@@ -129,6 +130,8 @@ class Journal:
         with telling_full_disk(self.file):
             try:
                 os.fsync(self._descriptor)
+                if self._failure:  # the system tells of a failed write once only
+                    raise self._failure
             finally:
                 os.close(self._descriptor)
 
@@ -143,7 +146,7 @@ class Journal:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in NO_SPACE:
                 raise
             raise UsageError(f"{self.file} cannot be written: {error.strerror}") from None
         try:
@@ -214,16 +217,13 @@ def _write_all(descriptor: int, data: bytes, start: int) -> None:
         raise
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
 @contextmanager
 def telling_full_disk(file: Path) -> Iterator[None]:
     """Turn "no space left" into a `DiskFull` that names the file."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in NO_SPACE:
             raise
         raise DiskFull(
             f"no space left on the disk while writing {file}",
@@ -279,7 +279,7 @@ def complete(
             ) from None
         seconds = time.perf_counter() - started
         offsets = {place: journal.records[key] for place, key in keys.items() if key in journal.records}
-        return Completed(Records(file, offsets), len(offsets) - found, tokens, seconds)
+        return Completed(Records(file, offsets), tokens, seconds)
 
 
 def _samples(request: Request) -> range:
@@ -357,12 +357,17 @@ def _with_progress(engine: Engine, requests: Sequence[Request], console: Console
         closing(engine.generate(requests)) as completions,
     ):
         line = progress.add_task("", total=total, speed="")
-        started = shown = time.perf_counter()
+        started = shown = told = time.perf_counter()
         tokens = 0
         for done, completion in enumerate(completions, start=1):
             tokens += len(completion.token_ids)
             now = time.perf_counter()
+            speed = f"{tokens / (now - started):,.0f} tokens/s"
             if now - shown > _SHOW_SECONDS or done == total:  # an update costs as much as writing the completion
                 shown = now
-                progress.update(line, completed=done, speed=f"{tokens / (now - started):,.0f} tokens/s")
+                progress.update(line, completed=done, speed=speed)
+            if now - told > _TELL_SECONDS and not console.is_terminal:
+                told = now
+                left = timedelta(seconds=round((now - started) / done * (total - done)))
+                console.print(f"{done:,} of {total:,} completions, {speed}, {left} left", soft_wrap=True)
             yield completion

@@ -8,7 +8,7 @@ from pathlib import Path
 from thinktune import config, tags
 from thinktune.engines import open_engine
 from thinktune.engines.base import Request
-from thinktune.errors import GenerationError
+from thinktune.errors import GenerationError, UsageError
 from thinktune.infer import Inferred, infer
 from thinktune.items import read_batch_file, valid_text
 from thinktune.results import ResultFormat
@@ -40,7 +40,7 @@ class Infer:
         *,
         quantize: config.Quantize = "none",
         load: config.Load | None = None,
-        seed: int = 0,
+        seed: int = config.SEED,
         **settings: object,
     ) -> None:
         self._settings = config.parse_config({"infer": settings}, where="Infer").infer
@@ -83,9 +83,13 @@ class Infer:
 
         Raises:
             ConfigError: a sampling field that does not exist, or a wrong value.
-            UsageError: one that the engine cannot honour.
+            UsageError: one that the engine cannot honour, an unknown type, or one text in the place of several.
             GenerationError: a question cannot be answered.
         """
+        if isinstance(questions, str):  # which is an iterable of questions of one character
+            raise UsageError("batch takes a list of questions", hint="for one: model(question)")
+        if type not in self._samplings:
+            raise UsageError(f"unknown type {type!r}", hint=f"known are {', '.join(self._samplings)}")
         chosen = self._samplings[type].changed(**sampling)
         self._opened.engine.require_supported(chosen)
         turns = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in questions]

@@ -103,6 +103,7 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
                     engine=config.infer.engine,
                     load=config.load,
                     vllm=config.infer.vllm,
+                    batch_tokens=config.infer.batch_tokens,
                     seed=config.seed,
                     console=console,
                 )

@@ -1,16 +1,16 @@
 """Scores of a result file, wherever it was made: `thinktune eval --predictions res.json --gold gold.jsonl`.
 
 Gold is JSON lines `{"id", "type", "reference", …}`; code carries `test` and `entry_point`. Predictions are our result
-file, a list or JSON lines of `{"id", "content"}`, or one object from ids to contents. A content is a text or a list of
-several samples; `error` stands in place of one that failed, and `finish_reason: length` tells one that was cut off.
+file, a list or JSON lines of `{"id", "content"}`, one object from ids to contents, or the lines of OpenAI's batch API.
+A content is a text or a list of several samples; `error` stands in place of one that failed, and `finish_reason:
+length` tells one that was cut off.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,14 +22,16 @@ from rich.table import Table
 from thinktune import tags
 from thinktune.errors import DataError
 from thinktune.files import write_json, write_json_lines
-from thinktune.statistics import Rate, majority, pass_at_k, wilson
-from thinktune.tasks import TASKS, UNFINISHED, Score
+from thinktune.scores import RATES, Line, Problem, Scores, score_problems
+from thinktune.statistics import majority, pass_at_k
+from thinktune.tasks import TASKS, Score
 from thinktune.tasks.choice import letter
 from thinktune.tasks.forms import normalise
 from thinktune.tasks.generic import similarity
 
 _CONTENT = ("content", "completion", "prediction", "response", "output", "text")
 _LISTED = 20
+_GOLD_LINE = 'a line of gold is {"id": …, "type": …, "reference": …}'
 
 
 @dataclass(frozen=True)
@@ -42,22 +44,13 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class TypeScores:
-    """Scores of one item type. Rates are over all problems of the gold file, a missing prediction counts as wrong.
+class TypeScores(Scores):
+    """Scores of one item type, over all problems of the gold file: a missing prediction counts as wrong.
 
     Attributes:
-        strict, lenient: None where there is no right or wrong.
-        completed: strict accuracy over the problems with a sample that was neither cut off nor an error.
         measures: pass@k and maj@n where there are several samples; bleu and chrf of free text, 0 to 100.
     """
 
-    n: int
-    completions: int
-    format: Rate
-    strict: Rate | None
-    completed: Rate | None
-    lenient: Rate | None
-    outcomes: dict[str, int]
     measures: dict[str, float]
 
 
@@ -109,7 +102,7 @@ def score_predictions(predictions: Path, gold: Path, out: Path | None = None) ->
     ]
     result = PredictionScores(
         {
-            kind: _summarise([line for line in lines if line["type"] == kind])
+            kind: _summarise(kind, [line for line in lines if line["type"] == kind])
             for kind in TASKS
             if kind in {line["type"] for line in lines}
         },
@@ -143,9 +136,9 @@ def read_gold(file: Path) -> dict[str, dict[str, Any]]:
             records[str(record["id"])] = record
     if problems:
         shown = "\n".join(problems[:_LISTED])
-        raise DataError(f"{file}: {len(problems)} lines cannot be used:\n{shown}")
+        raise DataError(f"{file}: {len(problems)} lines cannot be used:\n{shown}", hint=_GOLD_LINE)
     if not records:
-        raise DataError(f"{file} has no gold records", hint='a line is {"id": …, "type": …, "reference": …}')
+        raise DataError(f"{file} has no gold records", hint=_GOLD_LINE)
     return records
 
 
@@ -156,7 +149,7 @@ def _gold_problem(record: Any, records: Mapping[str, Any]) -> str | None:
         return "has no id"
     if str(record["id"]) in records:
         return f"id {str(record['id'])!r} is there already"
-    if record.get("type") not in TASKS:
+    if record.get("type") not in tuple(TASKS):  # which, unlike a dictionary, may be asked for a list
         return f"type {record.get('type')!r} is not one of {', '.join(TASKS)}"
     return None if record.keys() & {"reference", "answer", "test"} else "has no reference"
 
@@ -176,12 +169,15 @@ def read_predictions(file: Path) -> dict[str, list[Prediction]]:
         entries = whole["results"]
     elif isinstance(whole, list):
         entries = whole
-    elif isinstance(whole, dict) and "id" not in whole:
+    elif isinstance(whole, dict) and not whole.keys() & {"id", "custom_id"}:
         entries = [{"id": name, "content": content} for name, content in whole.items()]
     else:
         entries = [_parse(line) for line in text.split("\n") if line.strip()]
     samples: dict[str, list[Prediction]] = {}
     for number, entry in enumerate(entries, start=1):
+        if isinstance(entry, dict) and "custom_id" in entry:
+            samples.setdefault(str(entry["custom_id"]), []).extend(_samples_of_openai(entry))
+            continue
         if not isinstance(entry, dict) or "id" not in entry:
             raise DataError(
                 f"{file}: entry {number} is not an object with an id",
@@ -191,6 +187,20 @@ def read_predictions(file: Path) -> dict[str, list[Prediction]]:
     if not samples:
         raise DataError(f"{file} has no predictions")
     return samples
+
+
+def _samples_of_openai(entry: Mapping[str, Any]) -> list[Prediction]:
+    """See `results`, which writes them too."""
+    try:
+        choices = entry["response"]["body"]["choices"]
+        contents = [
+            {"content": choice["message"]["content"], "finish_reason": choice.get("finish_reason")}
+            for choice in choices
+        ]
+    except (KeyError, TypeError):  # an error stands in the place of a response
+        error = entry.get("error")
+        contents = [{"error": error.get("message") if isinstance(error, dict) else error}]
+    return [sample for content in contents for sample in _samples_of(content)]
 
 
 def _samples_of(entry: Mapping[str, Any]) -> list[Prediction]:
@@ -223,32 +233,19 @@ def _line(name: str, index: int, sample: Prediction, record: Mapping[str, Any], 
     }
 
 
-def _summarise(lines: Sequence[Mapping[str, Any]]) -> TypeScores:
-    problems: dict[str, list[Mapping[str, Any]]] = {}
+def _summarise(kind: str, lines: Sequence[Line]) -> TypeScores:
+    problems: dict[str, list[Line]] = {}
     for line in lines:
         problems.setdefault(line["id"], []).append(line)
     groups = list(problems.values())
-
-    def rate(
-        counts: Callable[[Mapping[str, Any]], bool], groups: Sequence[Sequence[Mapping[str, Any]]] = groups
-    ) -> Rate:
-        return wilson(sum(fmean(map(counts, group)) for group in groups), len(groups))
-
-    decided = any(line["correct"] is not None for line in lines if line["outcome"] != "error")
-    finished = [kept for group in groups if (kept := [line for line in group if line["outcome"] not in UNFINISHED])]
-    return TypeScores(
-        n=len(groups),
-        completions=len(lines),
-        format=rate(lambda line: line["format_problem"] is None and line["error"] is None),
-        strict=rate(lambda line: bool(line["correct"])) if decided else None,
-        completed=rate(lambda line: bool(line["correct"]), finished) if decided and finished else None,
-        lenient=rate(lambda line: bool(line["lenient"])) if decided else None,
-        outcomes=dict(Counter(line["outcome"] for line in lines).most_common()),
-        measures=_of_several(groups) if decided else _of_text(lines),
-    )
+    # Errors are wrong whatever they are errors of, and so do not tell whether there is a right.
+    told = [line["correct"] is not None for line in lines if line["outcome"] != "error"]
+    decided = any(told) if told else kind != "generic-generate"
+    measures = _of_several(groups) if decided else _of_text(lines)
+    return TypeScores(**vars(score_problems(groups, decided=decided)), measures=measures)
 
 
-def _of_several(groups: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+def _of_several(groups: Sequence[Problem]) -> dict[str, float]:
     """pass@k for every k that each problem has samples for, and what a vote of all samples would get."""
     least = min((len(group) for group in groups if any(line["error"] is None for line in group)), default=1)
     if least < 2:
@@ -260,21 +257,21 @@ def _of_several(groups: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, floa
     return measures
 
 
-def _vote(group: Sequence[Mapping[str, Any]]) -> float:
+def _vote(group: Problem) -> float:
     """1 if the most frequent answer is right, else 0."""
     keys = [_key(line) for line in group]
     winner = majority(keys)
     return float(winner is not None and bool(group[keys.index(winner)]["correct"]))
 
 
-def _key(line: Mapping[str, Any]) -> str | None:
+def _key(line: Line) -> str | None:
     answer = line["extracted"]
     if answer is None:
         return None
     return (letter(answer) if line["type"] == "choice" else normalise(answer[:1000])) or answer
 
 
-def _of_text(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _of_text(lines: Sequence[Line]) -> dict[str, float]:
     compared = [line for line in lines if line["reference"] is not None and line["type"] == "generic-generate"]
     if not compared:
         return {}
@@ -288,10 +285,8 @@ def scores_table(scores: PredictionScores) -> Table:
         table.add_column(name, justify="right" if name else "left")
     types = scores.types.values()
     table.add_row("problems", *(str(each.n) for each in types))
-    table.add_row("well-formed", *(str(each.format) for each in types))
-    table.add_row("right, strictly", *(str(each.strict or "") for each in types))
-    table.add_row("of the completed", *(str(each.completed or "") for each in types))
-    table.add_row("right, leniently", *(str(each.lenient or "") for each in types))
+    for label, cell in RATES.items():
+        table.add_row(label, *map(cell, types))
     for outcome in sorted({outcome for each in types for outcome in each.outcomes}):
         table.add_row(outcome, *(str(each.outcomes.get(outcome, "")) for each in types))
     for name in sorted({name for each in types for name in each.measures}):

@@ -77,7 +77,7 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        return self.path.exists() and any(self.path.iterdir())
+        return self.path.is_dir() and any(self.path.iterdir())
 
     @property
     def is_trained(self) -> bool:

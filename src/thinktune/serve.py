@@ -93,6 +93,8 @@ def serve(
         folder = str(resolved.folder)
         command = _transformers_command(folder, host, port, device.type, str(dtype).removeprefix("torch."))
         return Server(command, _transformers_environment(), (folder,), url)
+    if resolved.adapters and own_name in beside:
+        raise _name_taken(own_name)
     model = vllm_model(resolved, tokenizer, chat, device, dtype, beside)
     base_name = _name(resolved.base) if resolved.adapters else own_name
     model = replace(model, adapters={own_name if name == OWN else name: path for name, path in model.adapters.items()})
@@ -123,9 +125,13 @@ def _named(adapters: Sequence[str]) -> dict[str, str]:
         if not (name and equals and run):
             raise UsageError(f"--adapter {adapter}: is not NAME=RUN", hint="for example --adapter short=runs/short")
         if name in found:
-            raise UsageError(f"two adapters are called {name}", hint="give one of them another name")
+            raise _name_taken(name)
         found[name] = run
     return found
+
+
+def _name_taken(name: str) -> UsageError:
+    return UsageError(f"two adapters are called {name}", hint="give one of them another name")
 
 
 def _name(reference: str | Path) -> str:

@@ -79,7 +79,8 @@ class Difference:
     Attributes:
         n: problems that both answered to.
         value: second minus first, a share: 0.12 is 12 points.
-        low, high: 95% interval of it, by paired bootstrap over problems.
+        low, high: 95% interval of it, by paired bootstrap over problems; where the two are alike on every problem, or
+            apart on every one, so far as Wilson's interval of what was not seen.
         p: two-sided exact McNemar where every score is 0 or 1, else None.
         gained, lost: problems that only the second, or only the first, has right; a better score, where scores are
             not 0 or 1.
@@ -109,12 +110,16 @@ def compare(first: Mapping[Key, float], second: Mapping[Key, float], *, seed: in
     if not shared:
         raise ValueError("the two share no problem")
     differences = [second[key] - first[key] for key in shared]
-    low, high = bootstrap(differences, seed=seed)
     gained, lost = sum(each > 0 for each in differences), sum(each < 0 for each in differences)
     binary = all(score in (0, 1) for scores in (first, second) for score in (scores[key] for key in shared))
-    return Difference(
-        len(shared), fmean(differences), low, high, mcnemar(gained, lost) if binary else None, gained, lost
-    )
+    value = fmean(differences)
+    if binary and len(set(differences)) == 1:
+        # Resamples of equal values are all equal, and would be sure of a few problems what many would have to show.
+        unseen = wilson(0, len(shared)).high
+        low, high = max(-1.0, value - unseen), min(1.0, value + unseen)
+    else:
+        low, high = bootstrap(differences, seed=seed)
+    return Difference(len(shared), value, low, high, mcnemar(gained, lost) if binary else None, gained, lost)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -180,6 +185,6 @@ def sentence(difference: Difference, first: str = "base", second: str = "tuned",
     if real:
         return f"{second} is {'better' if difference.value > 0 else 'worse'} than {first} by {points} ({facts})"
     if difference.value == 0:
-        return f"{second} and {first} are equally good ({facts})"
+        return f"{second} and {first} did equally well ({facts})"
     ahead = f"{second} is {points} {'above' if difference.value > 0 else 'below'} {first}"
     return f"{ahead}, which may be luck ({facts})"

@@ -96,11 +96,6 @@ def _between(text: str, start: str, end: str) -> str | None:
     return inner.partition(end)[0].strip()
 
 
-def contains_tag(text: str) -> bool:
-    """True where text holds any of the four tags, so that rendering it as content would nest them."""
-    return _ANY_TAG.search(text) is not None
-
-
 def last_boxed(text: str) -> str | None:
     r"""The content of the last balanced `\boxed{…}`, or None.
 

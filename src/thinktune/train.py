@@ -24,6 +24,7 @@ from thinktune.ask import answer
 from thinktune.checkup import Checkup, checkup_problems
 from thinktune.config import Config, dump_config
 from thinktune.data import Example, Prepared
+from thinktune.data.sources import check_local
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
 from thinktune.files import replacing, write_json, write_text
@@ -77,6 +78,10 @@ def train(
     _require_loggers(config)
     run = RunFolder(config.run_folder)
     _check_run(run, config, resume=resume, overwrite=overwrite)
+    for source in config.data.sources:
+        check_local(source.source, source.split or config.data.split)
+    if config.eval.data is not None:
+        check_local(config.eval.data, config.eval.split)
     started = time.monotonic()
     notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
     loaded, prepared = (bench or Workbench()).take(config, notify)
@@ -202,6 +207,10 @@ def _require_loggers(config: Config) -> None:
 
 def _check_run(run: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> None:
     """Make sure that the run folder may be used, before the time is spent to load anything."""
+    if file := next((place for place in (run.path, *run.path.parents) if place.exists() and not place.is_dir()), None):
+        raise RunFolderError(
+            f"{run.path} cannot be a run folder: {file} is a file", hint="output=FOLDER goes elsewhere"
+        )
     if not run.exists:
         return
     if not run.config.exists():
@@ -211,9 +220,10 @@ def _check_run(run: RunFolder, config: Config, *, resume: bool, overwrite: bool)
         if run.is_trained:
             raise RunFolderError(f"{run.path} is trained to its end", hint="--overwrite trains it anew")
     elif not overwrite:
-        state = "holds a finished run" if run.is_trained else "holds an unfinished run"
-        hint = "--resume goes on, --overwrite starts anew, output=FOLDER goes elsewhere"
-        raise RunFolderError(f"{run.path} {state}", hint)
+        hint = "--overwrite starts anew, output=FOLDER goes elsewhere"
+        if run.is_trained:
+            raise RunFolderError(f"{run.path} holds a finished run", hint)
+        raise RunFolderError(f"{run.path} holds an unfinished run", f"--resume goes on, {hint}")
 
 
 def _open_run(run: RunFolder, config: Config, prepared: Prepared, *, overwrite: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 
 from thinktune.data.examples import Row
 from thinktune.errors import DataError
+from thinktune.files import foreign_kind
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -23,6 +24,7 @@ _SPLIT_NAMES = {
     "valid": "validation",
     "val": "validation",
 }
+_TOO_MANY_DIGITS = "number with more digits than can be read"
 _LONGEST_CELL = 2**30  # bytes; csv's own limit of 128 KiB refuses long thoughts
 
 
@@ -55,6 +57,11 @@ def _read_file(path: Path) -> Iterator[Row]:
     try:
         if path.stat().st_size == 0:
             raise DataError(f"{path}: is empty")
+        if reader is not _read_parquet:
+            with _open(path) as file:
+                kind = foreign_kind(file.read(4))
+            if kind:
+                raise DataError(f"{path}: is {kind}, not UTF-8 text", hint="unpack or convert it, or name it rightly")
         yield from reader(path)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"no file {path}") from None
@@ -115,6 +122,8 @@ def _parse_line(line: bytes, path: Path, at: int) -> Row:
         return _as_row(json.loads(text))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {at}: is not JSON: {error.msg}: {text.strip()[:80]}") from None
+    except ValueError:
+        return Row(0, {}, _TOO_MANY_DIGITS)
     except RecursionError:
         return Row(0, {}, "nested too deep")
 
@@ -135,6 +144,10 @@ def _read_json(path: Path) -> Iterator[Row]:
             yield from _read_json_lines(path)
             return
         raise DataError(f"{path}, line {error.lineno}: is not JSON: {error.msg}") from None
+    except ValueError:
+        raise DataError(f"{path}: holds a {_TOO_MANY_DIGITS}") from None
+    except RecursionError:
+        raise DataError(f"{path}: is nested too deep") from None
     if isinstance(value, dict):
         value = value.get("data", [value])
     if not isinstance(value, list):

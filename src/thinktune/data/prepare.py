@@ -121,7 +121,7 @@ def _read_pools(
     split: str | None = None,
     need_thought: bool = True,
 ) -> list[_Pool]:
-    sources = [Source(source=data.source)] if isinstance(data.source, str) else data.source
+    sources = data.sources
     seed = seed if data.seed is None else data.seed
     shape = import_shape(data.shape) if data.shape else None
     pools = []

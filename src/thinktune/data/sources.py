@@ -47,12 +47,28 @@ def read_rows(
         return _generate(source, split, count or BUILTIN_ROWS, seed)
     if source.startswith("ms:"):
         return read_modelscope_dataset(source, split, cache, load, notify)
+    return _read_local(source, split) or read_hub_dataset(source, split, cache, load, notify)
+
+
+def check_local(source: str, split: str) -> None:
+    """Read the first row of a source that lies here, so that what is wrong with all of it is told before a model is
+    loaded. Other sources are let pass.
+
+    Raises:
+        DataError: see `read_rows`.
+    """
+    if not source.startswith(("builtin:", "ms:")) and (rows := _read_local(source, split)):
+        next(rows)
+
+
+def _read_local(source: str, split: str) -> Iterator[Row] | None:
+    """None where it is the name of a data set on a hub."""
     path = Path(source).expanduser()
     if path.exists():
         return read_path(path, split)
     if is_data_file(path) or not _HUB_ID.fullmatch(source):
         raise DataError(f"no file or folder {source}", hint=f"looked in {path.absolute().parent}")
-    return read_hub_dataset(source, split, cache, load, notify)
+    return None
 
 
 def _generate(source: str, split: str, count: int, seed: int) -> Iterator[Row]:

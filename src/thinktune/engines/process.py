@@ -134,6 +134,12 @@ class WorkerProcess:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
             raise self._crash() from None
+        except (
+            BaseException
+        ):  # Ctrl-C in the middle of a line, to which the next one would be glued: it is of no use now
+            self._end(0.0)
+            self._log.unlink()
+            raise
 
     def wait(self) -> None:
         """Put the next event into the box that it belongs into.

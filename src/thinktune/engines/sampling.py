@@ -73,7 +73,8 @@ class Sampler:
         settings = [rows[index].sampling for index in drawn]
         self._temperature = self._column([each.temperature for each in settings])
         self._limits = torch.tensor(
-            [[float(each.top_k or vocabulary), each.top_p, each.min_p] for each in settings], device=device
+            [[float(min(each.top_k or vocabulary, vocabulary)), each.top_p, each.min_p] for each in settings],
+            device=device,
         )
         self._filtered = any(each.top_k or each.top_p < 1 or each.min_p for each in settings)
         self._candidates = max([_CANDIDATES, *(each.top_k for each in settings)])

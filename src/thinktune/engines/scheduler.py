@@ -64,7 +64,7 @@ class Scheduler:
                 if self._batch.rows:
                     self._batch.step()
         except Exception as error:  # noqa: BLE001 - a model may raise anything, and must not take every row with it
-            self._retreat(error)
+            self._retreat(error, [*before, *self._entering])
         return [row for row in [*before, *self._entering] if row.reason is not None]
 
     def _change(self) -> None:
@@ -121,13 +121,14 @@ class Scheduler:
         middle = len(rows) // 2
         return self._prefill(rows[:middle]) + self._prefill(rows[middle:])
 
-    def _retreat(self, error: Exception) -> None:
+    def _retreat(self, error: Exception, involved: Sequence[Row]) -> None:
         """Put every unfinished row back in front of the queue, to go on in smaller batches. A lone row fails."""
         if _is_device_failure(error):
             raise GenerationError(
                 f"the device failed: {_describe(error)}", hint="what was finished is kept; start again to go on"
             ) from error
-        rows = list(dict.fromkeys(row for row in [*self._batch.rows, *self._entering] if row.reason is None))
+        # Those that were to leave for want of room may be in the queue already, or in no batch any more.
+        rows = [row for row in involved if row.reason is None and row not in self.waiting]
         self._batch = Batch(self._decoder)
         starved = _is_out_of_memory(error)
         if starved and torch.cuda.is_available():

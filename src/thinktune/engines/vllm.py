@@ -190,7 +190,7 @@ class VllmEngine(Engine):
         suspects: list[_Row] | None = []
         while suspects is not None:
             half = (len(suspects) + 1) // 2
-            for part in (suspects[:half], suspects[half:]) if suspects else ():
+            for part in filter(None, (suspects[:half], suspects[half:])):
                 yield from self._answer(part, alone=len(part) == 1)
             suspects = None
             flying: dict[str, _Row] = {}

@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable
 from typing import IO, Any
 
-MEGABYTE = 2**20
 NEW_NAMESPACES = 0x20000 | 0x4000000 | 0x8000000 | 0x20000000 | 0x40000000  # mount, uts, ipc, pid, network
 NEW_USER = 0x10000000
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 8, 36, 38

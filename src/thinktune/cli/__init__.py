@@ -1,0 +1,51 @@
+"""The command line: one short function a verb. Results go to stdout, progress and notices to stderr."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+# Imported for the verbs that they add, in the order that --help has them.
+from thinktune.cli import training, models, scores, machine  # noqa: F401  # isort: skip
+from thinktune.cli.common import app
+from thinktune.errors import DiskFull, ThinktuneError, UsageError
+from thinktune.files import NO_SPACE
+
+__all__ = ["app", "main"]
+
+_WRONG_PLACE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
+
+
+def main() -> None:
+    """Run the CLI: a ThinktuneError becomes its message and its exit code, everything else stays a trace."""
+    try:
+        app()
+    except ThinktuneError as error:
+        _fail(error)
+    except OSError as error:
+        _fail_at_file(error)
+    except KeyboardInterrupt:
+        _fail(ThinktuneError("stopped"))
+
+
+def _fail_at_file(error: OSError) -> None:
+    """What a disk, its rights or a name that a person chose stand in the way of; anything else is a bug."""
+    place = error.filename2 or error.filename
+    if error.errno in NO_SPACE:
+        _fail(DiskFull(f"no space left on the disk: {place or error}", hint="free some, then run it again"))
+    elif place and error.errno in _WRONG_PLACE:
+        _fail(UsageError(f"{place}: {error.strerror}", hint="choose another place, or make this one writable"))
+    else:
+        raise error
+
+
+def _fail(error: ThinktuneError) -> None:
+    if os.environ.get("THINKTUNE_DEBUG"):
+        raise error
+    print(f"thinktune: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"  → {error.hint}", file=sys.stderr)
+    sys.exit(error.exit_code)

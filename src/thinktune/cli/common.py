@@ -1,0 +1,122 @@
+"""What the verbs share: the app itself, arguments and options that several take, and how results are shown.
+
+Nothing heavy is imported before a verb needs it, so that `thinktune --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from thinktune.config import Config
+
+app = typer.Typer(
+    help="Teach a chat model to think before it answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="settings over the file's: lora.r=16", show_default=False),
+]
+ModelReference = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="a run, adapter or model folder, a GGUF file, a hub id, ms:ID, builtin:smollm2"
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
+Quantization = Annotated[
+    Literal["none", "int8", "nf4", "fp8"], typer.Option("--quantize", help="hold the weights in fewer bits")
+]
+ThinkBudget = Annotated[
+    int | None,
+    typer.Option(
+        "--think-budget",
+        min=1,
+        help="so many tokens of thought at most, then the answer: every completion is well-formed",
+        show_default=False,
+    ),
+]
+Engine = Annotated[
+    Literal["auto", "vllm", "transformers"],
+    typer.Option("--engine", help="auto: vLLM where it is installed and there is a GPU"),
+]
+SEED = 3407  # config.SEED, without the time that importing it takes
+Seed = Annotated[int, typer.Option("--seed", help="of all that is drawn")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="show the trace of an error")] = False,
+) -> None:
+    if debug:
+        os.environ["THINKTUNE_DEBUG"] = "1"
+
+
+def load(file: Path, overrides: list[str] | None) -> Config:
+    from thinktune.config import load_config
+
+    return load_config(file, overrides or [])
+
+
+def notify(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def show(values: Any, table: Table, *, json: bool) -> None:
+    """The result: a table for people, or JSON for programs."""
+    from rich.console import Console
+
+    if json:
+        print(dumps(values, ensure_ascii=False, indent=2))
+        return
+    stdout = Console()
+    natural = stdout.measure(table, options=stdout.options.update(max_width=1000)).maximum
+    Console(width=max(stdout.width, natural)).print(table)  # cells cut short would be of no use
+
+
+def name_of(reference: str) -> str:
+    """A reference as part of a file name."""
+    return re.sub(r"[^\w.-]+", "-", Path(reference).stem if Path(reference).is_file() else reference).strip("-.")
+
+
+def stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def prepare_libraries() -> None:
+    """Before torch is imported: threads that sleep while they wait, and libraries that speak only under --debug."""
+    import logging
+    import warnings
+
+    # Threads of OpenMP that wait by spinning take the cores from those they wait for: beside one other busy program,
+    # training on two cores ran 17 times slower than with threads that soon sleep. Alone, this costs nothing.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if os.environ.get("THINKTUNE_DEBUG"):
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore")
+    for name in ("torch", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,86 @@
+"""The studio, and this machine: what lies on it, what it can do."""
+
+from __future__ import annotations
+
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thinktune.cli.common import AsJson, Quantization, app, notify, prepare_libraries
+
+
+@app.command()
+def demo(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="as for ask; runs with an adapter are offered besides"),
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", help="the folder of your run folders")] = Path("runs"),
+    host: Annotated[
+        str, typer.Option("--host", help="another than this machine's own asks for a password")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=1, max=65535, help="default: the first free one from 7860 on", show_default=False),
+    ] = None,
+    share: Annotated[bool, typer.Option("--share", help="publish through Gradio's relay, behind the password")] = False,
+    password: Annotated[
+        str | None,
+        typer.Option("--password", envvar="THINKTUNE_PASSWORD", help="to sign in with, as studio", show_default=False),
+    ] = None,
+    quantize: Quantization = "none",
+) -> None:
+    """Open the studio, a web page: chat, compare, rate blind, answer files, watch and start trainings."""
+    prepare_libraries()
+    from thinktune.web.app import USER, serve
+
+    server = serve(
+        models or [],
+        runs=runs,
+        host=host,
+        port=port,
+        share=share,
+        password=password,
+        quantize=quantize,
+        notify=notify,
+    )
+    print(server.url, flush=True)
+    if server.password is not None:
+        notify(f"sign in as {USER}, with the password {server.password}")
+    server.wait()
+
+
+@app.command()
+def clean(
+    runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="the folder of your run folders")] = Path("runs"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="left-over, merged or cache; can be given several times", show_default=False),
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="remove it; else it is listed only")] = False,
+    json: AsJson = False,
+) -> None:
+    """List what can be made again (merged models, converted models) and what crashes left over; --delete removes it."""
+    prepare_libraries()
+    from thinktune.clean import KINDS, clean
+
+    report = clean(runs, only or list(KINDS), really=delete)
+    if json:
+        print(dumps(report, ensure_ascii=False, indent=2))
+        return
+    for waste in report["found"]:
+        print(f"{waste['size'] / 2**20:10,.1f} MiB  {waste['kind']:9}  {waste['path']}")
+    total = f"{report['bytes'] / 2**20:,.1f} MiB"
+    hint = "" if delete or not report["found"] else "; thinktune clean --delete removes it"
+    notify(f"{total} {'removed' if delete else 'can go'}{hint}")
+
+
+@app.command()
+def doctor(json: AsJson = False) -> None:
+    """Tell what this machine and installation can do, what will be slow or impossible, and what to do about it."""
+    prepare_libraries()
+    from thinktune.doctor import show
+
+    show(json=json)

@@ -1,0 +1,233 @@
+"""What is done with a model: ask it, merge it, verify it, answer files with it, serve it, export it."""
+
+from __future__ import annotations
+
+import sys
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from thinktune.cli.common import (
+    SEED,
+    AsJson,
+    Engine,
+    ModelReference,
+    Overwrite,
+    Quantization,
+    Seed,
+    ThinkBudget,
+    app,
+    load,
+    name_of,
+    notify,
+    prepare_libraries,
+    stderr,
+)
+from thinktune.errors import UsageError
+
+if TYPE_CHECKING:
+    from thinktune.config import Config
+
+
+@app.command()
+def ask(
+    model: ModelReference,
+    question: Annotated[str | None, typer.Argument(help="leave out for a conversation")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="print exactly what the model writes")] = False,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 0.1,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 2048,
+    think_budget: ThinkBudget = None,
+    seed: Seed = SEED,
+    engine: Annotated[
+        Literal["vllm", "transformers"], typer.Option("--engine", help="transformers starts in seconds")
+    ] = "transformers",
+    quantize: Quantization = "none",
+) -> None:
+    """Stream an answer, thinking dimmed; without a question, hold a conversation."""
+    prepare_libraries()
+    from thinktune.ask import ask
+    from thinktune.config import Sampling
+
+    sampling = Sampling().changed(temperature=temperature, max_tokens=max_tokens, seed=seed, think_budget=think_budget)
+    ask(model, question, sampling=sampling, engine=engine, quantize=quantize, raw=raw)
+
+
+@app.command()
+def merge(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run or adapter folder")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="default: RUN/merged", show_default=False)] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge the adapter into the original, unquantised weights, and compare the two."""
+    prepare_libraries()
+    from thinktune.merge import merge
+
+    print(merge(run, out, overwrite=overwrite, notify=notify).summary())
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder with a merged model")],
+    prompts: Annotated[int, typer.Option(min=1, help="held-out prompts to compare on")] = 8,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="default: 256 on a GPU, 48 on a CPU", show_default=False)
+    ] = None,
+    engine: Engine = "auto",
+    json: AsJson = False,
+) -> None:
+    """Prove that adapter, merged model and engine are the same model, and that it ends its turns; else exit with 1."""
+    prepare_libraries()
+    from rich.console import Console
+
+    from thinktune.verify import verify
+
+    verified = verify(run, engine=engine, prompts=prompts, max_tokens=max_tokens, notify=notify)
+    if json:
+        print(dumps(verified.as_dict(), ensure_ascii=False, indent=2))
+    else:
+        Console().print(verified.table())
+    if not verified.passed:
+        sys.exit(1)
+
+
+@app.command()
+def infer(
+    model: ModelReference,
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="JSON lines {id, type, prompt}, or builtin:questions")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="the result file; of several, their folder (default: results)", show_default=False
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="take infer.* and load.* settings from it")] = None,
+    profile: Annotated[
+        Literal["default", "article"] | None,
+        typer.Option("--profile", help="sampling: default, or article (the guide's)", show_default=False),
+    ] = None,
+    think_budget: ThinkBudget = None,
+    form: Annotated[
+        Literal["results", "lines", "openai"],
+        typer.Option("--format", help="of the result: results, lines (JSON lines), or openai (its batch API's)"),
+    ] = "results",
+    engine: Annotated[
+        Literal["auto", "vllm", "transformers"] | None,
+        typer.Option("--engine", help="auto: vLLM where it is installed and there is a GPU", show_default=False),
+    ] = None,
+    unmerged: Annotated[
+        bool, typer.Option("--unmerged", help="run an adapter beside its base, not the merged model")
+    ] = False,
+    quantize: Quantization = "none",
+    seed: Seed = SEED,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="faulty lines become error items")] = False,
+    overwrite: Overwrite = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="generate only for items that failed before")
+    ] = False,
+) -> None:
+    """Answer batch files, with the model loaded once; a stopped call goes on where it was."""
+    prepare_libraries()
+    from thinktune.infer import infer_files
+
+    if retry_errors and overwrite:
+        raise UsageError("--retry-errors and --overwrite exclude each other")
+    # What is given here goes over the config's; a profile named here over the config's types too.
+    given: dict[str, Any] = {
+        "profile": profile,
+        "profiles": {} if profile else None,
+        "think_budget": think_budget,
+        "engine": engine,
+        "merge": False if unmerged else None,
+    }
+    settings = _settings(config, {name: value for name, value in given.items() if value is not None})
+    infer_files(
+        model,
+        _result_files(files, out),
+        settings=settings.infer,
+        load=settings.load,
+        quantize=quantize,
+        seed=seed,
+        skip_bad=skip_bad,
+        overwrite=overwrite,
+        retry_errors=retry_errors,
+        form=form,
+        console=stderr(),
+    )
+
+
+def _result_files(files: list[str], out: Path | None) -> dict[str | Path, Path]:
+    """Where the answers of each batch file go."""
+    if len(files) == 1:
+        found: dict[str | Path, Path] = {files[0]: out or Path("results.json")}
+    else:
+        found = {file: (out or Path("results")) / f"{name_of(file)}.json" for file in files}
+    if len(set(found.values())) < len(files):
+        raise UsageError("two of the batch files have the same name", hint="answer them one by one, each with its -o")
+    for result in found.values():
+        if result.is_dir():
+            raise UsageError(f"the result file {result} is a folder", hint=f"for example -o {result / 'results.json'}")
+        if result.exists() and any(Path(file).exists() and result.samefile(file) for file in files):
+            raise UsageError(f"the result would replace the batch file {result}", hint="give it another name with -o")
+    return found
+
+
+@app.command()
+def serve(
+    model: ModelReference,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="NAME=RUN", help="a further adapter of the same base; repeat for more"),
+    ] = None,
+    engine: Annotated[
+        Literal["auto", "vllm", "transformers"], typer.Option("--engine", help="auto: vLLM where it is installed")
+    ] = "auto",
+    host: Annotated[str, typer.Option(help="0.0.0.0 lets everybody in, unasked")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    config: Annotated[Path | None, typer.Option("--config", help="take infer.vllm and load.* settings from it")] = None,
+) -> None:
+    """Start an OpenAI-compatible server with the model, and its adapters under names of their own."""
+    prepare_libraries()
+    from thinktune.serve import serve
+
+    settings = _settings(config, {})
+    server = serve(
+        model,
+        adapters=adapter or [],
+        engine=engine,
+        host=host,
+        port=port,
+        load=settings.load,
+        vllm=settings.infer.vllm,
+        notify=notify,
+    )
+    notify(f"{server.url} will have {', '.join(server.models)}")
+    server.run()
+
+
+def _settings(file: Path | None, given: dict[str, Any]) -> Config:
+    """The `infer` and `load` sections of a config file, where there is one, with what is given over `infer`."""
+    from thinktune.config import parse_config
+
+    config = load(file, None).model_dump(include={"infer", "load"}) if file else {}
+    return parse_config({**config, "infer": {**config.get("infer", {}), **given}}, where="infer")
+
+
+@app.command()
+def export(
+    model: ModelReference,
+    gguf: Annotated[Literal["f16", "q8_0"], typer.Option("--gguf", help="the numbers in the file")] = "q8_0",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="default: MODEL-PRECISION.gguf", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a GGUF file for llama.cpp, and a Modelfile for Ollama; the file is read back and compared."""
+    prepare_libraries()
+    from thinktune.export import export
+
+    out = out or Path(f"{name_of(Path(model).name)}-{gguf}.gguf")
+    print(export(model, out, gguf, overwrite=overwrite, notify=notify))

@@ -1,0 +1,92 @@
+"""From a config to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thinktune.cli.common import AsJson, ConfigFile, Overrides, Overwrite, app, load, notify, prepare_libraries, stderr
+from thinktune.errors import UsageError
+
+
+@app.command()
+def quickstart(
+    overrides: Overrides = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train, merge, try and score the built-in model on built-in data: everything, in minutes, on a CPU."""
+    prepare_libraries()
+    from thinktune.pipeline import quickstart
+
+    quickstart(overrides or [], console=stderr(), overwrite=overwrite)
+
+
+@app.command()
+def run(config: ConfigFile, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+    """Data, training, merge, inference and evaluation in one; what is done already and unchanged is skipped."""
+    prepare_libraries()
+    from thinktune.pipeline import run
+
+    run(load(config, overrides), console=stderr(), overwrite=overwrite)
+
+
+@app.command()
+def config(
+    file: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="a YAML file")] = None,
+    overrides: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of config files")] = False,
+) -> None:
+    """Print what a config resolves to, or the schema that editors complete and check with."""
+    from thinktune.config import config_schema, dump_config
+
+    if schema:
+        print(config_schema())
+    elif file is None:
+        raise UsageError("name a config file, or ask for the --schema")
+    else:
+        print(dump_config(load(file, overrides)), end="")
+
+
+@app.command()
+def data(config: ConfigFile, overrides: Overrides = None, json: AsJson = False) -> None:
+    """Show what training would see: rows kept and dropped, lengths, examples, and one packed batch token by token."""
+    prepare_libraries()
+    from thinktune.data.show import show
+
+    show(load(config, overrides), json=json)
+
+
+@app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", help="plan for h100, rtx4090, 16GiB, …; default: what is here", show_default=False),
+    ] = None,
+    fit: Annotated[bool, typer.Option("--fit", help="find the fastest settings that fit, for the same steps")] = False,
+    json: AsJson = False,
+) -> None:
+    """Predict memory by part, speed and hours of a training, without loading the model."""
+    prepare_libraries()
+    from thinktune.plan_table import show
+
+    show(load(config, overrides), gpu=gpu, fitted=fit, json=json, notify=notify)
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest whole checkpoint")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fine-tune: a config becomes a run folder with an adapter in it."""
+    prepare_libraries()
+    from thinktune.train import train
+
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other")
+    train(load(config, overrides), console=stderr(), resume=resume, overwrite=overwrite)
