@@ -184,7 +184,8 @@ class Work:
         if self.kind == "cpu":
             extra = sum(level == "full" for level in memory.levels) / self.shape.layers / 2
             read = 2 * self.weights() / hardware.bandwidth  # once in each pass, however few tokens there are
-            return (self.flops(batch) / hardware.bf16 / CPU_PRODUCT_SHARE + read) * (1 + extra)
+            starting = self.shape.layers * KERNELS[False] * LAUNCH_SECONDS[False]
+            return (self.flops(batch) / hardware.bf16 / CPU_PRODUCT_SHARE + read + starting) * (1 + extra)
         levels = set(memory.levels)
         by_level = {level: self._layer_seconds(batch, level, memory.mlp_chunks, hardware) for level in levels}
         total = sum(by_level[level] for level in memory.levels)
