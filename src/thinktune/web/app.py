@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import signal
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from thinktune.config import Load, Quantize
 from thinktune.errors import MissingExtra, ThinktuneError, UsageError
 from thinktune.web.jobs import MOST_BYTES
+from thinktune.web.preparing import prepare_gradio
 
 if TYPE_CHECKING:
     from thinktune.web.pool import Pool
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TUNNEL = ".gradio.live"
+MOST_SESSIONS = 100
+"""Pages that the server remembers the state of, a quarter of a MiB each; those not heard of for longest go first."""
 USER = "studio"
 """The name to sign in with, where a password is asked for."""
 
@@ -84,7 +86,8 @@ def serve(
         MissingExtra: gradio is not installed.
         UsageError: the port is taken.
     """
-    _require_gradio()
+    if find_spec("gradio") is None:
+        raise MissingExtra("the studio needs gradio", hint="pip install 'thinktune[demo]'")
     from thinktune.web.pool import Pool
     from thinktune.web.studio import Studio
 
@@ -110,11 +113,11 @@ def open_page(
     Raises:
         UsageError: the port is taken.
     """
+    files = Path(tempfile.mkdtemp(prefix="thinktune-studio-"))
+    prepare_gradio(files)
     from thinktune.web.page import build
     from thinktune.web.texts import translations
 
-    files = Path(tempfile.mkdtemp(prefix="thinktune-studio-"))
-    os.environ["GRADIO_TEMP_DIR"] = str(files)
     demo, appearance = build(studio)
     try:
         _, url, public = demo.launch(
@@ -129,6 +132,7 @@ def open_page(
             enable_monitoring=False,
             max_threads=100,
             max_file_size=MOST_BYTES,
+            state_session_capacity=MOST_SESSIONS,
             footer_links=[],
             i18n=translations(),
             app_kwargs={"middleware": [_guard(host, share, files)], "docs_url": None, "redoc_url": None},
@@ -145,12 +149,6 @@ def open_page(
         shutil.rmtree(files, ignore_errors=True)
 
     return Server(demo, public or url, password, close)
-
-
-def _require_gradio() -> None:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    if find_spec("gradio") is None:
-        raise MissingExtra("the studio needs gradio", hint="pip install 'thinktune[demo]'")
 
 
 def _guard(host: str, share: bool, files: Path) -> Any:

@@ -192,12 +192,13 @@ class ChatTab:
             saved = time.monotonic()
             for state in answers:
                 last["answers"] = [each.as_dict() for each in state] + [None] * (2 - len(state))
-                left, right = _side(turns, 0, words), _side(turns, 1, words) if second else gr.skip()
+                # Values that stay the same are told again: for each that is skipped, Gradio builds the component anew.
+                told = _side(turns, 0, words), _side(turns, 1, words), _status(state, self._studio.pool.loading, words)
                 kept: Any = gr.skip()
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     saved, kept = time.monotonic(), {"turns": turns}
-                yield gr.skip(), kept, left, right, _status(state, self._studio.pool.loading, words)
-            yield gr.skip(), {"turns": turns}, gr.skip(), gr.skip(), gr.skip()
+                yield gr.skip(), kept, *told
+            yield gr.skip(), {"turns": turns}, *told
         finally:
             ticket.stop()
             self._studio.sessions.close(session, ticket)
