@@ -1,8 +1,12 @@
 """How fast and how steady the studio is: python bench/studio.py [--model builtin:smollm2] [--minutes 5] [--sessions 20]
 
-Prints, line by line: seconds from the server's start to its page in a browser; milliseconds from the click to the first
-token on the page, beside the engine's own from the call to the first token; and what many sessions at once got:
-answers, errors, answers on another session's topic, and the memory of the process before and after.
+Prints, line by line: seconds from the start of `thinktune demo` to its page in a browser; milliseconds from a click on
+*Send* to the first token on the page, beside the engine's own from its call to its first token; and what many sessions
+at once got: answers, errors, answers on another session's topic, and the memory of the server's process as time goes
+by. Half of the sessions are one page that stays open, the others open a page for every question.
+
+A batch of other rows rounds differently in bfloat16, so that greedy answers may differ from those of a session that is
+alone; with --dtype float32 they are to be the same. --only runs some of the three parts.
 """
 
 from __future__ import annotations
@@ -10,9 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,65 +30,101 @@ from typing import Any
 import httpx
 import psutil
 
-from thinktune.config import Sampling
+from thinktune.config import Load, Sampling
 from thinktune.engines.base import Request
 from thinktune.engines.tickets import Ticket
+from thinktune.web.pool import Pool
 
+PARTS = ("page", "first", "sessions")
 QUESTION = "What is 7 times 8?"
 TOPICS = (
     "Volcano", "Violin", "Elephant", "Democracy", "Photosynthesis", "Bicycle", "Chess", "Glacier", "Bread", "Satellite",
     "Poetry", "Magnet", "Penguin", "Cathedral", "Vaccine", "Desert", "Piano", "Inflation", "Spider", "Lighthouse",
 )  # fmt: skip
 MOST_TOKENS = 48
-ASKED = 20
+STARTS, ASKED = 5, 20
+PATIENCE = 60  # seconds for anything on the page
+LOOK = 30  # seconds between two looks at the memory
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin:smollm2")
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--sessions", type=int, default=20)
+    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)  # this file as the server: the folder of runs
     arguments = parser.parse_args()
-    from thinktune.web.app import open_page
-    from thinktune.web.pool import Pool
-    from thinktune.web.studio import Studio
-
-    runs = Path(tempfile.mkdtemp(prefix="studio-bench-"))
-    pool = Pool([arguments.model], runs)
-    studio = Studio(pool, runs, may_train=False)
-    started = time.perf_counter()
-    server = open_page(studio)
-    listening = time.perf_counter() - started
+    load = Load(dtype=arguments.dtype)
+    if arguments.serve:
+        serve(arguments.model, arguments.serve, load)
+        return
+    if "page" in arguments.only:
+        measure_page(arguments.model)
+    pool = Pool([arguments.model], Path(), load=load)
     try:
-        measure_page(server.url, listening)
-        measure_first_tokens(server.url, pool, arguments.model)
-        measure_sessions(server.url, pool, arguments.model, arguments.sessions, 60 * arguments.minutes)
+        with served([__file__, "--model", arguments.model, "--dtype", arguments.dtype, "--serve"]) as (url, process):
+            if "first" in arguments.only:
+                measure_first_tokens(url, pool, arguments.model)
+            if "sessions" in arguments.only:
+                measure_sessions(url, process, pool, arguments.model, arguments.sessions, 60 * arguments.minutes)
     finally:
-        server.close()
-        shutil.rmtree(runs)
+        pool.close()
 
 
-def measure_page(url: str, listening: float) -> None:
+def serve(model: str, runs: Path, load: Load) -> None:
+    """What `thinktune demo` does, with a choice of dtype."""
+    from thinktune.cli import _prepare_libraries
+    from thinktune.web.app import serve
+
+    _prepare_libraries()
+    server = serve([model], runs=runs, load=load)
+    print(server.url, flush=True)
+    server.wait()
+
+
+@contextmanager
+def served(command: Sequence[str]) -> Iterator[tuple[str, psutil.Process]]:
+    """A server in a process of its own, which ends with this: its address, once it listens, and the process."""
+    runs = tempfile.mkdtemp(prefix="studio-bench-")
+    with subprocess.Popen([sys.executable, *command, runs], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield server.stdout.readline().strip(), psutil.Process(server.pid)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(PATIENCE)
+            shutil.rmtree(runs)
+
+
+def measure_page(model: str) -> None:
+    times = []
     with chromium() as browser:
-        page = browser.new_page()
-        started = time.perf_counter()
-        page.goto(url)
-        page.wait_for_selector("#chat-send")
-        ready = time.perf_counter() - started
-    print(f"page: built and listening in {listening:.2f} s, ready in the browser {ready:.2f} s later", flush=True)
+        for _ in range(STARTS):
+            started = time.perf_counter()
+            with served(["-m", "thinktune", "demo", model, "--runs"]) as (url, _):
+                listening = time.perf_counter() - started
+                open_page(browser, url)
+                times.append((time.perf_counter() - started, listening))
+                time.sleep(LOOK / 2)  # the model is loaded: not to be cut off in the middle of it
+    ready, listening = map(median, zip(*times, strict=True))
+    each = " ".join(f"{seconds:.2f}" for seconds, _ in times)
+    print(
+        f"page: listening {listening:.2f} s after the start, in the browser after {ready:.2f} s (median of {each})",
+        flush=True,
+    )
 
 
-def measure_first_tokens(url: str, pool: Any, model: str) -> None:
+def measure_first_tokens(url: str, pool: Pool, model: str) -> None:
     """Both for the same question, in turns, so that a load on the machine is the same for both."""
     seat = pool.take(model)
     sampling = Sampling(temperature=0.1, max_tokens=4, seed=3407)
     request = Request("ask", seat.chat.prompt_ids([{"role": "user", "content": QUESTION}]), sampling)
     engine, page_times = [], []
     with chromium() as browser:
-        page = browser.new_page()
-        page.goto(url)
-        page.wait_for_selector("#chat-send")
-        page.wait_for_timeout(3000)
+        page = open_page(browser, url)
+        page.wait_for_function("() => document.querySelector('#model-state').innerText.trim() === ''")
         page.click("#chat-sampling button")
         page.fill("#chat-max-tokens input", "4")
         page.keyboard.press("Tab")
@@ -88,12 +134,7 @@ def measure_first_tokens(url: str, pool: Any, model: str) -> None:
             next(stream)
             engine.append(1000 * (time.perf_counter() - started))
             list(stream)
-            page.click("#chat-new")
-            page.wait_for_function("!document.querySelector('#chat-left .bot')")
-            page.fill("#chat-question textarea", QUESTION)
-            page.wait_for_timeout(500)  # else the click may come before the page has taken the question in
-            page_times.append(page.evaluate(_TIME_TO_FIRST_TOKEN))
-            page.wait_for_timeout(1500)
+            page_times.append(ask_on(page))
     # The first of each warms up.
     own, seen = median(engine[1:]), median(page_times[1:])
     print(
@@ -101,104 +142,143 @@ def measure_first_tokens(url: str, pool: Any, model: str) -> None:
     )
 
 
-_TIME_TO_FIRST_TOKEN = """() => new Promise(resolve => {
+def ask_on(page: Any) -> float:
+    """Ask once in a new conversation: milliseconds from the click to the first token.
+
+    Raises:
+        TimeoutError: nothing came; it says what the page shows instead.
+    """
+    page.click("#chat-new")
+    page.wait_for_function("() => !document.querySelector('#chat-left .bot')")
+    page.fill("#chat-question textarea", QUESTION)
+    page.wait_for_timeout(500)  # the page takes the question in, as it does while people move the mouse
+    found: dict[str, Any] = page.evaluate(_TIME_TO_FIRST_TOKEN, 1000 * PATIENCE)
+    if found["shown"] is not None:
+        raise TimeoutError(f"no token on the page within {PATIENCE} s of the click; it shows {found['shown']}")
+    wait_for = "() => document.querySelector('#chat-status').innerText.includes('done')"
+    page.wait_for_function(wait_for)
+    return float(found["milliseconds"])
+
+
+_TIME_TO_FIRST_TOKEN = """(patience) => new Promise(resolve => {
     const chat = document.querySelector('#chat-left');
+    const text = selector => document.querySelector(selector)?.innerText?.trim() ?? null;
     const started = performance.now();
-    const observer = new MutationObserver(() => {
-        const texts = [...chat.querySelectorAll('.bot .md, .bot .prose')];
-        if (texts.some(each => each.innerText.trim())) { observer.disconnect(); resolve(performance.now() - started); }
-    });
+    const end = shown => {
+        observer.disconnect();
+        clearTimeout(timer);
+        resolve({milliseconds: performance.now() - started, shown});
+    };
+    const look = () => {
+        if ([...chat.querySelectorAll('.bot .md, .bot .prose')].some(each => each.innerText.trim())) end(null);
+    };
+    const observer = new MutationObserver(look);
+    const timer = setTimeout(() => end({
+        question: document.querySelector('#chat-question textarea').value, chat: text('#chat-left'),
+        status: text('#chat-status'), models: text('#model-state'), toast: text('.toast-wrap'),
+    }), patience);
     observer.observe(chat, {childList: true, subtree: true, characterData: true});
     document.querySelector('#chat-send').click();
 })"""
 
 
-def measure_sessions(url: str, pool: Any, model: str, sessions: int, seconds: float) -> None:
+def measure_sessions(url: str, process: psutil.Process, pool: Pool, model: str, sessions: int, seconds: float) -> None:
     """Each session asks its own question again and again, over HTTP as a page does, until the time is over."""
     # Answers that have nothing in common tell a mixed one from one that rounding has changed.
     questions = [f"{TOPICS[n % len(TOPICS)]}: tell me what it is, in sentence {n + 1}." for n in range(sessions)]
     expected = [alone(pool, model, question) for question in questions]
-    process = psutil.Process()
     event = event_of_send(url)
-    talk(url, event, model, questions[0], "warm")
-    before = process.memory_info().rss / 2**20
+    with httpx.Client(timeout=300) as client:
+        talk(client, url, event, model, questions[0], "warm")
     ends = time.monotonic() + seconds
     latencies: list[float] = []
     answers: list[tuple[int, str]] = []
     errors: list[str] = []
 
     def work(n: int) -> None:
-        while time.monotonic() < ends:
-            started = time.monotonic()
-            try:
-                answers.append((n, talk(url, event, model, questions[n], f"session{n}")))
-                latencies.append(time.monotonic() - started)
-            except (httpx.HTTPError, KeyError, ValueError, IndexError) as error:
-                errors.append(f"{type(error).__name__}: {error}")
+        with httpx.Client(timeout=300) as client:
+            while time.monotonic() < ends:
+                started = time.monotonic()
+                session = f"session{n}" if n % 2 else f"session{n}-{time.monotonic_ns()}"
+                try:
+                    answers.append((n, talk(client, url, event, model, questions[n], session)))
+                    latencies.append(time.monotonic() - started)
+                except (httpx.HTTPError, KeyError, ValueError, IndexError) as error:
+                    errors.append(f"{type(error).__name__}: {error}")
 
+    over = threading.Event()
     with ThreadPoolExecutor(sessions + 1) as threads:
-        halfway = threads.submit(lambda: (time.sleep(seconds / 2), process.memory_info().rss / 2**20)[1])
+        memory = threads.submit(lambda: list(sizes(process, over)))
         list(threads.map(work, range(sessions)))
-    after = process.memory_info().rss / 2**20
+        over.set()
     same = sum(text == expected[n] for n, text in answers)
     words = [TOPICS[n % len(TOPICS)].lower()[:6] for n in range(sessions)]
     mixed = sum(words[n] not in text.lower() and any(word in text.lower() for word in words) for n, text in answers)
     print(
         f"{sessions} sessions for {seconds / 60:.1f} minutes: {len(answers)} answers, {len(errors)} errors, "
         f"{same} the same as alone, {mixed} on another session's topic; {median(latencies or [0]):.1f} s an answer; "
-        f"memory {before:.0f} MiB before, {halfway.result():.0f} halfway, {after:.0f} after",
+        f"MiB of memory, each {LOOK} s: {' '.join(f'{size:.0f}' for size in memory.result())}",
         flush=True,
     )
     for error in errors[:5]:
         print(f"  {error}", flush=True)
 
 
-def alone(pool: Any, model: str, question: str) -> str:
+def sizes(process: psutil.Process, over: threading.Event) -> Iterator[float]:
+    """The memory of a process in MiB, now, every `LOOK` seconds, and when it is over."""
+    while True:
+        yield process.memory_info().rss / 2**20
+        if over.is_set():
+            return
+        over.wait(LOOK)
+
+
+def alone(pool: Pool, model: str, question: str) -> str:
     seat = pool.take(model)
     sampling = Sampling(temperature=0, max_tokens=MOST_TOKENS, seed=1)
     ids = seat.chat.prompt_ids([{"role": "user", "content": question}])
     return "".join(seat.engine(Ticket()).stream(Request("ask", ids, sampling)))
 
 
-def talk(url: str, event: int, model: str, question: str, session: str) -> str:
+def talk(client: httpx.Client, url: str, event: int, model: str, question: str, session: str) -> str:
     """One question through Gradio's queue, and the answer that the browser would keep."""
-    session = f"{session}{time.monotonic_ns()}"
     values = [question, {"turns": []}, model, "", False, 0.0, 1.0, 0, 1.0, MOST_TOKENS, 0, 1]
     body = {"data": values, "fn_index": event, "session_hash": session, "trigger_id": None}
     api = f"{url}gradio_api/queue"
-    kept: dict[str, Any] = {}
-    with httpx.Client(timeout=300) as client:
-        client.post(f"{api}/join", json=body).raise_for_status()
-        with client.stream("GET", f"{api}/data", params={"session_hash": session}) as lines:
-            for line in lines.iter_lines():
-                message = json.loads(line[6:]) if line.startswith("data: ") else {}
-                if message.get("msg") == "process_completed":
-                    kept = message["output"]["data"][1]
-                    break
-    return str(kept["turns"][0]["answers"][0]["text"])
+    client.post(f"{api}/join", json=body).raise_for_status()
+    with client.stream("GET", f"{api}/data", params={"session_hash": session}) as lines:
+        for line in lines.iter_lines():
+            message = json.loads(line[6:]) if line.startswith("data: ") else {}
+            if message.get("msg") == "process_completed":
+                return str(message["output"]["data"][1]["turns"][0]["answers"][0]["text"])
+    raise ValueError(f"the stream of {session} ended without an answer")
 
 
 def event_of_send(url: str) -> int:
     """The number under which Gradio knows a click on the button that sends."""
     config = httpx.get(f"{url}config").json()
     button = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "chat-send")
-    return next(each["id"] for each in config["dependencies"] if [button, "click"] in each["targets"])
+    return int(next(each["id"] for each in config["dependencies"] if [button, "click"] in each["targets"]))
 
 
-class chromium:
+def open_page(browser: Any, url: str) -> Any:
+    page = browser.new_context(locale="en-US").new_page()
+    page.set_default_timeout(1000 * PATIENCE)
+    page.goto(url)
+    page.wait_for_selector("#chat-send")
+    return page
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
     """A browser while in use."""
+    from playwright.sync_api import sync_playwright
 
-    def __enter__(self) -> Any:
-        from playwright.sync_api import sync_playwright
-
-        path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-        self._playwright = sync_playwright().start()
-        self._browser = self._playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        return self._browser
-
-    def __exit__(self, *exc: object) -> None:
-        self._browser.close()
-        self._playwright.stop()
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 if __name__ == "__main__":
