@@ -13,6 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
+import httpx
 import pytest
 import torch
 
@@ -25,11 +27,14 @@ from thinktune.errors import BatchFileError, ConfigError, RunFolderError, UsageE
 from thinktune.infer import infer_file
 from thinktune.ratings import Rating
 from thinktune.web.answering import read_answers
-from thinktune.web.chat import _turns
+from thinktune.web.app import MOST_SESSIONS, USER, open_page, serve
+from thinktune.web.chat import ChatTab, _turns
 from thinktune.web.guard import MOST_UPLOADED, Guard
 from thinktune.web.jobs import Jobs, check
 from thinktune.web.markdown import escaped, messages
 from thinktune.web.pool import Pool
+from thinktune.web.rate import RateTab
+from thinktune.web.studio import Studio
 from thinktune.web.study import Study, names, new_folder, study_of_models, study_of_scores
 from thinktune.web.texts import TEXTS, Words
 from thinktune.web.trainings import Trainings
@@ -433,6 +438,122 @@ def test_a_training_is_started_stopped_and_resumed(trainings: Trainings, config:
     assert trainings.get("new").state == "training"  # which this one sees too
     trainings.stop("new")
     wait_for(lambda: trainings.get("new").state != "training", 60)
+
+
+# who may ask
+
+
+def test_without_the_password_nothing_is_answered(pool: Pool, runs: Path) -> None:
+    server = open_page(Studio(pool, runs, may_train=False), password="open sesame")
+    try:
+        with httpx.Client(base_url=server.url) as client:
+            assert b"chat-send" not in client.get("").content
+            body: dict[str, Any] = {"data": [], "fn_index": 0, "session_hash": "page"}
+            for path in ("run/predict", "queue/join", "upload", "call/x", "api/x"):
+                assert client.post(f"gradio_api/{path}", json=body).status_code == 401, path
+            for path in ("config", "gradio_api/info", "gradio_api/queue/data", "gradio_api/queue/status"):
+                assert client.get(path, params={"session_hash": "page"}).status_code == 401, path
+            for path in ("openapi.json", "docs", "gradio_api/runs", "monitoring/x", "gradio_api/vibe-code"):
+                assert client.get(path).status_code in (401, 403, 404), path
+            assert client.post("login", data={"username": USER, "password": "wrong"}).status_code == 400
+            assert client.get("config").status_code == 401
+            assert client.post("login", data={"username": USER, "password": "open sesame"}).status_code == 200
+            assert client.get("config").status_code == 200
+            assert client.get("gradio_api/runs").status_code == 404  # browsers keep no history of calls
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(("settings", "asks"), [({}, False), ({"host": "0.0.0.0"}, True), ({"password": "mine"}, True)])
+def test_a_page_that_others_can_reach_has_a_password_and_trains_nothing(
+    settings: dict[str, Any], asks: bool, tiny_model: Path, runs: Path
+) -> None:
+    server = serve([str(tiny_model)], runs=runs, **settings)
+    try:
+        assert (server.password is not None) == asks
+        assert server.password == settings.get("password", server.password)
+        with httpx.Client(base_url=server.url) as client:
+            if asks:
+                assert client.get("config").status_code == 401
+                client.post("login", data={"username": USER, "password": server.password})
+            ids = {each["props"].get("elem_id") for each in client.get("config").json()["components"]}
+            assert ("train-start" in ids) == ("host" not in settings)
+    finally:
+        server.close()
+
+
+def test_a_shared_page_is_the_tunnels_and_asks_for_the_password_there(
+    tiny_model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradio.networking.setup_tunnel", lambda **_: "https://abc.gradio.live")
+    server = serve([str(tiny_model)], runs=runs, share=True)
+    try:
+        assert server.url == "https://abc.gradio.live"
+        assert server.password
+        with httpx.Client(base_url=server._demo.local_url, headers={"host": "abc.gradio.live"}) as client:
+            assert client.get("config").status_code == 401
+            assert client.get("config", headers={"host": "abc.example"}).status_code == 421
+            client.post("login", data={"username": USER, "password": server.password})
+    finally:
+        server.close()
+
+
+def test_a_page_that_cannot_be_shared_is_not_opened(
+    tiny_model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr("gradio.networking.setup_tunnel", fail)
+    with pytest.raises(UsageError, match="cannot be shared"):
+        serve([str(tiny_model)], runs=runs, share=True)
+
+
+# memory
+
+
+def test_pages_that_come_and_go_are_not_all_remembered(pool: Pool, runs: Path) -> None:
+    server = open_page(Studio(pool, runs, may_train=False))
+    try:
+        with httpx.Client(base_url=server.url) as client:
+            events = client.get("config").json()["dependencies"]
+            tick = next(each["id"] for each in events if not each["queue"] and each["targets"][0][1] == "tick")
+            for number in range(MOST_SESSIONS + 20):
+                body = {"data": [], "fn_index": tick, "session_hash": f"page{number}"}
+                client.post("gradio_api/run/predict", json=body).raise_for_status()
+        app = server._demo.app
+        assert len(app.state_holder.session_data) <= MOST_SESSIONS
+        assert len(app.state_holder.time_last_used) <= MOST_SESSIONS
+        queue = app.get_blocks()._queue
+        assert (queue.ANALYTICS_MAX_EVENTS, queue.cached_event_analytics_summary) == (1, {"functions": {}})
+    finally:
+        server.close()
+
+
+def test_an_answer_tells_gradio_the_same_again_where_nothing_changed(pool: Pool, runs: Path) -> None:
+    """For everything that is skipped, Gradio builds the component anew: ten times the work of a token's update."""
+    studio = Studio(pool, runs, may_train=False)
+    with gr.Blocks():
+        tab = ChatTab(studio)
+    request = SimpleNamespace(headers={}, session_hash="page")
+    settings = (pool.names()[0], "", False, 0.0, 1.0, 0, 1.0, 12, 0, 1)
+    _, *states = tab.ask(request, "12 + 30?", {"turns": []}, *settings)  # type: ignore[arg-type]
+    assert len(states) > 2
+    assert all(isinstance(side, list) for _, _, left, right, _ in states for side in (left, right))
+
+
+def test_a_file_to_download_takes_the_place_of_the_one_before(
+    pool: Pool, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "files"))
+    (tmp_path / "files").mkdir()
+    run = write_run(runs / "scored", tuned="rw", base="ww")
+    study_of_scores(runs / "studio/studies/s", [run], seed=1).ratings.add(Rating("ann", "x", "a", "b", "first"))
+    studio = Studio(pool, runs, may_train=False)
+    with gr.Blocks():
+        tab = RateTab(studio, gr.BrowserState({}))
+    files = [tab.tell_results("s", SimpleNamespace(headers={}))[2] for _ in range(3)]  # type: ignore[arg-type]
+    assert [file for file in (tmp_path / "files").rglob("*") if file.is_file()] == [Path(files[0])]
 
 
 # the guard

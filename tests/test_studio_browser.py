@@ -1,10 +1,10 @@
-"""The studio in a real browser: every tab used as people use it, on the built-in model; nothing hostile ever runs."""
+"""The studio in a real browser: every tab used as people use it, on the built-in model."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -14,33 +14,16 @@ from typing import Any
 
 import pytest
 
-from conftest import make_tiny_tokenizer
-from scripted import ScriptedModel
+from browsing import SECONDS, choose, go, open_tab, wait_for_text
+from conftest import make_tiny_model
 from test_compare import write_run
-from thinktune import tags
-from thinktune.engines.shared import SharedModel
-from thinktune.models import Chat
 from thinktune.web.app import open_page
-from thinktune.web.pool import Pool, Seat
+from thinktune.web.pool import Pool
 from thinktune.web.studio import Studio
 from thinktune.web.study import study_of_scores
 
 pytestmark = pytest.mark.slow
-SECONDS = 120_000  # milliseconds that anything may take on a machine that is busy with other things
 MODEL = "builtin:smollm2"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright import sync_api
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no browser here")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -69,35 +52,11 @@ def page(browser: Any, studio: tuple[str, Path]) -> Iterator[Any]:
     page.context.close()
 
 
-def open_tab(browser: Any, url: str, **settings: Any) -> Any:
-    page = browser.new_context(**{"locale": "en-US", "viewport": {"width": 1200, "height": 900}, **settings}).new_page()
-    page.set_default_timeout(SECONDS)
-    page.goto(url)
-    page.wait_for_selector("#chat-send")
-    return page
-
-
-def go(page: Any, number: int) -> None:
-    """To the n-th tab."""
-    page.get_by_role("tab").nth(number).click()
-
-
-def choose(page: Any, dropdown: str, option: str) -> None:
-    page.click(f"{dropdown} input")
-    page.get_by_role("option", name=option, exact=True).click()
-
-
 def short_answers(page: Any) -> None:
     page.click("#chat-sampling button")
     page.fill("#chat-max-tokens input", "40")
     page.fill("#chat-think-budget input", "16")
     page.keyboard.press("Tab")
-
-
-def wait_for_text(page: Any, selector: str, text: str) -> None:
-    page.wait_for_function(
-        "([selector, text]) => document.querySelector(selector)?.innerText.includes(text)", arg=[selector, text]
-    )
 
 
 def test_an_answer_streams_folds_its_thought_and_outlives_a_reload(page: Any) -> None:
@@ -163,6 +122,49 @@ def test_ten_pairs_are_rated_blind_by_keys_and_counted(page: Any) -> None:
     assert len(Path(download.value.path()).read_text().splitlines()) == 10
 
 
+def test_two_models_answer_a_study_which_is_rated_blind(browser: Any, tmp_path: Path, tiny_model: Path) -> None:
+    other = make_tiny_model(tmp_path / "other", seed=1)
+    runs = tmp_path / "runs"
+    server = open_page(Studio(Pool([str(tiny_model), str(other)], runs), runs, may_train=False))
+    page = open_tab(browser, server.url)
+    file = tmp_path / "questions.jsonl"
+    lines = [{"id": n, "type": "math", "prompt": f"{n} plus 3?", "sampling": {"max_tokens": 12}} for n in range(4)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    go(page, 1)
+    page.click("#rate-new button")
+    page.fill("#rate-name textarea, #rate-name input", "two live")
+    page.set_input_files("#rate-questions input[type=file]", file)
+    wait_for_text(page, "#rate-questions", "questions.jsonl")
+    page.click("#rate-prepare")
+    wait_for_text(page, "#rate-prepared", "4 questions are ready")
+    page.fill("#rate-rater textarea, #rate-rater input", "bob")
+    page.click("#rate-begin")
+    seen = set()
+    for done in range(4):
+        wait_for_text(page, "#rate-progress", f"{done} of 4")
+        seen.add(page.inner_text("#rate-prompt").strip())
+        sides = [page.inner_text(f"#rate-{side}-answer") for side in ("left", "right")]
+        assert all(side.strip() for side in sides)
+        assert not any(name in side for name in (str(tiny_model), str(other)) for side in sides)
+        page.fill("#rate-comment textarea, #rate-comment input", f"comment {done}")
+        page.click("#rate-left" if done % 2 else "#rate-both-bad")
+    wait_for_text(page, "#rate-progress", "has rated everything")
+    assert seen == {line["prompt"] for line in lines}
+    page.click("#rate-results button")
+    page.click("#rate-show-results")
+    wait_for_text(page, "#rate-count", "4 ratings by 1 raters")
+    wait_for_text(page, "#rate-table", f"{tiny_model} is preferred to {other}")
+    with page.expect_download() as download:
+        page.locator("#rate-file a").first.click()
+    ratings = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
+    assert sorted(rating["comment"] for rating in ratings) == [f"comment {n}" for n in range(4)]
+    assert {rating["first"] for rating in ratings} | {rating["second"] for rating in ratings} == {
+        str(tiny_model), str(other),
+    }  # fmt: skip
+    page.context.close()
+    server.close()
+
+
 def test_a_batch_is_checked_run_and_downloaded_as_the_command_line_writes_it(
     page: Any, studio: tuple[str, Path], tmp_path: Path
 ) -> None:
@@ -183,7 +185,7 @@ def test_a_batch_is_checked_run_and_downloaded_as_the_command_line_writes_it(
     assert Path(download.value.path()).read_bytes() == (tmp_path / "cli.json").read_bytes()
 
 
-def test_a_training_is_started_watched_and_stopped(page: Any, studio: tuple[str, Path]) -> None:
+def test_a_training_is_started_watched_stopped_and_resumed(page: Any, studio: tuple[str, Path]) -> None:
     go(page, 3)
     wait_for_text(page, "#runs-table", "two")
     page.click("#train-form button")
@@ -202,6 +204,15 @@ def test_a_training_is_started_watched_and_stopped(page: Any, studio: tuple[str,
     page.click("#runs-stop")
     page.wait_for_function(r"/mine\s+unfinished/.test(document.querySelector('#runs-table').innerText)")
     assert list((studio[1] / "mine/checkpoints").glob("checkpoint-*/adapter_model.safetensors"))
+    table = page.inner_text("#runs-table")
+    step = int(re.search(r"mine\s+unfinished\s+(\d+)", table)[1])  # type: ignore[index]
+    page.click("#runs-resume")
+    page.wait_for_function(
+        r"step => (/mine\s+training\s+(\d+)/.exec(document.querySelector('#runs-table').innerText)?.[1] ?? 0) > step",
+        arg=step,
+    )
+    page.click("#runs-stop")
+    page.wait_for_function(r"/mine\s+unfinished/.test(document.querySelector('#runs-table').innerText)")
 
 
 @pytest.mark.parametrize(("locale", "word"), [("zh-CN", "发送"), ("en-US", "Send"), ("de-DE", "Send")])
@@ -232,96 +243,3 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(page: Any) -> None
     page.focus("#chat-question textarea")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "chat-send"
-
-
-PAYLOADS = [
-    "<script>alert(1)</script>",
-    "<ScRiPt>alert(1)</sCrIpT>",
-    "<img src=x onerror=alert(1)>",
-    "<img src=x onerror=\"document.title='owned'\">",
-    "<svg onload=alert(1)>",
-    "<svg><script>alert(1)</script></svg>",
-    "<iframe src=javascript:alert(1)></iframe>",
-    "<iframe srcdoc='<script>parent.alert(1)</script>'></iframe>",
-    "<body onload=alert(1)>",
-    "<details open ontoggle=alert(1)>x</details>",
-    "<video><source onerror=alert(1)></video>",
-    "<audio src=x onerror=alert(1)>",
-    "<input autofocus onfocus=alert(1)>",
-    "<math href=javascript:alert(1)>x</math>",
-    "<a href=javascript:alert(1)>x</a>",
-    "[x](javascript:alert(1))",
-    "[x](data:text/html;base64,PHNjcmlwdD5hbGVydCgxKTwvc2NyaXB0Pg==)",
-    '![x](x"onerror="alert(1))',
-    "<object data=javascript:alert(1)></object>",
-    "<embed src=javascript:alert(1)>",
-    "<form action=javascript:alert(1)><button>x</button></form>",
-    "<style>@import 'javascript:alert(1)';</style>",
-    "<link rel=stylesheet href=//evil.example/x.css>",
-    "<base href=//evil.example/>",
-    "<meta http-equiv=refresh content='0;url=//evil.example/'>",
-    "`<script>alert(1)</script>`",
-    "```html\n<img src=x onerror=alert(1)>\n```",
-    "$\\href{javascript:alert(1)}{x}$ $$\\url{javascript:alert(1)}$$",
-    "{{constructor.constructor('alert(1)')()}} ${alert(1)}",
-    '</think><noscript><p title="</noscript><img src=x onerror=alert(1)>">',
-    "\"'><img src=x onerror=alert(1)//",
-]
-
-
-class Parrot(Pool):
-    """A pool of one model, which says what it is told."""
-
-    def __init__(self, reference: str, runs: Path) -> None:
-        super().__init__([reference], runs)
-        tokenizer = make_tiny_tokenizer()
-        model = ScriptedModel(tokenizer, lambda prompt: prompt.rsplit("say: ", 1)[1].split("<|im_end|>")[0])
-        shared = SharedModel(model, tokenizer, [tokenizer.eos_token_id])
-        self._seat = Seat(reference, Chat(tokenizer), False, "parrot", tags.TEMPLATE, shared, None)
-
-    def take(self, reference: str) -> Seat:
-        return self._seat
-
-
-def test_no_payload_runs_in_prompts_answers_thoughts_names_or_comments(browser: Any, tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    for number, payload in enumerate(PAYLOADS):
-        name = payload.replace("/", "\\") if len(payload) < 100 else f"run{number}"
-        write_run(runs / name, tuned="r", completion=payload.replace("{", "{{").replace("}", "}}"))
-    server = open_page(Studio(Parrot("<img src=x onerror=alert(1)>", runs), runs, may_train=True))
-    page = open_tab(browser, server.url)
-    ran: list[str] = []
-    page.on("dialog", lambda dialog: ran.append(dialog.message))
-    page.on("dialog", lambda dialog: dialog.dismiss())
-    page.on("console", lambda each: ran.append(each.text) if "Content Security Policy" in each.text else None)
-    outside: list[str] = []
-    page.on("request", lambda each: outside.append(each.url) if "evil" in each.url else None)
-    title = page.title()
-    for number, payload in enumerate(PAYLOADS):
-        text = (
-            f"say: <think>{payload}</think> <answer>{payload}</answer>" if "think" not in payload else f"say: {payload}"
-        )
-        page.fill("#chat-question textarea", text)
-        page.click("#chat-send")
-        page.wait_for_function("document.querySelector('#chat-question textarea').value === ''")
-        wait_for_text(page, "#chat-status", "done")
-        page.wait_for_timeout(400)
-        if number % 5 == 4:
-            page.click("#chat-new")
-            page.wait_for_function("document.querySelector('#chat-left').innerText.trim().length < 400")
-    page.reload()
-    page.wait_for_selector("#chat-send")
-    go(page, 3)
-    page.wait_for_timeout(3000)
-    file = tmp_path / "<img src=x onerror=alert(1)>.jsonl"
-    file.write_text(json.dumps({"id": PAYLOADS[2], "type": "math", "prompt": PAYLOADS[0]}) + "\nnot <b>JSON</b>\n")
-    go(page, 2)
-    page.set_input_files("#batch-file input[type=file]", file)
-    page.wait_for_timeout(2000)
-    assert (
-        page.evaluate("document.querySelectorAll('img[onerror], [onload], [ontoggle], iframe, object, embed').length")
-        == 0
-    )
-    assert (ran, outside, page.title()) == ([], [], title)
-    page.context.close()
-    server.close()

@@ -84,7 +84,7 @@ def serve(
 
     Raises:
         MissingExtra: gradio is not installed.
-        UsageError: the port is taken.
+        UsageError: the port is taken, or the page cannot be shared.
     """
     if find_spec("gradio") is None:
         raise MissingExtra("the studio needs gradio", hint="pip install 'thinktune[demo]'")
@@ -111,7 +111,7 @@ def open_page(
     """Serve the page of a studio, and begin with the jobs that an earlier one left. Arguments as for `serve`.
 
     Raises:
-        UsageError: the port is taken.
+        UsageError: the port is taken, or the page cannot be shared.
     """
     files = Path(tempfile.mkdtemp(prefix="thinktune-studio-"))
     prepare_gradio(files)
@@ -134,13 +134,21 @@ def open_page(
             max_file_size=MOST_BYTES,
             state_session_capacity=MOST_SESSIONS,
             footer_links=[],
+            run_history=False,  # or browsers keep every call: what raters said, and conversations that were ended
             i18n=translations(),
-            app_kwargs={"middleware": [_guard(host, share, files)], "docs_url": None, "redoc_url": None},
+            app_kwargs={"middleware": [_guard(host, share, files)], "openapi_url": None},
             **appearance,
         )
     except OSError as error:
         shutil.rmtree(files, ignore_errors=True)
         raise UsageError(f"the studio cannot listen: {error}", hint="choose another --port") from None
+    if share and not public:  # Gradio has said why, and would go on without
+        demo.close(verbose=False)
+        shutil.rmtree(files, ignore_errors=True)
+        raise UsageError(
+            "the page cannot be shared: Gradio's relay cannot be reached, or its program frpc is not there",
+            hint="leave out --share, or let people in by --host",
+        )
     studio.jobs.start()
 
     def close() -> None:

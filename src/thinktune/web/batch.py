@@ -13,7 +13,7 @@ from thinktune.tasks.profiles import PROFILES
 from thinktune.web.jobs import Job, check, types_of
 from thinktune.web.markdown import escaped
 from thinktune.web.pool import reason
-from thinktune.web.studio import Studio, download_folder
+from thinktune.web.studio import Studio, download
 from thinktune.web.texts import Words, label
 
 _SHOWN = 20  # items of the check
@@ -133,6 +133,6 @@ def _key(job: Job) -> str:
 
 
 def _download(name: str, result: Path) -> str:
-    file = download_folder() / f"{name}.json"
+    file = download(f"{name}.json")
     shutil.copyfile(result, file)
     return str(file)

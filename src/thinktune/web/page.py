@@ -20,10 +20,12 @@ footer { display: none !important; }
 #rate-left-answer .icon-button-wrapper, #rate-right-answer .icon-button-wrapper { display: none; }
 """
 
+_FILES_KEPT = (3600, 24 * 3600)  # seconds: how often files are looked through, and from what age on they go
+
 
 def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
     """The page, and what `launch` has to be told of its looks."""
-    with gr.Blocks(title="thinktune", analytics_enabled=False) as demo:
+    with gr.Blocks(title="thinktune", analytics_enabled=False, delete_cache=_FILES_KEPT) as demo:
         gr.Markdown(label("about"))
         models = gr.Markdown(elem_id="model-state")
         # Not within its tab: what is in a tab that was not opened yet is not kept.

@@ -17,7 +17,7 @@ from thinktune.ratings import Verdict
 from thinktune.statistics import Rate
 from thinktune.web.markdown import LATEX, escaped, reply
 from thinktune.web.pool import reason
-from thinktune.web.studio import Studio, download_folder
+from thinktune.web.studio import Studio, download
 from thinktune.web.study import Pair, Study, finished, names, new_folder, study_of_models, study_of_scores
 from thinktune.web.texts import Words, label
 
@@ -247,6 +247,6 @@ def _rate(rate: Rate | None, words: Words) -> str:
 
 
 def _download(study: Study) -> str:
-    file = download_folder() / f"{study.folder.name}-ratings.jsonl"
+    file = download(f"{study.folder.name}-ratings.jsonl")
     write_text(file, study.export())
     return str(file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -62,6 +61,9 @@ class Studio:
         self.trainings = Trainings(runs, self.folder / "trainings")
 
 
-def download_folder() -> Path:
-    """A new folder that the page may serve files from; it goes when the server does."""
-    return Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
+def download(name: str) -> Path:
+    """Where a file of that name lies that the page serves; a newer one takes its place, and it goes when the server
+    does."""
+    folder = Path(os.environ["GRADIO_TEMP_DIR"]) / "downloads"
+    folder.mkdir(exist_ok=True)
+    return folder / name
