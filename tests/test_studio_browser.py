@@ -115,7 +115,7 @@ def test_ten_pairs_are_rated_blind_by_keys_and_counted(page: Any) -> None:
     wait_for_text(page, "#rate-progress", "has rated everything")
     page.click("#rate-results button")
     page.click("#rate-show-results")
-    wait_for_text(page, "#rate-count", "10 ratings by 1 raters")
+    wait_for_text(page, "#rate-count", "ratings: 10, raters: 1")
     wait_for_text(page, "#rate-table", "agreement with the automatic score")
     with page.expect_download() as download:
         page.locator("#rate-file a").first.click()
@@ -152,7 +152,7 @@ def test_two_models_answer_a_study_which_is_rated_blind(browser: Any, tmp_path: 
     assert seen == {line["prompt"] for line in lines}
     page.click("#rate-results button")
     page.click("#rate-show-results")
-    wait_for_text(page, "#rate-count", "4 ratings by 1 raters")
+    wait_for_text(page, "#rate-count", "ratings: 4, raters: 1")
     wait_for_text(page, "#rate-table", f"{tiny_model} is preferred to {other}")
     with page.expect_download() as download:
         page.locator("#rate-file a").first.click()

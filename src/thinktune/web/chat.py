@@ -45,10 +45,12 @@ class ChatTab:
         names = self._studio.pool.names()
         self.conversation = gr.BrowserState({"turns": []}, storage_key="thinktune-chat", secret="thinktune")
         with gr.Row():
-            self.first = gr.Dropdown(names, value=names[0], label=label("model"), elem_id="chat-model")
+            # Above each other on a phone: names of models are long.
+            self.first = gr.Dropdown(names, value=names[0], label=label("model"), elem_id="chat-model", min_width=260)
             self.second = gr.Dropdown(
-                [(label("none"), ""), *names], value="", label=label("second_model"), elem_id="chat-second-model"
-            )
+                [(label("none"), ""), *names], value="", label=label("second_model"), elem_id="chat-second-model",
+                min_width=260,
+            )  # fmt: skip
         with gr.Row():
             self.left = self._chatbot("chat-left", visible=True)
             self.right = self._chatbot("chat-right", visible=False)
@@ -58,12 +60,12 @@ class ChatTab:
             max_length=_MOST_QUESTION, autofocus=True,
         )  # fmt: skip
         with gr.Row():
-            self.send = gr.Button(label("send"), variant="primary", elem_id="chat-send", min_width=80)
-            self.stop = gr.Button(label("stop"), variant="stop", elem_id="chat-stop", min_width=80)
-            self.again = gr.Button(label("again"), elem_id="chat-again", min_width=80)
-            self.edit = gr.Button(label("edit"), elem_id="chat-edit", min_width=80)
-            self.new = gr.Button(label("new"), elem_id="chat-new", min_width=80)
-            self.export = gr.Button(label("export"), elem_id="chat-export", min_width=80)
+            self.send = gr.Button(label("send"), variant="primary", elem_id="chat-send", min_width=130)
+            self.stop = gr.Button(label("stop"), variant="stop", elem_id="chat-stop", min_width=130)
+            self.again = gr.Button(label("again"), elem_id="chat-again", min_width=130)
+            self.edit = gr.Button(label("edit"), elem_id="chat-edit", min_width=130)
+            self.new = gr.Button(label("new"), elem_id="chat-new", min_width=130)
+            self.export = gr.Button(label("export"), elem_id="chat-export", min_width=130)
         self.sampling = self._build_sampling()
         self._connect()
 

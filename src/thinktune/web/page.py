@@ -17,6 +17,7 @@ _SANS = ["system-ui", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans C
 _CSS = """
 .gradio-container { width: 100%; max-width: 1200px !important; margin: 0 auto !important; }
 footer { display: none !important; }
+.dark :is(#runs-legend, #runs-tokens) .container * { color: white !important; }
 #rate-left-answer .icon-button-wrapper, #rate-right-answer .icon-button-wrapper { display: none; }
 """
 

@@ -77,7 +77,9 @@ class RateTab:
                 }
         with gr.Accordion(label("results"), open=False, elem_id="rate-results"):
             self.show_results = gr.Button(label("show_results"), elem_id="rate-show-results")
-            self.results = gr.Dataframe(interactive=False, show_label=False, elem_id="rate-table", wrap=True)
+            self.results = gr.Dataframe(
+                interactive=False, show_label=False, elem_id="rate-table", wrap=True, column_widths=["60%", "40%"]
+            )
             self.count = gr.Markdown(elem_id="rate-count")
             self.file = gr.File(label=label("ratings_file"), interactive=False, height=90, elem_id="rate-file")
         self._build_preparation()
@@ -86,7 +88,7 @@ class RateTab:
     def _answer(self, text: str, name: str) -> gr.Chatbot:
         return gr.Chatbot(
             label=label(text), elem_id=name, height=420, latex_delimiters=LATEX, sanitize_html=True, allow_tags=False,
-            buttons=[], min_width=280,
+            buttons=[], min_width=280, autoscroll=False,
         )  # fmt: skip
 
     def _build_preparation(self) -> None:

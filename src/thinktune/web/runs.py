@@ -56,12 +56,16 @@ class RunsTab:
             self.data = gr.Dataframe(interactive=False, show_label=False, elem_id="runs-data", wrap=True)
         with gr.Accordion(label("token_mask"), open=False, elem_id="runs-mask"):
             self.show_mask = gr.Button(label("show_mask"), elem_id="runs-show-mask")
+            self.mask_problem = gr.Markdown(elem_id="runs-mask-problem")
             self.mask = gr.HighlightedText(
-                show_label=False, color_map=_COLORS, show_legend=True, show_inline_category=False,
-                combine_adjacent=False, elem_id="runs-tokens",
+                show_label=False, show_legend=True, show_inline_category=False, combine_adjacent=False,
+                elem_id="runs-tokens",
             )  # fmt: skip
         with gr.Accordion(label("samples"), open=False):
-            self.samples = gr.Dataframe(interactive=False, show_label=False, elem_id="runs-samples", wrap=True)
+            self.samples = gr.Dataframe(
+                interactive=False, show_label=False, elem_id="runs-samples", wrap=True,
+                column_widths=[100, 90, 270, 350, 100],
+            )  # fmt: skip
         self.form = TrainingForm(self._studio)
         self.timer = gr.Timer(2.0)
         self._connect()
@@ -78,7 +82,7 @@ class RunsTab:
         self.chosen.change(self.tell, self.chosen, about, **quiet)
         self.timer.tick(self.watch, self.chosen, [self.table, self.log, *curves], **quiet)
         self.show_mask.click(
-            self.tell_mask, self.chosen, [self.mask, self.remark], **{**quiet, "show_progress": "full"}
+            self.tell_mask, self.chosen, [self.mask, self.mask_problem], **{**quiet, "show_progress": "full"}
         )
         self.stop.click(self.stop_training, self.chosen, self.remark, **quiet)
         self.resume.click(self.resume_training, self.chosen, self.remark, **quiet)
@@ -114,13 +118,15 @@ class RunsTab:
             return (table, shown, *[gr.skip()] * len(_CURVES))
         return (table, shown, *(_curve(self._runs(chosen), key) for key in _CURVES))
 
-    def tell_mask(self, chosen: list[str]) -> tuple[Any, str]:
+    def tell_mask(self, chosen: list[str], request: gr.Request) -> tuple[Any, str]:
         runs = self._runs(chosen)
         if not runs:
             return None, ""
         try:
             config = load_config(runs[0].folder.config)
-            return list(first_batch(config, notify=lambda line: None)), ""
+            words = Words(request)
+            pieces = [(text, words(kind)) for text, kind in first_batch(config, notify=lambda line: None)]
+            return gr.update(value=pieces, color_map={words(kind): color for kind, color in _COLORS.items()}), ""
         except ThinktuneError as error:
             return None, escaped(reason(error))
 

@@ -87,7 +87,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "scores_agree": ("agreement with the automatic score", "与自动评分的一致性"),
     "too_few": ("not enough ratings", "评分不足"),
     "ratings_file": ("Ratings as JSON lines", "评分（JSON Lines）"),
-    "count_ratings": ("{count} ratings by {raters} raters", "{raters} 人共 {count} 条评分"),
+    "count_ratings": ("ratings: {count}, raters: {raters}", "{raters} 人共 {count} 条评分"),
     # batch
     "batch": ("Batch", "批量"),
     "batch_file": ("Batch file (JSON lines)", "批量文件（JSON Lines）"),
@@ -137,6 +137,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "context": ("read", "只读"),
     "trained": ("trained", "参与训练"),
     "border": ("next document", "下一文档"),
+    "padding": ("padding", "填充"),
     "samples": ("Samples", "样例"),
     "outcome": ("outcome", "结果"),
     "completion": ("completion", "回答"),
