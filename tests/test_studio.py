@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import string
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from thinktune.engines.tickets import Ticket
 from thinktune.errors import BatchFileError, ConfigError, RunFolderError, UsageError
 from thinktune.infer import infer_file
 from thinktune.ratings import Rating
+from thinktune.web import app
 from thinktune.web.answering import read_answers
 from thinktune.web.app import MOST_SESSIONS, USER, open_page, serve
 from thinktune.web.chat import ChatTab, _turns
@@ -509,6 +511,19 @@ def test_a_page_that_cannot_be_shared_is_not_opened(
         serve([str(tiny_model)], runs=runs, share=True)
 
 
+def test_the_first_model_is_loaded_when_a_page_is_there_or_nobody_comes(
+    tiny_model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = threading.Event()
+    monkeypatch.setattr(app, "_PAGE_SECONDS", 1.0)
+    server = serve([str(tiny_model)], runs=runs, notify=lambda line: loaded.set() if "loading" in line else None)
+    try:
+        assert not loaded.wait(0.5)
+        assert loaded.wait(10)
+    finally:
+        server.close()
+
+
 # memory
 
 
@@ -521,10 +536,10 @@ def test_pages_that_come_and_go_are_not_all_remembered(pool: Pool, runs: Path) -
             for number in range(MOST_SESSIONS + 20):
                 body = {"data": [], "fn_index": tick, "session_hash": f"page{number}"}
                 client.post("gradio_api/run/predict", json=body).raise_for_status()
-        app = server._demo.app
-        assert len(app.state_holder.session_data) <= MOST_SESSIONS
-        assert len(app.state_holder.time_last_used) <= MOST_SESSIONS
-        queue = app.get_blocks()._queue
+        blocks = server._demo
+        assert len(blocks.app.state_holder.session_data) <= MOST_SESSIONS
+        assert len(blocks.app.state_holder.time_last_used) <= MOST_SESSIONS
+        queue = blocks._queue
         assert (queue.ANALYTICS_MAX_EVENTS, queue.cached_event_analytics_summary) == (1, {"functions": {}})
     finally:
         server.close()

@@ -19,11 +19,11 @@ from thinktune.web.jobs import MOST_BYTES
 from thinktune.web.preparing import prepare_gradio
 
 if TYPE_CHECKING:
-    from thinktune.web.pool import Pool
     from thinktune.web.studio import Studio
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TUNNEL = ".gradio.live"
+_PAGE_SECONDS = 3.0  # for the first page to come up in a browser, before the first model is loaded all the same
 MOST_SESSIONS = 100
 """Pages that the server remembers the state of, a quarter of a MiB each; those not heard of for longest go first."""
 USER = "studio"
@@ -96,7 +96,7 @@ def serve(
     studio = Studio(pool, runs, may_train=not exposed)
     password = password or (secrets.token_urlsafe(9) if exposed else None)
     server = open_page(studio, host=host, port=port, share=share, password=password)
-    Thread(target=_load_first, args=(pool, notify), daemon=True).start()
+    Thread(target=_load_first, args=(studio, notify), daemon=True).start()
     return server
 
 
@@ -168,9 +168,10 @@ def _guard(host: str, share: bool, files: Path) -> Any:
     return Middleware(Guard, names=names, suffix=_TUNNEL if share else "", files=files)
 
 
-def _load_first(pool: Pool, notify: Callable[[str], None]) -> None:
-    """So that the first question need not wait for it."""
+def _load_first(studio: Studio, notify: Callable[[str], None]) -> None:
+    """So that the first question need not wait for it. The page goes first, which a model that is read would slow."""
+    studio.opened.wait(_PAGE_SECONDS)
     try:
-        pool.take(pool.names()[0])
+        studio.pool.take(studio.pool.names()[0])
     except ThinktuneError as error:
         notify(str(error))

@@ -48,6 +48,7 @@ def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
         watch = gr.Timer(1.0)
         watch.tick(state, None, models, show_progress="hidden", queue=False, api_visibility="private")
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        demo.load(studio.opened.set, None, None, **quiet)
         demo.load(chat.show, chat.conversation, [chat.left, chat.right, chat.first, chat.second], **quiet)
         demo.load(rate.show, rate.rater_kept, [rate.rater, rate.study, rate.models], **quiet)
         demo.load(batch.show, None, [batch.job, batch.model], **quiet)

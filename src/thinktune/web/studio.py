@@ -49,6 +49,7 @@ class Studio:
     Attributes:
         runs: the folder of run folders; the studio keeps its own files in its `studio/`.
         may_train: whether the page may start trainings.
+        opened: set when a page has come up in a browser.
     """
 
     def __init__(self, pool: Pool, runs: Path, *, may_train: bool) -> None:
@@ -56,6 +57,7 @@ class Studio:
         self.runs = runs
         self.folder = runs / "studio"
         self.may_train = may_train
+        self.opened = threading.Event()
         self.sessions = Sessions()
         self.jobs = Jobs(self.folder / "batch", pool)
         self.trainings = Trainings(runs, self.folder / "trainings")
