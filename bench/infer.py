@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import thinktune
 from thinktune.config import Sampling, Vllm
 from thinktune.engines.vllm import OWN, VllmEngine, VllmModel, engine_arguments, vllm_environment
 
@@ -41,6 +42,7 @@ SHAPE = {
 TINY = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 8}
 RANK = 8
 WARM_UP = 32  # tokens
+FRESH = 10_000  # between the numbers in the questions of two measurements
 PENALTY = Sampling(temperature=0.3, top_p=0.9, repetition_penalty=1.05, max_tokens=256, seed=1)
 GREEDY = Sampling(max_tokens=256, seed=1)
 PARTS = {
@@ -99,6 +101,8 @@ def rows_of(part: str) -> Iterator[dict[str, Any]]:
     environment = vllm_environment(device())
     environment["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"  # this process has asked CUDA, which no fork survives
     python = os.environ.get("THINKTUNE_VLLM_PYTHON") if part.startswith("vllm") else None
+    if python:  # it has no thinktune of its own
+        environment["PYTHONPATH"] = str(Path(thinktune.__file__).parents[1])
     with subprocess.Popen(
         [python or sys.executable, __file__, *sys.argv[1:], "--part", part],
         stdout=subprocess.PIPE,
@@ -161,9 +165,10 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     return measure_ours(options)
 
 
-def questions(count: int) -> list[str]:
+def questions(count: int, first: int) -> list[str]:
+    """Other ones for each measurement, since vLLM keeps the prompts of those before."""
     return [
-        f"Question {at}: Calculate the area of a circle with radius {at} and explain every step." for at in range(count)
+        f"Calculate the area of a circle with radius {at} and explain every step." for at in range(first, first + count)
     ]
 
 
@@ -215,12 +220,11 @@ def measure_vllm(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     llm = LLM(**engine_arguments(model, engine_settings()))
     took = time.time() - started
     chat = Chat(model.tokenizer)
-    prompts = [
-        {"prompt_token_ids": chat.prompt_ids([{"role": "user", "content": text}])} for text in questions(options.items)
-    ]
     own = [LoRARequest("own", 1, str(folder)) for folder in model.adapters.values()]
 
-    def run(sampling: Sampling, *, seeded: bool = False, prompts: list[dict[str, list[int]]] = prompts) -> float:
+    def run(sampling: Sampling, first: int, *, seeded: bool = False, count: int = options.items) -> float:
+        texts = questions(count, first)
+        prompts = [{"prompt_token_ids": chat.prompt_ids([{"role": "user", "content": text}])} for text in texts]
         params = [
             SamplingParams(
                 temperature=sampling.temperature,
@@ -238,11 +242,11 @@ def measure_vllm(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=own[0] if own else None)
         return sum(len(output.outputs[0].token_ids) for output in outputs) / (time.time() - begun)
 
-    run(PENALTY.changed(max_tokens=WARM_UP))
-    for name, (sampling, seeded) in cases(options).items():
-        yield {"sampling": name, "tokens_per_second": run(sampling, seeded=seeded), "start": took}
+    run(PENALTY.changed(max_tokens=WARM_UP), 0)
+    for number, (name, (sampling, seeded)) in enumerate(cases(options).items(), start=1):
+        yield {"sampling": name, "tokens_per_second": run(sampling, number * FRESH, seeded=seeded), "start": took}
     if not own:
-        alone = [run(cases(options)["penalty"][0], prompts=[prompt]) for prompt in prompts[:3]]
+        alone = [run(cases(options)["penalty"][0], -first, count=1) for first in range(1, 4)]
         yield {"sampling": "one at a time", "tokens_per_second": median(alone), "start": took}
 
 
@@ -257,10 +261,10 @@ def measure_ours(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     chat = Chat(model.tokenizer)
     out = options.work / f"{options.part}.json"
 
-    def run(engine: Engine, sampling: Sampling) -> float:
+    def run(engine: Engine, sampling: Sampling, first: int) -> float:
         items = [
             Item(str(at), "math", ({"role": "user", "content": text},), sampling)
-            for at, text in enumerate(questions(options.items))
+            for at, text in enumerate(questions(options.items, first))
         ]
         return infer(engine, chat, items, out, model="bench", overwrite=True).tokens_per_second or 0.0
 
@@ -268,18 +272,18 @@ def measure_ours(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         started = time.time()
         engine = transformers_engine(options, model.tokenizer)
         took = time.time() - started
-        run(engine, PENALTY.changed(max_tokens=8))
-        for name, (sampling, item_noise) in cases(options).items():
+        run(engine, PENALTY.changed(max_tokens=8), 0)
+        for number, (name, (sampling, item_noise)) in enumerate(cases(options).items(), start=1):
             if item_noise == bool(sampling.temperature):  # it has no other noise
-                yield {"sampling": name, "tokens_per_second": run(engine, sampling), "start": took}
+                yield {"sampling": name, "tokens_per_second": run(engine, sampling, number * FRESH), "start": took}
         return
     started = time.time()
     with VllmEngine(model, engine_settings()) as engine:
         took = time.time() - started
-        run(engine, PENALTY.changed(max_tokens=WARM_UP))
-        for name, (sampling, item_noise) in cases(options).items():
+        run(engine, PENALTY.changed(max_tokens=WARM_UP), 0)
+        for number, (name, (sampling, item_noise)) in enumerate(cases(options).items(), start=1):
             engine.settings = engine.settings.model_copy(update={"item_noise": item_noise})
-            yield {"sampling": name, "tokens_per_second": run(engine, sampling), "start": took}
+            yield {"sampling": name, "tokens_per_second": run(engine, sampling, number * FRESH), "start": took}
 
 
 def transformers_engine(options: argparse.Namespace, tokenizer: Any) -> Any:
