@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from scripted import GENERATION_PROMPT, ScriptedModel
 from thinktune.config import Sampling
 from thinktune.engines.base import Completion, Request
+from thinktune.engines.batch import Decoder
 from thinktune.engines.sampling import Sampler
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import GenerationError, ModelError, OutOfMemory
@@ -116,7 +117,8 @@ def test_a_sliding_window_model_decodes_like_generate(tiny_model: Path, tokenize
             num_key_value_heads=2, max_position_embeddings=256, sliding_window=8, initializer_range=0.3,
         )
     ).eval()  # fmt: skip
-    requests = make_requests(6, GREEDY)
+    beginning = list(range(5, 25))
+    requests = [replace(each, prompt_ids=[*beginning, *each.prompt_ids]) for each in make_requests(6, GREEDY)]
     found = answers(TransformersEngine(model, tokenizer, [2]).generate(requests))
     for request in requests:
         assert list(found[request.id, 0]) == generate_with_transformers(model, request)
@@ -127,6 +129,28 @@ def test_a_request_is_answered_the_same_in_any_company_and_order(engine: Transfo
     expected = {key: ids for request in requests for key, ids in answers(engine.generate([request])).items()}
     assert answers(engine.generate(requests)) == expected
     assert answers(engine.generate(reversed(requests))) == expected
+
+
+@pytest.mark.parametrize("own", [(1, 9, 30), (0, 4), (5, 5, 5)])
+def test_what_all_prompts_begin_with_is_read_once_and_changes_no_answer(
+    engine: TransformersEngine, own: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = random.Random(1)
+    beginning = [noise.randrange(3, 380) for _ in range(20)]
+    prompts = [beginning + [noise.randrange(3, 380) for _ in range(length)] for length in own]
+    requests = [Request(f"r{index}", prompt, GREEDY) for index, prompt in enumerate(prompts)]
+    alone = {key: ids for request in requests for key, ids in answers(engine.generate([request])).items()}
+    read: list[int] = []
+    original = Decoder.forward
+
+    def forward(self: Decoder, ids: torch.Tensor, *args: Any) -> torch.Tensor:
+        read.append(ids.numel())
+        return original(self, ids, *args)
+
+    monkeypatch.setattr(Decoder, "forward", forward)
+    assert answers(engine.generate(requests)) == alone
+    shared = min(20, 20 + max(own) - 1)
+    assert read[:2] == [shared, len(own) * (20 + max(own) - shared)]
 
 
 def test_rows_sent_back_for_want_of_room_go_on_as_if_nothing_had_been(

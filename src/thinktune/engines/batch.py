@@ -11,11 +11,12 @@ import torch
 
 from thinktune.config import Sampling
 from thinktune.engines.base import FinishReason, Request
-from thinktune.engines.cache import Piece, merge, new_cache
+from thinktune.engines.cache import Piece, merge, new_cache, spread
 from thinktune.engines.sampling import NgramBlocker, Sampler, row_noise
 from thinktune.engines.text import Detokenizer
 
 SPARE = 64  # columns of cache written in place between two copies
+_WORTH_SHARING = 16  # tokens
 
 
 @dataclass(eq=False)
@@ -171,20 +172,39 @@ class Prefilled:
 
 
 def prefill(decoder: Decoder, rows: list[Row]) -> Prefilled:
-    """Read the prompts of `rows` (and what they wrote already) and draw one token each. Samples share their prompt."""
+    """Read the prompts of `rows` (and what they wrote already) and draw one token each.
+
+    Samples share their prompt, and what all prompts begin with, such as a system text, is read once.
+    """
     lines: dict[tuple[int, ...] | int, int] = {}
     # Rows that wrote something differ, even when they belong to one request.
     line_of = [lines.setdefault(id(row) if row.ids else id(row.request), len(lines)) for row in rows]
-    prompts = {line: row.all_ids() for line, row in zip(line_of, rows, strict=True)}
-    width = max(map(len, prompts.values()))
+    prompts = list({line: row.all_ids() for line, row in zip(line_of, rows, strict=True)}.values())
+    width = max(map(len, prompts))
+    shared = _shared_tokens(prompts)
+    # All rows feed equally many tokens, so that what shorter ones take from the cache ends in the same column.
+    fed = width - shared
     device = decoder.device
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts.values()], device=device)
-    starts = torch.tensor([width - len(prompt) for prompt in prompts.values()], device=device)[:, None]
+    ids = torch.tensor([[0] * (fed - len(prompt)) + prompt[-fed:] for prompt in prompts], device=device)
+    starts = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
     columns = torch.arange(width, device=device)
     cache = new_cache(decoder.layers)
+    if shared:
+        beginning = torch.tensor([prompts[0][:shared]], device=device)
+        decoder.forward(beginning, torch.ones_like(beginning, dtype=torch.bool), columns[None, :shared], cache)
+        cache = spread(cache, starts, width)
     for row in rows:
         row.enter()
-    logits = decoder.forward(ids, columns >= starts, (columns - starts).clamp(min=0), cache)
+    starts = starts[:, None]
+    logits = decoder.forward(ids, columns >= starts, (columns[shared:] - starts).clamp(min=0), cache)
     sampler = Sampler(rows, decoder.vocabulary, device)
     last = decoder.accept(rows, logits[torch.tensor(line_of, device=device)], sampler)
     return Prefilled(rows, line_of, cache, last)
+
+
+def _shared_tokens(prompts: list[list[int]]) -> int:
+    """How many tokens all prompts begin with, if it is worth a pass of its own; one is always left to be fed."""
+    first, last = min(prompts), max(prompts)  # in the order of their tokens: what these two begin with, all do
+    same = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    shared = min(same, max(map(len, prompts)) - 1)
+    return shared if len(prompts) > 1 and shared >= _WORTH_SHARING else 0

@@ -68,6 +68,28 @@ def new_cache(layers: int) -> Cache:
     return Cache(layers=[RowLayer() for _ in range(layers)])
 
 
+def spread(cache: Cache, starts: torch.Tensor, width: int) -> Cache:
+    """The one row of a cache for many rows of `width` columns, as what they begin with.
+
+    Args:
+        cache: of a prefix of n tokens.
+        starts: the column of each row's first token; row i begins with the first n - starts[i] tokens of the prefix, if
+            that is more than none, and masks what is before. Its own go on in column n.
+    """
+    length = cache.get_seq_length()
+    at = (torch.arange(length, device=starts.device) - starts[:, None]).clamp(
+        min=0
+    )  # (rows, n), masked where too early
+    spread = new_cache(len(cache.layers))
+    for old, layer in zip(cache.layers, spread.layers, strict=True):
+        room = [state.new_zeros(len(starts), state.shape[1], width, state.shape[3]) for state in (old.keys, old.values)]
+        for state, new in zip((old.keys, old.values), room, strict=True):
+            new[:, :, :length] = state[0][:, at].transpose(0, 1)
+        layer.lazy_initialization(*room)
+        layer.length = length
+    return spread
+
+
 def merge(pieces: Sequence[Piece], spare: int) -> Cache:
     """One cache with the pieces' rows in their order, right-aligned, and room for `spare` more columns.
 
