@@ -107,6 +107,20 @@ def test_what_the_config_says_of_recomputation_holds(shape: Shape) -> None:
     assert choose(work, BATCH, card(7), checkpointing=False).levels == ("none",) * 36
 
 
+def test_checkpoints_wait_in_main_memory_where_nothing_else_makes_it_fit(shape: Shape) -> None:
+    arguments: Any = {"shape": shape, "rows": ROWS, "width": 2}
+
+    def offloaded(gib: float, **train: Any) -> tuple[bool, bool]:
+        config = config_with(batch_size=8, **train).model_copy(update={"quantize": "nf4"})
+        plan = plan_rows(config, hardware=card(gib), **arguments)
+        return plan.memory.offload, plan.fits
+
+    assert offloaded(4) == (True, True)
+    assert offloaded(7) == (False, True)
+    assert offloaded(4, offload_checkpoints=False) == (False, False)
+    assert offloaded(7, offload_checkpoints=True) == (True, True)
+
+
 def test_layers_that_are_not_fused_are_recomputed_all_or_not_at_all(shape: Shape) -> None:
     work = work_on(shape, dropout=True)
     assert not work.fused

@@ -206,7 +206,9 @@ class Train(_Section):
     gradient_checkpointing: bool | Literal["auto"] = Field(
         "auto", description="recompute activations: auto, what the memory demands; true, all of them; false, none"
     )
-    offload_checkpoints: bool = Field(False, description="keep what layers are recomputed from in main memory")
+    offload_checkpoints: bool | Literal["auto"] = Field(
+        "auto", description="keep what layers are recomputed from in main memory; auto: where nothing else makes it fit"
+    )
     memory: float | None = Field(None, gt=0, description="GiB of GPU memory to use at most; null: what is free")
     on_oom: Literal["error", "retry"] = Field(
         "error", description="retry: go on from the last checkpoint with less memory and the same optimizer steps"

@@ -80,7 +80,10 @@ class Plan:
         settings: dict[str, Any] = {"quantize": self.quantize}
         settings |= {"train.batch_size": self.rows, "train.accumulation": self.accumulation}
         if self.fused:
-            settings |= {"train.gradient_checkpointing": "auto", "train.offload_checkpoints": self.memory.offload}
+            offload: bool | str = self.memory.offload
+            if not offload and config.train.offload_checkpoints == "auto":
+                offload = "auto"  # says the same
+            settings |= {"train.gradient_checkpointing": "auto", "train.offload_checkpoints": offload}
         else:
             settings["train.gradient_checkpointing"] = self.memory.levels[0] == "full"
         before = {"quantize": config.quantize} | {f"train.{name}": value for name, value in config.train}
@@ -155,8 +158,13 @@ def plan_rows(
     factors = _divisors(config.train.accumulation) if fold and config.train.fold_accumulation else [1]
     choices = [config.train.batch_size * factor for factor in factors]
     work = replace(work_of(config, shape, width=width, kind=hardware.kind), may_fuse=may_fuse and config.train.fused)
-    offloads = (config.train.offload_checkpoints,)
-    return _best(_plans(config, work, rows, hardware, choices, config.train.gradient_checkpointing, offloads))
+    wanted = config.train.offload_checkpoints
+
+    def best(*, offload: bool) -> Plan:
+        return _best(_plans(config, work, rows, hardware, choices, config.train.gradient_checkpointing, (offload,)))
+
+    plan = best(offload=wanted is True)
+    return best(offload=True) if wanted == "auto" and work.fused and not plan.fits else plan
 
 
 def fit(config: Config, shape: Shape, rows: Rows, hardware: Hardware, *, width: int) -> Plan:
