@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined
+
+# Ctrl-C means nothing to what a script starts in the background; tests of it, and what they start, need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CORPUS = [
     "<think>First we add the tens, then the ones. 12 + 30 = 42, and 42 + 5 = 47.</think> <answer>47</answer>",
