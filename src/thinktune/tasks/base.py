@@ -19,6 +19,9 @@ UNFINISHED: tuple[Outcome, ...] = ("cut off", "error")
 TAIL = 20_000
 """Characters at the end of a completion where lenient scoring looks for an answer."""
 
+FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+"""East Asian full-width forms of ASCII and what they stand for, as `str.translate` takes it."""
+
 
 @dataclass(frozen=True)
 class Score:

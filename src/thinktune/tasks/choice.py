@@ -8,10 +8,10 @@ from typing import Any
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.tasks.base import TAIL, Score, Task, Verdict, score_by
+from thinktune.tasks.base import FULL_WIDTH, TAIL, Score, Task, Verdict, score_by
 
 SCORER = "thinktune choice 2"
-_FULL_WIDTH = str.maketrans({code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {"\u3000": " ", "。": "."})
+_HALF_WIDTH = str.maketrans(FULL_WIDTH | {"\u3000": " ", "。": "."})
 _MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathsf|bf|rm)\b\s?|\$|\*\*|__|`|\\[()\[\]!,; ]")
 _LETTERS = r"[A-J](?:\s?(?:,|、|and|和|&|;)?\s?[A-J])*"
 # A letter by itself or before a mark that cuts it off from the option's text: `B`, `(B)`, `B. 12`, `B：十二`.
@@ -52,7 +52,7 @@ def letter(answer: str) -> str | None:
     if len(text) > _SHORT:
         return None
     boxed = tags.last_boxed(text)
-    text = _MARKUP.sub("", (text if boxed is None else boxed).translate(_FULL_WIDTH))
+    text = _MARKUP.sub("", (text if boxed is None else boxed).translate(_HALF_WIDTH))
     text = " ".join(text.replace("{", " ").replace("}", " ").split()).strip(" \"'").removesuffix(".").strip()
     for pattern in (_BARE, _NAMED):
         if match := pattern.fullmatch(text):
@@ -76,7 +76,7 @@ def _lenient_answers(text: str) -> list[str]:
     said = answer or tags.last_boxed(tail) or tail
     if letter(said):
         return [said]
-    spaced = re.sub(r"\s+", " ", _MARKUP.sub("", (answer or tail)[-TAIL:].translate(_FULL_WIDTH)))
+    spaced = re.sub(r"\s+", " ", _MARKUP.sub("", (answer or tail)[-TAIL:].translate(_HALF_WIDTH)))
     stated = [first or second for first, second in _STATED.findall(spaced)]
     return stated[-1:]
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from thinktune import tags
+from thinktune.tasks.base import FULL_WIDTH
 
 _WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _INTRODUCED = re.compile(
     r"(?:the\s)?(?:final\s|correct\s)?answer(?:\sis)?\s?[:=]?\s?|(?:所以|因此|故)?(?:最终)?答案[是为:]?\s?|答[::]\s?",
     re.I,
 )
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _CHARACTERS = str.maketrans(
-    _FULL_WIDTH
+    FULL_WIDTH
     | {ord(char): text for char, text in {
         "\u3000": " ", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "。": ".", "、": ",", "−": "-", "–": "-", "—": "-",
         "×": r" \times ", "÷": "/", "⁄": "/", "·": r" \cdot ", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ",

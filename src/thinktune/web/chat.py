@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from thinktune.config import Ask, Sampling
+from thinktune.config import SEED, Ask, Sampling
 from thinktune.errors import ConfigError
 from thinktune.tasks.profiles import PROFILES
 from thinktune.web.answering import Answer, read_answers
@@ -96,7 +96,7 @@ class ChatTab:
                         _ASK.max_tokens, precision=0, minimum=1, label=label("max_tokens"), elem_id="chat-max-tokens"
                     ),
                     gr.Number(0, precision=0, minimum=0, label=label("think_budget"), elem_id="chat-think-budget"),
-                    gr.Number(3407, precision=0, label=label("seed")),
+                    gr.Number(SEED, precision=0, label=label("seed")),
                 ]
         return controls
 
@@ -167,7 +167,7 @@ class ChatTab:
     def take_profile(self, name: str) -> list[Any]:
         family, _, kind = name.partition(": ")
         sampling = _ASK if family == "ask" else PROFILES[family][kind]  # type: ignore[index]
-        values = {**sampling.model_dump(), "think_budget": sampling.think_budget or 0, "seed": sampling.seed or 3407}
+        values = {**sampling.model_dump(), "think_budget": sampling.think_budget or 0, "seed": sampling.seed or SEED}
         return [values[field] for field in _FIELDS]
 
     def _answer(

@@ -20,7 +20,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from thinktune.config import Infer, Profile
+from thinktune.config import SEED, Infer, Profile
 from thinktune.engines.tickets import Ticket
 from thinktune.errors import BatchFileError, Interrupted, ThinktuneError, UsageError
 from thinktune.files import write_json
@@ -30,7 +30,6 @@ from thinktune.tasks.profiles import samplings
 from thinktune.web.pool import Pool, reason
 
 State = Literal["running", "done", "stopped", "failed"]
-SEED = 3407
 MOST_BYTES = 16 * 2**20
 MOST_ITEMS = 20_000
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from thinktune.config import SEED
 from thinktune.errors import ThinktuneError
 from thinktune.files import write_text
 from thinktune.items import BUILTIN, read_batch_file
@@ -96,7 +97,7 @@ class RateTab:
         with gr.Accordion(label("new_study"), open=False, elem_id="rate-new"):
             with gr.Row():
                 self.name = gr.Textbox(label=label("study_name"), max_length=64, elem_id="rate-name")
-                self.seed = gr.Number(3407, precision=0, label=label("seed"))
+                self.seed = gr.Number(SEED, precision=0, label=label("seed"))
             self.models = gr.Dropdown(
                 models, value=models[:2], multiselect=True, label=label("study_models"), elem_id="rate-models"
             )
