@@ -90,6 +90,7 @@ def quiet() -> Console:
     return Console(file=io.StringIO())
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_that_the_harness_gets_from_the_model_itself(
     tiny_model: Path, tasks: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ def test_figures_of_several_calls_lie_side_by_side_until_the_model_changes(
     assert [each.task for each in read_figures(tmp_path)] == ["said"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_taken_is_told_before_a_model_is_loaded(tasks: Path, tmp_path: Path) -> None:
     def take(name: str, path: Path = tasks) -> None:
         evaluate_harness(tmp_path / "no model", [name], tmp_path, path=path, console=quiet())

@@ -418,6 +418,7 @@ def test_the_configs_way_of_loading_is_the_commands_too(tiny_model: Path, tmp_pa
     assert "cuda:99" in done.exception.message
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing_it_had_finished(tiny_model: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "A1.jsonl", tmp_path / "res.json"
     file.write_text("".join(line(number) for number in range(200)))

@@ -103,6 +103,7 @@ def test_a_wrong_sweep_is_refused_before_anything_is_trained(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_members_are_what_they_would_be_alone_with_the_base_loaded_once(tiny_model: Path, tmp_path: Path) -> None:
     file = make_file(tiny_model, tmp_path)
     bench = Workbench()
@@ -171,6 +172,7 @@ def test_a_member_trained_with_other_settings_is_not_taken_for_done(tiny_model: 
     assert all("other settings of lora" in problem for problem in swept.failures.values())
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_where_it_was(tiny_model: Path, tmp_path: Path) -> None:
     file = make_file(tiny_model, tmp_path, train={"max_steps": 25, "save_every": 100})
     when(lambda: (tmp_path / "runs" / "r=4" / "metrics.jsonl").exists(), lambda: os.kill(os.getpid(), signal.SIGTERM))

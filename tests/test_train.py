@@ -133,6 +133,7 @@ def test_a_killed_training_resumes_to_the_same_adapter_metrics_and_counters(
     assert_same_outcome(run, finished)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_says_how_to_go_on_and_loses_no_step(
     finished: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
