@@ -153,6 +153,7 @@ class ThinkTrainer(SFTTrainer):
         return 0  # nobody asks, and Trainer would count all parameters for it in every step
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        # Trainer hands over all parameters of the model, and walks over its modules for them.
         norm: torch.Tensor = self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
         return norm
 
