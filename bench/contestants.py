@@ -83,10 +83,10 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
         for documents in steps:
             rows = as_tokens(documents)
             collate, total = PackedCollator(rows), sum(row.trained for row in rows)
-            starts = range(0, len(rows), setup.rows)
+            at_once = len(rows) if config.train.packing else setup.rows
+            starts = range(0, len(rows), at_once)
             batches = [
-                collate([{"documents": [index]} for index in range(at, min(at + setup.rows, len(rows)))])
-                for at in starts
+                collate([{"documents": [index]} for index in range(at, min(at + at_once, len(rows)))]) for at in starts
             ]
             start = time.perf_counter()  # batches are there by then for the peers' trainers too
             loss = torch.zeros((), device=loaded.device)

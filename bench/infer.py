@@ -90,6 +90,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--tiny", action="store_true", help="a small model")
     parser.add_argument("--part", help=argparse.SUPPRESS)
+    # Told, not asked: vLLM forks, and CUDA does not survive that once it was asked.
+    parser.add_argument("--device", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.tokenizer is None and options.model is None:
         parser.error("name the folder of a tokenizer, or a --model")
@@ -98,13 +100,13 @@ def read_options() -> argparse.Namespace:
 
 def rows_of(part: str) -> Iterator[dict[str, Any]]:
     """Measure one part in a process of its own, so that the memory of the one before it is free."""
-    environment = vllm_environment(device())
-    environment["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"  # this process has asked CUDA, which no fork survives
+    on = device()
+    environment = vllm_environment(on)
     python = os.environ.get("THINKTUNE_VLLM_PYTHON") if part.startswith("vllm") else None
     if python:  # it has no thinktune of its own
         environment["PYTHONPATH"] = str(Path(thinktune.__file__).parents[1])
     with subprocess.Popen(
-        [python or sys.executable, __file__, *sys.argv[1:], "--part", part],
+        [python or sys.executable, __file__, *sys.argv[1:], "--part", part, "--device", on],
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
@@ -126,7 +128,7 @@ def make_model(options: argparse.Namespace) -> None:
     folder, adapter = options.work / "model", options.work / "adapter"
     if not (folder / "model.safetensors.index.json").exists() and not (folder / "model.safetensors").exists():
         torch.set_default_dtype(torch.bfloat16)
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        with torch.device(options.device):
             model = Qwen2ForCausalLM(config)
         model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(options.tokenizer).save_pretrained(folder)
@@ -186,7 +188,7 @@ def vllm_model(options: argparse.Namespace) -> Any:
         tokenizer=AutoTokenizer.from_pretrained(folder),
         stop_ids=frozenset(),
         dtype="bfloat16",
-        device=device(),
+        device=options.device,
         adapters={OWN: options.work / "adapter"} if options.part.endswith("adapter") else {},
     )
 
@@ -293,7 +295,7 @@ def transformers_engine(options: argparse.Namespace, tokenizer: Any) -> Any:
     from thinktune.engines.transformers import TransformersEngine
 
     model = AutoModelForCausalLM.from_pretrained(model_folder(options), dtype=torch.bfloat16)
-    return TransformersEngine(model.to(device()), tokenizer, ())
+    return TransformersEngine(model.to(options.device), tokenizer, ())
 
 
 if __name__ == "__main__":

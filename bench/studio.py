@@ -75,10 +75,10 @@ def main() -> None:
 
 def serve(model: str, runs: Path, load: Load) -> None:
     """What `thinktune demo` does, with a choice of dtype."""
-    from thinktune.cli import _prepare_libraries
+    from thinktune.cli.common import prepare_libraries
     from thinktune.web.app import serve
 
-    _prepare_libraries()
+    prepare_libraries()
     server = serve([model], runs=runs, load=load)
     print(server.url, flush=True)
     server.wait()

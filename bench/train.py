@@ -22,6 +22,7 @@ import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ def main() -> None:
     ]
     ask("folder", tasks[0], args.timeout)
     ceilings = everything["ceiling"] = ask("ceiling", tasks[0], args.timeout)
-    print("matrix products: " + ", ".join(f"{name} {rate:,.1f} TFLOP/s" for name, rate in ceilings.items()), flush=True)
+    known = [f"{name} {rate:,.1f} TFLOP/s" for name, rate in ceilings.items() if name != "error"]
+    print(f"matrix products: {', '.join(known) or ceilings['error']}", flush=True)
     for cell_name, cell, workload, task in zip(names, cells, workloads, tasks, strict=True):
         print(f"\n{cell_name}: {describe(cell)}\n{HEADER}", flush=True)
         results = everything[cell_name] = {"task": task}
@@ -143,13 +145,15 @@ _LIBRARIES = ("torch._dynamo", "datasets", "transformers.models.qwen2.modeling_q
 def ask(name: str, task: dict[str, Any], timeout: float) -> dict[str, Any]:
     """Run one contestant in a process of its own and return what it sends.
 
-    It is forked from one that has most libraries imported, which would take longer than the training itself. Three
-    start afresh: Unsloth, which wants to be imported first; a command, which has to import for itself; and whatever
-    runs on a CPU, where memory shared with the parent would not be counted.
+    It is forked from one that has most libraries imported, which would take longer than the training itself. Some
+    start afresh: Unsloth, which wants to be imported first; a command, which has to import for itself; whatever runs
+    on a CPU, where memory shared with the parent would not be counted; and all where transformers finds torchao, whose
+    import asks CUDA.
     """
     import torch
 
-    fresh = name.startswith(("verb", "unsloth")) or not torch.cuda.is_available()
+    alone = name.startswith(("verb", "unsloth"))
+    fresh = alone or not torch.cuda.is_available() or find_spec("torchao") is not None
     context = multiprocessing.get_context("spawn" if fresh else "forkserver")
     if not fresh:
         # Asked through the driver's library, CUDA would be set up in the parent, and lost to its forks.

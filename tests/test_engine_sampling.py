@@ -48,6 +48,8 @@ def draw(logits: torch.Tensor, sampling: Sampling, times: int) -> torch.Tensor:
         {"temperature": 0.5},
         {"temperature": 0.8, "top_k": 5},
         {"temperature": 1.0, "top_p": 0.9},  # wider than the first candidates
+        {"temperature": 2.5, "top_p": 0.3},  # and more often rejected than kept
+        {"temperature": 3.0, "top_p": 0.9, "min_p": 0.2},
         {"temperature": 0.4, "top_p": 0.6},
         {"temperature": 1.0, "min_p": 0.2},
         {"temperature": 0.7, "top_k": 300, "top_p": 0.8, "min_p": 0.05},
@@ -101,6 +103,17 @@ def test_equal_scores_are_drawn_by_token_id_not_by_chance() -> None:
     row = [Row(sampling, row_noise(3, "a", 0)), Row(sampling, row_noise(3, "a", 0))]
     picked, _ = Sampler(row, VOCABULARY, torch.device("cpu")).pick(torch.zeros(2, VOCABULARY))
     assert picked[0] == picked[1]
+
+
+@pytest.mark.parametrize("top_k", [2, 127, 128])
+def test_what_scores_as_much_as_the_last_token_kept_is_kept_too(top_k: int) -> None:
+    """As transformers' TopKLogitsWarper has it; which of them it were would be chance otherwise."""
+    logits = torch.full((VOCABULARY,), -20.0)
+    logits[: top_k - 1] = 1.0
+    logits[500:900] = 0.0
+    shares = draw(logits, Sampling(temperature=1.0, top_k=top_k), 2000)
+    assert (shares[500:900] > 0).sum() > 200
+    assert shares[900:].sum() == 0
 
 
 def test_noise_differs_by_seed_id_and_sample_and_repeats() -> None:

@@ -1,5 +1,5 @@
 """The vLLM engine: its process and protocol against a stand-in for the package vllm, in milliseconds. The real one
-runs in test_vllm_cpu.py."""
+runs in test_vllm.py."""
 
 from __future__ import annotations
 

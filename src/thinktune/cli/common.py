@@ -103,11 +103,18 @@ def stderr() -> Console:
     return Console(stderr=True)
 
 
-def prepare_libraries() -> None:
-    """Before torch is imported: threads that sleep while they wait, and libraries that speak only under --debug."""
+def prepare_libraries(config: Config | None = None) -> None:
+    """Before torch is imported: threads that sleep while they wait, and libraries that speak only under --debug.
+
+    Args:
+        config: of what this process is for, where that is known and it will do nothing else.
+    """
     import logging
     import warnings
 
+    if config is not None and config.quantize not in ("int8", "nf4") and config.train.optimizer == "adamw":
+        # PEFT imports it wherever it is installed, and it half of torch's compiler: seconds of every start.
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
     # Threads of OpenMP that wait by spinning take the cores from those they wait for: beside one other busy program,
     # training on two cores ran 17 times slower than with threads that soon sleep. Alone, this costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

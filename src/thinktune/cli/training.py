@@ -26,10 +26,11 @@ def quickstart(
 @app.command()
 def run(config: ConfigFile, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """Data, training, merge, inference and evaluation in one; what is done already and unchanged is skipped."""
-    prepare_libraries()
+    loaded = load(config, overrides)
+    prepare_libraries(loaded)
     from thinktune.pipeline import run
 
-    run(load(config, overrides), console=stderr(), overwrite=overwrite)
+    run(loaded, console=stderr(), overwrite=overwrite)
 
 
 @app.command()
@@ -84,9 +85,10 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune: a config becomes a run folder with an adapter in it."""
-    prepare_libraries()
-    from thinktune.train import train
-
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
-    train(load(config, overrides), console=stderr(), resume=resume, overwrite=overwrite)
+    loaded = load(config, overrides)
+    prepare_libraries(loaded)
+    from thinktune.train import train
+
+    train(loaded, console=stderr(), resume=resume, overwrite=overwrite)

@@ -3,7 +3,8 @@
 The order of the filters, and what repetition_penalty and no_repeat_ngram_size look at (the prompt too), are those of
 transformers' logits processors: penalty, n-grams, temperature, top_k, top_p, min_p. presence_penalty and
 frequency_penalty follow repetition_penalty and look at what was generated, as in OpenAI's API and vLLM. Noise is one
-number in [0, 1) a token from a generator of the row's own, so that a row draws the same whatever shares its batch.
+number in [0, 1) a token from a generator of the row's own, so that a row draws the same whatever shares its batch; the
+number that another draw for the same token needs comes of the one before.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from thinktune.config import Sampling
 
-_CANDIDATES = 128  # likeliest tokens looked at first; a nucleus that does not fit into them gets a full sort
+_CANDIDATES = 128  # likeliest tokens looked at first
 
 
 def row_noise(seed: int | None, request_id: str, index: int) -> random.Random:
@@ -77,7 +78,7 @@ class Sampler:
             device=device,
         )
         self._filtered = any(each.top_k or each.top_p < 1 or each.min_p for each in settings)
-        self._candidates = max([_CANDIDATES, *(each.top_k for each in settings)])
+        self._candidates = max([_CANDIDATES, *(each.top_k + 1 for each in settings)])
         if penalised:
             pairs = [(index, token) for index in penalised for token in sorted(set(rows[index].all_ids()))]
             self._seen = torch.tensor(pairs, device=device).T  # rows, token ids
@@ -100,7 +101,7 @@ class Sampler:
         best, ids = logits.max(dim=-1)
         if self._noises:
             scores = logits[self._drawn].float() / self._temperature
-            noise = self._column([generator.random() for generator in self._noises])
+            noise = _noise(self._noises, self._device)
             if self._filtered:
                 ids[self._drawn] = _draw_filtered(scores, noise, self._limits, self._candidates)
             else:
@@ -133,36 +134,57 @@ class Sampler:
 def _draw_filtered(scores: torch.Tensor, noise: torch.Tensor, limits: torch.Tensor, count: int) -> torch.Tensor:
     """Token ids `(rows,)` for scores `(rows, vocabulary)`, noise `(rows, 1)`, limits top_k, top_p, min_p `(rows, 3)`.
 
-    Looks at the `count` likeliest tokens, and at all of them only for the rows where these do not hold what is kept.
+    Looks at the `count` likeliest tokens, more than any top_k but the whole vocabulary, and at all of them only for
+    the rows where these do not hold what is kept. Of equal scores all are kept or none, since topk leaves them in any
+    order.
     """
     count = min(count, scores.shape[-1])
     top_k, top_p, min_p = limits.split(1, dim=1)
     top, ids = scores.topk(count)
     kept = torch.arange(count, device=scores.device) < top_k
     # top_p is a share of what top_k left over, which is the whole vocabulary where there is no top_k.
-    covered = top_k <= count
     weights = _weights(top)
-    total = torch.where(covered, (weights * kept).sum(-1, True), _weights(scores).sum(-1, True))
-    weights = weights / total
-    kept &= weights.cumsum(-1) - weights < top_p
-    kept &= weights >= min_p * weights[:, :1]
-    whole = (covered | ~kept[:, -1:])[:, 0]
-    ordered, order = ids.sort(-1)  # by id, because equal scores leave topk in any order
-    picked = ordered.gather(1, _invert((weights * kept).gather(1, order), noise)[:, None])[:, 0]
-    if not whole.all():
-        rest = ~whole
-        picked[rest] = _draw_nucleus(scores[rest], noise[rest], top_p[rest], min_p[rest])
+    total = torch.where(top_k <= count, (weights * kept).sum(-1, True), _weights(scores).sum(-1, True))
+    kept &= weights.cumsum(-1) - weights < top_p * total
+    kept &= weights >= min_p
+    least = top.gather(1, (kept.sum(-1, True) - 1).clamp_(min=0))  # a row of no numbers keeps none
+    ordered, order = ids.sort(-1)
+    # In float64, where the sums that a GPU takes in parallel leave no room for what has no weight.
+    found = _invert((weights * (top >= least)).gather(1, order).double(), noise)
+    picked = ordered.gather(1, found[:, None])[:, 0]
+    wider = (least == top[:, -1:])[:, 0]
+    if count < scores.shape[-1] and wider.any():
+        picked[wider] = _draw_nucleus(scores[wider], noise[wider], top_p[wider], min_p[wider])
     return picked
 
 
 def _draw_nucleus(scores: torch.Tensor, noise: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """The same without top_k, for any number of tokens: sorted once, and drawn from in the order of their ids."""
-    ordered = scores.sort(-1, descending=True).values
-    weights = _weights(ordered)
-    weights /= weights.sum(-1, True)
-    kept = (weights.cumsum(-1) - weights < top_p) & (weights >= min_p * weights[:, :1])
-    least = ordered.gather(1, kept.sum(-1, True) - 1)
-    return _invert(_weights(scores).masked_fill_(scores < least, 0), noise)
+    """The same without top_k, for any number of tokens.
+
+    By rejection, as FlashInfer does it, which spares the sorting: a token is drawn from all, and if it is not among
+    those that are kept, another one is drawn from those likelier than it.
+    """
+    weights = _weights(scores)
+    enough = top_p * weights.sum(-1, True)
+    picked = torch.empty(len(scores), dtype=torch.long, device=scores.device)
+    rows = torch.arange(len(scores), device=scores.device)
+    while True:
+        ids = _invert(weights, noise)
+        drawn = weights.gather(1, ids[:, None])
+        likelier = weights > drawn
+        kept = (((weights * likelier).sum(-1, True) < enough) & (drawn >= min_p))[:, 0] | weights[:, 0].isnan()
+        picked[rows[kept]] = ids[kept]
+        if kept.all():
+            return picked
+        again = ~kept
+        weights, enough, min_p, rows = (weights * likelier)[again], enough[again], min_p[again], rows[again]
+        noise = _noise([random.Random(seed) for (seed,) in noise[again].tolist()], scores.device)
+
+
+def _noise(generators: Sequence[random.Random], device: torch.device) -> torch.Tensor:
+    """A number in [0, 1) from each `(rows, 1)`."""
+    drawn = torch.tensor([generator.random() for generator in generators], device=device)
+    return drawn.clamp_(max=1 - 2**-24)[:, None]  # float32 rounds the highest up to 1
 
 
 def _weights(scores: torch.Tensor) -> torch.Tensor:
@@ -175,6 +197,4 @@ def _invert(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Indexes `(rows,)` where the running sum of weights `(rows, n)` passes noise `(rows, 1)` times their sum."""
     running = weights.cumsum(-1)
     found = torch.searchsorted(running, noise * running[:, -1:], right=True)[:, 0]
-    # float32 rounding may carry noise * sum up to the sum itself: then it is the last token that has a weight.
-    last = weights.shape[-1] - 1 - weights.flip(-1).gt(0).int().argmax(-1)
-    return found.minimum(last)
+    return found.clamp_(max=weights.shape[-1] - 1)  # beyond the end only where sums are no numbers

