@@ -19,6 +19,7 @@ import torch
 from thinktune.config import Sampling
 
 _CANDIDATES = 128  # likeliest tokens looked at first
+_BLOCK = 256  # weights whose sum is looked at first
 
 
 def row_noise(seed: int | None, request_id: str, index: int) -> random.Random:
@@ -171,13 +172,13 @@ def _draw_nucleus(scores: torch.Tensor, noise: torch.Tensor, top_p: torch.Tensor
     while True:
         ids = _invert(weights, noise)
         drawn = weights.gather(1, ids[:, None])
-        likelier = weights > drawn
-        kept = (((weights * likelier).sum(-1, True) < enough) & (drawn >= min_p))[:, 0] | weights[:, 0].isnan()
+        likelier = weights * (weights > drawn).to(weights.dtype)  # several times as fast as with booleans, on a CPU
+        kept = ((likelier.sum(-1, True) < enough) & (drawn >= min_p))[:, 0] | weights[:, 0].isnan()
         picked[rows[kept]] = ids[kept]
         if kept.all():
             return picked
         again = ~kept
-        weights, enough, min_p, rows = (weights * likelier)[again], enough[again], min_p[again], rows[again]
+        weights, enough, min_p, rows = likelier[again], enough[again], min_p[again], rows[again]
         noise = _noise([random.Random(seed) for (seed,) in noise[again].tolist()], scores.device)
 
 
@@ -194,7 +195,18 @@ def _weights(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _invert(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Indexes `(rows,)` where the running sum of weights `(rows, n)` passes noise `(rows, 1)` times their sum."""
-    running = weights.cumsum(-1)
-    found = torch.searchsorted(running, noise * running[:, -1:], right=True)[:, 0]
-    return found.clamp_(max=weights.shape[-1] - 1)  # beyond the end only where sums are no numbers
+    """Indexes `(rows,)` where the running sum of weights `(rows, n)` passes noise `(rows, 1)` times their sum.
+
+    Found among the sums of blocks first, because running sums of whole rows are slow on a GPU.
+    """
+    vocabulary = weights.shape[-1]
+    blocks = torch.nn.functional.pad(weights, (0, -vocabulary % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    sums = blocks.sum(-1)
+    running = sums.cumsum(-1)
+    target = noise * running[:, -1:]
+    # Beyond the end only by rounding, or where sums are no numbers.
+    block = torch.searchsorted(running, target, right=True).clamp_(max=sums.shape[-1] - 1)
+    rest = target - (running - sums).gather(1, block)
+    within = blocks.gather(1, block[:, :, None].expand(-1, 1, _BLOCK))[:, 0].cumsum(-1)
+    place = torch.searchsorted(within, rest, right=True).clamp_(max=_BLOCK - 1)
+    return (block * _BLOCK + place)[:, 0].clamp_(max=vocabulary - 1)
