@@ -255,7 +255,7 @@ class Sampling(_Section):
     )
     stop: tuple[str, ...] = Field((tags.STOP,), description="generation ends after any of these; it is kept")
     seed: int | None = Field(None, description="null: the top-level seed")
-    n: int = Field(1, ge=1, description="completions a prompt")
+    n: int = Field(1, ge=1, le=10_000, description="completions a prompt")
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -171,6 +171,9 @@ def main() -> None:
         traceback.print_exc()
         _kill_group()
     worker.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # Python would take two seconds to let go of what ends with it anyway
 
 
 if __name__ == "__main__":  # vLLM's own processes import this file too
