@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install
 TORCH = $(shell sed -n 's/^ *"\(torch[<>=][^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL = help
-.PHONY: help install vllm-cpu quickstart test test-slow check bench clean
+.PHONY: help install vllm-cpu quickstart test test-slow test-gpu check bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test-slow: export THINKTUNE_VLLM_PYTHON ?= $(abspath $(VLLM_VENV))/bin/python
 endif
 test-slow: $(VENV)/.installed-dev ## tests with the built-in model, and with vLLM's CPU build
 	$(BIN)/python -m pytest -m 'slow and not gpu' $(ARGS)
+
+test-gpu: $(VENV)/.installed-dev ## tests that need a GPU, which CI has not
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, format, types
 	$(BIN)/ruff check

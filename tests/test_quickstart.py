@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from test_train import assert_same_outcome, make_config, quietly, start_in_background, wait_for_lines
 from thinktune import cli
+from training import assert_same_outcome, make_config, quietly, start_in_background, wait_for_lines
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,147 @@
+"""What only a GPU can show: its kernels, its memory. `make test-gpu` runs these; CI has no GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from conftest import make_tiny_model
+from test_engine_sampling import Row
+from thinktune.config import Load, Sampling
+from thinktune.data import prepare
+from thinktune.engines import Request, open_engine
+from thinktune.engines.sampling import Sampler, row_noise
+from thinktune.fast.attention import packed_documents
+from thinktune.fast.memory import Memory
+from thinktune.fitting import plan_training, set_up
+from thinktune.models import load_model
+from thinktune.plan import Setup
+from thinktune.trainer import PackedCollator
+from thinktune.workbench import adapter_to_train
+from training import adapter_of, make_config, metrics_of, quietly
+
+pytestmark = pytest.mark.gpu
+DEVICE = "cuda"
+BFLOAT16 = {"dtype": "bfloat16", "device": DEVICE}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small, and of a width that every kernel takes."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    return make_tiny_model(folder, hidden_size=256, intermediate_size=512, num_hidden_layers=4)
+
+
+@pytest.mark.parametrize("quantize", ["none", "fp8", "int8", "nf4"])
+def test_a_training_over_any_base_is_fused_learns_and_keeps_its_adapter_in_float32(
+    model: Path, tmp_path: Path, quantize: str
+) -> None:
+    run = tmp_path / "run"
+    quietly(make_config(model, run, load=BFLOAT16, quantize=quantize, train={"epochs": 4}))
+    assert json.loads((run / "plan.json").read_text())["plan"]["fused"]
+    losses = [line["loss"] for line in metrics_of(run) if "loss" in line]
+    assert losses[-1] < losses[0] - 0.1
+    assert {weight.dtype for weight in adapter_of(run).values()} == {torch.float32}
+    ids = torch.arange(3, 60, device=DEVICE)[None]
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(DEVICE)
+    plain = base(ids).logits
+    tuned = PeftModel.from_pretrained(base, run / "adapter")(ids).logits
+    merged = load_model(run, load=Load(**BFLOAT16)).model(ids).logits
+    assert (merged - tuned).norm() < 0.05 * (tuned - plain).norm()
+
+
+@pytest.mark.parametrize("lengths", [[96] * 4, [19, 2, 300, 64], [1500, 1500], [700, 1, 1300]])
+def test_packed_documents_get_the_hidden_states_they_get_alone(model: Path, lengths: list[int]) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(DEVICE)
+    ids = torch.randint(3, 300, (1, sum(lengths)), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    batch = {
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None].to(DEVICE),
+        "cu_seq_lens_q": torch.tensor([0, *lengths]).cumsum(0).to(DEVICE, torch.int32),
+        "max_length_q": max(lengths),
+        "document_lengths": lengths,
+    }
+    with packed_documents(loaded):
+        together = loaded.model(ids, use_cache=False, **batch).last_hidden_state[0].split(lengths)
+    for document, states in zip(ids[0].split(lengths), together, strict=True):
+        alone = loaded.model(document[None]).last_hidden_state[0]
+        assert (states - alone).norm() < 0.02 * alone.norm()
+
+
+def test_checkpoints_in_main_memory_change_no_gradient(model: Path, tmp_path: Path) -> None:
+    config = make_config(model, tmp_path / "run", load=BFLOAT16)
+    loaded = load_model(config.model, load=config.load)
+    examples = prepare(config, loaded.chat).train
+    plan = plan_training(config, loaded, examples)
+    inputs = PackedCollator(examples)([{"documents": list(range(len(examples)))}])
+    del inputs["labels"]
+    inputs = {name: value.to(DEVICE) if torch.is_tensor(value) else value for name, value in inputs.items()}
+
+    def gradients(tuned: Any, memory: Memory) -> Iterator[torch.Tensor]:
+        with set_up(tuned, loaded, plan, Setup(memory, rows=1, accumulation=1)):
+            tuned(**inputs, use_cache=False)["loss"].backward()
+        for parameter in tuned.parameters():
+            if parameter.grad is not None:
+                yield parameter.grad.flatten()
+                parameter.grad = None
+
+    with adapter_to_train(loaded, config, lambda line: None) as tuned:
+        kept = torch.cat([*gradients(tuned, Memory(("full",)))])
+        offloaded = torch.cat([*gradients(tuned, Memory(("full",), offload=True))])
+    assert kept.norm() > 0
+    assert (offloaded - kept).norm() < 1e-3 * kept.norm()
+
+
+def test_a_training_for_which_memory_is_short_goes_on_with_less(model: Path, tmp_path: Path) -> None:
+    settings = {"packing": False, "batch_size": 32, "max_steps": 4, "on_oom": "retry"}
+    ample = quietly(make_config(model, tmp_path / "ample", load=BFLOAT16, train=settings))
+    peak = max(line["memory_gib"] for line in map(json.loads, (tmp_path / "ample" / "metrics.jsonl").open()))
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.6 * peak * 2**30 / total)
+    try:
+        short = quietly(make_config(model, tmp_path / "short", load=BFLOAT16, train=settings))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert short["setup"] != ample["setup"]
+    assert short["steps"] == ample["steps"] == 4
+    for ours, expected in zip(metrics_of(tmp_path / "short"), metrics_of(tmp_path / "ample"), strict=True):
+        assert ours["loss"] == pytest.approx(expected["loss"], rel=0.01)
+
+
+@pytest.mark.parametrize(("temperature", "different"), [(0.0, 0), (0.8, 2)])
+def test_the_transformers_engine_writes_what_it_writes_on_a_cpu(
+    model: Path, temperature: float, different: int
+) -> None:
+    """Up to noise that falls between two tokens where rounding differs."""
+    sampling = Sampling(temperature=temperature, top_p=0.9, repetition_penalty=1.1, max_tokens=24, stop=())
+
+    def answers(device: str) -> dict[str, tuple[int, ...]]:
+        with open_engine(model, engine="transformers", load=Load(dtype="float32", device=device)) as opened:
+            texts = [f"{at} + {at * at}" for at in range(30)]
+            asked = [
+                Request(text, opened.chat.prompt_ids([{"role": "user", "content": text}]), sampling) for text in texts
+            ]
+            return {each.request_id: tuple(each.token_ids) for each in opened.engine.generate(asked)}
+
+    ours, expected = answers(DEVICE), answers("cpu")
+    assert ours.keys() == expected.keys()
+    assert sum(ours[name] != expected[name] for name in ours) <= different
+
+
+def test_a_wide_nucleus_is_drawn_from_as_on_a_cpu() -> None:
+    logits = torch.randn(64, 50_000, generator=torch.Generator().manual_seed(0))
+
+    def pick(device: str) -> torch.Tensor:
+        rows = [Row(Sampling(temperature=0.8, top_p=0.9), row_noise(0, f"r{at}", 0)) for at in range(len(logits))]
+        ids, sound = Sampler(rows, logits.shape[1], torch.device(device)).pick(logits.to(device, copy=True))
+        assert sound.all()
+        return ids.cpu()
+
+    assert (pick(DEVICE) != pick("cpu")).sum() <= 2
