@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
 
 from conftest import make_tiny_model
 from thinktune.config import Config, dump_config, load_config, parse_config
@@ -23,6 +22,7 @@ from thinktune.models import load_model
 from thinktune.sweep import Swept, plan_sweep, split_values, sweep
 from thinktune.train import train
 from thinktune.workbench import Workbench, adapter_to_ask, adapter_to_train, checksum
+from training import adapter_of
 
 
 def make_file(model: Path, folder: Path, **settings: Any) -> Path:
@@ -44,11 +44,6 @@ def make_file(model: Path, folder: Path, **settings: Any) -> Path:
 
 def quietly(file: Path, *overrides: str, **settings: Any) -> Swept:
     return sweep(file, overrides, console=Console(file=io.StringIO()), **settings)
-
-
-def adapter_of(run: Path) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = load_file(run / "adapter" / "adapter_model.safetensors")
-    return tensors
 
 
 @pytest.mark.parametrize(

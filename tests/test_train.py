@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from thinktune.config import Config, Load, dump_config
+from thinktune.config import Load
 from thinktune.data import Tokens, prepare
 from thinktune.errors import ConfigError, ModelError, OutOfMemory, RunFolderError
 from thinktune.fitting import prove
@@ -24,17 +21,14 @@ from thinktune.runs import RunFolder
 from thinktune.train import train
 from thinktune.trainer import PackedCollator, ThinkTrainer, whole_checkpoints
 from thinktune.workbench import Workbench
-from training import adapter_of, make_config, metrics_of, quietly
-
-
-def assert_same_outcome(run: Path, expected: Path) -> None:
-    ours, theirs = adapter_of(run), adapter_of(expected)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert metrics_of(run) == metrics_of(expected)
-    records = [json.loads((folder / "run.json").read_text()) for folder in (run, expected)]
-    for counter in ("steps", "epochs", "tokens", "trained_tokens", "final_loss", "data_fingerprint"):
-        assert records[0][counter] == records[1][counter], counter
+from training import (
+    assert_same_outcome,
+    make_config,
+    metrics_of,
+    quietly,
+    start_in_background,
+    wait_for_lines,
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,21 +110,6 @@ def test_sigterm_saves_a_checkpoint_says_how_to_go_on_and_loses_no_step(
     assert whole_checkpoints(run / "checkpoints")[-1][0] == steps[-1]
     quietly(config, resume=True)
     assert_same_outcome(run, finished)
-
-
-def start_in_background(config: Config, folder: Path) -> subprocess.Popen[str]:
-    file = folder / "config.yaml"
-    file.write_text(dump_config(config))
-    command = [sys.executable, "-m", "thinktune", "train", str(file)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_lines(file: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not file.exists() or file.read_text().count("\n") < count:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_a_half_written_checkpoint_is_not_resumed_from(finished: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from thinktune.config import Config, parse_config
+from thinktune.config import Config, dump_config, parse_config
 from thinktune.train import train
 
 MEASURED = ("tokens_per_second", "memory_gib", "eval_seconds")
@@ -46,3 +49,28 @@ def adapter_of(run: Path) -> dict[str, torch.Tensor]:
 def metrics_of(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+
+
+def assert_same_outcome(run: Path, expected: Path) -> None:
+    ours, theirs = adapter_of(run), adapter_of(expected)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert metrics_of(run) == metrics_of(expected)
+    records = [json.loads((folder / "run.json").read_text()) for folder in (run, expected)]
+    for counter in ("steps", "epochs", "tokens", "trained_tokens", "final_loss", "data_fingerprint"):
+        assert records[0][counter] == records[1][counter], counter
+
+
+def start_in_background(config: Config, folder: Path) -> subprocess.Popen[str]:
+    file = folder / "config.yaml"
+    file.write_text(dump_config(config))
+    command = [sys.executable, "-m", "thinktune", "train", str(file)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_lines(file: Path, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not file.exists() or file.read_text().count("\n") < count:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
