@@ -153,8 +153,8 @@ def _draw_filtered(scores: torch.Tensor, noise: torch.Tensor, limits: torch.Tens
     # In float64, where the sums that a GPU takes in parallel leave no room for what has no weight.
     found = _invert((weights * (top >= least)).gather(1, order).double(), noise)
     picked = ordered.gather(1, found[:, None])[:, 0]
-    wider = (least == top[:, -1:])[:, 0]
-    if count < scores.shape[-1] and wider.any():
+    wider = (least == top[:, -1:])[:, 0].nonzero()[:, 0]
+    if count < scores.shape[-1] and len(wider):
         picked[wider] = _draw_nucleus(scores[wider], noise[wider], top_p[wider], min_p[wider])
     return picked
 
@@ -174,17 +174,17 @@ def _draw_nucleus(scores: torch.Tensor, noise: torch.Tensor, top_p: torch.Tensor
         drawn = weights.gather(1, ids[:, None])
         likelier = weights * (weights > drawn).to(weights.dtype)  # several times as fast as with booleans, on a CPU
         kept = ((likelier.sum(-1, True) < enough) & (drawn >= min_p))[:, 0] | weights[:, 0].isnan()
-        picked[rows[kept]] = ids[kept]
-        if kept.all():
+        picked[rows] = ids
+        again = (~kept).nonzero()[:, 0]
+        if not len(again):
             return picked
-        again = ~kept
         weights, enough, min_p, rows = likelier[again], enough[again], min_p[again], rows[again]
         noise = _noise([random.Random(seed) for (seed,) in noise[again].tolist()], scores.device)
 
 
 def _noise(generators: Sequence[random.Random], device: torch.device) -> torch.Tensor:
     """A number in [0, 1) from each `(rows, 1)`."""
-    drawn = torch.tensor([generator.random() for generator in generators], device=device)
+    drawn = torch.tensor([generator.random() for generator in generators], dtype=torch.float32, device=device)
     return drawn.clamp_(max=1 - 2**-24)[:, None]  # float32 rounds the highest up to 1
 
 
