@@ -120,6 +120,16 @@ def test_cuda_asked_for_and_absent_is_wrong_use(thinktune: Run, tiny_model: Path
     assert "cuda" in err
 
 
+@pytest.mark.parametrize("verb", ["ask", "merge", "verify", "infer", "serve", "export", "eval", "demo"])
+def test_how_a_model_is_loaded_can_be_said_wherever_one_is(thinktune: Run, tiny_model: Path, verb: str) -> None:
+    data = {"infer": ["builtin:questions"], "eval": ["builtin:arithmetic"], "ask": ["hello"]}.get(verb, [])
+    status, _, err = thinktune(verb, tiny_model, *data, "--load", "devise=cpu")
+    assert (status, "did you mean device" in err) == (2, True)
+    if verb not in ("merge", "verify", "demo"):  # which look at other things first
+        status, _, err = thinktune(verb, tiny_model, *data, "--load", "dtype=float32", "--load", "device=cuda:99")
+        assert (status, "cuda:99" in err) == (2, True)
+
+
 def test_resume_and_overwrite_exclude_each_other(thinktune: Run, tiny_model: Path, tmp_path: Path) -> None:
     status, _, err = thinktune("train", write_config(tmp_path, tiny_model), "--resume", "--overwrite")
     assert (status, "exclude" in err) == (2, True)

@@ -414,6 +414,18 @@ def parse_config(values: dict[str, Any], where: str = "config") -> Config:
         raise ConfigError(f"{where}: " + "\n".join(problems), hint) from None
 
 
+def parse_load(settings: Sequence[str] | None, base: Load | None = None) -> Load:
+    """`load.*` settings as `device=cpu`, over those of `base`.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    values = {"load": (base or Load()).model_dump()}
+    for setting in settings or ():
+        _apply_override(values, f"load.{setting}")
+    return parse_config(values, where="--load").load
+
+
 def dump_config(config: Config) -> str:
     """The resolved config as YAML that `load_config` reads back to an equal one."""
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True)

@@ -136,6 +136,7 @@ def evaluate_items(
     changes: Mapping[str, Any] | None = None,
     tell_format: bool | None = None,
     engine: EngineName = "auto",
+    load: Load | None = None,
     quantize: Quantize = "none",
     seed: int = 0,
     overwrite: bool = False,
@@ -156,7 +157,9 @@ def evaluate_items(
     profiles = {name: sampling.changed(**(changes or {})) for name, sampling in samplings(Infer(), seed).items()}
     items = read_batch_file(file, samplings=profiles)
     wanted = {item.sampling for item in items}
-    with open_engine(reference, engine=engine, quantize=quantize, samplings=wanted, notify=console.print) as opened:
+    with open_engine(
+        reference, engine=engine, load=load, quantize=quantize, samplings=wanted, notify=console.print
+    ) as opened:
         if not opened.tuned if tell_format is None else tell_format:
             items = [replace(item, messages=_told(item.messages)) for item in items]
         answers = out / "predictions.jsonl"

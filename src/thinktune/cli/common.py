@@ -44,6 +44,15 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is th
 Quantization = Annotated[
     Literal["none", "int8", "nf4", "fp8"], typer.Option("--quantize", help="hold the weights in fewer bits")
 ]
+HowLoaded = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--load",
+        metavar="KEY=VALUE",
+        help="a load.* setting: device=cpu, dtype=float32, trust_remote_code=true; repeat for more",
+        show_default=False,
+    ),
+]
 ThinkBudget = Annotated[
     int | None,
     typer.Option(

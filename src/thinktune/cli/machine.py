@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from thinktune.cli.common import AsJson, Quantization, app, notify, prepare_libraries
+from thinktune.cli.common import AsJson, HowLoaded, Quantization, app, notify, prepare_libraries
 
 
 @app.command()
@@ -31,9 +31,11 @@ def demo(
         typer.Option("--password", envvar="THINKTUNE_PASSWORD", help="to sign in with, as studio", show_default=False),
     ] = None,
     quantize: Quantization = "none",
+    how: HowLoaded = None,
 ) -> None:
     """Open the studio, a web page: chat, compare, rate blind, answer files, watch and start trainings."""
     prepare_libraries()
+    from thinktune.config import parse_load
     from thinktune.web.app import USER, serve
 
     server = serve(
@@ -43,6 +45,7 @@ def demo(
         port=port,
         share=share,
         password=password,
+        load=parse_load(how),
         quantize=quantize,
         notify=notify,
     )

@@ -13,6 +13,7 @@ from thinktune.cli.common import (
     SEED,
     AsJson,
     Engine,
+    HowLoaded,
     ModelReference,
     Overwrite,
     Quantization,
@@ -44,27 +45,30 @@ def ask(
         Literal["vllm", "transformers"], typer.Option("--engine", help="transformers starts in seconds")
     ] = "transformers",
     quantize: Quantization = "none",
+    how: HowLoaded = None,
 ) -> None:
     """Stream an answer, thinking dimmed; without a question, hold a conversation."""
     prepare_libraries()
     from thinktune.ask import ask
-    from thinktune.config import Sampling
+    from thinktune.config import Sampling, parse_load
 
     sampling = Sampling().changed(temperature=temperature, max_tokens=max_tokens, seed=seed, think_budget=think_budget)
-    ask(model, question, sampling=sampling, engine=engine, quantize=quantize, raw=raw)
+    ask(model, question, sampling=sampling, engine=engine, load=parse_load(how), quantize=quantize, raw=raw)
 
 
 @app.command()
 def merge(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a run or adapter folder")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="default: RUN/merged", show_default=False)] = None,
+    how: HowLoaded = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Merge the adapter into the original, unquantised weights, and compare the two."""
     prepare_libraries()
+    from thinktune.config import parse_load
     from thinktune.merge import merge
 
-    print(merge(run, out, overwrite=overwrite, notify=notify).summary())
+    print(merge(run, out, load=parse_load(how), overwrite=overwrite, notify=notify).summary())
 
 
 @app.command()
@@ -75,15 +79,17 @@ def verify(
         int | None, typer.Option(min=1, help="default: 256 on a GPU, 48 on a CPU", show_default=False)
     ] = None,
     engine: Engine = "auto",
+    how: HowLoaded = None,
     json: AsJson = False,
 ) -> None:
     """Prove that adapter, merged model and engine are the same model, and that it ends its turns; else exit with 1."""
     prepare_libraries()
     from rich.console import Console
 
+    from thinktune.config import parse_load
     from thinktune.verify import verify
 
-    verified = verify(run, engine=engine, prompts=prompts, max_tokens=max_tokens, notify=notify)
+    verified = verify(run, engine=engine, prompts=prompts, max_tokens=max_tokens, load=parse_load(how), notify=notify)
     if json:
         print(dumps(verified.as_dict(), ensure_ascii=False, indent=2))
     else:
@@ -122,6 +128,7 @@ def infer(
         bool, typer.Option("--unmerged", help="run an adapter beside its base, not the merged model")
     ] = False,
     quantize: Quantization = "none",
+    how: HowLoaded = None,
     seed: Seed = SEED,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="faulty lines become error items")] = False,
     overwrite: Overwrite = False,
@@ -131,6 +138,7 @@ def infer(
 ) -> None:
     """Answer batch files, with the model loaded once; a stopped call goes on where it was."""
     prepare_libraries()
+    from thinktune.config import parse_load
     from thinktune.infer import infer_files
 
     if retry_errors and overwrite:
@@ -148,7 +156,7 @@ def infer(
         model,
         _result_files(files, out),
         settings=settings.infer,
-        load=settings.load,
+        load=parse_load(how, settings.load),
         quantize=quantize,
         seed=seed,
         skip_bad=skip_bad,
@@ -188,9 +196,11 @@ def serve(
     host: Annotated[str, typer.Option(help="0.0.0.0 lets everybody in, unasked")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     config: Annotated[Path | None, typer.Option("--config", help="take infer.vllm and load.* settings from it")] = None,
+    how: HowLoaded = None,
 ) -> None:
     """Start an OpenAI-compatible server with the model, and its adapters under names of their own."""
     prepare_libraries()
+    from thinktune.config import parse_load
     from thinktune.serve import serve
 
     settings = _settings(config, {})
@@ -200,7 +210,7 @@ def serve(
         engine=engine,
         host=host,
         port=port,
-        load=settings.load,
+        load=parse_load(how, settings.load),
         vllm=settings.infer.vllm,
         notify=notify,
     )
@@ -223,11 +233,13 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="default: MODEL-PRECISION.gguf", show_default=False)
     ] = None,
+    how: HowLoaded = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a GGUF file for llama.cpp, and a Modelfile for Ollama; the file is read back and compared."""
     prepare_libraries()
+    from thinktune.config import parse_load
     from thinktune.export import export
 
     out = out or Path(f"{name_of(Path(model).name)}-{gguf}.gguf")
-    print(export(model, out, gguf, overwrite=overwrite, notify=notify))
+    print(export(model, out, gguf, load=parse_load(how), overwrite=overwrite, notify=notify))

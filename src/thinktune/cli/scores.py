@@ -13,6 +13,7 @@ from thinktune.cli.common import (
     AsJson,
     ConfigFile,
     Engine,
+    HowLoaded,
     Overwrite,
     Quantization,
     Seed,
@@ -79,11 +80,15 @@ def eval(
     seed: Seed = SEED,
     engine: Engine = "auto",
     quantize: Quantization = "none",
+    how: HowLoaded = None,
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
     """Score a model, or a result file: well-formed completions and accuracy, strict and lenient, with 95% intervals."""
     prepare_libraries()
+    from thinktune.config import parse_load
+
+    load = parse_load(how)
     given = {"max_tokens": max_tokens, "temperature": temperature, "n": n, "think_budget": think_budget}
     sampling = {name: value for name, value in given.items() if value is not None}
     if predictions is not None:
@@ -95,19 +100,19 @@ def eval(
             raise UsageError("--harness brings data and sampling of its own: only --max-tokens, where a task sets none")
         _eval_harness(
             model, harness, out, path=harness_path, sample=sample, shots=shots, max_tokens=max_tokens or 1024,
-            engine=engine, quantize=quantize, overwrite=overwrite, json=json,
+            engine=engine, load=load, quantize=quantize, overwrite=overwrite, json=json,
         )  # fmt: skip
     elif model is None or data is None:
         raise UsageError("name a MODEL and DATA, or --predictions and --gold, or a MODEL and --harness")
     elif gold is not None:
         _eval_items(
-            model, data, gold, out, changes=sampling, tell_format=tell_format, engine=engine,
+            model, data, gold, out, changes=sampling, tell_format=tell_format, engine=engine, load=load,
             quantize=quantize, seed=seed, overwrite=overwrite, json=json,
         )  # fmt: skip
     else:
         _eval_data(
             model, data, out, split=split, sample=sample, changes=sampling, tell_format=tell_format, engine=engine,
-            quantize=quantize, seed=seed, overwrite=overwrite, json=json,
+            load=load, quantize=quantize, seed=seed, overwrite=overwrite, json=json,
         )  # fmt: skip
 
 
