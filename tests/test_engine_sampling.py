@@ -108,12 +108,13 @@ def test_equal_scores_are_drawn_by_token_id_not_by_chance() -> None:
 @pytest.mark.parametrize("top_k", [2, 127, 128])
 def test_what_scores_as_much_as_the_last_token_kept_is_kept_too(top_k: int) -> None:
     """As transformers' TopKLogitsWarper has it; which of them it were would be chance otherwise."""
-    logits = torch.full((VOCABULARY,), -20.0)
+    logits = torch.full((VOCABULARY,), -0.1)
     logits[: top_k - 1] = 1.0
     logits[500:900] = 0.0
-    shares = draw(logits, Sampling(temperature=1.0, top_k=top_k), 2000)
-    assert (shares[500:900] > 0).sum() > 200
-    assert shares[900:].sum() == 0
+    for top_p in (1.0, 0.999):
+        shares = draw(logits, Sampling(temperature=1.0, top_k=top_k, top_p=top_p), 2000)
+        assert (shares[500:900] > 0).sum() > 200
+        assert shares[top_k - 1 : 500].sum() == shares[900:].sum() == 0
 
 
 def test_noise_differs_by_seed_id_and_sample_and_repeats() -> None:

@@ -74,12 +74,12 @@ class Sampler:
         self._penalised = torch.tensor(penalised, dtype=torch.long, device=device)
         settings = [rows[index].sampling for index in drawn]
         self._temperature = self._column([each.temperature for each in settings])
-        self._limits = torch.tensor(
-            [[float(min(each.top_k or vocabulary, vocabulary)), each.top_p, each.min_p] for each in settings],
-            device=device,
-        )
-        self._filtered = any(each.top_k or each.top_p < 1 or each.min_p for each in settings)
-        self._candidates = max([_CANDIDATES, *(each.top_k + 1 for each in settings)])
+        top_k = [min(each.top_k or vocabulary, vocabulary) for each in settings]
+        self._top_k = torch.tensor(top_k, dtype=torch.long, device=device)[:, None]
+        self._most = max((count for count in top_k if count < vocabulary), default=0)
+        self._top_p = self._column([each.top_p for each in settings])
+        self._min_p = self._column([each.min_p for each in settings])
+        self._filtered = any(each.top_p < 1 or each.min_p for each in settings)
         if penalised:
             pairs = [(index, token) for index in penalised for token in sorted(set(rows[index].all_ids()))]
             self._seen = torch.tensor(pairs, device=device).T  # rows, token ids
@@ -103,8 +103,11 @@ class Sampler:
         if self._noises:
             scores = logits[self._drawn].float() / self._temperature
             noise = _noise(self._noises, self._device)
+            if self._most:
+                last = scores.topk(self._most).values.gather(1, self._top_k.clamp(max=self._most) - 1)
+                scores.masked_fill_((scores < last) & (self._top_k <= self._most), -torch.inf)
             if self._filtered:
-                ids[self._drawn] = _draw_filtered(scores, noise, self._limits, self._candidates)
+                ids[self._drawn] = _draw_filtered(scores, noise, self._top_p, self._min_p)
             else:
                 ids[self._drawn] = _invert(_weights(scores), noise)
         if len(self._penalised):
@@ -132,21 +135,16 @@ class Sampler:
         return torch.tensor(values, dtype=torch.float32, device=self._device)[:, None]
 
 
-def _draw_filtered(scores: torch.Tensor, noise: torch.Tensor, limits: torch.Tensor, count: int) -> torch.Tensor:
-    """Token ids `(rows,)` for scores `(rows, vocabulary)`, noise `(rows, 1)`, limits top_k, top_p, min_p `(rows, 3)`.
+def _draw_filtered(scores: torch.Tensor, noise: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
+    """Token ids `(rows,)` for scores `(rows, vocabulary)` and columns `(rows, 1)`.
 
-    Looks at the `count` likeliest tokens, more than any top_k but the whole vocabulary, and at all of them only for
-    the rows where these do not hold what is kept. Of equal scores all are kept or none, since topk leaves them in any
-    order.
+    Looks at the likeliest tokens, and at all of them only for the rows where these do not hold what is kept. Of equal
+    scores all are kept or none, since topk leaves them in any order.
     """
-    count = min(count, scores.shape[-1])
-    top_k, top_p, min_p = limits.split(1, dim=1)
+    count = min(_CANDIDATES, scores.shape[-1])
     top, ids = scores.topk(count)
-    kept = torch.arange(count, device=scores.device) < top_k
-    # top_p is a share of what top_k left over, which is the whole vocabulary where there is no top_k.
     weights = _weights(top)
-    total = torch.where(top_k <= count, (weights * kept).sum(-1, True), _weights(scores).sum(-1, True))
-    kept &= weights.cumsum(-1) - weights < top_p * total
+    kept = weights.cumsum(-1) - weights < top_p * _weights(scores).sum(-1, True)
     kept &= weights >= min_p
     least = top.gather(1, (kept.sum(-1, True) - 1).clamp_(min=0))  # a row of no numbers keeps none
     ordered, order = ids.sort(-1)
@@ -160,7 +158,7 @@ def _draw_filtered(scores: torch.Tensor, noise: torch.Tensor, limits: torch.Tens
 
 
 def _draw_nucleus(scores: torch.Tensor, noise: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """The same without top_k, for any number of tokens.
+    """The same for any number of tokens.
 
     By rejection, as FlashInfer does it, which spares the sorting: a token is drawn from all, and if it is not among
     those that are kept, another one is drawn from those likelier than it.
