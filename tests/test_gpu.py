@@ -20,7 +20,7 @@ from thinktune.engines import Request, open_engine
 from thinktune.engines.sampling import Sampler, row_noise
 from thinktune.fast.attention import packed_documents
 from thinktune.fast.memory import Memory
-from thinktune.fitting import plan_training, set_up
+from thinktune.fitting import free_memory_of_the_past, plan_training, set_up
 from thinktune.models import load_model
 from thinktune.plan import Setup
 from thinktune.trainer import PackedCollator
@@ -100,11 +100,12 @@ def test_checkpoints_in_main_memory_change_no_gradient(model: Path, tmp_path: Pa
 
 def test_a_training_for_which_memory_is_short_goes_on_with_less(model: Path, tmp_path: Path) -> None:
     settings = {"packing": False, "batch_size": 32, "max_steps": 4, "on_oom": "retry"}
+    torch.cuda.reset_peak_memory_stats()
     ample = quietly(make_config(model, tmp_path / "ample", load=BFLOAT16, train=settings))
-    peak = max(line["memory_gib"] for line in map(json.loads, (tmp_path / "ample" / "metrics.jsonl").open()))
-    torch.cuda.empty_cache()
+    enough = torch.cuda.max_memory_allocated()
+    free_memory_of_the_past()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(0.6 * peak * 2**30 / total)
+    torch.cuda.set_per_process_memory_fraction(0.6 * enough / total)
     try:
         short = quietly(make_config(model, tmp_path / "short", load=BFLOAT16, train=settings))
     finally:
