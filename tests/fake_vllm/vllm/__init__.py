@@ -8,6 +8,7 @@ import signal
 from types import SimpleNamespace
 
 from vllm.sampling_params import SamplingParams
+from vllm.usage.usage_lib import UsageContext
 
 __all__ = ["EngineArgs", "LLMEngine", "SamplingParams"]
 __version__ = "0.0-fake"
@@ -27,7 +28,9 @@ class LLMEngine:
         self._waiting = {}
 
     @classmethod
-    def from_engine_args(cls, args):
+    def from_engine_args(cls, args, usage_context=UsageContext.ENGINE_CONTEXT):
+        if usage_context is not UsageContext.LLM_CLASS:
+            raise ValueError("in this context vLLM takes small batches")
         return cls(args)
 
     def add_request(self, name, prompt, params, lora_request=None):
