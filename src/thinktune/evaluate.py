@@ -91,7 +91,7 @@ def evaluate_data(
         source: as in `data.source`.
         tell_format: explain the format in the prompt; None: only to models that were not trained for it.
         engine, vllm, batch_tokens: as in the config's `infer`.
-        opened: the model, where it is in memory already; it is closed in the end.
+        opened: the model, where it is open already; closed in the end, unless this is within a `with` of it.
 
     Raises:
         DataError, ModelError, …: see `data.load_examples`, `open_engine` and `evaluate`.

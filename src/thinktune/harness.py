@@ -85,7 +85,7 @@ def evaluate_harness(
         sample: so many problems of each task, the first ones; None: all.
         shots: solved examples in the prompt; None: as each task has it.
         max_tokens: where a task sets none.
-        opened: the model, where it is in memory already; it is closed in the end.
+        opened: the model, where it is open already; closed in the end, unless this is within a `with` of it.
 
     Raises:
         MissingExtra: lm-evaluation-harness is not installed.

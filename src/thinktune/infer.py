@@ -17,7 +17,7 @@ from rich.console import Console
 
 from thinktune import tags
 from thinktune.config import Infer, Load, Quantize
-from thinktune.engines import open_engine
+from thinktune.engines import Opened, open_engine
 from thinktune.engines.base import Engine, Request
 from thinktune.errors import GenerationError, ThinktuneError
 from thinktune.items import Item, read_batch_file, valid_text
@@ -74,6 +74,7 @@ def infer_files(
     retry_errors: bool = False,
     form: ResultFormat = "results",
     console: Console | None = None,
+    opened: Opened | None = None,
 ) -> list[Inferred]:
     """`thinktune infer`: answer batch files, one after the other, with the model that a reference names.
 
@@ -82,12 +83,13 @@ def infer_files(
 
     Args:
         files: the result file of each batch file.
+        opened: the model, as for `evaluate_data`.
     """
     console = console or Console(stderr=True)
     settings = settings or Infer()
     chosen = samplings(settings, seed)
     items = {file: read_batch_file(file, samplings=chosen, skip_bad=skip_bad) for file in files}
-    with open_engine(
+    with opened or open_engine(
         reference,
         engine=settings.engine,
         load=load,

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from thinktune.config import Config, load_config
+from thinktune.engines import Opened, open_engine
 from thinktune.errors import Interrupted
 from thinktune.evaluate import Summary, comparison_table, evaluate_data
 from thinktune.files import write_json
@@ -27,7 +28,7 @@ from thinktune.merge import merge
 from thinktune.report import write_report
 from thinktune.runs import RunFolder
 from thinktune.tasks.profiles import samplings
-from thinktune.verify import verify
+from thinktune.verify import Notify, verify
 
 
 def quickstart(overrides: Sequence[str], *, console: Console, overwrite: bool = False) -> None:
@@ -55,58 +56,50 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
     Raises:
         ThinktuneError: what the steps raise.
     """
-    if config.infer.file is not None:
-        read_batch_file(
-            config.infer.file, samplings=samplings(config.infer, config.seed)
-        )  # a fault in it is better told now than after training
+    asked = {config.eval.sampling} if config.eval.data is not None else set()
+    if config.infer.file is not None:  # a fault in it is better told now than after training
+        items = read_batch_file(config.infer.file, samplings=samplings(config.infer, config.seed))
+        asked |= {item.sampling for item in items}
     folder = RunFolder(config.run_folder)
     steps = _Steps(folder.path / "steps.json", console, anew=overwrite)
+    notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
     with steps("train"):
         _train(config, folder, console, overwrite)
     with steps("merge"):
-        notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
         merged = merge(folder.path, load=config.load, notify=notify)
         console.print(merged.summary(), highlight=False, markup=False)
-    with steps("verify"):
-        verified = verify(
-            folder.path, load=config.load, engine=config.infer.engine, vllm=config.infer.vllm, prompts=4, notify=notify
-        )
-        console.print(verified.table())
-        if not verified.agrees:
-            console.print(
-                f"adapter, merged model and engine differ: thinktune merge {folder.path} --overwrite", style="bold red"
-            )
-        if not verified.stops:
-            console.print("the model has not learnt to end its turn: train longer, or on more rows", style="yellow")
-    if config.infer.file is not None:
-        with steps("infer"):
-            infer_file(
-                folder.path,
-                config.infer.file,
-                config.infer.out or folder.infer / "results.json",
-                settings=config.infer,
-                load=config.load,
-                seed=config.seed,
-                console=console,
-            )
-    if config.eval.data is not None:
-        summaries: dict[str, Summary] = {}
-        for name, reference in _models_to_score(config, folder):
-            with steps(f"eval {name}"):
-                summaries[name] = evaluate_data(
-                    reference,
-                    config.eval.data,
-                    folder.eval / name,
-                    split=config.eval.split,
-                    sample=config.eval.sample,
-                    sampling=config.eval.sampling,
-                    engine=config.infer.engine,
+    summaries: dict[str, Summary] = {}
+    # One engine for all that is asked of the tuned model; it starts at the first question.
+    with open_engine(
+        folder.path,
+        engine=config.infer.engine,
+        load=config.load,
+        vllm=config.infer.vllm,
+        batch_tokens=config.infer.batch_tokens,
+        samplings=asked,
+        notify=notify,
+    ) as tuned:
+        with steps("verify"):
+            _verify(config, folder, console, notify, tuned)
+        if config.infer.file is not None:
+            with steps("infer"):
+                infer_file(
+                    folder.path,
+                    config.infer.file,
+                    config.infer.out or folder.infer / "results.json",
+                    settings=config.infer,
                     load=config.load,
-                    vllm=config.infer.vllm,
-                    batch_tokens=config.infer.batch_tokens,
                     seed=config.seed,
                     console=console,
+                    opened=tuned if config.infer.merge else None,
                 )
+        if config.eval.data is not None:
+            with steps("eval tuned"):
+                summaries["tuned"] = _evaluate(config, folder, "tuned", console, tuned)
+    if config.eval.data is not None:
+        if config.eval.base:
+            with steps("eval base"):
+                summaries = {"base": _evaluate(config, folder, "base", console), **summaries}
         write_json(folder.eval / "summary.json", _summary(summaries, folder, steps.seconds))
         Console().print(comparison_table(summaries))
     console.print(f"everything on one page: {write_report(folder.path)}", highlight=False)
@@ -125,10 +118,33 @@ def _train(config: Config, folder: RunFolder, console: Console, overwrite: bool)
         raise Interrupted(stop.message, hint="the same command goes on from there") from None
 
 
-def _models_to_score(config: Config, folder: RunFolder) -> Iterator[tuple[str, str | Path]]:
-    if config.eval.base:
-        yield "base", config.model
-    yield "tuned", folder.path
+def _verify(config: Config, folder: RunFolder, console: Console, notify: Notify, tuned: Opened) -> None:
+    verified = verify(folder.path, load=config.load, engine=config.infer.engine, prompts=4, notify=notify, opened=tuned)
+    console.print(verified.table())
+    if not verified.agrees:
+        console.print(
+            f"adapter, merged model and engine differ: thinktune merge {folder.path} --overwrite", style="bold red"
+        )
+    if not verified.stops:
+        console.print("the model has not learnt to end its turn: train longer, or on more rows", style="yellow")
+
+
+def _evaluate(config: Config, folder: RunFolder, name: str, console: Console, opened: Opened | None = None) -> Summary:
+    return evaluate_data(
+        folder.path if opened else config.model,
+        config.eval.data or "",
+        folder.eval / name,
+        split=config.eval.split,
+        sample=config.eval.sample,
+        sampling=config.eval.sampling,
+        engine=config.infer.engine,
+        load=config.load,
+        vllm=config.infer.vllm,
+        batch_tokens=config.infer.batch_tokens,
+        seed=config.seed,
+        console=console,
+        opened=opened,
+    )
 
 
 def _summary(summaries: dict[str, Summary], folder: RunFolder, seconds: dict[str, float]) -> dict[str, Any]:

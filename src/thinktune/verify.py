@@ -20,7 +20,7 @@ from rich.table import Table
 
 from thinktune import tags
 from thinktune.config import QUESTIONS, Data, Format, Load, Sampling, Vllm, load_config
-from thinktune.engines import open_engine
+from thinktune.engines import Opened, open_engine
 from thinktune.engines.base import Completion, Engine, Request
 from thinktune.engines.opening import EngineName
 from thinktune.errors import GenerationError, ModelError
@@ -115,6 +115,7 @@ def verify(
     prompts: int = 8,
     max_tokens: int | None = None,
     notify: Notify = lambda line: None,
+    opened: Opened | None = None,
 ) -> Verified:
     """Compare the three ways of running what a run folder holds, and write `verify.json` there.
 
@@ -126,6 +127,7 @@ def verify(
         prompts: how many, from `eval.data` of the run's config, else from its training data.
         max_tokens: of the greedy continuations that are compared; None: 256 on a GPU, 48 on a CPU. To see whether they
             end, the engine writes 8 times as many.
+        opened: the engine, as for `evaluate_data`.
 
     Raises:
         ModelError: no run folder, or its merged model is missing or older than the adapter.
@@ -136,7 +138,7 @@ def verify(
     resolved = resolve(reference, load, notify)
     if resolved.kind != "run" or resolved.folder.resolve() != run.merged.resolve():
         raise ModelError(f"{reference} has no merged model to verify", hint=f"thinktune merge {reference}")
-    with open_engine(reference, engine=engine, load=load, vllm=vllm, notify=notify) as opened:
+    with opened or open_engine(reference, engine=engine, load=load, vllm=vllm, notify=notify) as opened:
         record = run.path / "verify.json"
         fingerprint = f"{opened.fingerprint} {engine} {prompts} {max_tokens}"
         if (before := _read(record)) and before.fingerprint == fingerprint:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +31,7 @@ _BLOCKS = 64  # of each weight file: training changes nearly every weight, so th
 
 @dataclass
 class Opened:
-    """A model ready to be asked.
+    """A model ready to be asked, until the outermost `with` of it ends.
 
     Attributes:
         fingerprint: differs where the model's weights, its number format or its quantisation do.
@@ -46,12 +46,16 @@ class Opened:
     tuned: bool
     format_settings: dict[str, object]
     start: Callable[[], object]
+    _within: int = field(default=0, init=False)
 
     def __enter__(self) -> Opened:
+        self._within += 1
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.engine.close()
+        self._within -= 1
+        if not self._within:
+            self.engine.close()
 
 
 def open_engine(

@@ -1,0 +1,40 @@
+"""`thinktune run` from end to end on a tiny model."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from thinktune.pipeline import run
+from training import make_config
+
+
+def test_a_run_loads_its_tuned_model_once_for_every_engine_step_and_again_for_none(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    questions = tmp_path / "questions.jsonl"
+    lines = [{"id": str(at), "type": "math", "prompt": f"What is {at} + 1?"} for at in range(3)]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    short = {"max_tokens": 8}
+    config = make_config(
+        tiny_model,
+        tmp_path / "run",
+        train={"max_steps": 2},
+        infer={"file": str(questions), "profiles": {"math": short}},
+        eval={"data": "builtin:arithmetic", "sample": 2, "sampling": short, "every": None},
+    )
+
+    def loaded() -> list[str]:
+        written = io.StringIO()
+        run(config, console=Console(file=written, width=1000))
+        words = [line.split() for line in written.getvalue().splitlines()]
+        return [line[1].removeprefix(str(tmp_path)) for line in words if line[:1] == ["loading"]]
+
+    base = str(tiny_model)
+    assert loaded() == [base, "/run/adapter", "/run/merged", "/run", base]
+    assert (tmp_path / "run" / "infer" / "results.json").exists()
+    assert json.loads((tmp_path / "run" / "eval" / "summary.json").read_text())["tuned"]["n"] == 2
+    assert loaded() == []
