@@ -127,8 +127,10 @@ def prepare_libraries(config: Config | None = None) -> None:
     # Threads of OpenMP that wait by spinning take the cores from those they wait for: beside one other busy program,
     # training on two cores ran 17 times slower than with threads that soon sleep. Alone, this costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # oneDNN would keep what it made for each of 1,024 shapes, and packs have ever other lengths.
+    # oneDNN, and PyTorch's layer over it, would keep what they made for each of 1,024 shapes, and packs have ever other
+    # lengths.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
     if os.environ.get("THINKTUNE_DEBUG"):
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
