@@ -80,14 +80,13 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+        collate, end = PackedCollator(examples), 0
         for documents in steps:
-            rows = as_tokens(documents)
-            collate, total = PackedCollator(rows), sum(row.trained for row in rows)
-            at_once = len(rows) if config.train.packing else setup.rows
-            starts = range(0, len(rows), at_once)
-            batches = [
-                collate([{"documents": [index]} for index in range(at, min(at + at_once, len(rows)))]) for at in starts
-            ]
+            begin, end = end, end + len(documents)
+            total = sum(row.trained for row in examples[begin:end])
+            at_once = len(documents) if config.train.packing else setup.rows
+            starts = range(begin, end, at_once)
+            batches = [collate([{"documents": [at]} for at in range(at, min(at + at_once, end))]) for at in starts]
             start = time.perf_counter()  # batches are there by then for the peers' trainers too
             loss = torch.zeros((), device=loaded.device)
             for batch in batches:

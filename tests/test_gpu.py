@@ -66,6 +66,7 @@ def test_packed_documents_get_the_hidden_states_they_get_alone(model: Path, leng
         "cu_seq_lens_q": torch.tensor([0, *lengths]).cumsum(0).to(DEVICE, torch.int32),
         "max_length_q": max(lengths),
         "document_lengths": lengths,
+        "repeats": len(set(lengths)) == 1,
     }
     with packed_documents(loaded):
         together = loaded.model(ids, use_cache=False, **batch).last_hidden_state[0].split(lengths)

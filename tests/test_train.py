@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from thinktune.config import Load
 from thinktune.data import Tokens, prepare
+from thinktune.data.examples import Example
 from thinktune.errors import ConfigError, ModelError, OutOfMemory, RunFolderError
 from thinktune.fitting import prove
 from thinktune.models import load_model
@@ -199,6 +201,13 @@ def test_positions_start_anew_and_targets_stay_inside_each_document(tiny_model: 
     assert batch["position_ids"][0].tolist() == [place for document in order for place in range(len(document))]
     assert batch["targets"].tolist() == [label for document in order for label in document.labels if label != -100]
     assert torch.equal(batch["input_ids"][0, batch["positions"] + 1], batch["targets"])
+
+
+def test_a_batch_repeats_where_all_lengths_in_it_and_in_the_one_before_are_one() -> None:
+    nobody = Example(messages=(), think="", answer="", row=1, source="")
+    collate = PackedCollator([Tokens(array("i", [5] * length), 1, nobody) for length in (8, 8, 8, 8, 9)])
+    batches = [[0], [1], [2, 3], [0, 1], [0, 4], [0, 4], [0]]
+    assert [collate([{"documents": batch}])["repeats"] for batch in batches] == [0, 1, 0, 1, 0, 0, 0]
 
 
 def test_a_run_folder_that_exists_is_refused_unless_resumed_or_overwritten(finished: Path, tiny_model: Path) -> None:

@@ -64,6 +64,7 @@ class PackedCollator:
 
     def __init__(self, examples: Sequence[Tokens]) -> None:
         self._examples = examples
+        self._before: list[int] = []  # lengths in the batch before
 
     def __call__(self, packs: list[dict[str, list[int]]]) -> dict[str, Any]:
         """
@@ -73,7 +74,7 @@ class PackedCollator:
         Returns:
             input_ids, position_ids and labels, int64 [1, tokens], positions counting from 0 in each document; where
             the loss is taken: positions and the targets they predict, int64 [trained tokens]; and what attention over
-            packed documents wants: int32 cu_seq_lens_q, max_length_q, document_lengths.
+            packed documents wants: int32 cu_seq_lens_q, max_length_q, document_lengths, repeats.
         """
         documents = [self._examples[index] for pack in packs for index in pack["documents"]]
         lengths = [len(document) for document in documents]
@@ -81,6 +82,8 @@ class PackedCollator:
         contexts = torch.tensor([document.context for document in documents]).repeat_interleave(torch.tensor(lengths))
         places = torch.cat([torch.arange(length) for length in lengths])
         labels = ids.masked_fill(places < contexts, IGNORED)
+        repeats = lengths == self._before and len(set(lengths)) == 1
+        self._before = lengths
         # A document's first label is never trained, so that shifting the whole row mixes no two documents.
         (positions,) = (labels[1:] != IGNORED).nonzero(as_tuple=True)
         return {
@@ -92,6 +95,7 @@ class PackedCollator:
             "cu_seq_lens_q": torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
             "max_length_q": max(lengths),
             "document_lengths": lengths,
+            "repeats": repeats,
         }
 
 

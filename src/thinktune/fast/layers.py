@@ -60,7 +60,7 @@ class FusedLayers:
 
     def _forward(self, fused: FusedLayer, original: Any) -> Any:
         first = fused is self.layers[0]
-        names = ("cu_seq_lens_q", "max_length_q", "document_lengths")
+        names = ("cu_seq_lens_q", "max_length_q", "document_lengths", "repeats")
 
         def forward(module: Any, hidden_states: torch.Tensor, *args: Any, **inputs: Any) -> Any:
             documents = {name: inputs.get(name) for name in names}
