@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from thinktune.cli import app
 from thinktune.config import Config, parse_config
 from thinktune.cost import Batch, Work, work_of
-from thinktune.errors import UsageError
+from thinktune.errors import ConfigError, UsageError
 from thinktune.fast.memory import Memory
 from thinktune.hardware import GIB, Hardware, find_gpu
 from thinktune.lengths import Rows, packs_of
@@ -63,6 +63,18 @@ def test_the_adapter_is_counted_over_its_targets(shape: Shape) -> None:
     every, some = work_on(shape), work_on(shape, targets=("q_proj", "v_proj"))
     assert every.adapter_parameters == 14_966_784  # what PEFT counts for rank 8
     assert some.adapter_parameters == 36 * 8 * (2048 + 2048 + 2048 + 256)
+
+
+@pytest.mark.parametrize("target", ["q_projx", "mlp.q_proj", "lm_head", "proj"])
+def test_a_target_that_no_layer_has_is_refused_with_those_they_have(shape: Shape, target: str) -> None:
+    config = parse_config({"lora": {"targets": ["self_attn.q_proj", target]}})
+    with pytest.raises(ConfigError, match=rf"have no {target}\n") as refused:
+        work_of(config, shape, width=2, kind="cuda")
+    assert refused.value.hint == "what they have is down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+
+
+def test_an_adapter_that_goes_on_has_targets_of_its_own(shape: Shape) -> None:
+    work_of(parse_config({"lora": {"targets": ["c_attn"], "init": "runs/other"}}), shape, width=2, kind="cuda")
 
 
 def test_a_quantised_base_takes_the_bytes_of_its_format_and_leaves_the_embeddings(shape: Shape) -> None:

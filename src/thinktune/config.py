@@ -139,7 +139,9 @@ class Lora(_Section):
     r: int = Field(16, ge=1)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
+    )
     init: str | None = Field(None, description="a run or adapter folder to continue from")
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead of alpha / r")
 

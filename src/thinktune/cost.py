@@ -78,13 +78,13 @@ class Work:
 
     @cached_property
     def adapter_parameters(self) -> int:
-        adapted = self.shape.targets(list(self.targets))
+        adapted = self.shape.targets(self.targets)
         return sum(self.rank * (linear.inputs + linear.outputs) for linear in adapted)
 
     @property
     def _adapted_inputs(self) -> float:
         """Width of all inputs that a layer's adapters see, each linear's counted for itself."""
-        return sum(linear.inputs for linear in self.shape.targets(list(self.targets))) / self.shape.layers
+        return sum(linear.inputs for linear in self.shape.targets(self.targets)) / self.shape.layers
 
     # Memory ---------------------------------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class Work:
             return {"none": mlp + b * 2 * s.intermediate, "mlp": mlp, "full": b * s.hidden + low}
         # Both norms keep their input in float32 and their output; SwiGLU keeps gate, up, their activation and product.
         none: float = 2 * (4 + b) * s.hidden + attention + b * 4 * s.intermediate
-        none += b * self.rank * len(s.targets(list(self.targets))) / s.layers
+        none += b * self.rank * len(s.targets(self.targets)) / s.layers
         if self.quantize != "none" or self.dropout:  # PEFT's own linears: the input in float32, once for each
             none += self._adapted_inputs * ((4 if b < 4 else 0) + (5 if self.dropout else 0))
         return {"none": none, "full": b * s.hidden}
@@ -227,7 +227,7 @@ class Work:
             name: FUSED_PASSES["forward"][name] * (1 + repeated) + FUSED_PASSES["backward"][name] for name in widths
         }
         elements = sum(passes[name] * width for name, width in widths.items())
-        adapted = self.shape.targets(list(self.targets))
+        adapted = self.shape.targets(self.targets)
         elements += LOW_RANK_PASSES * sum(linear.inputs + linear.outputs for linear in adapted) / s.layers
         moved = self.width * elements * (1 if self.fused else PLAIN_FACTOR)
         if not self.fused and (self.quantize != "none" or self.dropout):
@@ -244,7 +244,13 @@ class Work:
 
 
 def work_of(config: Config, shape: Shape, *, width: int, kind: str) -> Work:
-    """What a config trains on a model of this shape."""
+    """What a config trains on a model of this shape.
+
+    Raises:
+        ConfigError: the shape has none of the layers that a new adapter shall be on.
+    """
+    if config.lora.init is None:
+        shape.check_targets(config.lora.targets)
     return Work(
         shape=shape,
         quantize=config.quantize,

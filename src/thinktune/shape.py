@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from thinktune.errors import ConfigError
 
 FUSED_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose decoder layers fast/ runs as one piece each; others train by PEFT."""
@@ -11,7 +14,7 @@ FUSED_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer inside the decoder: its name's last part, and its widths."""
+    """A linear layer inside the decoder: its name in the model, and its widths."""
 
     name: str
     inputs: int
@@ -48,10 +51,23 @@ class Shape:
     def parameters(self) -> int:
         return self.linear_weights + self.others
 
-    def targets(self, names: list[str]) -> tuple[Linear, ...]:
-        """The linear layers that an adapter with these targets is on."""
-        ends = {name.rpartition(".")[2] for name in names}
-        return tuple(linear for linear in self.linears if linear.name in ends)
+    def targets(self, names: Sequence[str]) -> tuple[Linear, ...]:
+        """The linear layers that an adapter with these targets is on: those whose name ends in one, as PEFT has it."""
+        ends = tuple(f".{name}" for name in names)
+        return tuple(linear for linear in self.linears if f".{linear.name}".endswith(ends))
+
+    def check_targets(self, names: Sequence[str]) -> None:
+        """Whether an adapter can be on all of them.
+
+        Raises:
+            ConfigError: no linear layer of the decoder has that name.
+        """
+        if unknown := [name for name in names if not self.targets([name])]:
+            known = sorted({linear.name.rpartition(".")[2] for linear in self.linears})
+            raise ConfigError(
+                f"lora.targets: the model's layers have no {', '.join(unknown)}",
+                hint=f"what they have is {', '.join(known)}",
+            )
 
 
 def shape_of(config: Any, *, trust_remote_code: bool = False) -> Shape:
@@ -70,7 +86,7 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> Shape:
     for name, module in model.named_modules():
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
             outputs, inputs = module.weight.shape if isinstance(module, torch.nn.Linear) else module.weight.shape[::-1]
-            linears.append(Linear(name.rpartition(".")[2], inputs, outputs))
+            linears.append(Linear(name, inputs, outputs))
     text = config.get_text_config()
     hidden = text.hidden_size
     heads = getattr(text, "num_attention_heads", 1)

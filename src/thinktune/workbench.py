@@ -148,7 +148,6 @@ def _wrap(loaded: Loaded, config: Config, notify: Notify) -> PeftModel:
             raise ConfigError(f"lora.init: {config.lora.init} is no adapter", hint="name a run or an adapter folder")
         notify(f"continuing the adapter {resolved.adapter}; its own rank and targets hold")
         return PeftModel.from_pretrained(loaded.model, resolved.adapter, is_trainable=True)
-    _check_targets(loaded.model, config.lora.targets)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora.r,
@@ -159,12 +158,3 @@ def _wrap(loaded: Loaded, config: Config, notify: Notify) -> PeftModel:
         bias="none",
     )
     return get_peft_model(loaded.model, lora)
-
-
-def _check_targets(model: Any, targets: list[str]) -> None:
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")}
-    if unknown := [target for target in targets if target.rpartition(".")[2] not in linear]:
-        raise ConfigError(
-            f"lora.targets: the model has no {', '.join(unknown)}",
-            hint=f"its linear layers are {', '.join(sorted(linear))}",
-        )
