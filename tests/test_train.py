@@ -243,8 +243,10 @@ def test_a_target_the_model_lacks_is_refused_with_those_it_has(tiny_model: Path,
 
 
 def test_a_trainer_field_that_sftconfig_lacks_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no field 'leraning_rate'"):
-        quietly(make_config(tiny_model, tmp_path / "run", train={"trainer": {"leraning_rate": 1}}))
+    with pytest.raises(ConfigError, match="no field adam_betta2") as raised:
+        quietly(make_config(tiny_model, tmp_path / "run", train={"trainer": {"adam_betta2": 0.9}}))
+    assert raised.value.hint == "did you mean adam_beta2?"
+    assert not (tmp_path / "run").exists()  # the corrected config may have the folder
 
 
 def test_dropout_above_zero_trains_through_plain_peft(tiny_model: Path, tmp_path: Path) -> None:

@@ -182,6 +182,9 @@ OWNED_TRAINER_FIELDS = {
     "completion_only_loss": "",
     "loss_type": "",
     "use_liger_kernel": "",
+    "logging_nan_inf_filter": "",
+    "gradient_checkpointing_kwargs": "",
+    "disable_tqdm": "",
 }
 """SFTConfig fields that thinktune sets itself, and the setting to use instead ("" where there is none)."""
 

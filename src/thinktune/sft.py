@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any
 
 from trl import SFTConfig
 
-from thinktune.config import OWNED_TRAINER_FIELDS, Config
+from thinktune.config import Config
 from thinktune.errors import ConfigError
 from thinktune.plan import Setup
 from thinktune.runs import RunFolder
+
+
+def check_trainer_fields(config: Config) -> None:
+    """Find a misspelt field before the time is spent to load anything.
+
+    Raises:
+        ConfigError: train.trainer has a field that SFTConfig has not.
+    """
+    known = {field.name for field in fields(SFTConfig)}
+    if unknown := [name for name in config.train.trainer if name not in known]:
+        close = get_close_matches(unknown[0], known, 1)
+        raise ConfigError(
+            f"train.trainer: SFTConfig has no field {', '.join(unknown)}",
+            hint=f"did you mean {close[0]}?" if close else "",
+        )
 
 
 def sft_config(
@@ -21,13 +38,13 @@ def sft_config(
         checkpointing: whether transformers recomputes every layer.
 
     Raises:
-        ConfigError: train.trainer has a field or a value that SFTConfig does not take.
+        ConfigError: train.trainer has a value that SFTConfig does not take.
     """
     settings = config.train
     optimizer = {"adamw": "adamw_torch_fused"}.get(settings.optimizer, settings.optimizer)
     if not on_gpu and settings.optimizer != "adamw":
         optimizer = "adamw_torch_fused"  # bitsandbytes' optimizers are CUDA kernels; same mathematics, more memory
-    fields: dict[str, Any] = {
+    given: dict[str, Any] = {
         "output_dir": str(run.checkpoints),
         "per_device_train_batch_size": setup.rows,
         "per_device_eval_batch_size": settings.batch_size,
@@ -61,11 +78,6 @@ def sft_config(
         "disable_tqdm": True,
     }
     try:
-        return SFTConfig(**fields, **settings.trainer)
-    except TypeError as error:
-        name = str(error).rpartition("argument ")[2]
-        if name.strip("'") in fields and name.strip("'") not in OWNED_TRAINER_FIELDS:
-            raise ConfigError(f"train.trainer: {name} is set by thinktune") from None
-        raise ConfigError(f"train.trainer: SFTConfig has no field {name}") from None
+        return SFTConfig(**given, **settings.trainer)
     except ValueError as error:
         raise ConfigError(f"train.trainer: {error}") from None

@@ -48,7 +48,7 @@ from thinktune.models.device import describe_hardware
 from thinktune.plan import Plan, Setup
 from thinktune.progress import MetricsFile, ProgressLine, StopSignals, peak_memory_gib, reset_peak_memory
 from thinktune.runs import RunFolder, library_versions
-from thinktune.sft import sft_config
+from thinktune.sft import check_trainer_fields, sft_config
 from thinktune.trainer import PackedCollator, ThinkTrainer, as_dataset, whole_checkpoints
 from thinktune.workbench import Workbench, adapter_to_train
 
@@ -76,6 +76,7 @@ def train(
         ThinktuneError: what loading the model and the data raise.
     """
     _require_loggers(config)
+    check_trainer_fields(config)
     run = RunFolder(config.run_folder)
     _check_run(run, config, resume=resume, overwrite=overwrite)
     for source in config.data.sources:
