@@ -239,6 +239,25 @@ def test_text_ends_right_after_the_stop_string_wherever_tokens_end(tokenizer: An
         assert "".join(engine.stream(request)) == completion.text
 
 
+def test_a_tokenizer_with_tokens_for_bytes_needs_no_stop_string() -> None:
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "a", "b"]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    plain.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="</s>", unk_token="<unk>")
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(pieces), **sizes))
+    for stop in ((), ("",), ("b",)):
+        (completion,) = TransformersEngine(model, tokenizer, [2]).generate(
+            [Request("r", [1, 259], DRAWN.changed(stop=stop))]
+        )
+        assert completion.error is None
+        assert completion.token_ids
+
+
 def test_the_first_of_several_stop_strings_counts(tokenizer: Any) -> None:
     _, engine = scripted(tokenizer, REPLY)
     (completion,) = engine.generate(ask_all(tokenizer, ["q"], Sampling(max_tokens=200, stop=("make", "and"))))

@@ -43,6 +43,8 @@ class Detokenizer:
         Printable ASCII stands for itself in the pieces of every kind of tokenizer; other characters may not.
         """
         lasts = {stop[-1] for stop in stops if stop}
+        if not lasts:
+            return frozenset()
         if not all("!" <= last <= "~" for last in lasts):
             return None
         pieces = self._tokenizer.convert_ids_to_tokens(range(min(self._vocabulary, len(self._tokenizer))))
