@@ -117,6 +117,27 @@ def test_what_scores_as_much_as_the_last_token_kept_is_kept_too(top_k: int) -> N
         assert shares[top_k - 1 : 500].sum() == shares[900:].sum() == 0
 
 
+def test_what_is_left_out_is_not_drawn_by_rounding_either() -> None:
+    """Noise right at the bounds between the tokens that are kept, where running sums are a matter of rounding."""
+
+    class At(random.Random):
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def random(self) -> float:
+            return self.value
+
+    torch.manual_seed(0)
+    for _ in range(20):
+        kept = torch.randperm(40_000)[:6].sort().values
+        logits = torch.zeros(40_000).index_fill(0, kept, 8.0) + torch.rand(40_000)
+        bounds = logits[kept].double().softmax(-1).cumsum(0)[:-1].float()
+        noises = [float(bound) + step * 2**-25 for bound in bounds for step in range(-6, 7)]
+        rows = [Row(Sampling(temperature=1.0, top_k=6), At(noise)) for noise in noises]
+        picked, _ = Sampler(rows, len(logits), torch.device("cpu")).pick(logits.repeat(len(rows), 1))
+        assert set(picked.tolist()) <= set(kept.tolist())
+
+
 def test_noise_differs_by_seed_id_and_sample_and_repeats() -> None:
     draws = {row_noise(*key).random() for key in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "\ud800", 0)]}
     assert len(draws) == 5

@@ -9,6 +9,7 @@ number that another draw for the same token needs comes of the one before.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from thinktune.config import Sampling
 
 _CANDIDATES = 128  # likeliest tokens looked at first
 _BLOCK = 256  # weights whose sum is looked at first
+_LOWEST = -80.0  # below e to this, floats become subnormal, on which a CPU takes ten times as long
+_LEAST = math.exp(_LOWEST)
 
 
 def row_noise(seed: int | None, request_id: str, index: int) -> random.Random:
@@ -188,8 +191,8 @@ def _noise(generators: Sequence[random.Random], device: torch.device) -> torch.T
 
 def _weights(scores: torch.Tensor) -> torch.Tensor:
     """Probabilities `(rows, n)` up to a factor, 1 for the likeliest."""
-    # Below e^-80 floats become subnormal, on which a CPU takes ten times as long; so rare a token is never drawn.
-    return (scores - scores.amax(-1, True)).clamp_(min=-80).exp_()
+    # What has no chance has the least weight, which is never drawn.
+    return (scores - scores.amax(-1, True)).clamp_(min=_LOWEST).exp_()
 
 
 def _invert(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -199,12 +202,14 @@ def _invert(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """
     vocabulary = weights.shape[-1]
     blocks = torch.nn.functional.pad(weights, (0, -vocabulary % _BLOCK)).unflatten(-1, (-1, _BLOCK))
-    sums = blocks.sum(-1)
+    sums = blocks.sum(-1).double()  # sums in float32 led beside the target twice in a million tokens
     running = sums.cumsum(-1)
     target = noise * running[:, -1:]
     # Beyond the end only by rounding, or where sums are no numbers.
     block = torch.searchsorted(running, target, right=True).clamp_(max=sums.shape[-1] - 1)
-    rest = target - (running - sums).gather(1, block)
-    within = blocks.gather(1, block[:, :, None].expand(-1, 1, _BLOCK))[:, 0].cumsum(-1)
+    chosen = blocks.gather(1, block[:, :, None].expand(-1, 1, _BLOCK))[:, 0]
+    within = torch.where(chosen > 2 * _LEAST, chosen, 0).double().cumsum(-1)
+    # The two sums of a block differ by rounding, which must not lead to what has no weight, before or after the others.
+    rest = (target - (running - sums).gather(1, block)).clamp_(min=0).minimum(within[:, -1:] * (1 - 2**-24))
     place = torch.searchsorted(within, rest, right=True).clamp_(max=_BLOCK - 1)
     return (block * _BLOCK + place)[:, 0].clamp_(max=vocabulary - 1)
