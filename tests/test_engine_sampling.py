@@ -117,6 +117,12 @@ def test_what_scores_as_much_as_the_last_token_kept_is_kept_too(top_k: int) -> N
         assert shares[top_k - 1 : 500].sum() == shares[900:].sum() == 0
 
 
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}])
+def test_a_temperature_next_to_nothing_is_greedy(filters: dict[str, float]) -> None:
+    logits = torch.linspace(-2, 20, VOCABULARY).roll(300)
+    assert draw(logits, Sampling(temperature=1e-40, **filters), 5)[299] == 1
+
+
 def test_what_is_left_out_is_not_drawn_by_rounding_either() -> None:
     """Noise right at the bounds between the tokens that are kept, where running sums are a matter of rounding."""
 

@@ -21,6 +21,7 @@ from thinktune.config import Sampling
 
 _CANDIDATES = 128  # likeliest tokens looked at first
 _BLOCK = 256  # weights whose sum is looked at first
+_COLDEST = 1e-6  # as good as greedy; scores divided by much less are no numbers any more
 _LOWEST = -80.0  # below e to this, floats become subnormal, on which a CPU takes ten times as long
 _LEAST = math.exp(_LOWEST)
 
@@ -76,7 +77,7 @@ class Sampler:
         self._drawn = slice(None) if len(drawn) == len(rows) else torch.tensor(drawn, dtype=torch.long, device=device)
         self._penalised = torch.tensor(penalised, dtype=torch.long, device=device)
         settings = [rows[index].sampling for index in drawn]
-        self._temperature = self._column([each.temperature for each in settings])
+        self._temperature = self._column([max(each.temperature, _COLDEST) for each in settings])
         top_k = [min(each.top_k or vocabulary, vocabulary) for each in settings]
         self._top_k = torch.tensor(top_k, dtype=torch.long, device=device)[:, None]
         self._most = max((count for count in top_k if count < vocabulary), default=0)
