@@ -84,6 +84,17 @@ def make_tiny_model(folder: Path, *, seed: int = 0, **overrides: Any) -> Path:
     return folder
 
 
+def make_base_model(folder: Path) -> Path:
+    """One that knows <|endoftext|> alone as an end, as base models do; its template ends turns otherwise."""
+    from transformers import AutoTokenizer
+
+    make_tiny_model(folder, eos_token_id=0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random chat model. Read-only: copy it before changing anything in it."""

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import make_tiny_model
+from conftest import make_base_model, make_tiny_model
 from test_models_loading import FLOAT32, logits, make_adapter, make_run
 from thinktune.errors import DiskFull, ModelError, RunFolderError
 from thinktune.merge import Merged, merge
 from thinktune.models import load_model, write_settings
 from thinktune.models.cache import space_required
-from thinktune.models.folder import check_model_folder, stored_dtype
+from thinktune.models.folder import check_model_folder, generation_ends, stored_dtype
 
 
 @pytest.fixture
@@ -49,6 +49,12 @@ def test_it_brings_everything_that_later_verbs_need(run: Path) -> None:
     assert loaded.tuned
     assert loaded.chat.system_text == "Be brief."
     assert loaded.settings["format"] == {"clean_prompt": True}
+
+
+def test_it_says_to_other_programs_what_ends_a_reply(tmp_path: Path) -> None:
+    run = make_run(make_base_model(tmp_path / "base"), tmp_path / "run")
+    merged(run)
+    assert generation_ends(run / "merged") == {0, 2}
 
 
 def test_the_weights_keep_the_dtype_of_the_base_and_are_rounded_once(tmp_path: Path) -> None:

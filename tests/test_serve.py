@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from conftest import make_tiny_tokenizer
+from conftest import make_base_model, make_tiny_tokenizer
 from thinktune.engines.process import PYTHON, has_vllm
 from thinktune.errors import ModelError, UsageError
 from thinktune.models import load_tokenizer, write_settings
 from thinktune.models.chat import with_system_text
+from thinktune.models.folder import generation_ends
 from thinktune.serve import Server, serve
 
 
@@ -74,6 +75,26 @@ def test_a_system_text_that_was_trained_is_put_into_the_template(
     tokenizer = load_tokenizer(model)
     turns = [{"role": "user", "content": "a"}]
     assert "Be brief." in tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+
+
+def test_an_adapter_that_was_told_something_else_is_pointed_out(
+    tiny_model: Path, adapter: Path, tmp_path: Path, with_vllm: None
+) -> None:
+    told = make_adapter(tiny_model, tmp_path / "told")
+    write_settings(told, {"base_model": str(tiny_model), "system": "Be brief."})
+    said: list[str] = []
+    serve(tiny_model, adapters=[f"a={adapter}", f"b={told}"], notify=said.append)
+    (line,) = [each for each in said if "clients" in each]
+    assert "clients of b" in line
+    assert "'Be brief.'" in line
+
+
+def test_the_servers_know_what_ends_a_turn_where_the_model_does_not_say_it(tmp_path: Path, with_vllm: None) -> None:
+    base = make_base_model(tmp_path / "base")
+    assert generation_ends(Path(flag(serve(base), "--generation-config"))) == {0, 2}
+    said: list[str] = []
+    serve(base, engine="transformers", notify=said.append)
+    assert any("add 2 to eos_token_id" in line for line in said)
 
 
 def test_a_system_text_of_the_client_goes_before_the_trained_one() -> None:

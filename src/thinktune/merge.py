@@ -141,6 +141,7 @@ def _merge(resolved: Resolved, out: Path, load: Load, question: str, max_tokens:
     model = model.merge_and_unload()
     _cast_weights(model, dtype)
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    _end_with(model.generation_config, chat.stop_ids)
     with space_required(out.parent, int(1.05 * size), "the merged model"), replacing(out) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
@@ -229,6 +230,14 @@ def _cast_weights(model: Any, dtype: torch.dtype) -> None:
     """`model.to(dtype)` would also round the buffers, such as the frequencies of rotary embeddings."""
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
+
+
+def _end_with(generation: Any, stop_ids: frozenset[int]) -> None:
+    """Other programs know from the generation config what ends a reply: a base model learns to end its turn here."""
+    ends = generation.eos_token_id
+    known = frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
+    if not stop_ids <= known:
+        generation.eos_token_id = sorted(known | stop_ids)
 
 
 def _name(dtype: torch.dtype) -> str:

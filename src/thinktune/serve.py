@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,11 +19,12 @@ from thinktune.engines.opening import EngineName, adapter_beside, choose_engine,
 from thinktune.engines.process import vllm_python
 from thinktune.engines.vllm import OWN, engine_arguments, vllm_environment
 from thinktune.errors import MissingExtra, UsageError
-from thinktune.files import write_text
+from thinktune.files import write_json, write_text
 from thinktune.models import Chat, make_chat, resolve
 from thinktune.models.cache import cache_folder
 from thinktune.models.chat import with_system_text
 from thinktune.models.device import choose_device, choose_dtype
+from thinktune.models.folder import generation_ends, read_settings
 from thinktune.models.tokenizer import read_tokenizer
 
 Notify = Callable[[str], None]
@@ -90,6 +91,11 @@ def serve(
             )
         if chat.system_text != Chat(tokenizer).system_text:
             notify(f"clients have to send the system text that this model was trained with: {chat.system_text!r}")
+        if chat.end_of_turn_id not in generation_ends(resolved.folder):
+            notify(
+                "the server of transformers will not end a reply where the model does: add "
+                f"{chat.end_of_turn_id} to eos_token_id of {resolved.folder / 'generation_config.json'}"
+            )
         folder = str(resolved.folder)
         command = _transformers_command(folder, host, port, device.type, str(dtype).removeprefix("torch."))
         return Server(command, _transformers_environment(), (folder,), url)
@@ -102,10 +108,15 @@ def serve(
         raise UsageError(f"the adapter {base_name} has the model's own name", hint="give it another: NAME=RUN")
     arguments = {
         **engine_arguments(model, vllm or Vllm()),
+        "generation_config": _generation_folder(model.stop_ids, own_name),
         "served_model_name": base_name,
         "host": host,
         "port": port,
     }
+    for name, place in beside.items():
+        told = make_chat(tokenizer, read_settings(place)).system_text
+        if told != chat.system_text:
+            notify(f"clients of {name} have to send the system text that it was trained with: {told!r}")
     if chat.system_text != Chat(tokenizer).system_text:
         arguments["chat_template"] = _template_file(tokenizer.chat_template, chat.system_text or "", own_name)
     if model.adapters:
@@ -141,10 +152,23 @@ def _name(reference: str | Path) -> str:
 
 
 def _template_file(template: str, text: str, name: str) -> str:
-    file = cache_folder() / "templates" / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)}.jinja"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = _served_folder(name) / "chat_template.jinja"
     write_text(file, with_system_text(template, text))
     return str(file)
+
+
+def _generation_folder(stop_ids: Collection[int], name: str) -> str:
+    """A folder whose generation_config.json says what ends a reply, and nothing of sampling.
+
+    The model's own may lack the end of turn that a base model has learnt here: its replies would run on.
+    """
+    folder = _served_folder(name)
+    write_json(folder / "generation_config.json", {"eos_token_id": sorted(stop_ids)})
+    return str(folder)
+
+
+def _served_folder(name: str) -> Path:
+    return cache_folder() / "served" / re.sub(r"[^A-Za-z0-9.-]+", "-", name)
 
 
 def _flags(arguments: Mapping[str, Any]) -> list[str]:
