@@ -239,9 +239,11 @@ def _read_turn(message: Any, number: int) -> Mapping[str, str]:
 
 def _text(value: Any, name: str) -> str:
     if isinstance(value, list):  # OpenAI's content parts
-        if not all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+        parts = [part.get("text") for part in value if isinstance(part, dict) and part.get("type") == "text"]
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) < len(value):
             raise _Fault(f"{name} may hold text only")
-        value = "".join(str(part.get("text", "")) for part in value)
+        value = "".join(texts)
     if not isinstance(value, str):
         raise _Fault(f"{name} must be a text, not {_shown(value)}")
     if not value.strip():
@@ -275,7 +277,7 @@ def _from_openai(fields: Mapping[str, Any]) -> dict[str, Any]:
     body = fields.get("body")
     if not isinstance(body, dict):
         raise _Fault("body must be an object with messages")
-    sampling = {}
+    sampling: dict[str, Any] = {}
     for name, value in body.items():
         if value is None or name in _OPENAI_WITHOUT_EFFECT:
             continue
@@ -284,6 +286,8 @@ def _from_openai(fields: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             raise _Fault(f"body.{name} cannot be honoured")
         ours, convert = _OPENAI_SAMPLING[name]
+        if sampling.get(ours, convert(value)) != convert(value):
+            raise _Fault(f"body has {ours} twice, and differs")
         sampling[ours] = convert(value)
     messages = body.get("messages")
     if isinstance(messages, list):  # "developer" is OpenAI's newer word
