@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -212,7 +213,19 @@ def test_a_result_never_replaces_the_batch_file(thinktune: Run, tiny_model: Path
     before = file.read_text()
     status, _, err = thinktune("infer", tiny_model, file, "-o", f"../{tmp_path.name}/items.jsonl")
     assert (status, file.read_text()) == (2, before)
-    assert "would replace the batch file" in err
+    assert "items.jsonl would be written over" in err
+    kept = file.rename(tmp_path / "again.journal.jsonl")
+    status, _, err = thinktune("infer", tiny_model, kept, "-o", "again.json", "--overwrite")
+    assert (status, kept.read_text()) == (2, before)
+    assert "again.journal.jsonl would be written over" in err
+
+
+def test_a_pipe_or_a_device_does_not_become_a_result_file(thinktune: Run, tiny_model: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    status, _, err = thinktune("infer", tiny_model, write_batch(tmp_path), "-o", "pipe")
+    assert status == 2
+    assert "pipe is no plain file" in err
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_folder_as_result_file_is_refused_before_anything_is_answered(

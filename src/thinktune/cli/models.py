@@ -169,6 +169,8 @@ def infer(
 
 def _result_files(files: list[str], out: Path | None) -> dict[str | Path, Path]:
     """Where the answers of each batch file go."""
+    from thinktune.infer import journal_of
+
     if len(files) == 1:
         found: dict[str | Path, Path] = {files[0]: out or Path("results.json")}
     else:
@@ -178,8 +180,11 @@ def _result_files(files: list[str], out: Path | None) -> dict[str | Path, Path]:
     for result in found.values():
         if result.is_dir():
             raise UsageError(f"the result file {result} is a folder", hint=f"for example -o {result / 'results.json'}")
-        if result.exists() and any(Path(file).exists() and result.samefile(file) for file in files):
-            raise UsageError(f"the result would replace the batch file {result}", hint="give it another name with -o")
+        if result.exists() and not result.is_file():  # a pipe or a device, in whose place a file would be put
+            raise UsageError(f"the result file {result} is no plain file", hint="for example -o results.json")
+        for written in (result, journal_of(result)):
+            if written.exists() and any(Path(file).exists() and written.samefile(file) for file in files):
+                raise UsageError(f"the batch file {written} would be written over", hint="choose another name with -o")
     return found
 
 
