@@ -25,12 +25,13 @@ from scripted import ScriptedModel
 from thinktune import tags
 from thinktune.cli import app
 from thinktune.config import Infer, Sampling
+from thinktune.engines.base import Request
 from thinktune.engines.budget import Budgeted
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import BatchFileError, DeviceError, DiskFull, GenerationError, Interrupted, UsageError
 from thinktune.infer import Inferred, infer, infer_file, infer_files, journal_of
 from thinktune.items import read_batch_file
-from thinktune.journal import Journal, Record
+from thinktune.journal import Journal, Record, complete
 from thinktune.models import Chat
 from thinktune.tasks.profiles import samplings
 
@@ -340,6 +341,14 @@ def test_an_engine_that_is_not_there_is_refused_before_the_model_is_looked_for(
         infer_file("nowhere/at/all", tmp_path / "A1.jsonl", tmp_path / "res.json", settings=Infer(engine="vllm"))
 
 
+def test_the_item_that_asks_for_what_an_engine_cannot_do_is_named(bench: Workbench) -> None:
+    tokenizer = make_tiny_tokenizer()
+    engine = TransformersEngine(ScriptedModel(tokenizer, answer_to), tokenizer, [2])
+    requests = [Request("i1", [1], SHORT), Request("i2", [1], SHORT.changed(think_budget=3))]
+    with pytest.raises(UsageError, match=r"i2: .* cannot honour sampling\.think_budget"):
+        complete(engine, requests, journal_of(bench.out), model="m", console=Console(file=bench.said))
+
+
 def test_errors_are_retried_alone(bench: Workbench) -> None:
     def fail_on_two(prompt: str) -> str:
         if "q2." in prompt:
@@ -389,7 +398,7 @@ def test_results_in_openais_format_say_the_same(bench: Workbench) -> None:
     assert body["choices"][0]["message"] == {"role": "assistant", "content": answer_to("user\nq1.<|im_end|>")}
     assert (body["model"], body["choices"][0]["finish_reason"]) == ("tiny", "stop")
     assert body["usage"]["total_tokens"] > body["usage"]["completion_tokens"] > 0
-    assert second["response"] is None
+    assert second["custom_id"] is second["response"] is None
     assert "line 2" in second["error"]["message"]
 
 

@@ -118,8 +118,8 @@ class Journal:
     def places_beside(self, keys: set[str]) -> set[tuple[str, int]]:
         """Request id and sample index of every record that has none of these keys."""
         with self.file.open("rb") as stream:
-            others = [_read_record(stream, at)[1] for key, at in self.records.items() if key not in keys]
-        return {(record.id, record.index) for record in others}
+            others = (_read_record(stream, at)[1] for key, at in self.records.items() if key not in keys)
+            return {(record.id, record.index) for record in others}
 
     def close(self) -> None:
         """Bring everything to the disk. Safe to call twice."""
@@ -255,8 +255,11 @@ def complete(
         DiskFull: everything finished before is in the journal.
         GenerationError, OutOfMemory: see `Engine.generate`.
     """
-    for sampling in {each.sampling for each in requests}:
-        engine.require_supported(sampling)
+    for sampling, name in {each.sampling: each.id for each in requests}.items():
+        try:
+            engine.require_supported(sampling)
+        except UsageError as error:
+            raise UsageError(f"{name}: {error.message}", hint=error.hint) from None
     with Journal(file, overwrite=overwrite) as journal:
         digests = _Digests(model)
         keys = {(each.id, index): key for each in requests for index, key in enumerate(digests.keys(each))}

@@ -77,7 +77,7 @@ def _plain_lines(result: Result) -> list[dict[str, Any]]:
 
 def _openai_line(result: Result, model: str) -> dict[str, Any]:
     """See https://platform.openai.com/docs/api-reference/batch/request-output."""
-    name = str(result.item.id)
+    name = None if result.item.id is None else str(result.item.id)
     line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": name, "response": None, "error": None}
     if result.error is not None:
         return {**line, "error": {"code": "generation_failed", "message": result.error}}
