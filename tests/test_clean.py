@@ -20,7 +20,8 @@ ENDED = 2**22 + 1  # no process has a number above Linux' limit
 
 
 @pytest.fixture
-def runs(tiny_model: Path, tmp_path: Path) -> Path:
+def runs(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     runs = tmp_path / "runs"
     merge(make_run(tiny_model, runs / "one"), load=FLOAT32, max_tokens=2)
     (runs / "one" / f".merged.{ENDED}.tmp").mkdir()
@@ -52,6 +53,17 @@ def test_nothing_is_removed_unless_asked_for(runs: Path) -> None:
         ("smollm2", "cache"),
     }
     assert report["bytes"] > 10_000
+
+
+def test_what_a_killed_export_and_a_killed_engine_leave_is_found(runs: Path) -> None:
+    left = [runs / "one" / f".model.gguf.{ENDED}.tmp.gguf", runs.parent / f"thinktune-vllm-{ENDED}-ab_c.log"]
+    kept = [runs / "one" / "model.gguf", runs.parent / f"thinktune-vllm-{os.getpid()}-abc.log"]
+    for file in (*left, *kept):
+        file.write_text("")
+    found = {each["path"] for each in clean(runs, frozenset({"left-over"}), really=True)["found"]}
+    assert found >= {str(file) for file in left}
+    assert not any(file.exists() for file in left)
+    assert all(file.exists() for file in kept)
 
 
 def test_what_is_precious_stays(runs: Path) -> None:

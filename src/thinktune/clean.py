@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from thinktune.engines.process import LOGS
 from thinktune.errors import UsageError
 from thinktune.models import read_settings
 from thinktune.models.builtin import MANIFEST
@@ -25,7 +27,8 @@ KINDS: dict[Kind, str] = {
     "merged": "merged models of runs whose adapter is there: thinktune merge makes them again",
     "cache": "converted models: made again at their next use",
 }
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # as files.replacing names them, with the number of the process
+# As files.replacing names them, export, and the logs of vLLM; with the number of the process.
+_TEMPORARY = re.compile(rf"\..+\.(\d+)\.tmp(?:\.gguf)?|{LOGS}(\d+)-.+\.log")
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,12 @@ def clean(runs: Path, kinds: Collection[str], *, really: bool = False) -> dict[s
 
 
 def _left_over(runs: Path, cache: Path) -> Iterator[Path]:
-    for top in (runs, cache):
-        for path in sorted(top.rglob(".*.tmp")) if top.is_dir() else ():
-            match = _TEMPORARY.fullmatch(path.name)
-            if match and not _is_running(int(match.group(1))):
-                yield path
+    found = [path for top in (runs, cache) if top.is_dir() for path in sorted(top.rglob(".*.tmp*"))]
+    logs = sorted(Path(tempfile.gettempdir()).glob(f"{LOGS}*"))
+    for path in [*found, *(log for log in logs if log.lstat().st_uid == os.getuid())]:
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _is_running(int(match.group(1) or match.group(2))):
+            yield path
 
 
 def _is_running(process: int) -> bool:

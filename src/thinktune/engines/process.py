@@ -29,6 +29,8 @@ from thinktune.errors import GenerationError, MissingExtra, UsageError
 
 PYTHON = "THINKTUNE_VLLM_PYTHON"
 """Environment variable: the interpreter of another environment, whose vLLM is to be used."""
+LOGS = "thinktune-vllm-"
+"""What the names of logs in the system's temporary folder begin with; the number of our process comes next."""
 
 _LOOK = 2000  # milliseconds without an answer after which to see whether it is still there
 _PATIENCE = 25.0  # seconds for a process that was asked to end
@@ -89,7 +91,7 @@ class WorkerProcess:
         self._boxes: dict[str, deque[Event]] = {}
         self._names = count()
         self._python = vllm_python()
-        descriptor, name = tempfile.mkstemp(prefix="thinktune-vllm-", suffix=".log")
+        descriptor, name = tempfile.mkstemp(prefix=f"{LOGS}{os.getpid()}-", suffix=".log")
         self._log = Path(name)
         self._socket, theirs = socket.socketpair()
         with theirs, os.fdopen(descriptor, "wb") as log:
