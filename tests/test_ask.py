@@ -11,10 +11,10 @@ from rich.console import Console
 
 from conftest import make_tiny_tokenizer
 from scripted import ScriptedModel
-from thinktune.ask import answer, chat_loop
+from thinktune.ask import answer, ask, chat_loop
 from thinktune.config import Sampling
 from thinktune.engines.transformers import TransformersEngine
-from thinktune.errors import GenerationError
+from thinktune.errors import GenerationError, UsageError
 from thinktune.models import Chat
 
 SAMPLING = Sampling(max_tokens=150)
@@ -165,3 +165,8 @@ def test_bytes_that_are_no_utf_8_are_asked_as_replacement_characters() -> None:
     terminal = Terminal(lambda prompt: asked.append(prompt) or REPLY)  # type: ignore[func-returns-value]
     assert terminal.ask(b"caf\xe9?".decode("utf-8", "surrogateescape")) == REPLY
     assert "caf\ufffd?" in asked[0]
+
+
+def test_a_blank_question_is_refused_before_a_model_is_looked_for() -> None:
+    with pytest.raises(UsageError, match="question is blank"):
+        ask("nowhere/at/all", " ", sampling=Sampling())

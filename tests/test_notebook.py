@@ -55,3 +55,11 @@ def test_wrong_settings_are_told_at_once(tiny_model: Path) -> None:
             model.batch("What is 2 + 2?")
         with pytest.raises(UsageError, match="unknown type 'maths'"):
             model("q", type="maths")  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="prompt is blank"):
+            model(" ")
+        with pytest.raises(UsageError, match="content of message 1"):
+            model([{"role": "user"}])
+        with pytest.raises(UsageError, match="one question has one answer"):
+            model("q", n=5)
+    with pytest.raises(UsageError, match="Infer has no file"):
+        Infer(tiny_model, file="A1.jsonl")

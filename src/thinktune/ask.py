@@ -15,7 +15,7 @@ from thinktune.config import Load, Quantize, Sampling
 from thinktune.engines import open_engine
 from thinktune.engines.base import Engine, Request
 from thinktune.engines.opening import EngineName
-from thinktune.errors import GenerationError
+from thinktune.errors import GenerationError, UsageError
 from thinktune.items import valid_text
 
 if TYPE_CHECKING:
@@ -47,8 +47,11 @@ def ask(
 
     Raises:
         GenerationError: the question cannot be answered, for example because it is too long.
-        UsageError, ModelError, …: see `open_engine`.
+        UsageError: the question is blank.
+        ModelError, …: see `open_engine`.
     """
+    if question is not None and not question.strip():
+        raise UsageError("the question is blank", hint="leave it out for a conversation")
     console = console or Console()
     messages = messages or Console(stderr=True)
     with open_engine(

@@ -11,14 +11,14 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from thinktune.config import Infer, Sampling
-from thinktune.errors import BatchFileError, ConfigError
+from thinktune.errors import BatchFileError, ConfigError, UsageError
 from thinktune.files import foreign_kind
 from thinktune.tasks import TASKS
 from thinktune.tasks.profiles import samplings as samplings_of
@@ -88,6 +88,18 @@ def read_batch_file(
 def valid_text(text: str) -> str:
     """Text that can be encoded: halves of surrogate pairs, which JSON can smuggle in, become U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def as_messages(question: str | Sequence[Mapping[str, Any]]) -> Messages:
+    """A question, or a conversation that ends with one, held to what a batch file may have.
+
+    Raises:
+        UsageError: it is blank, or not made as it should be.
+    """
+    try:
+        return _read_messages({"prompt": question} if isinstance(question, str) else {"messages": list(question)})
+    except _Fault as fault:
+        raise UsageError(str(fault), hint='a conversation is [{"role": "user", "content": …}, …]') from None
 
 
 def _read_lines(path: str | Path) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from thinktune.engines import open_engine
 from thinktune.engines.base import Request
 from thinktune.errors import GenerationError, UsageError
 from thinktune.infer import Inferred, infer
-from thinktune.items import read_batch_file, valid_text
+from thinktune.items import as_messages, read_batch_file, valid_text
 from thinktune.results import ResultFormat
 from thinktune.tasks.profiles import samplings
 
@@ -43,6 +43,8 @@ class Infer:
         seed: int = config.SEED,
         **settings: object,
     ) -> None:
+        if taken := [name for name in ("file", "out") if name in settings]:
+            raise UsageError(f"Infer has no {taken[0]}: it is for many files", hint="model.file(FILE, OUT)")
         self._settings = config.parse_config({"infer": settings}, where="Infer").infer
         self._samplings = samplings(self._settings, seed)
         self._name = str(model)
@@ -63,8 +65,11 @@ class Infer:
         """Answer one question, or a conversation that ends with one. See `batch` for many at once.
 
         Raises:
+            UsageError: see `batch`; also for another `n` than 1.
             GenerationError: it cannot be answered, for example because it is too long.
         """
+        if sampling.get("n", 1) != 1:
+            raise UsageError("one question has one answer here", hint="for several: model.batch([question], n=…)")
         ((parsed,),) = self.batch([question], type=type, **{**sampling, "n": 1})
         return parsed
 
@@ -83,7 +88,8 @@ class Infer:
 
         Raises:
             ConfigError: a sampling field that does not exist, or a wrong value.
-            UsageError: one that the engine cannot honour, an unknown type, or one text in the place of several.
+            UsageError: one that the engine cannot honour, an unknown type, one text in the place of several, or a
+                question that is none.
             GenerationError: a question cannot be answered.
         """
         if isinstance(questions, str):  # which is an iterable of questions of one character
@@ -92,7 +98,7 @@ class Infer:
             raise UsageError(f"unknown type {type!r}", hint=f"known are {', '.join(self._samplings)}")
         chosen = self._samplings[type].changed(**sampling)
         self._opened.engine.require_supported(chosen)
-        turns = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in questions]
+        turns = [as_messages(each) for each in questions]
         requests = [
             Request(
                 str(at),
