@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 from rich.console import Console
 
+from thinktune.engines.transformers import TransformersEngine
 from thinktune.pipeline import run
 from training import make_config
 
@@ -38,3 +42,30 @@ def test_a_run_loads_its_tuned_model_once_for_every_engine_step_and_again_for_no
     assert (tmp_path / "run" / "infer" / "results.json").exists()
     assert json.loads((tmp_path / "run" / "eval" / "summary.json").read_text())["tuned"]["n"] == 2
     assert loaded() == []
+
+
+def test_a_batch_file_for_the_unmerged_adapter_is_answered_when_the_merged_models_engine_has_gone(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM takes nearly all memory of a GPU: two of them do not start."""
+    short = {"max_tokens": 8}
+    config = make_config(
+        tiny_model,
+        tmp_path / "run",
+        train={"max_steps": 2},
+        infer={"file": "builtin:questions", "merge": False, "profiles": {"code-generate": {**short, "n": 1}}},
+        eval={"data": "builtin:arithmetic", "sample": 2, "sampling": short, "every": None},
+    )
+    beside: list[int] = []
+    real = TransformersEngine.__init__
+
+    def count(engine: TransformersEngine, *args: Any, **settings: Any) -> None:
+        gc.collect()
+        beside.append(sum(isinstance(each, TransformersEngine) for each in gc.get_objects()) - 1)
+        real(engine, *args, **settings)
+
+    monkeypatch.setattr(TransformersEngine, "__init__", count)
+    run(config, console=Console(file=io.StringIO(), width=1000))
+    assert len(beside) > 3
+    assert not any(beside)
+    assert (tmp_path / "run" / "infer" / "results.json").exists()

@@ -59,7 +59,7 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
     asked = {config.eval.sampling} if config.eval.data is not None else set()
     if config.infer.file is not None:  # a fault in it is better told now than after training
         items = read_batch_file(config.infer.file, samplings=samplings(config.infer, config.seed))
-        asked |= {item.sampling for item in items}
+        asked |= {item.sampling for item in items if config.infer.merge}
     folder = RunFolder(config.run_folder)
     steps = _Steps(folder.path / "steps.json", console, anew=overwrite)
     notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
@@ -81,21 +81,15 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
     ) as tuned:
         with steps("verify"):
             _verify(config, folder, console, notify, tuned)
-        if config.infer.file is not None:
+        if config.infer.file is not None and config.infer.merge:
             with steps("infer"):
-                infer_file(
-                    folder.path,
-                    config.infer.file,
-                    config.infer.out or folder.infer / "results.json",
-                    settings=config.infer,
-                    load=config.load,
-                    seed=config.seed,
-                    console=console,
-                    opened=tuned if config.infer.merge else None,
-                )
+                _infer(config, folder, console, tuned)
         if config.eval.data is not None:
             with steps("eval tuned"):
                 summaries["tuned"] = _evaluate(config, folder, "tuned", console, tuned)
+    if config.infer.file is not None and not config.infer.merge:  # an engine of its own, when that one has gone
+        with steps("infer"):
+            _infer(config, folder, console)
     if config.eval.data is not None:
         if config.eval.base:
             with steps("eval base"):
@@ -127,6 +121,19 @@ def _verify(config: Config, folder: RunFolder, console: Console, notify: Notify,
         )
     if not verified.stops:
         console.print("the model has not learnt to end its turn: train longer, or on more rows", style="yellow")
+
+
+def _infer(config: Config, folder: RunFolder, console: Console, opened: Opened | None = None) -> None:
+    infer_file(
+        folder.path,
+        config.infer.file or "",
+        config.infer.out or folder.infer / "results.json",
+        settings=config.infer,
+        load=config.load,
+        seed=config.seed,
+        console=console,
+        opened=opened,
+    )
 
 
 def _evaluate(config: Config, folder: RunFolder, name: str, console: Console, opened: Opened | None = None) -> Summary:
