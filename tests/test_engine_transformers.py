@@ -124,6 +124,21 @@ def test_a_sliding_window_model_decodes_like_generate(tiny_model: Path, tokenize
         assert list(found[request.id, 0]) == generate_with_transformers(model, request)
 
 
+def test_a_model_that_brings_its_own_attention_decodes_like_generate(tokenizer: Any) -> None:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    torch.manual_seed(0)
+    config = FalconConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, bos_token_id=1,
+        eos_token_id=2, initializer_range=0.3,
+    )  # fmt: skip
+    falcon = FalconForCausalLM(config).eval()
+    requests = make_requests(8, GREEDY)
+    found = answers(TransformersEngine(falcon, tokenizer, [2]).generate(requests))
+    for request in requests:
+        assert list(found[request.id, 0]) == generate_with_transformers(falcon, request)
+
+
 def test_a_request_is_answered_the_same_in_any_company_and_order(engine: TransformersEngine) -> None:
     requests = make_requests(24, DRAWN)
     expected = {key: ids for request in requests for key, ids in answers(engine.generate([request])).items()}

@@ -202,7 +202,7 @@ class TransformersEngine(Engine):
         attention = config._attn_implementation
         self._model.eval()
         # Attention put in for training may know nothing of padded rows. Models that cannot use SDPA keep their own.
-        if _supports_sdpa(self._model):
+        if _takes_attention(self._model):
             config._attn_implementation = ATTENTION
         # cuDNN's, which PyTorch likes best on newer GPUs, makes a plan for each new width: a tenth of a second a token.
         on_gpu = self._decoder.device.type == "cuda"
@@ -247,9 +247,11 @@ class Writer:
                 yield rest
 
 
-def _supports_sdpa(model: Any) -> bool:
+def _takes_attention(model: Any) -> bool:
+    """Whether it uses the attention that its config names. Falcon and others know names of their own alone, and would
+    read SDPA's mask, which says what is seen, as numbers to add."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return bool(inner._supports_sdpa)
+    return bool(inner._supports_sdpa and inner._supports_attention_backend)
 
 
 def _check_attention_only(config: Any) -> None:
