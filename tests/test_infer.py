@@ -21,7 +21,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from conftest import make_tiny_tokenizer
-from scripted import ScriptedModel
+from scripted import GENERATION_PROMPT, ScriptedModel
 from thinktune import tags
 from thinktune.cli import app
 from thinktune.config import Infer, Sampling
@@ -370,6 +370,17 @@ def test_two_processes_cannot_write_one_journal(bench: Workbench) -> None:
     with Journal(journal_of(bench.out)), pytest.raises(UsageError, match="another process is writing"):
         bench.infer()
     bench.infer()
+
+
+def test_a_journal_that_is_begun_anew_stays_with_the_call_that_reads_it(bench: Workbench) -> None:
+    tokenizer = make_tiny_tokenizer()
+    engine = TransformersEngine(ScriptedModel(tokenizer, answer_to), tokenizer, [2])
+    ids = tokenizer("q" + GENERATION_PROMPT).input_ids
+    console = Console(file=bench.said)
+    done = complete(engine, [Request("i1", ids, SHORT)], journal_of(bench.out), model="m", console=console)
+    with Journal(journal_of(bench.out), overwrite=True) as journal:
+        assert not journal.records
+        assert done.records["i1", 0].id == "i1"
 
 
 def test_a_budget_makes_every_completion_well_formed_and_goes_on_exactly(bench: Workbench) -> None:

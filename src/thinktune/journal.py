@@ -142,6 +142,18 @@ class Journal:
         self.close()
 
     def _open(self, overwrite: bool) -> int:
+        descriptor = self._locked()
+        if overwrite and os.fstat(descriptor).st_size:
+            # Not emptied: a call that has just finished may be writing its result from it.
+            self.file.unlink()
+            old, descriptor = descriptor, self._locked()
+            os.close(old)
+        self._read()
+        # The last line of a killed run may be torn; the next one must not be glued to it.
+        os.ftruncate(descriptor, self._end)
+        return descriptor
+
+    def _locked(self) -> int:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -151,15 +163,13 @@ class Journal:
             raise UsageError(f"{self.file} cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of by the system when the process ends
-        except BlockingIOError:
+            if not os.path.samestat(os.fstat(descriptor), self.file.stat()):  # put away in between
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):
             os.close(descriptor)
             raise UsageError(
                 f"another process is writing {self.file}", hint="wait for it, or choose another result file"
             ) from None
-        if not overwrite:
-            self._read()
-        # The last line of a killed run may be torn; the next one must not be glued to it.
-        os.ftruncate(descriptor, self._end)
         return descriptor
 
     def _read(self) -> None:
