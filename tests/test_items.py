@@ -105,6 +105,7 @@ def test_openais_batch_lines_are_understood(tmp_path: Path) -> None:
         ({**openai(), "body": None}, "body must be an object"),
         ({**openai(), "custom_id": ""}, "custom_id must be"),
         (openai(messages=None), "has no prompt"),
+        (openai(messages=[{"role": "assistant", "content": "a", "tool_calls": [{}]}]), "tool_calls of a message"),
     ],
 )
 def test_what_openais_lines_ask_for_in_vain_is_named(tmp_path: Path, line: dict[str, Any], expected: str) -> None:

@@ -302,12 +302,16 @@ def _from_openai(fields: Mapping[str, Any]) -> dict[str, Any]:
             raise _Fault(f"body has {ours} twice, and differs")
         sampling[ours] = convert(value)
     messages = body.get("messages")
-    if isinstance(messages, list):  # "developer" is OpenAI's newer word
-        messages = [
-            {**turn, "role": "system"} if isinstance(turn, dict) and turn.get("role") == "developer" else turn
-            for turn in messages
-        ]
+    if isinstance(messages, list):
+        messages = [_from_openai_turn(turn) if isinstance(turn, dict) else turn for turn in messages]
     return {"type": _OPENAI_TYPE, "messages": messages, "sampling": sampling}
+
+
+def _from_openai_turn(turn: dict[str, Any]) -> dict[str, Any]:
+    for name in ("name", "tool_calls", "function_call", "audio"):
+        if turn.get(name):
+            raise _Fault(f"{name} of a message cannot be honoured")
+    return {**turn, "role": "system"} if turn.get("role") == "developer" else turn  # OpenAI's newer word
 
 
 def _shown(value: Any) -> str:
