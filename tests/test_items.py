@@ -77,6 +77,8 @@ def test_a_conversation_may_stand_in_the_place_of_a_prompt(tmp_path: Path) -> No
         ({"prompt": "q", "n": 0}, "n: "),
         ({"prompt": "q", "sampling": {"think_budget": 9000}}, "leaves no tokens for the answer"),
         ({"prompt": "q", "temperature": 0.5}, "temperature belongs into sampling"),
+        ({"prompt": "q", "sampling": []}, "sampling must be an object"),
+        ({"prompt": "q", "max_new_tokens": 5}, "did you mean max_tokens, which belongs into sampling?"),
         ({"promt": "q"}, 'unknown field "promt"; did you mean prompt?'),
     ],
 )

@@ -165,7 +165,7 @@ class _Reader:
             return Item(identity, problem=str(fault))
 
     def _read_sampling(self, kind: str, fields: Mapping[str, Any]) -> Sampling:
-        values = fields.get("sampling") or {}
+        values = {} if fields.get("sampling") is None else fields["sampling"]
         if not isinstance(values, dict):
             raise _Fault(f"sampling must be an object, not {_shown(values)}")
         if (n := fields.get("n")) is not None:
@@ -204,6 +204,8 @@ def _check_keys(fields: Mapping[str, Any], known: tuple[str, ...]) -> None:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         if near and near[0] not in fields:
             raise _Fault(f"unknown field {_shown(name)}; did you mean {near[0]}?")
+        if near := difflib.get_close_matches(name, Sampling.model_fields, n=1, cutoff=0.8):
+            raise _Fault(f"unknown field {_shown(name)}; did you mean {near[0]}, which belongs into sampling?")
 
 
 def _read_type(fields: Mapping[str, Any]) -> str:
