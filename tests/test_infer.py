@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,26 @@ def test_completions_of_other_settings_are_noticed_and_not_mixed_in(
     bench.asked.clear()
     bench.infer(**change)
     assert bench.asked == []
+
+
+def test_what_a_small_context_may_have_cut_is_made_anew_in_a_larger_one(bench: Workbench) -> None:
+    tokenizer = make_tiny_tokenizer()
+    model = ScriptedModel(tokenizer, lambda prompt: "word " * 20)
+    long = Request("long", tokenizer("q" + GENERATION_PROMPT).input_ids, Sampling(max_tokens=80))
+    requests = [long, replace(long, id="short", sampling=Sampling(max_tokens=3))]
+    texts = []
+    for context in (90, 300, None):
+        engine = TransformersEngine(model, tokenizer, [2])
+        engine.context_setting = context
+        engine.context_length = min(context or 512, 40 if context == 90 else 512)
+        console = Console(file=bench.said)
+        texts.append(
+            complete(engine, requests, journal_of(bench.out), model="m", console=console).records["long", 0].text
+        )
+    small, large, unlimited = texts
+    assert len(small) < len(large) == len(unlimited)
+    records = [json.loads(each)["id"] for each in journal_of(bench.out).read_text().splitlines()]
+    assert sorted(records) == ["long", "long", "short"]
 
 
 def test_more_samples_are_added_to_those_there_are(bench: Workbench) -> None:

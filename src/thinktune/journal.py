@@ -32,6 +32,7 @@ from thinktune.files import NO_SPACE
 
 _SYNC_SECONDS = 0.2
 _SHOW_SECONDS = 0.1
+_BETWEEN = 64  # tokens that a thought within a budget and its answer may need beside max_tokens
 _TELL_SECONDS = 60.0  # between two lines of progress where there is no terminal, as under nohup or in a batch system
 
 
@@ -271,7 +272,7 @@ def complete(
         except UsageError as error:
             raise UsageError(f"{name}: {error.message}", hint=error.hint) from None
     with Journal(file, overwrite=overwrite) as journal:
-        digests = _Digests(model)
+        digests = _Digests(model, engine.context_setting)
         keys = {(each.id, index): key for each in requests for index, key in enumerate(digests.keys(each))}
         wanted = journal.failed if only_failed else {key for key in keys.values() if key not in journal.records}
         missing = [each for each in requests if any(keys[each.id, index] in wanted for index in _samples(each))]
@@ -300,10 +301,16 @@ def _samples(request: Request) -> range:
 
 
 class _Digests:
-    """Keys of one model's completions."""
+    """Keys of one model's completions.
 
-    def __init__(self, model: str) -> None:
+    Args:
+        context: what a setting holds it to. It is part of the key where it may cut a completion short, so that this is
+            made anew in another one.
+    """
+
+    def __init__(self, model: str, context: int | None) -> None:
         self._model = model
+        self._context = context
         self._settings: dict[Sampling, str] = {}
 
     def keys(self, request: Request) -> list[str]:
@@ -315,6 +322,9 @@ class _Digests:
         for part in (self._model, request.id, settings):
             digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
         digest.update(array("q", request.prompt_ids).tobytes())
+        needed = len(request.prompt_ids) + request.sampling.max_tokens + _BETWEEN
+        if self._context is not None and needed > self._context:
+            digest.update(f"context {self._context}\0".encode())
         if request.adapter is not None:
             digest.update(request.adapter.encode("utf-8", "surrogatepass") + b"\0")
         keys = []

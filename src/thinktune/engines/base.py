@@ -76,6 +76,8 @@ class Engine(ABC):
     context_length: int
     unsupported: frozenset[str] = frozenset({"think_budget"})
     """Fields of Sampling that this engine has no means to honour. Thinking within a budget is a layer over engines."""
+    context_setting: int | None = None
+    """What a setting holds the context to, where one does; known before a model is loaded."""
 
     def require_supported(self, sampling: Sampling) -> None:
         """

@@ -56,6 +56,10 @@ class Budgeted(Engine):
         return self._engine.context_length
 
     @property
+    def context_setting(self) -> int | None:  # type: ignore[override]
+        return self._engine.context_setting
+
+    @property
     def unsupported(self) -> frozenset[str]:  # type: ignore[override]
         return self._engine.unsupported - {"think_budget"}
 

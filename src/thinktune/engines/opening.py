@@ -94,7 +94,7 @@ def open_engine(
 
     if engine == "vllm":
         vllm_python()  # that it is missing is better told before anything is downloaded
-    load = load or Load()
+    load, vllm_settings = load or Load(), vllm or Vllm()
     resolved = resolve(reference, load, notify, prefer_merged=merge and quantize == "none")
     device = choose_device(load.device)
     dtype = choose_dtype(device, load.dtype)
@@ -118,12 +118,16 @@ def open_engine(
     def start_vllm() -> Engine:
         return VllmEngine(
             vllm_model(resolved, tokenizer, chat, device, dtype, beside),
-            vllm or Vllm(),
+            vllm_settings,
             notify=notify,
         )
 
     start = make or (start_transformers if runs_on == "transformers" else start_vllm)
-    on_demand = EngineOnDemand(start, Engine.unsupported if runs_on == "transformers" else VLLM_CANNOT)
+    on_demand = (
+        EngineOnDemand(start)
+        if runs_on == "transformers"
+        else EngineOnDemand(start, VLLM_CANNOT, vllm_settings.max_model_len)
+    )
     format_settings = resolved.settings.get("format") or {}
     return Opened(
         engine=Budgeted(on_demand, chat, format_settings.get("template", tags.TEMPLATE)),
@@ -220,9 +224,15 @@ def adapter_beside(reference: str | Path, base: Resolved, load: Load) -> Path:
 class EngineOnDemand(Engine):
     """Starts the real engine at its first use."""
 
-    def __init__(self, make: Callable[[], Engine], unsupported: frozenset[str] = Engine.unsupported) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Engine],
+        unsupported: frozenset[str] = Engine.unsupported,
+        context_setting: int | None = None,
+    ) -> None:
         self._make = make
         self.unsupported = unsupported
+        self.context_setting = context_setting
         self._engine: Engine | None = None
 
     @property
