@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from conftest import make_tiny_tokenizer
 from thinktune.config import Load
+from thinktune.errors import ModelError
 from thinktune.fast import projection
 from thinktune.fast.attention import packed_documents
 from thinktune.fast.layers import fuse_layers
@@ -95,6 +96,14 @@ def test_fused_layers_give_the_logits_and_gradients_of_plain_peft(kind: str) -> 
     assert_same(fused, plain)
     layers.undo()
     assert_same(fused, plain)
+
+
+def test_a_document_longer_than_the_sliding_window_is_refused_by_fused_layers_too() -> None:
+    fused = make("mistral")
+    fused.config.sliding_window = max(LENGTHS) - 1
+    fuse_layers(fused, Memory())
+    with pytest.raises(ModelError, match="sliding window of 29"):
+        outcome(fused)
 
 
 @pytest.mark.parametrize("memory", [Memory(("mlp",)), Memory(("full",)), Memory(("none", "full"), mlp_chunks=3)])

@@ -284,6 +284,19 @@ def test_a_model_that_mixes_packed_documents_is_refused_with_what_to_set(tmp_pat
     assert record["steps"] == 2
 
 
+def test_an_example_longer_than_the_sliding_window_is_refused_before_the_first_step(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    config = make_config(tiny_model, tmp_path / "run", train={"packing": False})
+    bench = Workbench()
+    model = bench.take_model(config, lambda line: None).model
+    longest = max(len(example) for example in bench.take(config, lambda line: None)[1].train)
+    model.config.sliding_window = longest - 1
+    with pytest.raises(ModelError, match=f"{longest} tokens is longer"):
+        quietly(config, bench=bench)
+    assert not (tmp_path / "run").exists()
+
+
 def make_tiny_mamba(folder: Path) -> Path:
     """A state space model: it reads a row from left to right, whatever attention is told."""
     from transformers import MambaConfig, MambaForCausalLM

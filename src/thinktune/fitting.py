@@ -17,7 +17,7 @@ from rich.console import Console
 from thinktune.config import Config
 from thinktune.data import Tokens
 from thinktune.errors import ModelError, OutOfMemory
-from thinktune.fast.attention import packed_documents
+from thinktune.fast.attention import packed_documents, require_within
 from thinktune.fast.support import why_not_fused
 from thinktune.files import write_json
 from thinktune.hardware import GIB, hardware_here
@@ -85,6 +85,16 @@ def set_up(model: PeftModel, loaded: Loaded, plan: Plan, setup: Setup) -> Iterat
 def recomputes_by_transformers(plan: Plan, setup: Setup) -> bool:
     """Whether whole layers are recomputed the way transformers does it, which is the one for layers not fused."""
     return not plan.fused and setup.memory.levels[0] == "full"
+
+
+def require_windows(loaded: Loaded, examples: Sequence[Tokens]) -> None:
+    """
+    Raises:
+        ModelError: an example is longer than the sliding window of some layer.
+    """
+    text = loaded.model.config.get_text_config()
+    slides = "sliding_attention" in (getattr(text, "layer_types", None) or ["sliding_attention"])
+    require_within(getattr(text, "sliding_window", None) if slides else None, max(map(len, examples)))
 
 
 @torch.no_grad()

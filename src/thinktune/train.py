@@ -38,6 +38,7 @@ from thinktune.fitting import (
     record_setup,
     recorded_setup,
     require_single_documents,
+    require_windows,
     set_up,
     settle,
 )
@@ -87,6 +88,7 @@ def train(
     notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
     loaded, prepared = (bench or Workbench()).take(config, notify)
     console.print(prepared.report.one_line(), highlight=False)
+    require_windows(loaded, [*prepared.train, *prepared.held_out])
     problems = checkup_problems(config, notify)
     reset_peak_memory()  # loading may have needed more for a moment
     with memory_limited(config, loaded.device):

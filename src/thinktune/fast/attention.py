@@ -51,16 +51,30 @@ def packed_attention(
     Returns:
         [1, tokens, query heads, head dim] and None for the attention weights.
     """
-    if sliding_window is not None and sliding_window < max_length_q:
-        raise ModelError(
-            f"an example of {max_length_q:,} tokens is longer than the model's sliding window of {sliding_window:,}",
-            hint=f"data.max_length={sliding_window} drops such examples",
-        )
+    require_within(sliding_window, max_length_q)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
         if repeats:
             return _dense(query, key, value, max_length_q, scaling), None
         return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling), None
     return _per_document(query, key, value, document_lengths, scaling, dropout), None
+
+
+def window_of(attention: Any) -> int | None:
+    """The sliding window of an attention layer of transformers; Mistral's has it in its config alone."""
+    window: int | None = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+    return window
+
+
+def require_within(window: int | None, length: int) -> None:
+    """
+    Raises:
+        ModelError: a document of this length is longer than the sliding window.
+    """
+    if window is not None and window < length:
+        raise ModelError(
+            f"an example of {length:,} tokens is longer than the model's sliding window of {window:,}",
+            hint=f"data.max_length={window} drops such examples",
+        )
 
 
 def _flash(

@@ -22,7 +22,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from thinktune.fast.adapters import Adapter, Sums, base_of, make_sums
-from thinktune.fast.attention import packed_attention
+from thinktune.fast.attention import packed_attention, window_of
 from thinktune.fast.kernels.heads import Heads, rotate, rotate_grad
 from thinktune.fast.kernels.launch import quantise
 from thinktune.fast.kernels.mlp import swiglu, swiglu_grad
@@ -116,7 +116,7 @@ class FusedLayer:
             else None,
         )
         self._attention_scale = attention.scaling
-        self._window = getattr(attention, "sliding_window", None)
+        self._window = window_of(attention)
         self._number = number
         self.memory = memory
         self.store: HostStore | None = None
