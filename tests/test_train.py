@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 from array import array
 from pathlib import Path
@@ -17,6 +18,7 @@ from thinktune.config import Load
 from thinktune.data import Tokens, prepare
 from thinktune.data.examples import Example
 from thinktune.errors import ConfigError, ModelError, OutOfMemory, RunFolderError
+from thinktune.files import write_json_lines
 from thinktune.fitting import prove
 from thinktune.models import load_model
 from thinktune.runs import RunFolder
@@ -125,6 +127,34 @@ def test_a_half_written_checkpoint_is_not_resumed_from(finished: Path, tiny_mode
     assert whole_checkpoints(run / "checkpoints")[-1][1] == older
     quietly(config, resume=True)
     assert_same_outcome(run, finished)
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 6}, {"epochs": 1.5}, {"epochs": 1}])
+def test_a_training_that_was_killed_behind_its_last_step_does_no_other_one(
+    tiny_model: Path, tmp_path: Path, length: dict[str, Any]
+) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    for run in (whole, resumed):
+        quietly(make_config(tiny_model, run, train={**length, "scheduler": "constant"}))
+    (resumed / "run.json").unlink()
+    shutil.rmtree(resumed / "adapter")
+    quietly(make_config(tiny_model, resumed, train={**length, "scheduler": "constant"}), resume=True)
+    assert_same_outcome(resumed, whole)
+
+
+def test_a_training_is_not_resumed_on_data_that_has_changed(tiny_model: Path, tmp_path: Path) -> None:
+    row = {"prompt": "1 + 1?", "completion": "<think>It is 2.</think> <answer>2</answer>"}
+    rows = [{**row, "prompt": f"{number} + 1 - {number - 1}?"} for number in range(20)]
+    file, run = tmp_path / "rows.jsonl", tmp_path / "run"
+    config = make_config(tiny_model, run, data={"source": str(file), "sample": None}, train={"packing": False})
+    write_json_lines(file, rows)
+    quietly(config)
+    (run / "run.json").unlink()
+    write_json_lines(file, rows[1:])
+    with pytest.raises(RunFolderError, match="other data"):
+        quietly(config, resume=True)
+    write_json_lines(file, rows)
+    assert quietly(config, resume=True)["steps"] == 18
 
 
 def test_only_so_many_checkpoints_are_kept(finished: Path) -> None:

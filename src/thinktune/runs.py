@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -94,6 +95,20 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} was started with other settings of {', '.join(differing)}",
                 hint=f"resume with its own: {self.config}; or --overwrite it, or choose another output=FOLDER",
+            )
+
+    def require_same_data(self, fingerprint: str) -> None:
+        """
+        Raises:
+            RunFolderError: it was started on other tokens.
+        """
+        if not self.data_report.exists():
+            return
+        before = json.loads(self.data_report.read_text(encoding="utf-8"))["fingerprint"]
+        if before != fingerprint:
+            raise RunFolderError(
+                f"{self.path} was started on other data: its rows have changed since, or how they are rendered",
+                hint="bring back the data it was started on; or --overwrite it, or choose another output=FOLDER",
             )
 
 

@@ -71,7 +71,7 @@ def train(
         bench: where several trainings share base model and data; the base model is left as it was.
 
     Raises:
-        RunFolderError: the run folder exists, or holds another config than the one to resume.
+        RunFolderError: the run folder exists, or was started with other settings or data than those to resume.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved first.
         OutOfMemory: with what to change.
         ThinktuneError: what loading the model and the data raise.
@@ -88,6 +88,8 @@ def train(
     notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
     loaded, prepared = (bench or Workbench()).take(config, notify)
     console.print(prepared.report.one_line(), highlight=False)
+    if resume:
+        run.require_same_data(prepared.fingerprint)
     require_windows(loaded, [*prepared.train, *prepared.held_out])
     problems = checkup_problems(config, notify)
     reset_peak_memory()  # loading may have needed more for a moment

@@ -161,6 +161,13 @@ class ThinkTrainer(SFTTrainer):
         norm: torch.Tensor = self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
         return norm
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer looks whether all steps are done after a step only: resumed behind the last, it would do one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def resume_meter(self, checkpoint: Path) -> None:
         """Count on from where the checkpoint was saved."""
         self.meter = Meter(**json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))["meter"])
