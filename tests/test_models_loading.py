@@ -15,6 +15,7 @@ from thinktune.config import Load
 from thinktune.errors import ModelError, RunFolderError, ThinktuneError
 from thinktune.models import load_model, load_tokenizer, resolve, write_settings
 from thinktune.models.folder import adapter_sha256
+from thinktune.models.fp8 import Fp8Linear
 from thinktune.models.tokenizer import set_pad_token
 
 FLOAT32 = Load(dtype="float32", device="cpu")
@@ -243,6 +244,22 @@ def test_an_adapter_with_pickled_weights_is_refused(tiny_model: Path, tmp_path: 
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(ModelError, match="pickled"):
         load_model(adapter, load=FLOAT32)
+
+
+def test_an_fp8_layer_keeps_no_whole_weight_for_the_backward_pass() -> None:
+    torch.manual_seed(0)
+    layer = Fp8Linear(torch.nn.Linear(32, 16).requires_grad_(False))
+    x = torch.randn(4, 32, requires_grad=True)
+
+    def refuse(tensor: torch.Tensor) -> None:
+        raise AssertionError(f"kept: {tuple(tensor.shape)}")
+
+    with torch.autograd.graph.saved_tensors_hooks(refuse, lambda _: x):
+        out = layer(x)
+    weight = layer.dense_weight(torch.float32)
+    torch.testing.assert_close(out, torch.nn.functional.linear(x, weight, layer.bias))
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones(4, 16) @ weight)
 
 
 def test_fp8_holds_every_linear_layer_but_the_head_in_one_byte_a_weight(tiny_model: Path) -> None:

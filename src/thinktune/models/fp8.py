@@ -39,7 +39,22 @@ class Fp8Linear(torch.nn.Linear):
         return (self.weight.view(torch.float8_e4m3fn).float() * self.weight_scale[:, None]).to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(x, self.dense_weight(x.dtype), self.bias)
+        out: torch.Tensor = _Product.apply(x, self)
+        return out
+
+
+class _Product(torch.autograd.Function):
+    """The product with a weight made whole, which is made again for the gradient: autograd would keep that of every
+    layer, and the model would take more memory than in bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: Fp8Linear) -> torch.Tensor:
+        ctx.layer = layer
+        return torch.nn.functional.linear(x, layer.dense_weight(x.dtype), layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return g @ ctx.layer.dense_weight(g.dtype), None
 
 
 def quantise_to_fp8(model: Any) -> None:
