@@ -15,8 +15,9 @@ from thinktune.config import Config, parse_config
 from thinktune.cost import Batch, Work, work_of
 from thinktune.errors import ConfigError, UsageError
 from thinktune.fast.memory import Memory
+from thinktune.files import write_json_lines
 from thinktune.hardware import GIB, Hardware, find_gpu
-from thinktune.lengths import Rows, packs_of
+from thinktune.lengths import Rows, packs_of, read_rows
 from thinktune.plan import Setup, choose, fit, lighter, plan_rows
 from thinktune.shape import Shape, shape_of
 
@@ -161,6 +162,35 @@ def test_fit_keeps_the_rows_of_a_step_and_takes_the_fastest_base_that_fits(shape
     assert (small.quantize, small.fits) == ("nf4", True)
     assert "quantize=nf4" in small.overrides(config)
     assert not fit(config, shape, ROWS, card(1), width=2).fits
+
+
+@pytest.mark.parametrize("train", [{"fused": False}, {"fused": True}])
+def test_fit_takes_fp8_only_where_its_products_run_in_fp8(shape: Shape, train: dict[str, Any]) -> None:
+    config = config_with(batch_size=8, **train)
+    hopper, ada = (fit(config, shape, ROWS, card(70, name), width=2) for name in ("h100", "rtx4090"))
+    assert hopper.fused == ada.fused == train["fused"]
+    assert hopper.quantize == ("fp8" if train["fused"] else "none")
+    assert ada.quantize == "none"
+
+
+def test_an_fp8_base_whose_weights_are_made_whole_is_slower_than_none(shape: Shape) -> None:
+    def speed(quantize: Any, gpu: str, **lora: Any) -> float:
+        config = config_with(batch_size=8).model_copy(update={"quantize": quantize})
+        config = config.model_copy(update={"lora": config.lora.model_copy(update=lora)})
+        return plan_rows(config, shape, ROWS, card(70, gpu), width=2).tokens_per_second or 0.0
+
+    assert speed("fp8", "h100") > speed("none", "h100")
+    assert speed("fp8", "rtx4090") < speed("none", "rtx4090")
+    assert speed("fp8", "h100", dropout=0.1) < speed("none", "h100", dropout=0.1)
+
+
+def test_examples_that_are_too_long_are_not_counted_as_steps(tiny_model: Path, tmp_path: Path) -> None:
+    row = {"prompt": "1 + 1?", "completion": "<think>It is 2.</think> <answer>2</answer>"}
+    rows = [{**row, "prompt": "1 + 1? " * (100 if number % 4 else 1) + str(number)} for number in range(80)]
+    write_json_lines(tmp_path / "rows.jsonl", rows)
+    data = {"source": str(tmp_path / "rows.jsonl"), "max_length": 100}
+    config = parse_config({"model": str(tiny_model), "data": data, "train": {"packing": False}})
+    assert read_rows(config, lambda line: None).count == 20
 
 
 def test_the_longest_batch_has_the_longest_rows_and_a_sample_stands_for_all() -> None:

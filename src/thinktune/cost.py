@@ -42,6 +42,7 @@ FRAGMENTS = 0.04  # of the peak, what an allocator cannot use
 FUSED_PASSES = {"forward": {"hidden": 6, "q": 2, "kv": 2, "f": 3}, "backward": {"hidden": 12, "q": 4, "kv": 4, "f": 6}}
 PLAIN_FACTOR = 4  # PEFT's and transformers' own make so many times as many
 CAST_BYTES = 20  # moved by PEFT's own linears for a number that an adapter takes: to float32 and back, dropped out
+PLAIN_FP8_BYTES = 1 + 4 + 4 + 4 + 4 + 2  # moved to make an fp8 weight whole with torch's own kernels, through float32
 LOW_RANK_PASSES = 2  # reads of inputs and of gradients for the adapter's products, forward and backward together
 QUANTIZE_BYTES = 1.5  # moved to bring one activation into fp8: written, and read where no kernel before has it at hand
 
@@ -68,6 +69,12 @@ class Work:
     width: int  # bytes of a number that products take: 2 in bfloat16
     kind: str  # cuda or cpu
     may_fuse: bool = True
+    fp8_products: bool = True  # whether the device has them
+
+    @property
+    def in_fp8(self) -> bool:
+        """Whether products run in fp8; else the weights of an fp8 base are made whole for each."""
+        return self.quantize == "fp8" and self.fused and self.fp8_products
 
     @property
     def fused(self) -> bool:
@@ -126,7 +133,7 @@ class Work:
         s, b = self.shape, self.width
         if self.fused:
             # Gate and up are kept, or made again; in fp8 their gradients come beside them, else in their place.
-            wide = (1 if level == "none" else 3) + (self.quantize == "fp8")
+            wide = (1 if level == "none" else 3) + self.in_fp8
             rebuilt = self.saved["mlp"] - b * s.hidden if level == "full" else 0
             sums = 4 * 9 * self.rank  # low-rank activations and gradients, in float32
             widths = wide * s.intermediate / chunks + WORK_HIDDEN * s.hidden
@@ -138,7 +145,10 @@ class Work:
     def _scratch(self) -> float:
         """Bytes to bring the widest product's weights into the form in which they are multiplied."""
         widest = self.shape.hidden * self.shape.intermediate * (2 if self.fused else 1)
-        return {"none": 0, "fp8": widest, "int8": widest * self.width, "nf4": widest * self.width}[self.quantize]
+        if self.quantize == "none":
+            return 0
+        whole = 8 if self.quantize == "fp8" and not self.fused else self.width  # through float32, and with its scales
+        return widest * (1 if self.in_fp8 else whole)
 
     def head(self, batch: Batch) -> float:
         """Bytes for the loss: a chunk of logits, the hidden states it takes and their gradient."""
@@ -206,8 +216,7 @@ class Work:
         weights = s.linear_weights / s.layers
         gate_up = 2 * s.hidden * s.intermediate
         again = {"none": 0.0, "mlp": gate_up, "full": weights - gate_up / 2}[level]
-        fp8 = self.quantize == "fp8" and hardware.fp8 > 0
-        rate = FP8_SHARE * hardware.fp8 if fp8 else PRODUCT_SHARE * hardware.bf16
+        rate = FP8_SHARE * hardware.fp8 if self.in_fp8 else PRODUCT_SHARE * hardware.bf16
         efficiency = (tokens / chunks) / (tokens / chunks + HALF_RATE_TOKENS)
         products = 2 * tokens * (2 * weights + again) / (rate * efficiency)
         repeated = again / weights
@@ -232,18 +241,20 @@ class Work:
         moved = self.width * elements * (1 if self.fused else PLAIN_FACTOR)
         if not self.fused and (self.quantize != "none" or self.dropout):
             moved += CAST_BYTES * self._adapted_inputs
-        if self.quantize == "fp8":
+        if self.in_fp8:
             moved += QUANTIZE_BYTES * sum(linear.inputs + linear.outputs for linear in s.linears) / s.layers
         return tokens * moved
 
     def _bytes_unpacked(self, weights: float, passes: float) -> float:
         """To bring a layer's 8- or 4-bit weights into bfloat16, each time they are used."""
-        if self.quantize not in ("int8", "nf4"):
+        if self.quantize == "none" or self.in_fp8:
             return 0.0
+        if self.quantize == "fp8" and not self.fused:
+            return passes * weights * PLAIN_FP8_BYTES
         return passes * weights * (WEIGHT_BYTES[self.quantize] + self.width)
 
 
-def work_of(config: Config, shape: Shape, *, width: int, kind: str) -> Work:
+def work_of(config: Config, shape: Shape, *, width: int, kind: str, fp8_products: bool = True) -> Work:
     """What a config trains on a model of this shape.
 
     Raises:
@@ -260,4 +271,6 @@ def work_of(config: Config, shape: Shape, *, width: int, kind: str) -> Work:
         dropout=config.lora.dropout > 0,
         width=width,
         kind=kind,
+        may_fuse=config.train.fused,
+        fp8_products=fp8_products,
     )

@@ -26,7 +26,7 @@ class Hardware:
     Attributes:
         memory: bytes that a training may use.
         bf16: FLOP/s of dense matrix products in bfloat16 (on a CPU: in the dtype it trains in).
-        fp8: the same in 8-bit floating point; 0 where the device has none.
+        fp8: the same in 8-bit floating point; 0 where fast/ has no such products, which is before Hopper.
         bandwidth: bytes/s of its memory.
         source: where the figures come from.
         rated: whether the rates are those of this device; else they only tell which of two ways is faster.
@@ -64,15 +64,15 @@ _TABLE = (
     _gpu("A30", 24, 165, 0, 933, "NVIDIA A30 data sheet"),
     _gpu("A40", 48, 150, 0, 696, "NVIDIA A40 data sheet"),
     _gpu("A10", 24, 125, 0, 600, "NVIDIA A10 data sheet"),
-    _gpu("L40S", 48, 362, 733, 864, "NVIDIA L40S data sheet"),
-    _gpu("L40", 48, 181, 362, 864, "NVIDIA L40 data sheet"),
-    _gpu("L4", 24, 121, 242, 300, "NVIDIA L4 data sheet"),
+    _gpu("L40S", 48, 362, 0, 864, "NVIDIA L40S data sheet"),
+    _gpu("L40", 48, 181, 0, 864, "NVIDIA L40 data sheet"),
+    _gpu("L4", 24, 121, 0, 300, "NVIDIA L4 data sheet"),
     _gpu("RTX A6000", 48, 155, 0, 768, "NVIDIA Ampere GA102 white paper"),
-    _gpu("RTX 6000 Ada", 48, 364, 728, 960, "NVIDIA RTX 6000 Ada data sheet"),
+    _gpu("RTX 6000 Ada", 48, 364, 0, 960, "NVIDIA RTX 6000 Ada data sheet"),
     _gpu("RTX 5090", 32, 209.5, 419, 1792, "NVIDIA RTX Blackwell white paper"),
     _gpu("RTX 5080", 16, 112.6, 225.1, 960, "NVIDIA RTX Blackwell white paper"),
-    _gpu("RTX 4090", 24, 165.2, 330.3, 1008, "NVIDIA Ada white paper"),
-    _gpu("RTX 4080", 16, 97.5, 194.9, 717, "NVIDIA Ada white paper"),
+    _gpu("RTX 4090", 24, 165.2, 0, 1008, "NVIDIA Ada white paper"),
+    _gpu("RTX 4080", 16, 97.5, 0, 717, "NVIDIA Ada white paper"),
     _gpu("RTX 3090", 24, 71, 0, 936, "NVIDIA Ampere GA102 white paper"),
     _gpu("RTX 3080", 10, 59.5, 0, 760, "NVIDIA Ampere GA102 white paper"),
 )
@@ -112,7 +112,7 @@ def hardware_here(device: torch.device, dtype: torch.dtype, limit: float | None 
     import psutil
     import torch
 
-    from thinktune.models.device import cpu_name, free_memory
+    from thinktune.models.device import cpu_name, free_memory, multiplies_fp8
 
     ours = torch.cuda.memory_reserved(device) if device.type == "cuda" else psutil.Process().memory_info().rss
     free = free_memory(device) + ours
@@ -124,7 +124,7 @@ def hardware_here(device: torch.device, dtype: torch.dtype, limit: float | None 
     if (known := _published(name, torch.cuda.get_device_properties(device).total_memory)) is not None:
         return replace(known, name=name, memory=memory)
     rate, bandwidth = _measure(device, dtype)
-    fp8 = 2 * rate if torch.cuda.get_device_capability(device) >= (8, 9) else 0.0
+    fp8 = 2 * rate if multiplies_fp8(device) else 0.0
     return Hardware(name, memory, rate / _SHARE_OF_PEAK, fp8 / _SHARE_OF_PEAK, bandwidth, "measured just now")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from thinktune.config import Config
 from thinktune.cost import Batch
 from thinktune.data.packing import pack
+from thinktune.data.report import LENGTH_FAULTS, SourceReport
 from thinktune.data.tokens import Tokens
 from thinktune.errors import ThinktuneError
 
@@ -72,8 +73,8 @@ def read_rows(config: Config, notify: Notify) -> Rows:
     document = min(longest, config.data.max_length)
     documents = ((document, document),) * (longest // document)
     count = config.data.sample
-    if config.train.packing and count is not None:
-        count = math.ceil(count / len(documents))
+    if count is not None:
+        count = math.ceil(round(count * (1 - config.data.eval_fraction)) / len(documents))
     return Rows((documents,), count, f"not read: every row taken to have {longest:,} tokens")
 
 
@@ -96,12 +97,20 @@ def _read_rows(config: Config, notify: Notify) -> Rows:
     drawn = _DRAWN if wanted is None else min(wanted, _DRAWN)
     data = config.data.model_copy(update={"sample": drawn, "eval_fraction": 0.0})
     prepared = prepare(config.model_copy(update={"data": data}), chat, lambda line: None)
-    usable = sum(source.usable for source in prepared.report.sources)
+    sources = prepared.report.sources
+    usable = math.floor(sum(source.usable for source in sources) * _share_that_fits(sources))
     if wanted is not None:
         usable = wanted if config.data.source == "builtin:arithmetic" else min(wanted, usable)  # made as many as asked
     count = round(usable * (1 - config.data.eval_fraction))
     source = f"{len(prepared.train):,} examples read" + (f" for {count:,}" if count > len(prepared.train) else "")
     return rows_of(prepared.train, config, of=count, source=source)
+
+
+def _share_that_fits(sources: Sequence[SourceReport]) -> float:
+    """Of the examples that were tokenised, those that are not dropped for their length."""
+    kept = sum(source.kept for source in sources)
+    dropped = sum(len(source.dropped.get(reason, ())) for source in sources for reason in LENGTH_FAULTS)
+    return kept / (kept + dropped)
 
 
 def _batch(packs: Sequence[Sequence[tuple[int, int]]]) -> Batch:

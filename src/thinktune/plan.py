@@ -17,7 +17,7 @@ from thinktune.cost import FRAGMENTS, Batch, Work, work_of
 from thinktune.fast.memory import Level, Memory
 from thinktune.hardware import GIB, Hardware, find_gpu, hardware_here
 from thinktune.lengths import Rows, read_rows
-from thinktune.shape import FUSED_MODELS, Shape, shape_of
+from thinktune.shape import Shape, shape_of
 
 __all__ = ["Batch", "Memory", "Plan", "Rows", "Setup", "choose", "fit", "lighter", "plan_config", "plan_rows"]
 
@@ -157,7 +157,8 @@ def plan_rows(
     """
     factors = _divisors(config.train.accumulation) if fold and config.train.fold_accumulation else [1]
     choices = [config.train.batch_size * factor for factor in factors]
-    work = replace(work_of(config, shape, width=width, kind=hardware.kind), may_fuse=may_fuse and config.train.fused)
+    work = _work(config, shape, hardware, width)
+    work = replace(work, may_fuse=may_fuse and work.may_fuse)
     wanted = config.train.offload_checkpoints
 
     def best(*, offload: bool) -> Plan:
@@ -176,15 +177,19 @@ def fit(config: Config, shape: Shape, rows: Rows, hardware: Hardware, *, width: 
     bases = _MORE_PRECISE if hardware.kind == "cuda" else (config.quantize,)
     best: Plan | None = None
     for base in bases:
-        if base == "fp8" and not (hardware.fp8 and shape.model_type in FUSED_MODELS):
-            continue
-        work = work_of(config.model_copy(update={"quantize": base}), shape, width=width, kind=hardware.kind)
+        work = _work(config.model_copy(update={"quantize": base}), shape, hardware, width)
+        if base == "fp8" and not work.in_fp8:
+            continue  # int8 is as small, and faster then
         offloads = (False, True) if work.fused else (False,)
         plan = _best(_plans(config, work, rows, hardware, choices, "auto", offloads))
         if best is None or _preferred(plan, best):
             best = plan
     assert best is not None
     return best
+
+
+def _work(config: Config, shape: Shape, hardware: Hardware, width: int) -> Work:
+    return work_of(config, shape, width=width, kind=hardware.kind, fp8_products=hardware.fp8 > 0)
 
 
 def _preferred(plan: Plan, best: Plan) -> bool:

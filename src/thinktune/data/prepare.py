@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from thinktune.config import Config, Data, Format, Load, Source
 from thinktune.data.examples import Example, RowFault
 from thinktune.data.packing import pack
-from thinktune.data.report import DataReport, Lengths, Packs, SourceReport
+from thinktune.data.report import PROMPT_TOO_LONG, TOO_LONG, DataReport, Lengths, Packs, SourceReport
 from thinktune.data.shapes import SHAPES, Shape, find_shape, import_shape, to_example
 from thinktune.data.sources import read_rows
 from thinktune.data.tokens import Renders, Tokens, fingerprint, tokenize
@@ -26,7 +26,6 @@ Notify = Callable[[str], None]
 T = TypeVar("T", Example, Tokens)
 
 UNKNOWN_SHAPE = "unknown row shape"
-TOO_LONG = "too long"
 
 
 def say(message: str) -> None:
@@ -209,7 +208,7 @@ def _fit(encoded: Iterable[Tokens], data: Data, report: SourceReport) -> Iterato
         elif item.context < data.max_length:
             yield item.shorten(data.max_length)
         else:
-            report.drop("prompt alone too long", row)
+            report.drop(PROMPT_TOO_LONG, row)
 
 
 def _hold_out(tokens: list[Tokens], fraction: float) -> tuple[list[Tokens], list[Tokens]]:

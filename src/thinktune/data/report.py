@@ -8,6 +8,9 @@ from itertools import pairwise
 from typing import Any
 
 _BINS = 12
+TOO_LONG, PROMPT_TOO_LONG = "too long", "prompt alone too long"
+LENGTH_FAULTS = (TOO_LONG, PROMPT_TOO_LONG)
+"""What rows are dropped for that nothing else is wrong with: known only once they are tokenised."""
 
 
 @dataclass

@@ -11,6 +11,7 @@ import torch
 from thinktune.fast.kernels.launch import FP8, Quantised, Rows
 from thinktune.fast.kernels.weights import restore, transpose
 from thinktune.fast.support import interpreted
+from thinktune.models.device import multiplies_fp8
 from thinktune.models.fp8 import Fp8Linear
 
 
@@ -149,12 +150,7 @@ def make_projection(layers: Sequence[Any], dtype: torch.dtype, scratch: Scratch)
 
 def _multiplies_fp8(layers: Sequence[Fp8Linear]) -> bool:
     whole = layers[0].in_features % 16 == 0 and sum(layer.out_features for layer in layers) % 16 == 0
-    return whole and (interpreted() or has_fp8_products(layers[0].weight.device))
-
-
-def has_fp8_products(device: torch.device) -> bool:
-    """Hopper and later. (Ada has fp8 too, but torch's product with a scale a row does not run on it everywhere.)"""
-    return device.type == "cuda" and bool(torch.cuda.get_device_capability(device) >= (9, 0))
+    return whole and (interpreted() or multiplies_fp8(layers[0].weight.device))
 
 
 def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

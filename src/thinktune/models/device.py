@@ -60,6 +60,13 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def multiplies_fp8(device: torch.device) -> bool:
+    """Hopper and later. (Ada has fp8 too, but torch's product with a scale a row does not run on it everywhere.)"""
+    import torch
+
+    return device.type == "cuda" and bool(torch.cuda.get_device_capability(device) >= (9, 0))
+
+
 def describe_hardware(device: torch.device) -> dict[str, Any]:
     """What run.json records of the machine; memory in GiB."""
     import torch
