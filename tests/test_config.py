@@ -192,3 +192,14 @@ def test_the_schema_accepts_what_the_config_accepts_and_refuses_unknown_keys() -
     jsonschema.validate(yaml.safe_load(dump_config(Config())), schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"lora": {"rank": 4}}, schema)
+
+
+@pytest.mark.parametrize("values", [{"seed": -1}, {"seed": 2**32}, {"train": {"seed": -1}}, {"lora": {"targets": []}}])
+def test_what_no_training_could_begin_with_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"seed|targets"):
+        parse_config(values)
+
+
+def test_a_trainer_field_that_our_loss_would_ignore_is_refused() -> None:
+    with pytest.raises(ConfigError, match="label_smoothing_factor is set by thinktune"):
+        parse_config({"train": {"trainer": {"label_smoothing_factor": 0.1}}})

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from conftest import make_tiny_model, make_tiny_tokenizer
 from thinktune.config import Load
 from thinktune.data import Tokens, prepare
 from thinktune.data.examples import Example
@@ -265,10 +266,33 @@ def test_training_goes_on_from_the_adapter_of_lora_init(finished: Path, tiny_mod
     assert RunFolder(run).is_trained
 
 
-def test_a_target_the_model_lacks_is_refused_with_those_it_has(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no qkv_proj") as raised:
-        quietly(make_config(tiny_model, tmp_path / "run", lora={"targets": ["qkv_proj"]}))
+def test_an_adapter_of_another_model_is_not_continued(finished: Path, tmp_path: Path) -> None:
+    other = make_tiny_model(tmp_path / "other", hidden_size=64)
+    with pytest.raises(ModelError, match="does not fit"):
+        quietly(make_config(other, tmp_path / "run", lora={"init": str(finished)}))
+
+
+def test_the_layers_of_a_gpt2_are_trained_too(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = make_tiny_tokenizer()
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "vocab_size": len(tokenizer)}
+    GPT2LMHeadModel(GPT2Config(**sizes, eos_token_id=2)).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    config = make_config(tmp_path / "gpt2", tmp_path / "run", lora={"targets": ["c_attn", "c_fc"]}, train={"epochs": 2})
+    quietly(config)
+    losses = [line["loss"] for line in metrics_of(tmp_path / "run") if "loss" in line]
+    assert losses[-1] < losses[0] - 0.08
+
+
+@pytest.mark.parametrize("target", ["qkv_proj", "mlp.q_proj", "lm_head"])
+def test_a_target_the_layers_lack_is_refused_with_those_they_have(
+    tiny_model: Path, tmp_path: Path, target: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"no {target}") as raised:
+        quietly(make_config(tiny_model, tmp_path / "run", lora={"targets": ["v_proj", target]}))
     assert "q_proj" in raised.value.hint
+    assert "lm_head" not in raised.value.hint
     assert not (tmp_path / "run").exists()  # the corrected config may have the folder
 
 
@@ -330,8 +354,6 @@ def test_an_example_longer_than_the_sliding_window_is_refused_before_the_first_s
 def make_tiny_mamba(folder: Path) -> Path:
     """A state space model: it reads a row from left to right, whatever attention is told."""
     from transformers import MambaConfig, MambaForCausalLM
-
-    from conftest import make_tiny_tokenizer
 
     tokenizer = make_tiny_tokenizer()
     torch.manual_seed(0)

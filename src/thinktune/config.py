@@ -142,7 +142,9 @@ class Lora(_Section):
     targets: list[str] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
     )
-    init: str | None = Field(None, description="a run or adapter folder to continue from")
+    init: str | None = Field(
+        None, description="a run or adapter folder to continue from; its own rank, scale, dropout and targets hold"
+    )
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead of alpha / r")
 
 
@@ -169,6 +171,7 @@ OWNED_TRAINER_FIELDS = {
     "eval_steps": "train.eval_every",
     "eval_strategy": "train.eval_every",
     "gradient_checkpointing": "train.gradient_checkpointing",
+    "gradient_checkpointing_kwargs": "",
     "packing": "train.packing",
     "padding_free": "train.packing",
     "report_to": "train.report_to",
@@ -177,14 +180,14 @@ OWNED_TRAINER_FIELDS = {
     "fp16": "load.dtype",
     "use_cpu": "load.device",
     "remove_unused_columns": "",
+    "disable_tqdm": "",
+    "logging_nan_inf_filter": "",
     "dataset_kwargs": "",
     "assistant_only_loss": "",
     "completion_only_loss": "",
     "loss_type": "",
+    "label_smoothing_factor": "",
     "use_liger_kernel": "",
-    "logging_nan_inf_filter": "",
-    "gradient_checkpointing_kwargs": "",
-    "disable_tqdm": "",
 }
 """SFTConfig fields that thinktune sets itself, and the setting to use instead ("" where there is none)."""
 
@@ -196,7 +199,7 @@ class Train(_Section):
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; null: as many as the epochs hold")
     batch_size: int = Field(1, ge=1, description="rows a device takes at once; with packing, packs of pack_length")
     accumulation: int = Field(1, ge=1, description="batches an optimizer step adds up")
-    fused: bool = Field(True, description="on GPUs, each decoder layer as one node; false: PEFT's own layers")
+    fused: bool = Field(True, description="on GPUs, each decoder layer as one node; false: transformers' own layers")
     packing: bool = Field(True, description="fill each row with whole examples that cannot see each other")
     pack_length: int | None = Field(None, ge=16, description="tokens of a pack; null: data.max_length")
     learning_rate: float = Field(2e-4, gt=0)
@@ -218,7 +221,7 @@ class Train(_Section):
     on_oom: Literal["error", "retry"] = Field(
         "error", description="retry: go on from the last checkpoint with less memory and the same optimizer steps"
     )
-    seed: int | None = Field(None, description="null: the top-level seed")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="null: the top-level seed")
     log_every: int = Field(1, ge=1, description="optimizer steps between two lines of metrics.jsonl")
     save_every: int = Field(100, ge=1, description="optimizer steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1)
@@ -358,7 +361,7 @@ class Config(_Section):
     """Everything a run needs."""
 
     model: str = "builtin:smollm2"
-    seed: int = SEED
+    seed: int = Field(SEED, ge=0, lt=2**32)
     quantize: Quantize = "none"
     load: Load = Load()
     data: Data = Data()

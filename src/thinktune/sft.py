@@ -8,7 +8,7 @@ from typing import Any
 
 from trl import SFTConfig
 
-from thinktune.config import Config
+from thinktune.config import OWNED_TRAINER_FIELDS, Config
 from thinktune.errors import ConfigError
 from thinktune.plan import Setup
 from thinktune.runs import RunFolder
@@ -20,9 +20,9 @@ def check_trainer_fields(config: Config) -> None:
     Raises:
         ConfigError: train.trainer has a field that SFTConfig has not.
     """
-    known = {field.name for field in fields(SFTConfig)}
+    known = {field.name for field in fields(SFTConfig) if field.init}
     if unknown := [name for name in config.train.trainer if name not in known]:
-        close = get_close_matches(unknown[0], known, 1)
+        close = get_close_matches(unknown[0], known - set(OWNED_TRAINER_FIELDS), 1)
         raise ConfigError(
             f"train.trainer: SFTConfig has no field {', '.join(unknown)}",
             hint=f"did you mean {close[0]}?" if close else "",
@@ -79,5 +79,5 @@ def sft_config(
     }
     try:
         return SFTConfig(**given, **settings.trainer)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"train.trainer: {error}") from None

@@ -146,8 +146,9 @@ def _wrap(loaded: Loaded, config: Config, notify: Notify) -> PeftModel:
         resolved = resolve(config.lora.init, config.load, notify, prefer_merged=False)
         if resolved.adapter is None:
             raise ConfigError(f"lora.init: {config.lora.init} is no adapter", hint="name a run or an adapter folder")
-        notify(f"continuing the adapter {resolved.adapter}; its own rank and targets hold")
-        return PeftModel.from_pretrained(loaded.model, resolved.adapter, is_trainable=True)
+        notify(f"continuing the adapter {resolved.adapter}; its own rank, scale, dropout and targets hold")
+        model: PeftModel = put_adapter(loaded.model, resolved.adapter, merge=False, trainable=True)
+        return model
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora.r,

@@ -148,7 +148,7 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
     return model
 
 
-def put_adapter(model: Any, adapter: Path, *, merge: bool, name: str = "default") -> Any:
+def put_adapter(model: Any, adapter: Path, *, merge: bool, name: str = "default", trainable: bool = False) -> Any:
     """Put a PEFT adapter on a model, as a PeftModel or merged into its weights.
 
     On a PeftModel it joins the adapters that are there, under its own name; `set_adapter` switches.
@@ -169,7 +169,9 @@ def put_adapter(model: Any, adapter: Path, *, merge: bool, name: str = "default"
             if isinstance(model, PeftModel):
                 missing = model.load_adapter(adapter, name, torch_device=str(model.device)).missing_keys
             else:
-                model = PeftModel.from_pretrained(model, adapter, adapter_name=name, torch_device=str(model.device))
+                model = PeftModel.from_pretrained(
+                    model, adapter, adapter_name=name, torch_device=str(model.device), is_trainable=trainable
+                )
         except (RuntimeError, ValueError, TypeError, KeyError) as error:
             problem = str(error).strip().splitlines()[-1].strip()
     missing += [str(item.message) for item in caught if "missing adapter keys" in str(item.message)]
