@@ -82,6 +82,23 @@ def test_a_model_that_the_kernels_do_not_take_is_planned_anew(tiny_model: Path) 
     assert "8 dimensions" in said[0]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes a model on a CPU for one on a GPU")
+@pytest.mark.parametrize(
+    ("fused", "said"), [(True, ["its layers are not fused: the adapter has dropout"]), (False, [])]
+)
+def test_a_training_on_a_gpu_that_is_not_fused_says_why_unless_that_was_asked_for(
+    wide_headed: Path, fused: bool, said: list[str]
+) -> None:
+    config, loaded, examples, plan = load(wide_headed)
+    lora, train = (getattr(config, name) for name in ("lora", "train"))
+    changes = {"lora": lora.model_copy(update={"dropout": 0.1}), "train": train.model_copy(update={"fused": fused})}
+    config, heard = config.model_copy(update=changes), []
+    with adapter_to_train(loaded, config, lambda line: None) as model:
+        on_gpu = replace(loaded, device=torch.device("cuda"))
+        assert settle(model, config, on_gpu, examples, plan, plan.setup, heard.append) == (plan, plan.setup)
+    assert [line.split(",")[0] for line in heard] == said
+
+
 def test_what_is_recomputed_as_a_whole_is_so_only_within(tiny_model: Path) -> None:
     config, loaded, examples, plan = load(tiny_model)
     whole = Setup(Memory(("full", "full")), 1, 1)

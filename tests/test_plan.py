@@ -149,7 +149,6 @@ def test_an_accumulation_is_folded_as_far_as_it_fits_and_not_where_the_config_sa
     tight = plan_rows(config_with(accumulation=64), hardware=card(30), **arguments)
     assert 1 < tight.rows < 64
     assert tight.rows * tight.accumulation == 64
-    assert plan_rows(config, hardware=card(70), fold=False, **arguments).rows == 1
 
 
 def test_fit_keeps_the_rows_of_a_step_and_takes_the_fastest_base_that_fits(shape: Shape) -> None:

@@ -336,6 +336,8 @@ def test_a_model_that_mixes_packed_documents_is_refused_with_what_to_set(tmp_pat
         make_config(model, tmp_path / "single", train={"packing": False, "max_steps": 2, "accumulation": 2}, **targets)
     )
     assert record["steps"] == 2
+    assert record["setup"].startswith("1 row at once x 2")  # not folded, whatever the plan began with
+    assert json.loads((tmp_path / "single" / "plan.json").read_text())["setup"]["rows"] == 1
 
 
 def test_an_example_longer_than_the_sliding_window_is_refused_before_the_first_step(
@@ -372,6 +374,9 @@ def test_running_out_of_memory_says_what_to_change(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(ThinkTrainer, "training_step", run_out)
+    with pytest.raises(OutOfMemory) as raised:
+        quietly(make_config(tiny_model, tmp_path / "odd", train={"batch_size": 5}))
+    assert "train.batch_size=1 train.accumulation=5 (the same step)" in raised.value.hint
     with pytest.raises(OutOfMemory) as raised:
         quietly(make_config(tiny_model, tmp_path / "run", train={"batch_size": 4, "accumulation": 2}))
     assert "train.batch_size=2 train.accumulation=4" in raised.value.hint

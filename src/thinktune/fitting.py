@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from thinktune.files import write_json
 from thinktune.hardware import GIB, hardware_here
 from thinktune.lengths import rows_of
 from thinktune.models import Loaded
-from thinktune.plan import Plan, Setup, lighter, plan_rows
+from thinktune.plan import Plan, Setup, lighter, plan_rows, smallest_factor
 from thinktune.progress import peak_memory_gib
 from thinktune.runs import RunFolder
 from thinktune.shape import shape_of
@@ -32,14 +31,12 @@ from thinktune.trainer import PackedCollator, ThinkTrainer
 Notify = Callable[[str], None]
 
 
-def plan_training(
-    config: Config, loaded: Loaded, examples: Sequence[Tokens], *, fold: bool = True, may_fuse: bool = True
-) -> Plan:
+def plan_training(config: Config, loaded: Loaded, examples: Sequence[Tokens], *, may_fuse: bool = True) -> Plan:
     """The plan for a model and the examples to train on, on the device where the model is; see `plan_rows`."""
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
     hardware = hardware_here(loaded.device, loaded.dtype, config.train.memory)
     rows = rows_of(examples, config)
-    return plan_rows(config, shape, rows, hardware, width=loaded.dtype.itemsize, fold=fold, may_fuse=may_fuse)
+    return plan_rows(config, shape, rows, hardware, width=loaded.dtype.itemsize, may_fuse=may_fuse)
 
 
 def settle(
@@ -51,11 +48,15 @@ def settle(
     setup: Setup,
     notify: Notify,
 ) -> tuple[Plan, Setup]:
-    """Plan and setup as they are, or those for layers that are not fused where fast/ cannot run this model's."""
-    reason = why_not_fused(model) if plan.fused else None
-    if reason is None:
+    """Plan and setup as they are, or those for layers that are not fused where fast/ cannot run this model's.
+
+    On a GPU it is said why they are not, unless that was asked for.
+    """
+    reason = why_not_fused(model) if plan.fused or (config.train.fused and loaded.device.type == "cuda") else None
+    if reason is not None:
+        notify(f"its layers are not fused: {reason}")
+    if reason is None or not plan.fused:
         return plan, setup
-    notify(f"its layers train by PEFT's own: {reason}")
     plain = plan_training(config, loaded, examples, may_fuse=False)
     return plain, plain.setup
 
@@ -244,8 +245,8 @@ def _ways_to_save_memory(config: Config) -> Iterator[str]:
     if train.gradient_checkpointing is not True:
         yield "train.gradient_checkpointing=true"
     if (rows := train.batch_size) > 1:
-        accumulation = math.ceil(rows * train.accumulation / (rows // 2))
-        yield f"train.batch_size={rows // 2} train.accumulation={accumulation} (the same step)"
+        factor = smallest_factor(rows)
+        yield f"train.batch_size={rows // factor} train.accumulation={train.accumulation * factor} (the same step)"
     elif train.accumulation > 1 and train.fold_accumulation:
         yield "train.fold_accumulation=false"
     if config.quantize == "none":

@@ -133,7 +133,7 @@ def lighter(setup: Setup, *, fused: bool) -> Setup | None:
     if fused and not memory.offload:
         return replace(setup, memory=replace(memory, offload=True))
     if setup.rows > 1:
-        factor = next(number for number in range(2, setup.rows + 1) if setup.rows % number == 0)
+        factor = smallest_factor(setup.rows)
         return replace(setup, rows=setup.rows // factor, accumulation=setup.accumulation * factor)
     return None
 
@@ -145,17 +145,15 @@ def plan_rows(
     hardware: Hardware,
     *,
     width: int,
-    fold: bool = True,
     may_fuse: bool = True,
 ) -> Plan:
     """The plan for `config` as it stands: its base, its rows; what is recomputed where that is left to us.
 
     Args:
         width: bytes of a number in the model's dtype.
-        fold: whether batches of an accumulation may run as one, if the config has that.
         may_fuse: False where fast/ has said that it cannot run this model's layers.
     """
-    factors = _divisors(config.train.accumulation) if fold and config.train.fold_accumulation else [1]
+    factors = _divisors(config.train.accumulation) if config.train.fold_accumulation else [1]
     choices = [config.train.batch_size * factor for factor in factors]
     work = _work(config, shape, hardware, width)
     work = replace(work, may_fuse=may_fuse and work.may_fuse)
@@ -353,6 +351,11 @@ def read_shape(config: Config, notify: Notify) -> Shape:
         resolved.folder, local_files_only=True, trust_remote_code=config.load.trust_remote_code, **settings
     )
     return shape_of(found, trust_remote_code=config.load.trust_remote_code)
+
+
+def smallest_factor(number: int) -> int:
+    """Above 1, of a number that is."""
+    return _divisors(number)[1]
 
 
 def _divisors(number: int) -> list[int]:

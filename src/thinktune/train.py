@@ -143,9 +143,13 @@ class _Attempt:
             plan, setup = settle(model, config, loaded, self.prepared.train, self.plan, self.setup, notify)
             attempt = replace(self, plan=plan, setup=setup)
             _open_run(self.run, config, self.prepared, overwrite=self.overwrite)
-            record_setup(self.run, config, plan, setup)
             try:
                 with StopSignals() as stop, set_up(model, loaded, plan, setup):
+                    if not documents_are_isolated(model, self.prepared.train):
+                        require_single_documents(config)
+                        setup = replace(setup, rows=config.train.batch_size, accumulation=config.train.accumulation)
+                        attempt = replace(attempt, setup=setup)
+                    record_setup(self.run, config, plan, setup)
                     trainer = _build_trainer(model, attempt)
                     metrics = attempt._optimise(trainer, stop)
             except torch.OutOfMemoryError:
@@ -252,9 +256,6 @@ def _newest_step(run: RunFolder) -> int:
 def _build_trainer(model: PeftModel, attempt: _Attempt) -> ThinkTrainer:
     config, prepared, loaded, run = attempt.config, attempt.prepared, attempt.loaded, attempt.run
     setup = attempt.setup
-    if not documents_are_isolated(model, prepared.train):
-        require_single_documents(config)
-        setup = plan_training(config, loaded, prepared.train, fold=False).setup
     packs = packs_of([len(example) for example in prepared.train], config)
     held_out = as_dataset([[index] for index in range(len(prepared.held_out))], offset=len(prepared.train))
     trainer = ThinkTrainer(
