@@ -92,7 +92,8 @@ def test_a_training_on_a_gpu_that_is_not_fused_says_why_unless_that_was_asked_fo
     config, loaded, examples, plan = load(wide_headed)
     lora, train = (getattr(config, name) for name in ("lora", "train"))
     changes = {"lora": lora.model_copy(update={"dropout": 0.1}), "train": train.model_copy(update={"fused": fused})}
-    config, heard = config.model_copy(update=changes), []
+    heard: list[str] = []
+    config = config.model_copy(update=changes)
     with adapter_to_train(loaded, config, lambda line: None) as model:
         on_gpu = replace(loaded, device=torch.device("cuda"))
         assert settle(model, config, on_gpu, examples, plan, plan.setup, heard.append) == (plan, plan.setup)
