@@ -19,9 +19,13 @@ ALL = frozenset(KINDS)
 ENDED = 2**22 + 1  # no process has a number above Linux' limit
 
 
-@pytest.fixture
-def runs(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def _own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+@pytest.fixture
+def runs(tiny_model: Path, tmp_path: Path) -> Path:
     runs = tmp_path / "runs"
     merge(make_run(tiny_model, runs / "one"), load=FLOAT32, max_tokens=2)
     (runs / "one" / f".merged.{ENDED}.tmp").mkdir()
