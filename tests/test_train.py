@@ -158,6 +158,23 @@ def test_a_training_is_not_resumed_on_data_that_has_changed(tiny_model: Path, tm
     assert quietly(config, resume=True)["steps"] == 18
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is Linux's")
+@pytest.mark.parametrize("part", ["tokenizer", "weights"])
+def test_a_disk_that_is_full_for_a_checkpoint_is_the_systems_error(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def save(*_: Any, **__: Any) -> None:
+        if part == "tokenizer":
+            make_tiny_tokenizer().backend_tokenizer.save("/dev/full")
+        else:
+            torch.save(torch.zeros(100_000), "/dev/full")
+
+    monkeypatch.setattr("transformers.Trainer._save_checkpoint", save)
+    with pytest.raises(OSError, match="No space left") as raised:
+        quietly(make_config(tiny_model, tmp_path / "run"))
+    assert raised.value.filename == str(tmp_path / "run" / "checkpoints")
+
+
 def test_only_so_many_checkpoints_are_kept(finished: Path) -> None:
     assert len(whole_checkpoints(finished / "checkpoints")) == 2
 

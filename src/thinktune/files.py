@@ -22,6 +22,23 @@ _STARTS = {
 }
 
 
+_TOLD_OTHERWISE = ("No space left", "os error 28", "os error 122", "unexpected pos")
+"""Parts of what tokenizers, safetensors and torch.save say of a full disk, in errors that are no OSError."""
+
+
+@contextmanager
+def full_disk_as_oserror(place: Path) -> Iterator[None]:
+    """Turn what libraries say of a full disk, each in its own way, into the system's error."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if any(part in str(error) for part in _TOLD_OTHERWISE):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)) from error
+        raise
+
+
 def foreign_kind(start: bytes) -> str | None:
     """What a file is by its first bytes, where these cannot be UTF-8 text; None where they may be."""
     return next((kind for magic, kind in _STARTS.items() if start.startswith(magic)), None)

@@ -27,7 +27,7 @@ from thinktune.data import Example, Prepared
 from thinktune.data.sources import check_local
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
-from thinktune.files import replacing, write_json, write_text
+from thinktune.files import full_disk_as_oserror, replacing, write_json, write_text
 from thinktune.fitting import (
     documents_are_isolated,
     go_lighter,
@@ -295,7 +295,7 @@ def _checkup(attempt: _Attempt, trainer: ThinkTrainer) -> Checkup | None:
 
 
 def _save_adapter(model: PeftModel, loaded: Loaded, config: Config, run: RunFolder) -> None:
-    with replacing(run.adapter) as folder:
+    with replacing(run.adapter) as folder, full_disk_as_oserror(run.adapter):
         model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         base = {"base_model": config.model, "system": loaded.chat.system_text}

@@ -19,7 +19,7 @@ from trl import SFTTrainer
 
 from thinktune.data.tokens import IGNORED, Tokens
 from thinktune.fast.loss import has_plain_head, head_loss
-from thinktune.files import write_json
+from thinktune.files import full_disk_as_oserror, write_json
 
 _MARKER = "whole.json"
 """Written last into a checkpoint, with the meter's state: a checkpoint without it is not whole."""
@@ -209,7 +209,8 @@ class ThinkTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save, mark as whole, and only then drop older ones."""
         self.stop_clock()
-        Trainer._save_checkpoint(self, model, trial)  # not SFTTrainer's, which writes a model card into it
+        with full_disk_as_oserror(Path(self.args.output_dir)):
+            Trainer._save_checkpoint(self, model, trial)  # not SFTTrainer's, which writes a model card into it
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             write_json(folder / _MARKER, {"step": self.state.global_step, "meter": self.meter.state()})
