@@ -139,6 +139,25 @@ def test_a_model_that_brings_its_own_attention_decodes_like_generate(tokenizer: 
         assert list(found[request.id, 0]) == generate_with_transformers(falcon, request)
 
 
+def test_a_model_whose_rotary_frequencies_change_with_the_longest_row_is_kept_to_one_kind(tokenizer: Any) -> None:
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    torch.manual_seed(0)
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = Phi3Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, rope_parameters=rope, original_max_position_embeddings=64, max_position_embeddings=256,
+        initializer_range=0.3, pad_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    engine = TransformersEngine(Phi3ForCausalLM(config).eval(), tokenizer, [2])
+    assert engine.context_length == 64
+    short, long = (Request(name, list(range(3, 3 + length)), GREEDY) for name, length in (("s", 9), ("l", 60)))
+    alone = answers(engine.generate([short]))
+    assert answers(engine.generate([short, long]))["s", 0] == alone["s", 0]
+    (refused,) = engine.generate([Request("x", list(range(3, 103)), GREEDY)])
+    assert "64" in (refused.error or "")
+
+
 def test_a_request_is_answered_the_same_in_any_company_and_order(engine: TransformersEngine) -> None:
     requests = make_requests(24, DRAWN)
     expected = {key: ids for request in requests for key, ids in answers(engine.generate([request])).items()}

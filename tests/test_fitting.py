@@ -77,6 +77,8 @@ def test_a_model_that_the_kernels_do_not_take_is_planned_anew(tiny_model: Path) 
     with adapter_to_train(loaded, config, lambda line: None) as model:
         asked = replace(plan, fused=True)
         settled, setup = settle(model, config, loaded, examples, asked, asked.setup, said.append)
+        resumed = Setup(Memory(("full", "full")), rows=1, accumulation=1)
+        assert settle(model, config, loaded, examples, asked, resumed, said.append)[1] == resumed
     assert not settled.fused
     assert setup == settled.setup
     assert "8 dimensions" in said[0]

@@ -18,7 +18,7 @@ from conftest import make_tiny_model, make_tiny_tokenizer
 from thinktune.config import Load
 from thinktune.data import Tokens, prepare
 from thinktune.data.examples import Example
-from thinktune.errors import ConfigError, ModelError, OutOfMemory, RunFolderError
+from thinktune.errors import ConfigError, Diverged, ModelError, OutOfMemory, RunFolderError
 from thinktune.files import write_json_lines
 from thinktune.fitting import prove
 from thinktune.models import load_model
@@ -141,6 +141,36 @@ def test_a_training_that_was_killed_behind_its_last_step_does_no_other_one(
     shutil.rmtree(resumed / "adapter")
     quietly(make_config(tiny_model, resumed, train={**length, "scheduler": "constant"}), resume=True)
     assert_same_outcome(resumed, whole)
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(tiny_model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = make_config(tiny_model, run, train={"max_steps": 2})
+    with RunFolder(run).held(), pytest.raises(RunFolderError, match="another process trains in"):
+        quietly(config)
+    assert list(run.iterdir()) == []
+    assert quietly(config, overwrite=True)["steps"] == 2
+
+
+def test_a_training_whose_loss_is_no_number_any_more_ends_before_its_weights_are_saved(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    train = {"learning_rate": 1e30, "max_steps": 6, "save_every": 1}
+    with pytest.raises(Diverged, match=r"in step \d the (loss|grad_norm) is (nan|inf)"):
+        quietly(make_config(tiny_model, tmp_path / "run", train=train))
+    steps = [line["step"] for line in metrics_of(tmp_path / "run")]
+    assert [step for step, _ in whole_checkpoints(tmp_path / "run" / "checkpoints")] == steps[-2:]
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_how_often_it_saves_may_change_when_a_training_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    quietly(make_config(tiny_model, run, train={"max_steps": 2}))
+    (run / "run.json").unlink()
+    quietly(make_config(tiny_model, run, train={"max_steps": 2, "save_every": 7, "keep_checkpoints": 1}), resume=True)
+    (run / "run.json").unlink()
+    with pytest.raises(RunFolderError, match="other settings of train"):
+        quietly(make_config(tiny_model, run, train={"max_steps": 3}), resume=True)
 
 
 def test_a_training_is_not_resumed_on_data_that_has_changed(tiny_model: Path, tmp_path: Path) -> None:

@@ -76,6 +76,11 @@ class Load(_Section):
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """What decides how the model computes."""
+        return self.model_dump(exclude={"attempts", "wait", "max_memory"})
+
 
 class Source(_Section):
     """One of several data sources."""
@@ -109,6 +114,11 @@ class Data(_Section):
     @property
     def sources(self) -> list[Source]:
         return [Source(source=self.source)] if isinstance(self.source, str) else self.source
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """What decides which examples there are."""
+        return self.model_dump(exclude={"cache"})
 
     @property
     def chat_settings(self) -> dict[str, str]:
@@ -240,8 +250,10 @@ class Train(_Section):
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """What decides which adapter comes out; how memory is made to suffice, and how rows are spread, does not."""
+        """What decides which adapter comes out: not how memory is made to suffice, how rows are spread over batches, or
+        what is told and kept on the way."""
         manner = {"fold_accumulation", "gradient_checkpointing", "offload_checkpoints", "memory", "on_oom"}
+        manner |= {"log_every", "save_every", "keep_checkpoints", "report_to"}
         rows = {"rows": self.batch_size * self.accumulation}
         return self.model_dump(exclude={*manner, "batch_size", "accumulation"}) | rows
 

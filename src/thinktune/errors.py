@@ -64,6 +64,10 @@ class OutOfMemory(ThinktuneError):
     """The device ran out of memory; the hint says which settings to change."""
 
 
+class Diverged(ThinktuneError):
+    """A training whose loss is no number any more; the hint says which settings to change."""
+
+
 class DiskFull(ThinktuneError):
     """No space left where thinktune was writing; nothing half-written was left behind."""
 

@@ -58,7 +58,7 @@ def settle(
     if reason is None or not plan.fused:
         return plan, setup
     plain = plan_training(config, loaded, examples, may_fuse=False)
-    return plain, plain.setup
+    return plain, (plain.setup if setup == plan.setup else setup)  # another one is a resumed run's own
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from thinktune.errors import Diverged
 from thinktune.files import write_text
 from thinktune.trainer import ThinkTrainer
 
@@ -95,6 +96,12 @@ class _Recorder(TrainerCallback):
             return
         line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
         line |= {name: float(logs[name]) for name in ("loss", "grad_norm", "learning_rate") if name in logs}
+        for name in ("loss", "grad_norm"):  # before the weights that come of it are saved
+            if not math.isfinite(line.get(name, 0.0)):
+                raise Diverged(
+                    f"training has diverged: in step {state.global_step} the {name} is {line[name]}",
+                    hint=f"a train.learning_rate below {args.learning_rate:g}, or more train.warmup_steps; --overwrite",
+                )
         line |= {name: value for name, value in logs.items() if name.startswith("eval_")}
         if "loss" in logs:
             meter = self._trainer.meter

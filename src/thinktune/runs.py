@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -84,6 +88,28 @@ class RunFolder:
     def is_trained(self) -> bool:
         return self.record.exists()
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, no other process trains in this folder, which is there from now on.
+
+        Raises:
+            RunFolderError: another one does already.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of by the system when the process ends
+            except BlockingIOError:
+                raise RunFolderError(
+                    f"another process trains in {self.path}", hint="wait for it, or choose another output=FOLDER"
+                ) from None
+            except OSError:
+                pass  # a file system that knows no locks, as some of networks do not
+            yield
+        finally:
+            os.close(descriptor)
+
     def require_same_config(self, config: Config) -> None:
         """
         Raises:
@@ -113,7 +139,8 @@ class RunFolder:
 
 
 def _outcome(config: Config, section: str) -> Any:
-    return config.train.outcome if section == "train" else getattr(config, section)
+    found = getattr(config, section)
+    return found.outcome if hasattr(found, "outcome") else found
 
 
 TRAINING_SECTIONS = ("model", "seed", "quantize", "load", "data", "format", "lora", "train")

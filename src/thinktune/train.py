@@ -138,7 +138,7 @@ class _Attempt:
         config, loaded, console = self.config, self.loaded, self.console
         notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
         set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
-        with adapter_to_train(loaded, config, notify) as model:
+        with adapter_to_train(loaded, config, notify) as model, self.run.held():
             console.print(_parameter_line(model), highlight=False)
             plan, setup = settle(model, config, loaded, self.prepared.train, self.plan, self.setup, notify)
             attempt = replace(self, plan=plan, setup=setup)
@@ -237,9 +237,11 @@ def _check_run(run: RunFolder, config: Config, *, resume: bool, overwrite: bool)
 
 def _open_run(run: RunFolder, config: Config, prepared: Prepared, *, overwrite: bool) -> None:
     """Begin the run folder, or go on with the one that is there."""
-    if overwrite and run.exists:
-        shutil.rmtree(run.path)
-    run.path.mkdir(parents=True, exist_ok=True)
+    for path in run.path.iterdir() if overwrite else ():  # the folder itself is held
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     write_text(run.config, dump_config(config))
     write_json(run.data_report, prepared.report.to_dict())
 

@@ -129,7 +129,10 @@ def infer(
     ] = False,
     quantize: Quantization = "none",
     how: HowLoaded = None,
-    seed: Seed = SEED,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="of all that is drawn; default: the config's, else 3407", show_default=False),
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="faulty lines become error items")] = False,
     overwrite: Overwrite = False,
     retry_errors: Annotated[
@@ -158,7 +161,7 @@ def infer(
         settings=settings.infer,
         load=parse_load(how, settings.load),
         quantize=quantize,
-        seed=seed,
+        seed=settings.seed if seed is None else seed,
         skip_bad=skip_bad,
         overwrite=overwrite,
         retry_errors=retry_errors,
@@ -224,10 +227,10 @@ def serve(
 
 
 def _settings(file: Path | None, given: dict[str, Any]) -> Config:
-    """The `infer` and `load` sections of a config file, where there is one, with what is given over `infer`."""
+    """What a config file, where there is one, has of `infer`, `load` and `seed`, with what is given over `infer`."""
     from thinktune.config import parse_config
 
-    config = load(file, None).model_dump(include={"infer", "load"}) if file else {}
+    config = load(file, None).model_dump(include={"infer", "load", "seed"}) if file else {}
     return parse_config({**config, "infer": {**config.get("infer", {}), **given}}, where="infer")
 
 

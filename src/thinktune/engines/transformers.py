@@ -54,7 +54,7 @@ class TransformersEngine(Engine):
         register_attention()
         embedding = model.get_input_embeddings().weight
         stops = frozenset(stop_ids)
-        self.context_length: int = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
+        self.context_length = _context_length(config, tokenizer)
         self._model = model
         self._decoder = Decoder(
             model=model,
@@ -261,6 +261,19 @@ def _check_attention_only(config: Any) -> None:
             f"the transformers engine cannot batch {config.model_type} models: they have {', '.join(sorted(strange))}",
             hint="use --engine vllm",
         )
+
+
+def _context_length(config: Any, tokenizer: Any) -> int:
+    """Tokens of prompt and answer.
+
+    Where rotary frequencies are chosen by the longest row of a batch, only so many as need no others: a short answer
+    would be another one beside a long prompt.
+    """
+    longest: int = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in ("longrope", "dynamic"):
+        return longest
+    return min(longest, rope.get("original_max_position_embeddings") or longest)
 
 
 def _tokens_that_fit(config: Any, embedding: torch.Tensor) -> int:
