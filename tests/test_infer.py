@@ -448,6 +448,28 @@ def test_the_commands_options_go_over_the_configs(tiny_model: Path, tmp_path: Pa
         CliRunner().invoke(app, [*call, "--retry-errors", "--overwrite"], catch_exceptions=False)
 
 
+def test_the_configs_seed_is_the_commands_too(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "A1.jsonl").write_text(line(1))
+    (tmp_path / "c.yaml").write_text("seed: 5\ninfer: {profiles: {math: {max_tokens: 9, temperature: 2}}}")
+
+    def drawn(name: str, *options: str) -> str:
+        out = tmp_path / name
+        call = [
+            "infer",
+            str(tiny_model),
+            str(tmp_path / "A1.jsonl"),
+            "-o",
+            str(out),
+            "--config",
+            str(tmp_path / "c.yaml"),
+        ]
+        assert CliRunner().invoke(app, [*call, *options]).exit_code == 0
+        (record,) = map(json.loads, journal_of(out).read_text(encoding="utf-8").splitlines())
+        return str(record["text"])
+
+    assert drawn("config") == drawn("five", "--seed", "5") != drawn("six", "--seed", "6")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["infer", "serve"])
 def test_the_configs_way_of_loading_is_the_commands_too(tiny_model: Path, tmp_path: Path, verb: str) -> None:

@@ -121,6 +121,8 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
         **_placement(resolved, load, device, quantize),
     }
     disable_progress_bar()  # loading is announced, and takes seconds
+    if device.index is not None:
+        torch.cuda.set_device(device)  # kernels of Triton are launched there, and new tensors of ours made
     try:
         model, info = AutoModelForCausalLM.from_pretrained(resolved.folder, **arguments)
     except (torch.OutOfMemoryError, MemoryError) as error:
