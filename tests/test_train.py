@@ -400,6 +400,18 @@ def test_an_example_longer_than_the_sliding_window_is_refused_before_the_first_s
     assert not (tmp_path / "run").exists()
 
 
+def test_settings_that_do_nothing_and_examples_beyond_the_models_context_are_pointed_out(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    idle = {"max_steps": 1, "eval_every": 1, "offload_checkpoints": True}
+    config = make_config(tiny_model, tmp_path / "run", data={"eval_fraction": 0.0}, train=idle)
+    bench, said = Workbench(), io.StringIO()
+    bench.take_model(config, lambda line: None).model.config.max_position_embeddings = 20
+    train(config, console=Console(file=said, width=1000), bench=bench)
+    for warning in ("eval_every does nothing", "offload_checkpoints does nothing", "more than the 20 that"):
+        assert warning in said.getvalue()
+
+
 def make_tiny_mamba(folder: Path) -> Path:
     """A state space model: it reads a row from left to right, whatever attention is told."""
     from transformers import MambaConfig, MambaForCausalLM

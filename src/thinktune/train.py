@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,6 +98,8 @@ def train(
         plan = plan_training(config, loaded, prepared.train)
         setup = recorded_setup(run, config, plan) if resume else plan.setup
         console.print(plan.line(), highlight=False)
+        for warning in _warnings(config, loaded, prepared, plan):
+            console.print(warning, style="yellow", highlight=False)
         while True:
             try:
                 attempt = _Attempt(config, loaded, prepared, problems, run, overwrite, console, plan, setup)
@@ -211,6 +214,21 @@ def _require_loggers(config: Config) -> None:
     if missing := [name for name in config.train.report_to if find_spec(name) is None]:
         raise MissingExtra(
             f"train.report_to: {', '.join(missing)} is not installed", hint=f"pip install {' '.join(missing)}"
+        )
+
+
+def _warnings(config: Config, loaded: Loaded, prepared: Prepared, plan: Plan) -> Iterator[str]:
+    """Settings that will do nothing, and what a model may not be able to learn."""
+    if config.train.eval_every is not None and not prepared.held_out:
+        yield "train.eval_every does nothing: data.eval_fraction holds no examples out"
+    if config.train.offload_checkpoints is True and not plan.fused:
+        yield "train.offload_checkpoints does nothing: only layers that are fused can"
+    longest = max(map(len, prepared.train))
+    known = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if known is not None and longest > known:
+        yield (
+            f"the longest example has {longest:,} tokens, more than the {known:,} that the model was made for; "
+            f"data.max_length={known} drops such examples"
         )
 
 
