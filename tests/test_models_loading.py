@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def test_a_model_folder_is_loaded_with_all_that_belongs_to_it(tiny_model: Path) 
     assert loaded.chat.system_text == "You are a tiny model."
     assert loaded.chat.stop_ids == {2}
     assert "float32" in lines[-1]
+
+
+def test_models_may_be_loaded_in_several_threads(tiny_model: Path) -> None:
+    """transformers switches weight tying off for all models of a process while it loads one."""
+    with ThreadPoolExecutor(3) as threads:
+        loaded = list(threads.map(lambda _: load_model(tiny_model, load=FLOAT32), range(24)))
+    assert all(each.model.lm_head.weight is each.model.model.embed_tokens.weight for each in loaded)
 
 
 def test_the_stop_ids_of_the_generation_config_count(model_copy: Path) -> None:

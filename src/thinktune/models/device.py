@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ from thinktune.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
+
+LOADING = threading.Lock()
+"""Held while a model is made: transformers switches weight tying off meanwhile, for all models of the process, and for
+good where two are loaded at once."""
 
 
 def choose_device(name: str) -> torch.device:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from thinktune.config import Load, Quantize
 from thinktune.errors import MissingExtra, ModelError, OutOfMemory, UsageError
 from thinktune.models.chat import Chat
-from thinktune.models.device import choose_device, choose_dtype, describe
+from thinktune.models.device import LOADING, choose_device, choose_dtype, describe
 from thinktune.models.folder import check_model_folder, read_json
 from thinktune.models.references import Resolved, resolve
 from thinktune.models.tokenizer import read_tokenizer, require_gguf
@@ -124,7 +124,8 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
     if device.index is not None:
         torch.cuda.set_device(device)  # kernels of Triton are launched there, and new tensors of ours made
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(resolved.folder, **arguments)
+        with LOADING:
+            model, info = AutoModelForCausalLM.from_pretrained(resolved.folder, **arguments)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise out_of_memory(f"loading {resolved.reference}", device) from error
     except (RuntimeError, ValueError, OSError, KeyError) as error:
