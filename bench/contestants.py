@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -225,8 +226,9 @@ def compete(values: dict[str, Any], log: str, answers: Any) -> None:
         answer = {"missing": str(error)}
     except Exception as error:  # noqa: BLE001 - whatever a contestant dies of is its line of the table
         traceback.print_exc()
-        first = (str(error).strip().splitlines() or [""])[0]
-        answer = {"error": f"{type(error).__name__}: {first[:160]}"}
+        lines = str(error).strip().splitlines() or [""]
+        causes = [line for line in lines[1:] if re.match(r"[\w.]*(Error|Exception)\b", line)]  # of a process of its own
+        answer = {"error": f"{type(error).__name__}: {(causes or lines)[-1 if causes else 0][:160]}"}
     answers.send(answer)
     answers.close()
     os._exit(0)  # threads of libraries may take their time

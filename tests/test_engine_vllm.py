@@ -289,6 +289,14 @@ def test_vllm_gets_the_gpu_that_was_chosen_and_switches_that_are_not_set(monkeyp
     assert vllm_environment("cuda:1")["CUDA_VISIBLE_DEVICES"] == "6"
 
 
+def test_adapters_in_float32_are_refused_on_a_gpu(tiny_adapter: Path) -> None:
+    beside = {"a": tiny_adapter}
+    assert engine_arguments(make_model(adapters=beside), Vllm())["enable_lora"]
+    with pytest.raises(ModelError, match="16 bits only"):
+        engine_arguments(make_model(device="cuda", adapters=beside), Vllm())
+    assert engine_arguments(make_model(device="cuda", dtype="bfloat16", adapters=beside), Vllm())["enable_lora"]
+
+
 def test_a_field_that_vllm_cannot_honour_is_named(fake_vllm: None, tiny_model: Path) -> None:
     with (
         open_engine(tiny_model, engine="vllm") as opened,

