@@ -77,6 +77,16 @@ def test_the_system_text_that_was_trained_is_in_the_file(tiny_model: Path, tmp_p
     assert 'SYSTEM """Be "brief"\nand kind. 小"""' in exported.modelfile.read_text(encoding="utf-8")
 
 
+def test_a_system_text_that_a_modelfile_cannot_hold_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    from thinktune.models import write_settings
+
+    model = shutil.copytree(tiny_model, tmp_path / "m")
+    write_settings(model, {"base_model": "x", "system": 'Write """docstrings""".'})
+    with pytest.raises(ModelError, match="three double quotes"):
+        export(model, tmp_path / "m.gguf", "f16", load=FLOAT32)
+    assert not (tmp_path / "m.gguf").exists()
+
+
 def test_the_modelfile_says_how_to_ask(tmp_path: Path) -> None:
     text = ollama_modelfile("m.gguf", Chat(make_tiny_tokenizer()))
     assert text.startswith("FROM ./m.gguf\n")

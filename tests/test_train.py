@@ -347,6 +347,8 @@ def test_a_trainer_field_that_sftconfig_lacks_is_refused(tiny_model: Path, tmp_p
     with pytest.raises(ConfigError, match="no field adam_betta2") as raised:
         quietly(make_config(tiny_model, tmp_path / "run", train={"trainer": {"adam_betta2": 0.9}}))
     assert raised.value.hint == "did you mean adam_beta2?"
+    with pytest.raises(ConfigError, match="adam_beta2: 'high': Input should be a valid number"):
+        quietly(make_config(tiny_model, tmp_path / "run", train={"trainer": {"adam_beta2": "high"}}))
     assert not (tmp_path / "run").exists()  # the corrected config may have the folder
 
 
@@ -377,14 +379,14 @@ def test_a_model_that_mixes_packed_documents_is_refused_with_what_to_set(tmp_pat
     model = make_tiny_mamba(tmp_path / "mamba")
     targets = {"lora": {"targets": ["in_proj", "x_proj"]}}
     with pytest.raises(ModelError, match="would see each other") as raised:
-        quietly(make_config(model, tmp_path / "packed", **targets))
+        quietly(make_config(model, tmp_path / "run", **targets))
     assert "train.packing=false train.batch_size=1" in raised.value.hint
     record = quietly(
-        make_config(model, tmp_path / "single", train={"packing": False, "max_steps": 2, "accumulation": 2}, **targets)
+        make_config(model, tmp_path / "run", train={"packing": False, "max_steps": 2, "accumulation": 2}, **targets)
     )
     assert record["steps"] == 2
     assert record["setup"].startswith("1 row at once x 2")  # not folded, whatever the plan began with
-    assert json.loads((tmp_path / "single" / "plan.json").read_text())["setup"]["rows"] == 1
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["setup"]["rows"] == 1
 
 
 def test_an_example_longer_than_the_sliding_window_is_refused_before_the_first_step(

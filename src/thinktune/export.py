@@ -61,7 +61,8 @@ def export(
 
     Raises:
         UsageError: `out` is there already, or is not called *.gguf.
-        ModelError: an unmerged adapter, a model of an unknown kind, or one that does not read back as it was.
+        ModelError: an unmerged adapter, a model of an unknown kind, one that does not read back as it was, or a system
+            text that a Modelfile cannot hold.
     """
     load = load or Load()
     require_gguf()
@@ -76,6 +77,8 @@ def export(
         raise UsageError(f"{reference} is GGUF already")
     tokenizer = read_tokenizer(resolved, load, notify)
     chat = make_chat(tokenizer, resolved.settings)
+    if '"""' in (chat.system_text or ""):
+        raise ModelError("a Modelfile cannot hold a system text with three double quotes in a row")
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         # A reader tells the format by the name.

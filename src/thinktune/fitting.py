@@ -203,7 +203,7 @@ def prove(trainer: ThinkTrainer, longest: list[list[int]]) -> float:
 
 def describe_shortage(plan: Plan, setup: Setup) -> str:
     """What was predicted, what there is, and for which batches."""
-    used = f"{peak_memory_gib():.1f} GiB were in use" if torch.cuda.is_available() else "memory ran out"
+    used = f"{peak_memory_gib():.1f} GiB were in use" if torch.cuda.is_initialized() else "memory ran out"
     return (
         f"out of memory in training: {plan.parts['peak'] / GIB:.1f} GiB were predicted and {plan.limit / GIB:.1f} GiB "
         f"there, {used}, with batches of up to {plan.longest:,} tokens ({setup.describe()})"

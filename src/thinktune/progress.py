@@ -26,8 +26,8 @@ _PLAIN_SECONDS = 15
 
 
 def peak_memory_gib() -> float:
-    """Most memory in use so far, in GiB: allocated on the GPU where there is one, else resident in main memory."""
-    if torch.cuda.is_available():
+    """Most memory in use so far, in GiB: allocated on the GPU where one is in use, else resident in main memory."""
+    if torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated()) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
@@ -35,7 +35,7 @@ def peak_memory_gib() -> float:
 
 def reset_peak_memory() -> None:
     """Forget earlier peaks, where the system lets us (CUDA, Linux): this process may have trained before."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
         return
     try:

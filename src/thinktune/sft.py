@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from trl import SFTConfig
 
 from thinktune.config import OWNED_TRAINER_FIELDS, Config
@@ -15,10 +16,10 @@ from thinktune.runs import RunFolder
 
 
 def check_trainer_fields(config: Config) -> None:
-    """Find a misspelt field before the time is spent to load anything.
+    """Find a misspelt field, or a value of another type, before the time is spent to load anything.
 
     Raises:
-        ConfigError: train.trainer has a field that SFTConfig has not.
+        ConfigError: train.trainer has a field that SFTConfig has not, or a value that its field cannot hold.
     """
     known = {field.name for field in fields(SFTConfig) if field.init}
     if unknown := [name for name in config.train.trainer if name not in known]:
@@ -27,6 +28,12 @@ def check_trainer_fields(config: Config) -> None:
             f"train.trainer: SFTConfig has no field {', '.join(unknown)}",
             hint=f"did you mean {close[0]}?" if close else "",
         )
+    types = get_type_hints(SFTConfig)
+    for name, value in config.train.trainer.items():
+        try:
+            TypeAdapter(types[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ConfigError(f"train.trainer.{name}: {value!r}: {error.errors()[0]['msg']}") from None
 
 
 def sft_config(

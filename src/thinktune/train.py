@@ -106,16 +106,16 @@ def train(
                 return attempt.train(started)
             except _NoRoom as shortage:  # left before going on: it holds the tensors that there is no room for
                 plan, setup = shortage.plan, shortage.setup
-            overwrite = False
+                overwrite = overwrite and not shortage.opened
             setup = go_lighter(config, plan, setup, console, after=_newest_step(run))
 
 
 class _NoRoom(Exception):
-    """GPU memory ran out before training had ended, under this plan and setup."""
+    """GPU memory ran out before training had ended, under this plan and setup, the run folder `opened` or not yet."""
 
-    def __init__(self, plan: Plan, setup: Setup) -> None:
+    def __init__(self, plan: Plan, setup: Setup, *, opened: bool) -> None:
         super().__init__()
-        self.plan, self.setup = plan, setup
+        self.plan, self.setup, self.opened = plan, setup, opened
 
 
 @dataclass(frozen=True)
@@ -144,19 +144,20 @@ class _Attempt:
         with adapter_to_train(loaded, config, notify) as model, self.run.held():
             console.print(_parameter_line(model), highlight=False)
             plan, setup = settle(model, config, loaded, self.prepared.train, self.plan, self.setup, notify)
-            attempt = replace(self, plan=plan, setup=setup)
-            _open_run(self.run, config, self.prepared, overwrite=self.overwrite)
+            attempt, opened = replace(self, plan=plan, setup=setup), False
             try:
                 with StopSignals() as stop, set_up(model, loaded, plan, setup):
                     if not documents_are_isolated(model, self.prepared.train):
                         require_single_documents(config)
                         setup = replace(setup, rows=config.train.batch_size, accumulation=config.train.accumulation)
                         attempt = replace(attempt, setup=setup)
+                    _open_run(self.run, config, self.prepared, overwrite=self.overwrite)
+                    opened = True
                     record_setup(self.run, config, plan, setup)
                     trainer = _build_trainer(model, attempt)
                     metrics = attempt._optimise(trainer, stop)
             except torch.OutOfMemoryError:
-                raise _NoRoom(plan, setup) from None
+                raise _NoRoom(plan, setup, opened=opened) from None
             if stop.requested:
                 raise Interrupted(
                     f"stopped by {stop.name} after step {trainer.state.global_step}; a checkpoint is saved",
