@@ -55,6 +55,23 @@ def card(gib: float, name: str = "h100") -> Hardware:
     return replace(find_gpu(name), memory=int(gib * GIB))
 
 
+def test_an_adapter_that_training_goes_on_with_counts_by_its_own_rank_and_targets(
+    shape: Shape, tiny_model: Path, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    lora = LoraConfig(r=64, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora).save_pretrained(tmp_path / "adapter")
+
+    def adapter_bytes(lora: dict[str, Any]) -> int:
+        return plan_rows(parse_config({"lora": lora}), shape, ROWS, card(80), width=2).parts["adapter"]
+
+    same = adapter_bytes({"r": 64, "targets": ["q_proj", "v_proj"]})
+    assert adapter_bytes({"r": 8, "init": str(tmp_path / "adapter")}) == same
+    assert adapter_bytes({"r": 8}) != same
+
+
 def test_a_shape_has_the_parameters_of_the_model_it_stands_for(shape: Shape) -> None:
     assert shape.parameters == 3_085_938_688  # Qwen2.5-3B's own count
     assert (shape.q, shape.kv, len(shape.linears)) == (2048, 256, 36 * 7)

@@ -187,7 +187,24 @@ def fit(config: Config, shape: Shape, rows: Rows, hardware: Hardware, *, width: 
 
 
 def _work(config: Config, shape: Shape, hardware: Hardware, width: int) -> Work:
-    return work_of(config, shape, width=width, kind=hardware.kind, fp8_products=hardware.fp8 > 0)
+    return work_of(_continued(config), shape, width=width, kind=hardware.kind, fp8_products=hardware.fp8 > 0)
+
+
+def _continued(config: Config) -> Config:
+    """With the rank, dropout and targets of the adapter of `lora.init`, which hold instead of the config's."""
+    from thinktune.models import resolve
+    from thinktune.models.folder import ADAPTER_CONFIG, read_json
+
+    if config.lora.init is None:
+        return config
+    adapter = resolve(config.lora.init, config.load, lambda line: None, weights=False, prefer_merged=False).adapter
+    if adapter is None:
+        return config  # training will say so
+    told = read_json(adapter / ADAPTER_CONFIG)
+    own = {"r": max(told["r"], *(told.get("rank_pattern") or {}).values(), 0), "dropout": told.get("lora_dropout", 0.0)}
+    if isinstance(told["target_modules"], list):  # PEFT knows patterns too
+        own["targets"] = told["target_modules"]
+    return config.model_copy(update={"lora": config.lora.model_copy(update=own)})
 
 
 def _preferred(plan: Plan, best: Plan) -> bool:
