@@ -228,7 +228,7 @@ def compete(values: dict[str, Any], log: str, answers: Any) -> None:
         traceback.print_exc()
         lines = str(error).strip().splitlines() or [""]
         causes = [line for line in lines[1:] if re.match(r"[\w.]*(Error|Exception)\b", line)]  # of a process of its own
-        answer = {"error": f"{type(error).__name__}: {(causes or lines)[-1 if causes else 0][:160]}"}
+        answer = {"error": f"{type(error).__name__}: {(causes[-1] if causes else lines[0])[:160]}"}
     answers.send(answer)
     answers.close()
     os._exit(0)  # threads of libraries may take their time

@@ -201,8 +201,9 @@ def _continued(config: Config) -> Config:
     if adapter is None:
         return config  # training will say so
     told = read_json(adapter / ADAPTER_CONFIG)
-    own = {"r": max(told["r"], *(told.get("rank_pattern") or {}).values(), 0), "dropout": told.get("lora_dropout", 0.0)}
-    if isinstance(told["target_modules"], list):  # PEFT knows patterns too
+    ranks = [told.get("r", config.lora.r), *(told.get("rank_pattern") or {}).values()]
+    own = {"r": max(ranks), "dropout": told.get("lora_dropout", 0.0)}
+    if isinstance(told.get("target_modules"), list):  # PEFT knows patterns too
         own["targets"] = told["target_modules"]
     return config.model_copy(update={"lora": config.lora.model_copy(update=own)})
 

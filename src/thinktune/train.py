@@ -107,7 +107,7 @@ def train(
             except _NoRoom as shortage:  # left before going on: it holds the tensors that there is no room for
                 plan, setup = shortage.plan, shortage.setup
                 overwrite = overwrite and not shortage.opened
-            setup = go_lighter(config, plan, setup, console, after=_newest_step(run))
+            setup = go_lighter(config, plan, setup, console, after=0 if overwrite else _newest_step(run))
 
 
 class _NoRoom(Exception):
