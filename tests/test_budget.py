@@ -85,6 +85,23 @@ def test_custom_stops_still_count() -> None:
     assert tags.parse(ask("a b STOP c", LIMITED.changed(stop=("STOP",))).text).think == "a b STOP"
 
 
+def test_an_answer_does_not_wait_for_the_thoughts_of_others() -> None:
+    engine, chat = prepare(
+        lambda prompt: "<think>on" + " and on" * ("long" in prompt) * 60 + "</think> <answer>7</answer>"
+    )
+    sampling = Sampling(max_tokens=400, think_budget=380)
+    requests = [
+        Request(text, chat.prompt_ids([{"role": "user", "content": text}]), sampling) for text in ("long", "a", "b")
+    ]
+    completions = engine.generate(requests)
+    first = [next(completions), next(completions)]
+    written = len(engine._engine._model.batches)  # type: ignore[attr-defined]
+    assert {each.request_id for each in first} == {"a", "b"}
+    (last,) = completions
+    assert tags.parse(last.text).answer == "7"
+    assert len(engine._engine._model.batches) > 3 * written  # type: ignore[attr-defined]
+
+
 @pytest.fixture(scope="module")
 def noisy(tiny_model: Path) -> Any:
     loaded = load_model(tiny_model, load=Load(dtype="float32"))

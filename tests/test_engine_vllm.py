@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -89,6 +90,23 @@ def test_requests_are_taken_as_there_is_room_for_them(engine: VllmEngine) -> Non
     with closing(engine.generate(requests())) as completions:
         next(completions)
         assert len(taken) == 8  # twice max_num_seqs
+
+
+def test_requests_that_come_while_others_are_answered_join_them(engine: VllmEngine) -> None:
+    waiting = deque([ask(10, name="0")])
+
+    class Source(Iterator[Request]):
+        def __next__(self) -> Request:
+            if not waiting:
+                raise StopIteration
+            return waiting.popleft()
+
+    found = []
+    for completion in engine.generate(Source()):
+        found.append(int(completion.request_id))
+        if found[-1] < 3:
+            waiting.append(ask(10, name=str(found[-1] + 1)))
+    assert found == [0, 1, 2, 3]
 
 
 def test_text_ends_with_the_stop_string_and_without_the_stop_token(engine: VllmEngine) -> None:

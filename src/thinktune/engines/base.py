@@ -92,6 +92,10 @@ class Engine(ABC):
         """Yield `n` completions for each request, as they finish, in any order. A fault of one request becomes error
         completions of that request. Close the generator to stop early.
 
+        Args:
+            requests: an iterator that has none for now may have more later: it may be asked again while some are
+                answered.
+
         Raises:
             GenerationError: the engine itself cannot go on.
         """

@@ -8,10 +8,11 @@ works with every model and every engine, and an engine's prefix cache is of use.
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from thinktune import tags
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 NO_ANSWER = "(no answer)"
 """Stands in the place of an answer where the model ended without writing one."""
 
-_WINDOW = 256  # requests thinking at once; their answers share the engine with the next window's thoughts
+_MOST_THINKING = 1024  # requests at once; engines that take no request while they write have their answers next
 _MOST_MERGED = 8  # tokens by which a prompt may grow where texts that were tokenised apart meet
 
 
 @dataclass(frozen=True)
-class _Thought:
+class Thought:
     """A request whose thought is written, and the request for its answer."""
 
     request: Request
@@ -76,7 +77,10 @@ class Budgeted(Engine):
 
         with closing(self._engine.generate(plain())) as completions:
             yield from completions
-        yield from self._in_two_passes(iter(budgeted))
+        passes = _Passes(self, budgeted)
+        while passes.left:
+            with closing(self._engine.generate(passes)) as completions:
+                yield from filter(None, map(passes.take, completions))
 
     def stream(self, request: Request) -> Iterator[str]:
         """See `Engine.stream`. The pieces join to the text that `generate` gives."""
@@ -85,7 +89,7 @@ class Budgeted(Engine):
             return
         yield self._head
         thought = ""
-        for piece in _content(self._engine.stream(self._thinking(request)), "<think>"):
+        for piece in _content(self._engine.stream(self.thinking(request)), "<think>"):
             thought += piece
             yield piece
         yield self._middle
@@ -104,24 +108,7 @@ class Budgeted(Engine):
     def close(self) -> None:
         self._engine.close()
 
-    def _in_two_passes(self, source: Iterator[Request]) -> Iterator[Completion]:
-        thoughts: dict[str, _Thought] = {}
-        while (window := list(islice(source, _WINDOW))) or thoughts:
-            asked = {_thinking_id(request): request for request in window}
-            passes = [*(each.answering for each in thoughts.values()), *map(self._thinking, window)]
-            following: dict[str, _Thought] = {}
-            with closing(self._engine.generate(passes)) as completions:
-                for completion in completions:
-                    if thought := thoughts.get(completion.request_id):
-                        yield self._join(thought, completion)
-                    elif completion.error is not None:
-                        yield replace(completion, request_id=asked[completion.request_id].id)
-                    else:
-                        thought = self._with_thought(asked[completion.request_id], completion)
-                        following[thought.answering.id] = thought
-            thoughts = following
-
-    def _thinking(self, request: Request) -> Request:
+    def thinking(self, request: Request) -> Request:
         """The first pass. Where the context is too small for all, thought and answer shrink alike."""
         sampling = request.sampling
         budget = sampling.think_budget or 0
@@ -132,9 +119,10 @@ class Budgeted(Engine):
         thinking = sampling.changed(max_tokens=budget, think_budget=None, stop=stop)
         return replace(request, id=_thinking_id(request), sampling=thinking)
 
-    def _with_thought(self, request: Request, completion: Completion) -> _Thought:
+    def with_thought(self, request: Request, completion: Completion) -> Thought:
+        """What the first pass of a request has written, without tags."""
         think = "".join(_content([completion.text], "<think>"))
-        return _Thought(request, completion, think, self._answering(request, think, completion.index))
+        return Thought(request, completion, think, self._answering(request, think, completion.index))
 
     def _answering(self, request: Request, think: str, index: int) -> Request:
         sampling = request.sampling
@@ -155,7 +143,8 @@ class Budgeted(Engine):
             ),
         )
 
-    def _join(self, thought: _Thought, completion: Completion) -> Completion:
+    def join(self, thought: Thought, completion: Completion) -> Completion:
+        """Thought and answer as one completion."""
         ids = (*thought.completion.token_ids, *completion.token_ids)
         whole = replace(completion, request_id=thought.request.id, index=thought.completion.index, token_ids=ids)
         if completion.error is not None:
@@ -166,6 +155,55 @@ class Budgeted(Engine):
     def _ids(self, think: str) -> list[int]:
         """Tokens of the reply so far: up to where the answer begins."""
         return self._chat.reply_ids((self._head + think + self._middle).rstrip())[:-1]
+
+
+class _Passes(Iterator[Request]):
+    """What can be written of budgeted requests: answers whose thoughts are there, before further thoughts.
+
+    Unlike a generator it may have more after it had none. Engines that go on asking while they write take an answer as
+    soon as its thought ends; nothing waits for the slowest thought, and little is lost when they are stopped.
+
+    Attributes:
+        left: whether there will be more, whatever the engine does.
+    """
+
+    def __init__(self, layer: Budgeted, requests: Iterable[Request]) -> None:
+        self._layer = layer
+        self._source = deque(requests)
+        self._thinking: dict[str, Request] = {}
+        self._samples: Counter[str] = Counter()  # that have not ended their thought
+        self._answers: deque[Request] = deque()
+        self._thoughts: dict[str, Thought] = {}
+
+    @property
+    def left(self) -> bool:
+        return bool(self._answers or self._source)
+
+    def __next__(self) -> Request:
+        if self._answers:
+            return self._answers.popleft()
+        if not self._source or len(self._thinking) >= _MOST_THINKING:
+            raise StopIteration
+        request = self._source.popleft()
+        thinking = self._layer.thinking(request)
+        self._thinking[thinking.id] = request
+        self._samples[thinking.id] = request.sampling.n
+        return thinking
+
+    def take(self, completion: Completion) -> Completion | None:
+        """The whole completion that this one ends; None where the answer is still to come."""
+        if thought := self._thoughts.pop(completion.request_id, None):
+            return self._layer.join(thought, completion)
+        request = self._thinking[completion.request_id]
+        self._samples[completion.request_id] -= 1
+        if not self._samples[completion.request_id]:
+            del self._samples[completion.request_id], self._thinking[completion.request_id]
+        if completion.error is not None:
+            return replace(completion, request_id=request.id)
+        thought = self._layer.with_thought(request, completion)
+        self._thoughts[thought.answering.id] = thought
+        self._answers.append(thought.answering)
+        return None
 
 
 def _thinking_id(request: Request) -> str:

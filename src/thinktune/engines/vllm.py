@@ -13,6 +13,7 @@ import hashlib
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -68,6 +69,20 @@ class VllmModel:
     adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
+class _Rows(Iterator[_Row]):
+    """All samples of requests; it has more whenever those have more."""
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._requests = iter(requests)
+        self._next: deque[_Row] = deque()
+
+    def __next__(self) -> _Row:
+        while not self._next:
+            request = next(self._requests)
+            self._next.extend(_Row(request, index) for index in range(request.sampling.n))
+        return self._next.popleft()
+
+
 class VllmEngine(Engine):
     """Generates with vLLM.
 
@@ -118,7 +133,7 @@ class VllmEngine(Engine):
             GenerationError: vLLM ends again and again.
         """
         self._crashes = 0
-        yield from self._answer(_Row(request, index) for request in requests for index in range(request.sampling.n))
+        yield from self._answer(_Rows(requests))
 
     def stream(self, request: Request) -> Iterator[str]:
         """See `Engine.stream`. The pieces join to the text that `generate` gives for the same request.
