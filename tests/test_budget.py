@@ -102,6 +102,17 @@ def test_an_answer_does_not_wait_for_the_thoughts_of_others() -> None:
     assert len(engine._engine._model.batches) > 3 * written  # type: ignore[attr-defined]
 
 
+def test_no_more_thoughts_are_begun_than_the_engine_writes_at_once() -> None:
+    engine, chat = prepare(lambda prompt: "<think>on and on</think> <answer>7</answer>")
+    engine._engine.slots = 4
+    ids = chat.prompt_ids([{"role": "user", "content": "q"}])
+    completions = engine.generate([Request(str(at), ids, LIMITED.changed(n=2)) for at in range(20)])
+    next(completions)
+    written = len(engine._engine._model.batches)  # type: ignore[attr-defined]
+    assert len(list(completions)) == 39
+    assert len(engine._engine._model.batches) > 5 * written  # type: ignore[attr-defined]
+
+
 @pytest.fixture(scope="module")
 def noisy(tiny_model: Path) -> Any:
     loaded = load_model(tiny_model, load=Load(dtype="float32"))

@@ -76,6 +76,8 @@ class Engine(ABC):
     context_length: int
     unsupported: frozenset[str] = frozenset({"think_budget"})
     """Fields of Sampling that this engine has no means to honour. Thinking within a budget is a layer over engines."""
+    slots: int = 256
+    """How many completions it writes at once, if there are as many."""
     context_setting: int | None = None
     """What a setting holds the context to, where one does; known before a model is loaded."""
 

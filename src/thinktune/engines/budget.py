@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 NO_ANSWER = "(no answer)"
 """Stands in the place of an answer where the model ended without writing one."""
 
-_MOST_THINKING = 1024  # requests at once; engines that take no request while they write have their answers next
 _MOST_MERGED = 8  # tokens by which a prompt may grow where texts that were tokenised apart meet
 
 
@@ -55,6 +54,10 @@ class Budgeted(Engine):
     @property
     def context_length(self) -> int:  # type: ignore[override]
         return self._engine.context_length
+
+    @property
+    def slots(self) -> int:  # type: ignore[override]
+        return self._engine.slots
 
     @property
     def context_setting(self) -> int | None:  # type: ignore[override]
@@ -160,8 +163,8 @@ class Budgeted(Engine):
 class _Passes(Iterator[Request]):
     """What can be written of budgeted requests: answers whose thoughts are there, before further thoughts.
 
-    Unlike a generator it may have more after it had none. Engines that go on asking while they write take an answer as
-    soon as its thought ends; nothing waits for the slowest thought, and little is lost when they are stopped.
+    Unlike a generator it may have more after it had none: no more thoughts are begun than the engine writes at once, so
+    that answers follow soon. Nothing waits for the slowest thought, and little is lost when the engine is stopped.
 
     Attributes:
         left: whether there will be more, whatever the engine does.
@@ -182,7 +185,7 @@ class _Passes(Iterator[Request]):
     def __next__(self) -> Request:
         if self._answers:
             return self._answers.popleft()
-        if not self._source or len(self._thinking) >= _MOST_THINKING:
+        if not self._source or self._samples.total() >= self._layer.slots:
             raise StopIteration
         request = self._source.popleft()
         thinking = self._layer.thinking(request)

@@ -239,6 +239,10 @@ class EngineOnDemand(Engine):
     def context_length(self) -> int:  # type: ignore[override]
         return self.start().context_length
 
+    @property
+    def slots(self) -> int:  # type: ignore[override]
+        return self.start().slots
+
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         yield from self.start().generate(requests)
 

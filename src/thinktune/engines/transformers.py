@@ -67,7 +67,8 @@ class TransformersEngine(Engine):
         )
         tokens = max_batch_tokens or _tokens_that_fit(config, embedding)
         on_gpu = embedding.device.type == "cuda"
-        self._limits = Limits(tokens=tokens, rows=512 if on_gpu else 64, prefill=16384 if on_gpu else 2048)
+        self.slots = 512 if on_gpu else 64
+        self._limits = Limits(tokens=tokens, rows=self.slots, prefill=16384 if on_gpu else 2048)
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         """See `Engine.generate`. Requests are taken from the iterable in windows, longest prompts first inside one.

@@ -112,6 +112,7 @@ class VllmEngine(Engine):
         self._notify = notify
         self._model = model
         self.settings = settings
+        self.slots = settings.max_num_seqs
         self._first = {
             "engine": engine_arguments(model, settings),
             "adapters": {
