@@ -8,7 +8,7 @@ works with every model and every engine, and an engine's prefix cache is of use.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -174,7 +174,7 @@ class _Passes(Iterator[Request]):
         self._layer = layer
         self._source = deque(requests)
         self._thinking: dict[str, Request] = {}
-        self._samples: Counter[str] = Counter()  # that have not ended their thought
+        self._open = 0  # samples that have not ended their thought
         self._answers: deque[Request] = deque()
         self._thoughts: dict[str, Thought] = {}
 
@@ -185,12 +185,12 @@ class _Passes(Iterator[Request]):
     def __next__(self) -> Request:
         if self._answers:
             return self._answers.popleft()
-        if not self._source or self._samples.total() >= self._layer.slots:
+        if not self._source or self._open >= self._layer.slots:
             raise StopIteration
         request = self._source.popleft()
         thinking = self._layer.thinking(request)
         self._thinking[thinking.id] = request
-        self._samples[thinking.id] = request.sampling.n
+        self._open += request.sampling.n
         return thinking
 
     def take(self, completion: Completion) -> Completion | None:
@@ -198,9 +198,7 @@ class _Passes(Iterator[Request]):
         if thought := self._thoughts.pop(completion.request_id, None):
             return self._layer.join(thought, completion)
         request = self._thinking[completion.request_id]
-        self._samples[completion.request_id] -= 1
-        if not self._samples[completion.request_id]:
-            del self._samples[completion.request_id], self._thinking[completion.request_id]
+        self._open -= 1
         if completion.error is not None:
             return replace(completion, request_id=request.id)
         thought = self._layer.with_thought(request, completion)
