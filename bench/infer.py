@@ -65,12 +65,12 @@ def main() -> None:
         return
     started = time.time()
     if options.model is None:
-        list(rows_of("model"))  # in a process of its own too: what it has on the GPU is gone afterwards
+        list(rows_of("model", options))  # in a process of its own too: what it has on the GPU is gone afterwards
         print(f"model and adapter made in {time.time() - started:.0f} s\n", flush=True)
     print(f"{'what':40} {'sampling':22} {'tokens/s':>9} {'of vLLM':>8} {'start':>7}", flush=True)
     alone: dict[str, float] = {}
     for part in options.parts.split(","):
-        for row in rows_of(part):
+        for row in rows_of(part, options):
             base = alone.setdefault(row["sampling"], row["tokens_per_second"])
             share = f"{row['tokens_per_second'] / base:8.1%}"
             print(
@@ -98,10 +98,10 @@ def read_options() -> argparse.Namespace:
     return options
 
 
-def rows_of(part: str) -> Iterator[dict[str, Any]]:
+def rows_of(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measure one part in a process of its own, so that the memory of the one before it is free."""
     on = device()
-    environment = vllm_environment(on)
+    environment = vllm_environment(on, options.model or options.work / "model") if part != "model" else {**os.environ}
     python = os.environ.get("THINKTUNE_VLLM_PYTHON") if part.startswith("vllm") else None
     if python:  # it has no thinktune of its own
         environment["PYTHONPATH"] = str(Path(thinktune.__file__).parents[1])

@@ -17,6 +17,7 @@ from scripted import GENERATION_PROMPT, ScriptedModel
 from thinktune.config import Sampling
 from thinktune.engines.base import Completion, Request
 from thinktune.engines.batch import Decoder
+from thinktune.engines.graphs import Recorder
 from thinktune.engines.sampling import Sampler
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import GenerationError, ModelError, OutOfMemory
@@ -248,6 +249,22 @@ def test_settings_of_one_request_leave_its_neighbours_alone(engine: Transformers
     found = answers(engine.generate([*mixed, *greedy]))
     assert alone.items() <= found.items()
     assert len({tuple(found[request.id, 0]) for request in [*mixed, greedy[0]]}) == 5
+
+
+def test_steps_of_fixed_shape_that_a_gpu_records_give_the_same_tokens(model: Any, engine: TransformersEngine) -> None:
+    class NotRecorded(Recorder):
+        calls = 0
+
+        def record(self, forward: Any) -> None:
+            self.calls += 1
+
+    fixed, recorder = copy.copy(engine), NotRecorded(torch.device("cpu"))
+    fixed._decoder = replace(engine._decoder, recorder=recorder)
+    longer = Sampling(max_tokens=90, stop=(), repetition_penalty=1.3)  # than the cache has room for at first
+    requests = [*make_requests(12, longer), *make_requests(8, GREEDY)]
+    requests = [replace(request, id=str(at)) for at, request in enumerate(requests)]
+    assert answers(fixed.generate(requests)) == answers(engine.generate(requests))
+    assert recorder.calls >= 80
 
 
 def test_every_prompt_gets_its_own_answer_through_changing_batches(tokenizer: Any) -> None:

@@ -297,14 +297,23 @@ def test_settings_reach_vllm() -> None:
     assert engine_arguments(make_model(), Vllm())["enforce_eager"] is True
 
 
-def test_vllm_gets_the_gpu_that_was_chosen_and_switches_that_are_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_gets_the_gpu_that_was_chosen_and_switches_that_are_not_set(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
-    assert vllm_environment("cuda")["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
-    assert vllm_environment("cuda")["VLLM_NO_USAGE_STATS"] == "1"
+    assert vllm_environment("cuda", tiny_model)["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
+    assert vllm_environment("cuda", tiny_model)["VLLM_NO_USAGE_STATS"] == "1"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert vllm_environment("cuda:1")["CUDA_VISIBLE_DEVICES"] == "1"
+    assert vllm_environment("cuda:1", tiny_model)["CUDA_VISIBLE_DEVICES"] == "1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert vllm_environment("cuda:1")["CUDA_VISIBLE_DEVICES"] == "6"
+    assert vllm_environment("cuda:1", tiny_model)["CUDA_VISIBLE_DEVICES"] == "6"
+    newer = "VLLM_USE_V2_MODEL_RUNNER"
+    assert vllm_environment("cuda", tiny_model)[newer] == "1"
+    assert newer not in vllm_environment("cpu", tiny_model)
+    (tmp_path / "config.json").write_text('{"model_type": "mamba2"}')
+    assert newer not in vllm_environment("cuda", tmp_path)
+    monkeypatch.setenv(newer, "0")
+    assert vllm_environment("cuda", tiny_model)[newer] == "0"
 
 
 def test_adapters_in_float32_are_refused_on_a_gpu(tiny_adapter: Path) -> None:

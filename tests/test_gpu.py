@@ -133,13 +133,27 @@ def answers(model: Path, device: str, sampling: Sampling) -> dict[str, tuple[int
 
 @pytest.mark.parametrize(("temperature", "different"), [(0.0, 0), (0.8, 2)])
 def test_the_transformers_engine_writes_what_it_writes_on_a_cpu(
-    model: Path, temperature: float, different: int
+    model: Path, temperature: float, different: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Up to noise that falls between two tokens where rounding differs."""
+    caplog.set_level("INFO", logger="thinktune")
     sampling = Sampling(temperature=temperature, top_p=0.9, repetition_penalty=1.1, max_tokens=90, stop=())
     ours, expected = answers(model, DEVICE, sampling), answers(model, "cpu", sampling)
     assert ours.keys() == expected.keys()
     assert sum(ours[name] != expected[name] for name in ours) <= different
+    assert "without a CUDA graph" not in caplog.text
+
+
+def test_a_model_that_asks_the_gpu_for_a_number_decodes_without_a_graph(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rotary = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}  # their frequencies follow the longest row
+    model = make_tiny_model(tmp_path / "model", rope_parameters=rotary)
+    sampling = Sampling(max_tokens=16, stop=())
+    with caplog.at_level("INFO", logger="thinktune"):
+        ours = answers(model, DEVICE, sampling)
+    assert caplog.text.count("without a CUDA graph") == 1
+    assert ours == answers(model, "cpu", sampling)
 
 
 def test_a_wide_nucleus_is_drawn_from_as_on_a_cpu() -> None:

@@ -12,6 +12,7 @@ import torch
 from thinktune.config import Sampling
 from thinktune.engines.base import FinishReason, Request
 from thinktune.engines.cache import Piece, merge, new_cache, spread
+from thinktune.engines.graphs import RecordedStep, Recorder
 from thinktune.engines.sampling import NgramBlocker, Sampler, row_noise
 from thinktune.engines.text import Detokenizer
 
@@ -66,9 +67,11 @@ class Decoder:
     context_length: int
     layers: int
     device: torch.device
+    recorder: Recorder | None = None
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Logits `(rows, vocabulary)` after the last of ids `(rows, n)`; mask is True at attended columns."""
+        """Logits `(rows, vocabulary)` after the last of ids `(rows, n)`; mask is True at attended columns, `(rows,
+        columns)` or `(rows, 1, n, columns)`."""
         logits: torch.Tensor = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -116,6 +119,7 @@ class Batch:
         self._starts = torch.empty(0, dtype=torch.long)  # the column of each row's first token
         self._last = torch.empty(0, dtype=torch.long)  # the token each row feeds next
         self._sampler: Sampler
+        self._recorded: RecordedStep | None = None
 
     @property
     def live(self) -> list[Row]:
@@ -128,16 +132,20 @@ class Batch:
     def step(self) -> None:
         """One token more for every row. Finished rows ride along, unread, until `change` drops them."""
         decoder = self._decoder
-        columns = torch.arange(self.width + 1, device=decoder.device)
         # A finished row that rides along must not run out of the model's positions.
         positions = (self.width - self._starts).clamp(max=decoder.context_length - 1)
-        logits = decoder.forward(self._last[:, None], columns >= self._starts[:, None], positions[:, None], self._cache)
+        if self._recorded is not None:
+            logits = self._recorded(self._last, positions, self.width)
+        else:
+            mask = torch.arange(self.width + 1, device=decoder.device) >= self._starts[:, None]
+            logits = decoder.forward(self._last[:, None], mask, positions[:, None], self._cache)
         self.width += 1
         self._last = decoder.accept(self.rows, logits, self._sampler)
 
     def change(self, groups: Sequence[Prefilled], leaving: Collection[Row] = ()) -> None:
         """Drop finished and leaving rows, take in prefilled ones, and make room for `SPARE` more columns."""
-        device = self._decoder.device
+        device, recorder = self._decoder.device, self._decoder.recorder
+        self._recorded = None  # its memory is for the next one
         stay = [index for index, row in enumerate(self.rows) if row.reason is None and row not in leaving]
         sources = [(self._cache, self.rows, stay, stay, self._last)] if stay else []
         for group in groups:
@@ -159,6 +167,8 @@ class Batch:
         self.width = max(piece.width for piece in pieces)
         self._starts = torch.tensor([self.width - row.length + 1 for row in rows], device=device)
         self._sampler = Sampler(rows, self._decoder.vocabulary, device)
+        if recorder is not None and recorder.works:
+            self._recorded = RecordedStep(self._decoder, recorder, self._cache, self._starts)
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,19 @@ ATTENTION = "thinktune_decode"
 
 
 class RowLayer(CacheLayerMixin):
-    """Keys and values of one layer, `(rows, heads, columns, size)`, of which the first `length` columns are filled."""
+    """Keys and values of one layer, `(rows, heads, columns, size)`, of which the first `length` columns are filled.
+
+    Attributes:
+        column: where the next token goes, and all columns are read under a mask; None: behind the last one, and only
+            those are read that are filled.
+    """
 
     is_sliding = False
 
     def __init__(self) -> None:
         super().__init__()
         self.length = 0
+        self.column: torch.Tensor | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.keys, self.values = key_states, value_states
@@ -36,6 +42,10 @@ class RowLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.column is not None:
+            self.keys.index_copy_(2, self.column, key_states)
+            self.values.index_copy_(2, self.column, value_states)
+            return self.keys, self.values
         end = self.length + key_states.shape[-2]
         if self.is_initialized:
             self.keys[:, :, self.length : end] = key_states

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from thinktune.engines.base import Completion, Engine, Likelihood, Pair, Request, why_refused
 from thinktune.engines.batch import Decoder, Row
 from thinktune.engines.cache import ATTENTION, register_attention
+from thinktune.engines.graphs import Recorder, attends_to_all
 from thinktune.engines.likelihood import likelihoods
 from thinktune.engines.packed import packed_linears
 from thinktune.engines.scheduler import OUT_OF_MEMORY_HINT, Limits, Scheduler
@@ -53,6 +54,7 @@ class TransformersEngine(Engine):
         _check_attention_only(config)
         register_attention()
         embedding = model.get_input_embeddings().weight
+        on_gpu = embedding.device.type == "cuda"
         stops = frozenset(stop_ids)
         self.context_length = _context_length(config, tokenizer)
         self._model = model
@@ -64,9 +66,9 @@ class TransformersEngine(Engine):
             context_length=self.context_length,
             layers=config.num_hidden_layers,
             device=embedding.device,
+            recorder=Recorder(embedding.device) if on_gpu and attends_to_all(config) else None,
         )
         tokens = max_batch_tokens or _tokens_that_fit(config, embedding)
-        on_gpu = embedding.device.type == "cuda"
         self.slots = 512 if on_gpu else 64
         self._limits = Limits(tokens=tokens, rows=self.slots, prefill=16384 if on_gpu else 2048)
 

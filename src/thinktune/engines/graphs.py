@@ -1,0 +1,139 @@
+"""The forward pass of a decoded token, recorded once as a CUDA graph and replayed for the tokens that follow.
+
+Launched from Python, the thousand small kernels of a step take tens of milliseconds, most of which the GPU waits. A
+graph has fixed shapes and addresses: the cache keeps its columns between two changes of a batch, the new token goes
+into a column that a tensor names, and attention reads all columns under a mask.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from thinktune.engines.batch import Decoder
+
+log = logging.getLogger(__name__)
+
+
+def attends_to_all(config: Any) -> bool:
+    """Whether every layer of a model of this text config attends to all that was written: one mask serves all then."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    return kinds == {"full_attention"} and window is None
+
+
+class Recorder:
+    """What the graphs of one model share: a stream to record on, and memory, since one graph is in use at a time.
+
+    Attributes:
+        works: False once the model did what cannot be recorded.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.works = True
+        self._device = device
+        self._stream: Any = None
+        self._pool: Any = None
+        self._first: Any = None
+
+    def record(self, forward: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor] | None:
+        """Record what `forward` launches, and where its result will be; None if that cannot be.
+
+        Raises:
+            torch.OutOfMemoryError: there is no room for what it computes.
+        """
+        try:
+            if self._pool is None:
+                self._try(forward)
+            return self._record(forward)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a model may do anything, such as ask the GPU for a number
+            log.info("decoding without a CUDA graph: %s", error)
+            self.works = False
+            return None
+
+    def _try(self, forward: Callable[[], torch.Tensor]) -> None:
+        """Run it once: what kernels set up at their first call must not come into a recording, and a model that waits
+        for the GPU is better found here than in a recording, which it would break."""
+        self._stream = torch.cuda.Stream(self._device)
+        mode = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it does not find everything
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            with self._on_stream():
+                forward()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._first = self._record(lambda: torch.zeros(1, device=self._device))  # a pool lives as long as a graph of it
+
+    def _record(self, forward: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        # Not by `torch.cuda.graph`, which empties the allocator's cache each time, and leaves its stream in use where
+        # it fails.
+        graph = torch.cuda.CUDAGraph()
+        with self._on_stream():
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                out = forward()
+            finally:
+                graph.capture_end()
+        return graph, out
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        outer = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(outer)
+        with torch.cuda.stream(self._stream):
+            yield
+        outer.wait_stream(self._stream)
+
+
+class RecordedStep:
+    """Decodes a token for every row of a cache that does not change otherwise.
+
+    Args:
+        starts: the column of each row's first token, `(rows,)`.
+    """
+
+    def __init__(self, decoder: Decoder, recorder: Recorder, cache: Any, starts: torch.Tensor) -> None:
+        rows, columns = len(starts), cache.layers[0].keys.shape[2]
+        self._decoder = decoder
+        self._recorder = recorder
+        self._cache = cache
+        self._columns = torch.arange(columns, device=starts.device)
+        self._starts = starts[:, None]
+        self._ids = starts.new_zeros(rows, 1)
+        self._positions = starts.new_zeros(rows, 1)
+        self._column = starts.new_zeros(1)
+        self._mask = torch.zeros(rows, 1, 1, columns, dtype=torch.bool, device=starts.device)
+        self._recorded: tuple[torch.cuda.CUDAGraph, torch.Tensor] | None = None
+        for layer in cache.layers:
+            layer.column = self._column
+
+    def __call__(self, last: torch.Tensor, positions: torch.Tensor, width: int) -> torch.Tensor:
+        """Logits `(rows, vocabulary)` after the tokens `last` `(rows,)`, which go into column `width`."""
+        self._ids.copy_(last[:, None])
+        self._positions.copy_(positions[:, None])
+        self._column.fill_(width)
+        self._mask.copy_(((self._columns >= self._starts) & (self._columns <= width))[:, None, None])
+        if self._recorded is None and self._recorder.works:
+            self._recorded = self._recorder.record(self._forward)
+        if self._recorded is None:
+            logits = self._forward()
+        else:
+            graph, logits = self._recorded
+            graph.replay()
+        for layer in self._cache.layers:
+            layer.length = width + 1
+        return logits
+
+    def _forward(self) -> torch.Tensor:
+        return self._decoder.forward(self._ids, self._mask, self._positions, self._cache)
