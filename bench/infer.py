@@ -4,10 +4,10 @@
     python bench/infer.py --model FOLDER --items 32 --tokens 64 --parts vllm,ours,transformers    # SmolLM2 on a CPU
     python bench/infer.py TOKENIZER_FOLDER --tiny     # to try it; on a CPU with THINKTUNE_VLLM_PYTHON set
 
-Without --model the model has random weights, on which speed does not depend. No token ends a completion. Every row is
-measured in a process of its own after a warm-up; rows appear as they are measured. vLLM alone and ours run with equal
-arguments, prompts and sampling; ours goes through `infer`, its journal included. vLLM alone comes first and fills the
-compilation cache, so that ours is the engine's second start.
+Without --model the model has random weights, on which speed does not depend. No token ends a completion. Every part is
+measured in a process of its own after a warm-up: medians, beside the lowest and the highest; rows appear as they are
+measured. vLLM alone and ours run with equal arguments, prompts and sampling; ours goes through `infer`, its journal
+included. vLLM alone comes first and fills the compilation cache, so that ours is the engine's second start.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import thinktune
 from thinktune.config import Sampling, Vllm
+from thinktune.engines.base import Engine
 from thinktune.engines.vllm import OWN, VllmEngine, VllmModel, engine_arguments, vllm_environment
 
 SHAPE = {
@@ -42,7 +44,7 @@ SHAPE = {
 TINY = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 8}
 RANK = 8
 WARM_UP = 32  # tokens
-FRESH = 10_000  # between the numbers in the questions of two measurements
+FRESH = count(step=10_000)  # numbers for the questions of a measurement: vLLM keeps the prompts of those before
 PENALTY = Sampling(temperature=0.3, top_p=0.9, repetition_penalty=1.05, max_tokens=256, seed=1)
 GREEDY = Sampling(max_tokens=256, seed=1)
 PARTS = {
@@ -67,16 +69,14 @@ def main() -> None:
     if options.model is None:
         list(rows_of("model", options))  # in a process of its own too: what it has on the GPU is gone afterwards
         print(f"model and adapter made in {time.time() - started:.0f} s\n", flush=True)
-    print(f"{'what':40} {'sampling':22} {'tokens/s':>9} {'of vLLM':>8} {'start':>7}", flush=True)
+    print(f"{'what':40} {'sampling':22} {'tokens/s':>9} {'from':>7} {'to':>7} {'of vLLM':>8} {'start':>7}", flush=True)
     alone: dict[str, float] = {}
     for part in options.parts.split(","):
         for row in rows_of(part, options):
-            base = alone.setdefault(row["sampling"], row["tokens_per_second"])
-            share = f"{row['tokens_per_second'] / base:8.1%}"
-            print(
-                f"{PARTS[part]:40} {row['sampling']:22} {row['tokens_per_second']:9,.0f} {share} {row['start']:5.0f} s",
-                flush=True,
-            )
+            speeds = row["tokens_per_second"]
+            figures = f"{median(speeds):9,.0f} {min(speeds):7,.0f} {max(speeds):7,.0f}"
+            share = median(speeds) / alone.setdefault(row["sampling"], median(speeds))
+            print(f"{PARTS[part]:40} {row['sampling']:22} {figures} {share:8.1%} {row['start']:5.0f} s", flush=True)
     print(f"\n{time.time() - started:.0f} s in all", flush=True)
 
 
@@ -88,6 +88,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--parts", default=",".join(PARTS), help="which rows to measure")
     parser.add_argument("--items", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="a small model")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     # Told, not asked: vLLM forks, and CUDA does not survive that once it was asked.
@@ -101,7 +102,8 @@ def read_options() -> argparse.Namespace:
 def rows_of(part: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measure one part in a process of its own, so that the memory of the one before it is free."""
     on = device()
-    environment = vllm_environment(on, options.model or options.work / "model") if part != "model" else {**os.environ}
+    options = argparse.Namespace(**{**vars(options), "part": part, "device": on})
+    environment = vllm_environment(vllm_model(options)) if part != "model" else {**os.environ}
     python = os.environ.get("THINKTUNE_VLLM_PYTHON") if part.startswith("vllm") else None
     if python:  # it has no thinktune of its own
         environment["PYTHONPATH"] = str(Path(thinktune.__file__).parents[1])
@@ -167,21 +169,16 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     return measure_ours(options)
 
 
-def questions(count: int, first: int) -> list[str]:
-    """Other ones for each measurement, since vLLM keeps the prompts of those before."""
-    return [
-        f"Calculate the area of a circle with radius {at} and explain every step." for at in range(first, first + count)
-    ]
-
-
-def model_folder(options: argparse.Namespace) -> Path:
-    return options.model or options.work / "model"
+def questions(number: int) -> list[str]:
+    """Other ones at each call."""
+    first = next(FRESH)
+    return [f"Calculate the area of a circle with radius {first + at} and explain every step." for at in range(number)]
 
 
 def vllm_model(options: argparse.Namespace) -> Any:
     from transformers import AutoTokenizer
 
-    folder = model_folder(options)
+    folder = options.model or options.work / "model"
     return VllmModel(
         folder=folder,
         tokenizer_folder=folder,
@@ -224,8 +221,8 @@ def measure_vllm(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     chat = Chat(model.tokenizer)
     own = [LoRARequest("own", 1, str(folder)) for folder in model.adapters.values()]
 
-    def run(sampling: Sampling, first: int, *, seeded: bool = False, count: int = options.items) -> float:
-        texts = questions(count, first)
+    def run(sampling: Sampling, *, seeded: bool = False, items: int = options.items) -> float:
+        texts = questions(items)
         prompts = [{"prompt_token_ids": chat.prompt_ids([{"role": "user", "content": text}])} for text in texts]
         params = [
             SamplingParams(
@@ -244,17 +241,17 @@ def measure_vllm(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=own[0] if own else None)
         return sum(len(output.outputs[0].token_ids) for output in outputs) / (time.time() - begun)
 
-    run(PENALTY.changed(max_tokens=WARM_UP), 0)
-    for number, (name, (sampling, seeded)) in enumerate(cases(options).items(), start=1):
-        yield {"sampling": name, "tokens_per_second": run(sampling, number * FRESH, seeded=seeded), "start": took}
+    run(PENALTY.changed(max_tokens=WARM_UP))
+    for name, (sampling, seeded) in cases(options).items():
+        speeds = [run(sampling, seeded=seeded) for _ in range(options.rounds)]
+        yield {"sampling": name, "tokens_per_second": speeds, "start": took}
     if not own:
-        alone = [run(cases(options)["penalty"][0], -first, count=1) for first in range(1, 4)]
-        yield {"sampling": "one at a time", "tokens_per_second": median(alone), "start": took}
+        speeds = [run(cases(options)["penalty"][0], items=1) for _ in range(options.rounds)]
+        yield {"sampling": "one at a time", "tokens_per_second": speeds, "start": took}
 
 
 def measure_ours(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """`infer` from items to result file, journal included, over an engine that is ready."""
-    from thinktune.engines.base import Engine
     from thinktune.infer import infer
     from thinktune.items import Item
     from thinktune.models import Chat
@@ -263,39 +260,35 @@ def measure_ours(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     chat = Chat(model.tokenizer)
     out = options.work / f"{options.part}.json"
 
-    def run(engine: Engine, sampling: Sampling, first: int) -> float:
+    def run(sampling: Sampling) -> float:
         items = [
             Item(str(at), "math", ({"role": "user", "content": text},), sampling)
-            for at, text in enumerate(questions(options.items, first))
+            for at, text in enumerate(questions(options.items))
         ]
         return infer(engine, chat, items, out, model="bench", overwrite=True).tokens_per_second or 0.0
 
-    if options.part == "transformers":
-        started = time.time()
-        engine = transformers_engine(options, model.tokenizer)
-        took = time.time() - started
-        run(engine, PENALTY.changed(max_tokens=8), 0)
-        for number, (name, (sampling, item_noise)) in enumerate(cases(options).items(), start=1):
-            if item_noise == bool(sampling.temperature):  # it has no other noise
-                yield {"sampling": name, "tokens_per_second": run(engine, sampling, number * FRESH), "start": took}
-        return
     started = time.time()
-    with VllmEngine(model, engine_settings()) as engine:
-        took = time.time() - started
-        run(engine, PENALTY.changed(max_tokens=WARM_UP), 0)
-        for number, (name, (sampling, item_noise)) in enumerate(cases(options).items(), start=1):
-            engine.settings = engine.settings.model_copy(update={"item_noise": item_noise})
-            yield {"sampling": name, "tokens_per_second": run(engine, sampling, number * FRESH), "start": took}
+    engine = transformers_engine(model) if options.part == "transformers" else VllmEngine(model, engine_settings())
+    took = time.time() - started
+    with engine:
+        run(PENALTY.changed(max_tokens=WARM_UP))
+        for name, (sampling, item_noise) in cases(options).items():
+            if isinstance(engine, VllmEngine):
+                engine.settings = engine.settings.model_copy(update={"item_noise": item_noise})
+            elif item_noise != bool(sampling.temperature):  # it has no other noise
+                continue
+            speeds = [run(sampling) for _ in range(options.rounds)]
+            yield {"sampling": name, "tokens_per_second": speeds, "start": took}
 
 
-def transformers_engine(options: argparse.Namespace, tokenizer: Any) -> Any:
+def transformers_engine(described: VllmModel) -> Engine:
     import torch
     from transformers import AutoModelForCausalLM
 
     from thinktune.engines.transformers import TransformersEngine
 
-    model = AutoModelForCausalLM.from_pretrained(model_folder(options), dtype=torch.bfloat16)
-    return TransformersEngine(model.to(options.device), tokenizer, ())
+    model = AutoModelForCausalLM.from_pretrained(described.folder, dtype=torch.bfloat16)
+    return TransformersEngine(model.to(described.device), described.tokenizer, ())
 
 
 if __name__ == "__main__":

@@ -298,22 +298,26 @@ def test_settings_reach_vllm() -> None:
 
 
 def test_vllm_gets_the_gpu_that_was_chosen_and_switches_that_are_not_set(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def switches(device: str = "cuda", folder: Path = tiny_model, **changes: Any) -> dict[str, str]:
+        return vllm_environment(make_model(device=device, folder=folder, **changes))
+
     monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
-    assert vllm_environment("cuda", tiny_model)["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
-    assert vllm_environment("cuda", tiny_model)["VLLM_NO_USAGE_STATS"] == "1"
+    assert switches()["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
+    assert switches()["VLLM_NO_USAGE_STATS"] == "1"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert vllm_environment("cuda:1", tiny_model)["CUDA_VISIBLE_DEVICES"] == "1"
+    assert switches("cuda:1")["CUDA_VISIBLE_DEVICES"] == "1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert vllm_environment("cuda:1", tiny_model)["CUDA_VISIBLE_DEVICES"] == "6"
+    assert switches("cuda:1")["CUDA_VISIBLE_DEVICES"] == "6"
     newer = "VLLM_USE_V2_MODEL_RUNNER"
-    assert vllm_environment("cuda", tiny_model)[newer] == "1"
-    assert newer not in vllm_environment("cpu", tiny_model)
+    assert switches()[newer] == "1"
+    assert newer not in switches("cpu")
+    assert newer not in switches(adapters={OWN: tiny_adapter})
     (tmp_path / "config.json").write_text('{"model_type": "mamba2"}')
-    assert newer not in vllm_environment("cuda", tmp_path)
+    assert newer not in switches(folder=tmp_path)
     monkeypatch.setenv(newer, "0")
-    assert vllm_environment("cuda", tiny_model)[newer] == "0"
+    assert switches()[newer] == "0"
 
 
 def test_adapters_in_float32_are_refused_on_a_gpu(tiny_adapter: Path) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from thinktune.cli import app
 from thinktune.config import Infer, Sampling
 from thinktune.engines.base import Request
 from thinktune.engines.budget import Budgeted
+from thinktune.engines.opening import EngineOnDemand
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import BatchFileError, DeviceError, DiskFull, GenerationError, Interrupted, UsageError
 from thinktune.infer import Inferred, infer, infer_file, infer_files, journal_of
@@ -402,6 +404,26 @@ def test_a_journal_that_is_begun_anew_stays_with_the_call_that_reads_it(bench: W
     with Journal(journal_of(bench.out), overwrite=True) as journal:
         assert not journal.records
         assert done.records["i1", 0].id == "i1"
+
+
+def test_the_speed_is_that_of_writing_without_the_time_to_load_the_model(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, clock = make_tiny_tokenizer(), [0.0]
+    monkeypatch.setattr("thinktune.journal.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def load() -> TransformersEngine:
+        clock[0] += 10_000
+        return TransformersEngine(ScriptedModel(tokenizer, reply), tokenizer, [2])
+
+    def reply(prompt: str) -> str:
+        clock[0] += 1
+        return answer_to(prompt)
+
+    engine = Budgeted(EngineOnDemand(load), Chat(tokenizer))
+    request = Request("i1", tokenizer("q" + GENERATION_PROMPT).input_ids, SHORT)
+    done = complete(engine, [request], journal_of(bench.out), model="m", console=Console(file=bench.said))
+    assert 0 < done.seconds < 10_000
 
 
 def test_a_budget_makes_every_completion_well_formed_and_goes_on_exactly(bench: Workbench) -> None:

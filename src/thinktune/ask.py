@@ -58,7 +58,7 @@ def ask(
         reference, engine=engine, load=load, quantize=quantize, samplings=[sampling], notify=messages.print
     ) as opened:
         opened.engine.require_supported(sampling)
-        opened.start()  # a person who is shown a prompt expects to be answered at once
+        opened.engine.start()  # a person who is shown a prompt expects to be answered at once
         if question is not None:
             answer(opened.engine, opened.chat, question, sampling, console, raw, messages=messages)
         else:

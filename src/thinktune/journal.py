@@ -68,7 +68,11 @@ class Records(Mapping[tuple[str, int], Record]):
 
 @dataclass(frozen=True)
 class Completed:
-    """The completions of all requests, by request id and sample index, and what this call had to do for them."""
+    """The completions of all requests, by request id and sample index, and what this call had to do for them.
+
+    Attributes:
+        seconds: spent generating, without those to load the model.
+    """
 
     records: Records
     generated_tokens: int
@@ -279,8 +283,10 @@ def complete(
         found = sum(key in journal.records for key in keys.values())
         _tell_start(journal, keys, found, console)
         tokens = 0
-        started = time.perf_counter()
         try:
+            if missing:
+                engine.start()
+            started = time.perf_counter()
             for completion in _with_progress(engine, missing, console):
                 tokens += len(completion.token_ids)
                 key = keys[completion.request_id, completion.index]

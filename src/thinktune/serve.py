@@ -123,7 +123,7 @@ def serve(
         arguments["lora_modules"] = [f"{name}={folder}" for name, folder in model.adapters.items()]
     # `vllm serve` looks for a distribution called vllm, which its CPU build is not.
     program = (vllm_python(), "-P", "-m", "vllm.entrypoints.openai.api_server")
-    environment = vllm_environment(model.device, model.folder)
+    environment = vllm_environment(model)
     # Its server steps the engine in a process of its own, or not at all.
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     return Server((*program, *_flags(arguments)), environment, (base_name, *model.adapters), url)

@@ -89,6 +89,9 @@ class Engine(ABC):
         if names := unhonoured(sampling, self.unsupported):
             raise UsageError(f"this engine cannot honour sampling.{names[0]}", hint=f"leave out {names[0]}")
 
+    def start(self) -> None:  # noqa: B027 - most have their model as soon as they exist
+        """Load the model now, instead of at first use."""
+
     @abstractmethod
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         """Yield `n` completions for each request, as they finish, in any order. A fault of one request becomes error

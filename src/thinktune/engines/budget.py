@@ -67,6 +67,9 @@ class Budgeted(Engine):
     def unsupported(self) -> frozenset[str]:  # type: ignore[override]
         return self._engine.unsupported - {"think_budget"}
 
+    def start(self) -> None:
+        self._engine.start()
+
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         """See `Engine.generate`. The finish reason is the answer's: "length" where it had to be closed."""
         budgeted: list[Request] = []

@@ -37,7 +37,6 @@ class Opened:
         fingerprint: differs where the model's weights, its number format or its quantisation do.
         tuned: whether it was trained to write the format by itself.
         format_settings: the `format` section it was trained with, empty where unknown.
-        start: loads the model now, instead of at the first completion.
     """
 
     engine: Engine
@@ -45,7 +44,6 @@ class Opened:
     fingerprint: str
     tuned: bool
     format_settings: dict[str, object]
-    start: Callable[[], object]
     _within: int = field(default=0, init=False)
 
     def __enter__(self) -> Opened:
@@ -135,7 +133,6 @@ def open_engine(
         fingerprint=f"{_fingerprint(resolved)} {dtype} {quantize}",
         tuned=bool(resolved.adapters or resolved.settings),
         format_settings=format_settings,
-        start=on_demand.start,
     )
 
 
@@ -237,31 +234,33 @@ class EngineOnDemand(Engine):
 
     @property
     def context_length(self) -> int:  # type: ignore[override]
-        return self.start().context_length
+        return self._started().context_length
 
     @property
     def slots(self) -> int:  # type: ignore[override]
-        return self.start().slots
+        return self._started().slots
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
-        yield from self.start().generate(requests)
+        yield from self._started().generate(requests)
 
     def stream(self, request: Request) -> Iterator[str]:
-        yield from self.start().stream(request)
+        yield from self._started().stream(request)
 
     def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
-        return self.start().logprobs(prompt_ids, continuation_ids)
+        return self._started().logprobs(prompt_ids, continuation_ids)
 
     def likelihoods(self, pairs: Sequence[Pair]) -> Iterator[Likelihood]:
-        yield from self.start().likelihoods(pairs)
+        yield from self._started().likelihoods(pairs)
 
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
             self._engine = None  # lets go of the model, so that the next one has its memory
 
-    def start(self) -> Engine:
-        """Load the model now."""
+    def start(self) -> None:
+        self._started()
+
+    def _started(self) -> Engine:
         if self._engine is None:
             self._engine = self._make()
         return self._engine

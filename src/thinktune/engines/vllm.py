@@ -120,7 +120,7 @@ class VllmEngine(Engine):
                 name: [number, str(folder)] for number, (name, folder) in enumerate(model.adapters.items(), start=1)
             },
         }
-        self._environment = vllm_environment(model.device, model.folder)
+        self._environment = vllm_environment(model)
         self._crashes = 0
         self._process: WorkerProcess | None = None
         ready = self._running().ready
@@ -351,29 +351,27 @@ def _seed(row: _Row) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) >> 1
 
 
-def vllm_environment(device: str, folder: Path) -> dict[str, str]:
-    """vLLM's switches, where the person has not set them.
-
-    Args:
-        folder: of the model that it is to run.
-    """
+def vllm_environment(model: VllmModel) -> dict[str, str]:
+    """Environment for a process of vLLM that runs `model`: its switches, where the person has not set them."""
     switches = {
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it compiles itself at first use, and hangs where there is no network
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",  # everything is in local folders
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if device == "cpu":
+    if model.device == "cpu":
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         switches["VLLM_CPU_KVCACHE_SPACE"] = str(min(4, max(1, free // 4 // 2**30)))  # GiB
         switches["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process starts in half the time
-    elif read_json(folder / "config.json").get("model_type") in _NEWER_RUNNER:
-        # Later versions choose it themselves; 0.21 has it, half again as fast, and refuses some other models with it.
+    elif not model.adapters and read_json(model.folder / "config.json").get("model_type") in _NEWER_RUNNER:
+        # What later versions choose by themselves. In 0.21 this runner is half again as fast, but refuses some other
+        # models and dies of adapters in its CUDA graphs; and a second start takes a quarter less.
         switches["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+        switches["VLLM_USE_MEGA_AOT_ARTIFACT"] = "1"
     environment = {**switches, **os.environ}
-    if device.startswith("cuda:"):
+    if model.device.startswith("cuda:"):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        number = int(device.removeprefix("cuda:"))
+        number = int(model.device.removeprefix("cuda:"))
         environment["CUDA_VISIBLE_DEVICES"] = visible[number] if any(visible) else str(number)
     return environment
 
