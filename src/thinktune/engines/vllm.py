@@ -364,10 +364,9 @@ def vllm_environment(model: VllmModel) -> dict[str, str]:
         switches["VLLM_CPU_KVCACHE_SPACE"] = str(min(4, max(1, free // 4 // 2**30)))  # GiB
         switches["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process starts in half the time
     elif not model.adapters and read_json(model.folder / "config.json").get("model_type") in _NEWER_RUNNER:
-        # What later versions choose by themselves. In 0.21 this runner is half again as fast, but refuses some other
-        # models and dies of adapters in its CUDA graphs; and a second start takes a quarter less.
+        # Later versions choose it themselves. 0.21 has it, half again as fast, but it refuses some other models there,
+        # and dies of adapters in its CUDA graphs.
         switches["VLLM_USE_V2_MODEL_RUNNER"] = "1"
-        switches["VLLM_USE_MEGA_AOT_ARTIFACT"] = "1"
     environment = {**switches, **os.environ}
     if model.device.startswith("cuda:"):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

@@ -16,7 +16,6 @@ The end of the input ends the process, and with it everything that vLLM has star
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import queue
@@ -167,7 +166,6 @@ def main() -> None:
     settings = inbox.get()
     if settings is None:
         return
-    gc.set_threshold(100_000)  # importing vLLM makes a million objects that stay, a tenth of the time to go through
     try:
         worker = Worker(settings, inbox, connection.sendall)
         worker.run()
