@@ -116,6 +116,16 @@ def test_recomputing_more_takes_less_memory_and_more_time(shape: Shape) -> None:
     assert peaks[-1] > chunked > offloaded
 
 
+def test_small_steps_take_as_long_as_their_kernels_take_to_start(shape: Shape) -> None:
+    hardware = find_gpu("h100")
+    small, double, large = (
+        work_on(shape).seconds(Batch(tokens, tokens, tokens * 500), Memory(("none",) * 36), hardware)
+        for tokens in (1000, 2000, 12_000)
+    )
+    assert small == pytest.approx(double, rel=0.05)
+    assert large > 2 * double
+
+
 @pytest.mark.parametrize("gib", [60, 24, 12, 9])
 def test_what_is_chosen_fits_and_one_layer_less_recomputed_would_not(shape: Shape, gib: float) -> None:
     work, hardware = work_on(shape), card(gib)
