@@ -22,8 +22,8 @@ ATTENTION_SHARE = {"forward": 0.50, "backward": 0.36}  # causal flash attention,
 BANDWIDTH_SHARE = 0.85  # a kernel that only moves memory
 HALF_RATE_TOKENS = 128  # so many tokens give a product half of the rate that many give it
 KERNELS = {True: 45, False: 310}  # that a decoder layer starts, forward and backward: fused; by PEFT, one by one
-# That the host takes to start one from Python: SmolLM2's 30 layers took 113 to 125 ms a step for 500 and for 2,000 tokens
-# beside an H100, 325 ms by PEFT. On a CPU those are plain calls.
+# That the host takes to start one from Python: beside an H100, SmolLM2's 30 layers took 113 to 125 ms a step, for 500
+# tokens and for 2,000, and 325 ms by PEFT. On a CPU those are plain calls.
 LAUNCH_SECONDS = {True: 75e-6, False: 33e-6}
 CPU_LAUNCH_SECONDS = 12e-6
 HOST_BANDWIDTH = 20e9  # bytes/s between GPU and pinned main memory
