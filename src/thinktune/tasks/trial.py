@@ -21,16 +21,16 @@ import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Literal
 
 import psutil
 
-from thinktune.tasks import jail
+from thinktune.tasks import exchange, jail
 from thinktune.tasks.base import Verdict
 
 RUNNER = "THINKTUNE_CODE_RUNNER"
-"""Environment variable: the command that runs a Python in a container, used as `COMMAND -I -c SCRIPT SETTINGS`."""
+"""Environment variable: the command that runs a Python in a container, as `COMMAND -I -c SCRIPT SETTINGS EXCHANGE`."""
 
 _TICK = 0.05  # seconds between two looks at how much a process takes
 _LONGEST_LINE = 16 * 2**20
@@ -98,7 +98,7 @@ class _Side:
         settings["seconds"] = limits.seconds + 1  # the outer process ends it where nobody else does
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": self._scratch}
         self._process = subprocess.Popen(
-            [*(runner or [sys.executable]), "-I", "-c", _jail_source(), json.dumps(settings)],
+            [*(runner or [sys.executable]), "-I", "-c", _text_of(jail), json.dumps(settings), _text_of(exchange)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -201,8 +201,8 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 
 
 @cache
-def _jail_source() -> str:
-    return Path(jail.__file__).read_text(encoding="utf-8")
+def _text_of(module: ModuleType) -> str:
+    return Path(str(module.__file__)).read_text(encoding="utf-8")
 
 
 def _user(role: str) -> dict[str, Any]:
