@@ -11,15 +11,8 @@ import pytest
 
 from thinktune.config import Format
 from thinktune.data import Example, Row, RowFault
-from thinktune.data.shapes import (
-    SHAPES,
-    clean_prompt,
-    extract_answer,
-    find_shape,
-    import_shape,
-    split_reply,
-    to_example,
-)
+from thinktune.data.replies import extract_answer, split_reply
+from thinktune.data.shapes import SHAPES, clean_prompt, find_shape, import_shape, to_example, unused_columns
 from thinktune.errors import ConfigError
 
 STRATOS_THOUGHT = "<|begin_of_thought|>t"
@@ -276,7 +269,7 @@ def test_for_evaluation_a_row_needs_no_thought_and_its_answer_may_be_a_number() 
 
 
 def test_braces_of_a_box_are_balanced() -> None:
-    assert extract_answer("\\boxed{1} or \\boxed{\\sqrt{\\frac{1}{2}}}.", "boxed") == "\\sqrt{\\frac{1}{2}}"
+    assert extract_answer("\\boxed{1}, hence \\boxed{\\sqrt{\\frac{1}{2}}}.", "boxed") == "\\sqrt{\\frac{1}{2}}"
     assert extract_answer("a \\boxed{1 unbalanced", "boxed") == "a \\boxed{1 unbalanced"
 
 
@@ -287,6 +280,141 @@ def test_a_reply_without_marks_has_no_thought() -> None:
 def test_keys_no_shape_knows_give_none() -> None:
     assert find_shape({"text": "x", "label": 1}) is None
     assert all(find_shape(dict.fromkeys(shape.keys)) is shape for shape in SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        (r"The roots are \boxed{2} and \boxed{3}.", "2, 3"),
+        (r"$x = \boxed{2}$ or $\boxed{-2}$", "2, -2"),
+        (r"\[\boxed{1}, \quad \boxed{2}, \text{ and } \boxed{3}\]", "1, 2, 3"),
+        ("所以答案是 \\boxed{4} 或 \\boxed{5}。", "4, 5"),
+        ("(a) It is \\boxed{10}.\n(b) So \\boxed{12}.", "10, 12"),
+        ("1. \\boxed{x=1}\n\n2. By that, \\boxed{y=2}", "x=1, y=2"),
+        ("**Part A**: \\boxed{5}\n**Part B**: \\boxed{6}", "5, 6"),
+        (r"It is \boxed{7}. Again: \boxed{7}.", "7"),
+        (r"\boxed{7} and \boxed{ 7 }", "7"),
+        (r"\boxed{\boxed{8}}", "8"),
+        (r"First \boxed{1}? No, that was wrong: \boxed{2}.", "2"),
+        (r"So \boxed{} and \boxed{3}", "3"),
+    ],
+)
+def test_boxes_that_belong_together_are_the_answer_together(solution: str, answer: str) -> None:
+    assert example_of({"prompt": "Q", "completion": f"<think>t</think> {solution}"}).answer == answer
+
+
+@pytest.mark.parametrize(
+    ("solution", "left_out"),
+    [
+        (r"First \boxed{1}? No: \boxed{2}.", True),
+        ("(a) \\boxed{1}\nand then \\boxed{2}", True),
+        (r"\boxed{2} and \boxed{3}", False),
+        (r"\boxed{2}, that is \boxed{2}", False),
+        ("no box", False),
+    ],
+)
+def test_an_example_says_whether_a_box_is_not_in_its_answer(solution: str, left_out: bool) -> None:
+    assert example_of({"prompt": "Q", "completion": f"<think>t</think> {solution}"}).boxes_left_out is left_out
+    assert not example_of(
+        {"prompt": "Q", "completion": f"<think>t</think> {solution}"}, answer="solution"
+    ).boxes_left_out
+
+
+def turns(*texts: str, **last: Any) -> list[dict[str, Any]]:
+    roles = [("user", "assistant")[at % 2] for at in range(len(texts))]
+    listed: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    listed[-1] |= last
+    return listed
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"conversations": None, "messages": turns("Q", "<think>t</think> a")},
+        {"conversations": [], "messages": turns("Q", "<think>t</think> a")},
+        {"messages": None, "instruction": "Q", "input": None, "output": "<think>t</think> a"},
+        {"instruction": "", "input": "", "output": "", "prompt": "Q", "completion": "<think>t</think> a"},
+        {"prompt": float("nan"), "completion": float("nan"), "question": "Q", "answer": "t\n#### a"},
+        {"messages": [{"from": None, "value": None, **turn} for turn in turns("Q", "<think>t</think> a")]},
+        {
+            "messages": [
+                {"tool_calls": [], "function_call": {"name": None}, **turn} for turn in turns("Q", "<think>t</think> a")
+            ]
+        },
+        {"messages": turns("Q", "a", reasoning="t")},
+        {"messages": turns("Q", "a", thinking="t", reasoning_content=None)},
+        {"messages": turns("Q", "<think>t</think> a", reasoning_content="t")},
+        {"messages": turns("Q", "t\n</think>\n\na")},
+        {"messages": turns("Q", "t</think>\na")},
+        {"messages": turns("Q", "t\n</think> <answer>a</answer>")},
+        {"conversations": turns("Q", "t\n<|end_of_thought|>\n<|begin_of_solution|>a<|end_of_solution|>")},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Q"}]},
+                turns("", "<think>t</think> a")[1],
+            ]
+        },
+        {"messages": [{"role": "developer", "content": "s"}, *turns("Q", "<think>t</think> a")]},
+        {"prompt": turns("Q"), "completion": [{"role": "assistant", "content": "<think>t</think> a"}]},
+        {"prompt": "Q", "completion": "a", "reasoning": "t"},
+        {"question": "Q", "answer": "a", "thinking": "t", "context": None, "choices": []},
+        {"question": "Q", "answer": "<think>t</think>\n#### Step\n1\n#### Result\n\\boxed{a}"},
+        {"question": "Q", "answer": "t\r\n#### a\r\n"},
+    ],
+)
+def test_a_row_is_read_by_what_it_holds(fields: dict[str, Any]) -> None:
+    example = example_of(fields)
+    assert (example.messages[-1]["content"], example.think, example.answer) == ("Q", "t", "a")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"messages": turns("Q", "<think>t</think> a", tool_calls=[{"id": "1"}])}, "'tool_calls' would be lost"),
+        ({"messages": turns("Q", "<think>t</think> a", function_call={"name": "f"})}, "'function_call' would be lost"),
+        ({"messages": turns("Q", "<think>t</think> a"), "tools": "[{}]"}, "'tools' would be lost"),
+        ({"messages": turns("<image>Q", "<think>t</think> a"), "images": ["1.png"]}, "'images' would be lost"),
+        ({"instruction": "Q", "input": ["1"], "output": "<think>t</think> a"}, "no text in 'input'"),
+        ({"instruction": "Q", "input": {"x": 1}, "output": "<think>t</think> a"}, "no text in 'input'"),
+        ({"instruction": "Q", "output": "<think>t</think> a", "history": "Hi"}, "'history' is no list of pairs"),
+        ({"instruction": "Q", "output": "<think>t</think> a", "history": [["Hi", None]]}, "no text in 'history'"),
+        ({"question": "Which?", "answer": "t\n#### a", "choices": ["x", "y"]}, "'choices' would be lost"),
+        ({"question": "Who?", "answer": "t\n#### a", "context": "It was Ann."}, "'context' would be lost"),
+        ({"prompt": "Double it.", "input": 21, "completion": "<think>t</think> a"}, "'input' would be lost"),
+        ({"prompt": "Q", "completion": "<think>t</think> a", "reasoning": "u"}, "two thoughts that differ"),
+        ({"messages": turns("Q", "a", reasoning="t", thinking="u")}, "two thoughts that differ"),
+        ({"messages": turns("Q", "a", reasoning={"effort": "high"})}, "no text in 'reasoning'"),
+        ({"messages": turns("Q", "<think>t</think> a"), "system": ["s"]}, "no text in 'system'"),
+        ({"messages": turns("Q", "<think>t</think> a", weight=0)}, "the last turn is marked as not to be trained"),
+        ({"messages": turns("Q", "<think>t</think>", "R", "<think>t</think> a")}, "an earlier reply without an answer"),
+        ({"messages": turns("Q", [{"type": "image_url"}], "R", "a")}, "no text in 'content'"),  # type: ignore[arg-type]
+        ({"messages": turns("Q", "The tag </think> closes it.")}, "stray or nested tags"),
+        ({"question": "Q", "answer": "#### Step 1\nAdd.\n#### Result\nIt is 7."}, "no thought"),
+        ({"question": "Q", "answer": "#### Step 1\nAdd.\n#### 7"}, "no thought"),
+        ({"question": "Q", "answer": "t\n####"}, "no answer"),
+    ],
+)
+def test_what_cannot_be_read_is_dropped_under_a_reason_that_says_so(fields: dict[str, Any], reason: str) -> None:
+    assert fault_of(fields) == reason
+
+
+def test_alpacas_history_and_numbers_are_part_of_the_prompt() -> None:
+    row = {"instruction": "Double it.", "input": 21, "output": "<think>t</think> 42", "history": [["Hi", "Hello!"]]}
+    assert [message["content"] for message in example_of(row).messages] == ["Hi", "Hello!", "Double it.\n\n21"]
+
+
+def test_an_earlier_thought_that_stands_apart_is_rendered_in_our_format() -> None:
+    first = turns("Q1", "1", reasoning_content="t1")
+    example = example_of({"messages": [*first, *turns("Q2", "2", reasoning_content="t2")]})
+    assert example.messages[1] == {"role": "assistant", "content": "<think>t1</think> <answer>1</answer>"}
+    assert (example.think, example.answer) == ("t2", "2")
+
+
+def test_columns_and_fields_of_turns_that_are_not_read_are_named() -> None:
+    fields = {"id": 7, "note": None, "messages": turns("Q", "<think>t</think> a", name="bot"), "question": "Q"}
+    shape = find_shape(fields)
+    assert shape is not None
+    assert unused_columns(fields, shape) == ["id", "question", "messages[].name"]
 
 
 @pytest.fixture

@@ -102,14 +102,32 @@ def last_boxed(text: str) -> str | None:
     >>> last_boxed(r"\boxed{1} so \boxed{\frac{3}{4}}")
     '\\frac{3}{4}'
     """
-    best, opened = None, list[int]()
+    start, end = max(_balanced_boxes(text), default=(0, -1))
+    return text[start:end].strip() if end >= 0 else None
+
+
+def boxes(text: str) -> list[tuple[int, int]]:
+    r"""Where the content of each balanced `\boxed{…}` begins and ends, in order; of boxes in each other, the outer one.
+
+    >>> boxes(r"\boxed{1} or \boxed{2}")
+    [(7, 8), (20, 21)]
+    """
+    outer: list[tuple[int, int]] = []
+    for start, end in sorted(_balanced_boxes(text)):
+        if not outer or start > outer[-1][1]:
+            outer.append((start, end))
+    return outer
+
+
+def _balanced_boxes(text: str) -> Iterator[tuple[int, int]]:
+    opened: list[int] = []
     for match in _BRACES.finditer(text):  # once over the text: a model may write a million of them
         if match.group() == "}":
             start = opened.pop() if opened else -1
-            best = (start, match.start()) if start > (best[0] if best else -1) else best
+            if start >= 0:
+                yield start, match.start()
         elif match.group() in ("{", r"\boxed{"):
             opened.append(-1 if match.group() == "{" else match.end())
-    return text[best[0] : best[1]].strip() if best else None
 
 
 Part = Literal["think", "answer", "outside", "tag"]

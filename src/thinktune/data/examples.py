@@ -26,6 +26,7 @@ class Parts:
 
     Attributes:
         context: turns before the reply, `{"role", "content"}`; the last is the user's, the first may be the system's.
+            An assistant's may keep its thought apart, under `think`.
         reply: what the assistant says. Its thought is inside, between marks, unless `think` holds it.
         think: the thought, where the row keeps it apart.
     """
@@ -42,6 +43,7 @@ class Example:
     Attributes:
         messages: context turns, the last is the user's; a system message first only where data.system asks for it.
         row: 1-based number of the row it came from, in `source`.
+        boxes_left_out: the solution has boxes that hold something else than the answer does.
     """
 
     messages: tuple[Message, ...]
@@ -49,6 +51,7 @@ class Example:
     answer: str
     row: int
     source: str
+    boxes_left_out: bool = False
 
     @property
     def multi_turn(self) -> bool:

@@ -17,7 +17,7 @@ from thinktune.config import Config, Data, Format, Load, Source
 from thinktune.data.examples import Example, RowFault
 from thinktune.data.packing import pack
 from thinktune.data.report import PROMPT_TOO_LONG, TOO_LONG, DataReport, Lengths, Packs, SourceReport
-from thinktune.data.shapes import SHAPES, Shape, find_shape, import_shape, to_example
+from thinktune.data.shapes import SHAPES, Shape, find_shape, import_shape, to_example, unused_columns
 from thinktune.data.sources import read_rows
 from thinktune.data.tokens import Renders, Tokens, fingerprint, tokenize
 from thinktune.errors import ConfigError, DataError
@@ -135,9 +135,14 @@ def _read_pools(
                 if row.fault:
                     raise RowFault(row.fault)
                 found = shape or _shape_of(row.fields, report)
-                examples.append(to_example(row, found, report.source, fmt, data.system, need_thought=need_thought))
+                report.leave_unused([] if shape else unused_columns(row.fields, found))
+                example = to_example(row, found, report.source, fmt, data.system, need_thought=need_thought)
             except RowFault as fault:
                 report.drop(str(fault), row.number)
+                continue
+            examples.append(example)
+            if example.boxes_left_out:
+                report.boxes_left_out.append(row.number)
         _refuse_unknown_shape(report)
         report.usable = len(examples)
         if not examples:
@@ -259,6 +264,9 @@ def _nothing_usable(reports: list[SourceReport]) -> DataError:
         for report in reports
         for reason, rows in report.dropped.items()
     ]
+    unused = sorted({column for report in reports for column in report.unused})
+    if unused:
+        lines.append(f"columns not used: {', '.join(unused)}")
     return DataError(
         "no usable rows: " + "; ".join(lines), hint="a row needs a prompt, a thought and an answer: docs/data.md"
     )

@@ -15,7 +15,14 @@ LENGTH_FAULTS = (TOO_LONG, PROMPT_TOO_LONG)
 
 @dataclass
 class SourceReport:
-    """The rows of one source. `dropped` has, by reason, the 1-based numbers of the rows."""
+    """The rows of one source.
+
+    Attributes:
+        dropped: by reason, the 1-based numbers of the rows.
+        unused: by column that their shape does not read (`messages[].name` for a field of turns), how many rows have
+            something there.
+        boxes_left_out: numbers of usable rows with a box that is not in the answer.
+    """
 
     source: str
     read: int = 0
@@ -23,9 +30,15 @@ class SourceReport:
     kept: int = 0
     dropped: dict[str, list[int]] = field(default_factory=dict)
     unknown_keys: list[str] = field(default_factory=list)
+    unused: dict[str, int] = field(default_factory=dict)
+    boxes_left_out: list[int] = field(default_factory=list)
 
     def drop(self, reason: str, row: int) -> None:
         self.dropped.setdefault(reason, []).append(row)
+
+    def leave_unused(self, columns: Sequence[str]) -> None:
+        for column in columns:
+            self.unused[column] = self.unused.get(column, 0) + 1
 
     @property
     def dropped_count(self) -> int:
@@ -116,6 +129,10 @@ class DataReport:
         if self.dropped:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
             parts.append(f"{sum(self.dropped.values()):,} dropped ({reasons})")
+        if left_out := sum(len(source.boxes_left_out) for source in self.sources):
+            parts.append(f"{left_out:,} usable with several boxes, of which the last is taken")
+        if unused := {column for source in self.sources for column in source.unused}:
+            parts.append(f"not used: {', '.join(sorted(unused))}")
         if self.cut:
             parts.append(f"{self.cut:,} CUT")
         if self.held_out:

@@ -1,13 +1,11 @@
-r"""Rows to examples: which keys mean what, where the thought ends, what the answer is.
+"""Rows to examples: which keys mean what.
 
 `SHAPES` is the one table of known row shapes; `data.shape: "module:function"` puts a function of yours in its place,
-which takes the row as a dict and returns `Parts` or raises `RowFault`.
+which takes the row as a dict and returns `Parts` or raises `RowFault`. What a reply holds is `replies`' business.
 
-Marks of a thought that are understood in a reply:
-
-    <|begin_of_thought|>…<|end_of_thought|> <|begin_of_solution|>…<|end_of_solution|>     (Sky-T1, Bespoke-Stratos)
-    <think>…</think> …                                                                    (DeepSeek-R1, QwQ, Qwen3)
-    <think>…</think> <answer>…</answer>                                                   (ours)
+Nothing that belongs to what is asked or answered is left out unseen: a row with a column or a field of a turn that says
+more than the text does (tool calls, images, options of a question) is dropped under a reason that names it; other
+columns are counted as unused (`unused_columns`).
 """
 
 from __future__ import annotations
@@ -16,13 +14,14 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from thinktune import tags
 from thinktune.config import Format
 from thinktune.data.examples import Example, Message, Parts, Row, RowFault
+from thinktune.data.replies import ANY_MARK, extract_answer, leaves_boxes_out, split_gsm8k, split_reply
 from thinktune.errors import ConfigError
 
 Convert = Callable[[dict[str, Any]], Parts]
@@ -30,24 +29,68 @@ Convert = Callable[[dict[str, Any]], Parts]
 BOX_REQUEST = re.compile(r"Return your final response within \\boxed\{\}\.[ \t]*")
 """What Bespoke-Stratos puts into its math prompts."""
 
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_MARKS = ("<|begin_of_thought|>", "<|end_of_thought|>", "<|begin_of_solution|>", "<|end_of_solution|>")
-_ANY_MARK = re.compile("|".join(re.escape(mark) for mark in (*_MARKS, *tags.TAGS)))
-_CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K notes what its authors' calculator did: 48/2=<<48/2=24>>24
+_ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+    "system": "system", "developer": "system",
+}  # fmt: skip
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Where rows and turns keep a thought apart from the reply."""
+_TURN_KEYS = frozenset({"from", "value", "role", "content", *_THOUGHTS})
+_NOT_TEXT = (
+    "tool_calls",
+    "function_call",
+    "tools",
+    "functions",
+    "image",
+    "images",
+    "audio",
+    "audios",
+    "video",
+    "videos",
+)
+"""What belongs to a prompt or a reply, and is lost where only its text is trained."""
+_MORE_OF_THE_PROMPT = ("context", "passage", "choices", "options", "history", "input")
+"""Columns of single-turn rows without which a question may not be answerable."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A row shape: it applies to rows that have all of `keys`."""
+    """A row shape: it applies to rows that have all of `keys`; `also` are keys that it reads where they are there."""
 
     name: str
     keys: frozenset[str]
     convert: Convert
+    also: frozenset[str] = frozenset()
 
 
 def find_shape(fields: Mapping[str, Any]) -> Shape | None:
-    """The first shape of the table whose keys the row has."""
-    return next((shape for shape in SHAPES if shape.keys <= fields.keys()), None)
+    """The first shape of the table whose keys the row has; where data sets were merged, whose keys it has filled."""
+    filled = {key for key, value in fields.items() if not _is_empty(value)}
+    return next(
+        (shape for keys in (filled, fields.keys()) for shape in SHAPES if shape.keys <= keys),
+        None,
+    )
+
+
+def unused_columns(fields: Mapping[str, Any], shape: Shape) -> list[str]:
+    """The columns of a row, and the fields of its turns, that hold something and that its shape does not read."""
+    unused = [key for key, value in fields.items() if key not in shape.keys | shape.also and not _is_empty(value)]
+    for column in sorted(shape.keys & fields.keys()):
+        turns = fields[column] if isinstance(fields[column], (list, tuple)) else ()
+        keys = {key for turn in turns if isinstance(turn, Mapping) for key in turn if not _is_empty(turn[key])}
+        unused += [f"{column}[].{key}" for key in sorted(keys - _TURN_KEYS.union(_NOT_TEXT))]
+    return unused
+
+
+def _is_empty(value: object) -> bool:
+    """Whether nothing is there, as where merged data sets filled up columns: null, NaN, blank, or nothing but those."""
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, Mapping):
+        return all(map(_is_empty, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_empty, value))
+    return value is None or value != value
 
 
 def import_shape(reference: str) -> Shape:
@@ -87,61 +130,29 @@ def to_example(
     if not isinstance(parts, Parts):
         raise ConfigError(f"data.shape: {shape.name} returned {type(parts).__name__}, not thinktune.data.Parts")
     messages = _context(parts.context, fmt, system)
-    think, solution = (parts.think, parts.reply) if parts.think is not None else split_reply(parts.reply)
+    think, solution = _take_apart(parts.reply, parts.think)
     answer = extract_answer(solution, fmt.answer)
-    think = (think or "").strip()
     if need_thought and not think:
         raise RowFault("no thought")
     if not answer:
         raise RowFault("no answer")
-    if _ANY_MARK.search(think) or _ANY_MARK.search(answer):
+    if ANY_MARK.search(think) or ANY_MARK.search(answer):
         raise RowFault("stray or nested tags")
     _check_encodable(think, answer, *(message["content"] for message in messages))
-    return Example(messages, think, answer, row.number, source)
+    return Example(messages, think, answer, row.number, source, leaves_boxes_out(solution, fmt.answer))
 
 
-def split_reply(reply: str) -> tuple[str | None, str]:
-    """Thought and solution of a reply; the thought is None where no marks are.
-
-    Raises:
-        RowFault: marks that are missing, doubled or out of order.
-    """
-    if any(mark in reply for mark in _MARKS):
-        return _split_at(reply, _MARKS)
-    if "<answer>" in reply or "</answer>" in reply:
-        return _split_at(reply, tags.TAGS)
-    if "<think>" not in reply and "</think>" not in reply:
-        return None, reply.strip()
-    before, opening, rest = reply.partition("<think>")
-    think, closing, solution = rest.partition("</think>")
-    if not opening or not closing or before.strip():
-        raise RowFault("thought not closed" if opening and not closing else "stray or nested tags")
-    return think, solution.strip()
-
-
-def _split_at(reply: str, marks: Sequence[str]) -> tuple[str, str]:
-    """Thought and solution between four marks, with nothing but white space outside."""
-    found = [match.group() for match in re.finditer("|".join(re.escape(mark) for mark in marks), reply)]
-    for mark, reason in zip(marks, ("no thought", "thought not closed", "no answer", "answer not closed"), strict=True):
-        if mark not in found:
-            raise RowFault(reason)
-    if found != list(marks):
-        raise RowFault("stray or nested tags")
-    pieces = re.split("|".join(re.escape(mark) for mark in marks), reply)
-    before, think, between, solution, after = pieces
-    if before.strip() or between.strip() or after.strip():
-        raise RowFault("text outside the tags")
-    return think, solution.strip()
-
-
-def extract_answer(solution: str, how: str) -> str:
-    r"""The answer inside a solution: the last balanced box, or (`how` is solution, or no box) all of it.
-
-    >>> extract_answer(r"So it is \boxed{\frac{3}{4}}.", "boxed")
-    '\\frac{3}{4}'
-    """
-    boxed = tags.last_boxed(solution) if how == "boxed" else None
-    return (solution if boxed is None else boxed).strip()
+def _take_apart(reply: str, apart: str | None) -> tuple[str, str]:
+    """Thought and solution of a reply whose thought may be kept apart from it, inside it, or both."""
+    if apart is None:
+        think, solution = split_reply(reply)
+        return (think or "").strip(), solution
+    if not ANY_MARK.search(reply):
+        return apart.strip(), reply.strip()
+    think, solution = split_reply(reply)
+    if (think or "").strip() not in ("", apart.strip()):
+        raise RowFault("two thoughts that differ")
+    return apart.strip(), solution
 
 
 def _context(turns: Sequence[Message], fmt: Format, system: str) -> tuple[Message, ...]:
@@ -163,9 +174,11 @@ def _context_turn(turn: Message, fmt: Format) -> Message:
             raise RowFault("empty prompt")
         return {"role": "user", "content": content}
     # An earlier reply reads as the tuned model would have written it: other marks would teach that these exist too.
-    think, solution = split_reply(turn["content"])
+    think, solution = _take_apart(turn["content"], turn.get("think"))
     answer = extract_answer(solution, fmt.answer)
-    content = tags.render(think.strip(), answer, fmt.template) if think and answer else solution
+    if not answer:
+        raise RowFault("an earlier reply without an answer")
+    content = tags.render(think, answer, fmt.template) if think else solution
     return {"role": "assistant", "content": content}
 
 
@@ -188,83 +201,149 @@ def _check_encodable(*texts: str) -> None:
 
 def _text(fields: Mapping[str, Any], key: str) -> str:
     value = fields.get(key)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, list) and value:  # content parts, as chat APIs have them
+        parts = [
+            part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in value
+        ]
+        value = "".join(part for part in parts if isinstance(part, str)) if None not in parts else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:
         return str(value)  # answers are often written as numbers
     if not isinstance(value, str):
         raise RowFault(f"no text in '{key}'")
     return value
 
 
+def _optional_text(fields: Mapping[str, Any], key: str) -> str:
+    return "" if _is_empty(fields.get(key)) else _text(fields, key)
+
+
+def _refuse_filled(fields: Mapping[str, Any], keys: Iterable[str]) -> None:
+    for key in keys:
+        if not _is_empty(fields.get(key)):
+            raise RowFault(f"'{key}' would be lost")
+
+
+def _thought_apart(fields: Mapping[str, Any]) -> str | None:
+    """The thought that a row or a turn keeps apart from its reply.
+
+    Raises:
+        RowFault: it is no text, or there are two.
+    """
+    thoughts = {_text(fields, key).strip() for key in _THOUGHTS if not _is_empty(fields.get(key))}
+    if len(thoughts) > 1:
+        raise RowFault("two thoughts that differ")
+    return thoughts.pop() if thoughts else None
+
+
 def _turns(value: object) -> list[Message]:
-    """Turns with known roles, from a list of dicts that spell them from/value or role/content."""
+    """Turns with known roles, from a list of dicts that spell them from/value or role/content.
+
+    A thought that an assistant's turn keeps apart is under `think`.
+    """
     if not isinstance(value, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in value):
         raise RowFault("turns are not a list of objects")
     turns = []
     for turn in value:
-        keys = ("from", "value") if "from" in turn else ("role", "content")
+        keys = ("role", "content") if _is_empty(turn.get("from")) else ("from", "value")
         role = _ROLES.get(str(turn.get(keys[0])).lower())
         if role is None:
             raise RowFault("unknown role")
-        turns.append({"role": role, "content": _text(turn, keys[1])})
+        _refuse_filled(turn, _NOT_TEXT)
+        thought = _thought_apart(turn) if role == "assistant" else None
+        turns.append({"role": role, "content": _text(turn, keys[1])} | ({} if thought is None else {"think": thought}))
     return turns
 
 
-def _last_reply(turns: list[Message]) -> tuple[list[Message], str]:
+def _parts_of_turns(fields: Mapping[str, Any], turns: list[Message], last: Mapping[str, Any]) -> Parts:
+    """The last turn as the reply. `last` is how the row has it."""
     if not any(turn["role"] == "assistant" for turn in turns):
         raise RowFault("no assistant turn")
     if turns[-1]["role"] != "assistant":
         raise RowFault("last turn is not the assistant's")
-    return turns[:-1], turns[-1]["content"]
+    if last.get("weight") in (0, "0") or last.get("train") is False:  # OpenAI's and Axolotl's
+        raise RowFault("the last turn is marked as not to be trained")
+    _refuse_filled(fields, _NOT_TEXT)
+    return Parts(_with_system(fields, turns[:-1]), turns[-1]["content"], turns[-1].get("think"))
 
 
 def _with_system(fields: Mapping[str, Any], turns: list[Message]) -> list[Message]:
-    if isinstance(fields.get("system"), str):
-        return [{"role": "system", "content": fields["system"]}, *turns]
-    return turns
+    text = _optional_text(fields, "system")
+    return [{"role": "system", "content": text}, *turns] if text else turns
 
 
 def _conversations(fields: dict[str, Any]) -> Parts:
     """ShareGPT, Bespoke-Stratos: `conversations` of `from` and `value`, and perhaps `system`."""
-    context, reply = _last_reply(_turns(fields["conversations"]))
-    return Parts(_with_system(fields, context), reply)
+    return _listed(fields, "conversations")
 
 
 def _messages(fields: dict[str, Any]) -> Parts:
     """Chat API: `messages` of `role` and `content`; a reasoning model's thought in `reasoning_content`."""
-    context, reply = _last_reply(_turns(fields["messages"]))
-    thought = fields["messages"][-1].get("reasoning_content")
-    return Parts(
-        _with_system(fields, context), reply, thought if isinstance(thought, str) and thought.strip() else None
-    )
+    return _listed(fields, "messages")
+
+
+def _listed(fields: dict[str, Any], column: str) -> Parts:
+    turns = _turns(fields[column])
+    return _parts_of_turns(fields, turns, fields[column][-1] if turns else {})
 
 
 def _instruction(fields: dict[str, Any]) -> Parts:
-    """Alpaca: `instruction`, `input` (often empty), `output`."""
-    given = fields.get("input")
-    prompt = _text(fields, "instruction") + (f"\n\n{given}" if isinstance(given, str) and given.strip() else "")
-    return Parts(_with_system(fields, [{"role": "user", "content": prompt}]), _text(fields, "output"))
+    """Alpaca: `instruction`, `input` (often empty), `output`, and LLaMA-Factory's `history` of earlier turns."""
+    _refuse_filled(fields, (key for key in _MORE_OF_THE_PROMPT if key not in ("input", "history")))
+    given = _optional_text(fields, "input").strip()
+    prompt = _text(fields, "instruction") + (f"\n\n{given}" if given else "")
+    return _single(fields, prompt, _text(fields, "output"), _history(fields.get("history")))
+
+
+def _history(value: object) -> list[Message]:
+    """Earlier turns, from pairs of a prompt and its reply."""
+    if _is_empty(value):
+        return []
+    if not isinstance(value, (list, tuple)) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value
+    ):
+        raise RowFault("'history' is no list of pairs")
+    return [
+        {"role": role, "content": _text({"history": text}, "history")}
+        for pair in value
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
 
 
 def _prompt(fields: dict[str, Any]) -> Parts:
-    """`prompt` and `completion`, as texts."""
-    turns = [{"role": "user", "content": _text(fields, "prompt")}]
-    return Parts(_with_system(fields, turns), _text(fields, "completion"))
+    """`prompt` and `completion`, as texts, or as lists of turns."""
+    if isinstance(fields["prompt"], list) and isinstance(fields["completion"], list):
+        turns = _turns([*fields["prompt"], *fields["completion"]])
+        return _parts_of_turns(fields, turns, fields["completion"][-1] if fields["completion"] else {})
+    _refuse_filled(fields, _MORE_OF_THE_PROMPT)
+    return _single(fields, _text(fields, "prompt"), _text(fields, "completion"))
 
 
 def _question(fields: dict[str, Any]) -> Parts:
     """`question` and `answer`; GSM8K ends its worked answer with a line `#### 42`."""
-    turns = _with_system(fields, [{"role": "user", "content": _text(fields, "question")}])
-    worked, mark, final = f"\n{_text(fields, 'answer')}".rpartition("\n####")
-    if mark:
-        return Parts(turns, final, _CALCULATOR.sub("", worked))
-    return Parts(turns, final)
+    _refuse_filled(fields, _MORE_OF_THE_PROMPT)
+    answer, thought = _text(fields, "answer"), _thought_apart(fields)
+    worked = split_gsm8k(answer) if thought is None else None
+    if worked is None:
+        return _single(fields, _text(fields, "question"), answer)
+    return replace(_single(fields, _text(fields, "question"), worked[1]), think=worked[0])
 
+
+def _single(fields: Mapping[str, Any], prompt: str, reply: str, earlier: Sequence[Message] = ()) -> Parts:
+    """The parts of a row of one question, perhaps with earlier turns."""
+    _refuse_filled(fields, _NOT_TEXT)
+    turns = _with_system(fields, [*earlier, {"role": "user", "content": prompt}])
+    return Parts(turns, reply, _thought_apart(fields))
+
+
+_SINGLE = frozenset({"system", *_THOUGHTS})
 
 SHAPES: tuple[Shape, ...] = (
-    Shape("conversations", frozenset({"conversations"}), _conversations),
-    Shape("messages", frozenset({"messages"}), _messages),
-    Shape("instruction/input/output", frozenset({"instruction", "output"}), _instruction),
-    Shape("prompt/completion", frozenset({"prompt", "completion"}), _prompt),
-    Shape("question/answer", frozenset({"question", "answer"}), _question),
+    Shape("conversations", frozenset({"conversations"}), _conversations, frozenset({"system"})),
+    Shape("messages", frozenset({"messages"}), _messages, frozenset({"system"})),
+    Shape(
+        "instruction/input/output", frozenset({"instruction", "output"}), _instruction, _SINGLE | {"input", "history"}
+    ),
+    Shape("prompt/completion", frozenset({"prompt", "completion"}), _prompt, _SINGLE),
+    Shape("question/answer", frozenset({"question", "answer"}), _question, _SINGLE),
 )
 """Every known row shape; the first whose keys a row has is taken."""

@@ -99,6 +99,12 @@ def _numbers(report: DataReport) -> Table:
         for reason, rows in source.dropped.items():
             where = f" of {source.source}" if len(report.sources) > 1 else ""
             table.add_row(f"{len(rows):,}", f"[yellow]dropped: {escape(reason)}", escape(name_rows(rows) + where))
+        if source.boxes_left_out:
+            named = name_rows(source.boxes_left_out)
+            count = len(source.boxes_left_out)
+            table.add_row(f"{count:,}", "[yellow]with several boxes", f"the last is the answer: {named}")
+        for column, count in source.unused.items():
+            table.add_row(f"{count:,}", "with a column not used", escape(column))
     optional = (
         (report.not_drawn, "not drawn", "left out by data.sample"),
         (report.multi_turn, "of several turns", "earlier turns are context"),
