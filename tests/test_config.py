@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,35 @@ def test_what_no_training_could_begin_with_is_refused(values: dict[str, Any]) ->
 def test_a_trainer_field_that_our_loss_would_ignore_is_refused() -> None:
     with pytest.raises(ConfigError, match="label_smoothing_factor is set by thinktune"):
         parse_config({"train": {"trainer": {"label_smoothing_factor": 0.1}}})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model: x\nseed: " + "9" * 5000, "cannot be read"),
+        ("model: 2020-99-99", "cannot be read"),
+        ("model: !!timestamp x", "cannot be read"),
+        ("model: !!bool 5", "cannot be read"),
+        ('model: "\\ud800"', "surrogate"),
+        ("a: &a [*a]\nmodel: *a", "nested too deep"),
+        ("a: " + "[" * 3000 + "]" * 3000, "nested too deep"),
+        ("".join(" " * depth + "a:\n" for depth in range(1500)), "nested too deep"),
+        (
+            "a: &a [x, x]\n" + "".join(f"a{at}: &a{at + 1} [*a{at or ''}, *a{at or ''}]\n" for at in range(40)),
+            "aliases",
+        ),
+        ("model: x\n# " + "x" * (4 << 20), "larger than 4 MiB"),
+    ],
+)
+def test_hostile_yaml_is_one_clear_error(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=says):
+        load_config(file)
+
+
+def test_a_pipe_and_a_device_are_no_config_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="a device or a pipe"):
+            load_config(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,14 @@ def test_the_report_is_shown_as_json_where_a_program_reads_it(write: Write, chat
     assert shown["lengths"]["trained"] > 0
     assert shown["packs"]["count"] == 1
     assert shown["sources"][0]["dropped"] == {}
+
+
+def test_a_source_without_a_usable_row_among_very_many_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["thinktune.data.prepare"], "_ROWS_TO_SEE", 5)
+    (tmp_path / "rows.jsonl").write_text(
+        '{"question": "Q", "answer": "no thought"}\n' * 6 + "not JSON, never reached\n"
+    )
+    with pytest.raises(DataError, match="no usable rows: 5 no thought"):
+        load_examples(Data(source=str(tmp_path / "rows.jsonl")), Format(), 0, load=Load())

@@ -455,3 +455,9 @@ def test_a_shape_that_cannot_be_imported_is_named(reference: str) -> None:
 def test_a_shape_that_returns_something_else_is_a_clear_error() -> None:
     with pytest.raises(ConfigError, match="returned dict"):
         to_example(Row(1, {}), import_shape("my_shapes:wrong"), "s", Format())
+
+
+@pytest.mark.usefixtures("own_module")
+def test_a_function_of_the_users_own_that_fails_is_named_with_its_row() -> None:
+    with pytest.raises(ConfigError, match=r"my_shapes:chosen fails on row 3 of s: KeyError: 'score'"):
+        to_example(Row(3, {}), import_shape("my_shapes:chosen"), "s", Format())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from thinktune.config import Load
-from thinktune.data import Row
+from thinktune.data import Row, files
 from thinktune.data.sources import BUILTIN_ROWS, read_rows
 from thinktune.errors import DataError, DownloadError, MissingExtra
 
@@ -215,3 +215,16 @@ def test_a_file_in_utf_16_is_called_that(tmp_path: Path, name: str) -> None:
 def test_packed_data_under_a_plain_name_is_called_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(gzip.compress(b"{}"))
     assert "is gzip" in error_of(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz", "rows.jsonl", "rows.json.gz"])
+def test_a_file_that_unpacks_to_gigabytes_is_refused_before_memory_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(files, "_LONGEST_LINE", 1000)
+    monkeypatch.setattr(files, "_LONGEST_UNPACKED", 1000)
+    start = b"question,answer\n" if ".csv" in name else b""
+    content = start + b" " * 2000
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(DataError, match=r"is longer than|unpacks to more than"):
+        list(files.read_path(tmp_path / name, "train"))

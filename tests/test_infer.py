@@ -232,6 +232,43 @@ def test_a_damaged_line_in_the_middle_costs_its_completion_only(bench: Workbench
     bench.asked.clear()
     bench.infer()
     assert bench.asked == []
+    assert "3 lines of" in bench.said.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line.replace(b'"stop"', b'"halt"'),
+        lambda line: line.replace(b'"tokens": ', b'"tokens": 9'),
+        lambda line: line.replace(b'"text": "', b'"text": "?'),
+        lambda line: line.replace(b'"text": "', b'"text": null, "x": "'),
+        lambda line: b"[" * 100_000 + b"\n",
+        lambda line: line.replace(b'"crc": "', b'"crc": "0'),
+        lambda line: bytes([line[0] ^ 1]) + line[1:],
+    ],
+)
+def test_a_line_that_is_not_what_was_written_is_made_anew_and_said(
+    bench: Workbench, damage: Callable[[bytes], bytes]
+) -> None:
+    bench.infer(line(1) + line(2))
+    whole, file = bench.out.read_bytes(), journal_of(bench.out)
+    first, rest = file.read_bytes().split(b"\n", 1)
+    assert damage(first + b"\n") != first + b"\n"
+    file.write_bytes(damage(first + b"\n") + rest)
+    bench.asked.clear()
+    bench.infer()
+    assert len(set(bench.asked)) == 1
+    assert bench.out.read_bytes() == whole
+    assert "1 lines of" in bench.said.getvalue()
+
+
+def test_a_journal_of_before_lines_had_checksums_is_gone_on_with(bench: Workbench) -> None:
+    bench.infer(line(1) + line(2))
+    whole, file = bench.out.read_bytes(), journal_of(bench.out)
+    file.write_bytes(re.sub(rb', "crc": "[0-9a-f]{8}"', b"", file.read_bytes()))
+    bench.asked.clear()
+    bench.infer()
+    assert (bench.asked, bench.out.read_bytes()) == ([], whole)
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,16 @@ from pydantic import (
 
 from thinktune import tags
 from thinktune.errors import ConfigError
+from thinktune.files import read_text
 
 Quantize = Literal["none", "int8", "nf4", "fp8"]
 Logger = Literal["tensorboard", "wandb", "mlflow", "swanlab", "trackio"]
 ItemType = Literal["math", "choice", "code-generate", "generic-generate"]
 ITEM_TYPES: tuple[str, ...] = get_args(ItemType)
 Profile = Literal["default", "article"]
+_LONGEST = 4 * 2**20
+"""Bytes of a config file."""
+_MOST_VALUES = 10**6
 SEED = 3407
 """Where no other is given; the command line's too."""
 
@@ -146,7 +150,7 @@ class Format(_Section):
 class Lora(_Section):
     """The adapter."""
 
-    r: int = Field(16, ge=1)
+    r: int = Field(16, ge=1, le=2**16)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] = Field(
@@ -453,20 +457,58 @@ def dump_config(config: Config) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, _LONGEST)
     except FileNotFoundError:
         raise ConfigError(f"no config file {path}", hint="shipped ones are in configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    try:
-        values = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
+    values = _parse_yaml(text, str(path))
     if values is None:
         raise ConfigError(f"{path}: is empty", hint="at least `model:` and `data:` belong in it")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must be a mapping of settings, not a {type(values).__name__}")
     return values
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        values = yaml.load(text, Loader=_Loader)
+        written_out = _size(values, {})
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {error}") from None
+    except UnicodeEncodeError:
+        raise ConfigError(f"{where} holds half of a surrogate pair, which is no text") from None
+    except RecursionError:
+        raise ConfigError(f"{where} is nested too deep") from None
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:  # as YAML's types fail: a 32nd of May, `!!bool 5`
+        raise ConfigError(f"{where} holds a value that cannot be read: {error}") from None
+    if written_out > _MOST_VALUES:
+        raise ConfigError(f"{where} has aliases (*name) that stand for {written_out:,} values")
+    return values
+
+
+def _size(value: Any, known: dict[int, int]) -> int:
+    """How many values there are once aliases are written out; `known` has those of lists and mappings by identity.
+
+    Raises:
+        UnicodeEncodeError: a text is none.
+        RecursionError: an alias stands for what it is part of.
+    """
+    if isinstance(value, str):
+        value.encode()
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(each, known) for each in inner)
+    return known[id(value)]
 
 
 class _Loader(yaml.SafeLoader):
@@ -492,10 +534,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r} is not key=value", hint="for example lora.r=16")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+    value = _parse_yaml(text, f"override {override!r}: the value")
     *path, last = key.split(".")
     section = values
     for name in path:

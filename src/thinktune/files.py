@@ -44,6 +44,22 @@ def foreign_kind(start: bytes) -> str | None:
     return next((kind for magic, kind in _STARTS.items() if start.startswith(magic)), None)
 
 
+def read_text(file: Path, limit: int) -> str:
+    """Read a text of at most `limit` bytes.
+
+    Raises:
+        OSError, with a `strerror` for the person: it cannot be read, is longer, or never ends (a device, a pipe).
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    if file.exists() and not file.is_dir() and not file.is_file() and file.resolve().parent.name != "fd":
+        raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(file))
+    with file.open("rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit >> 20} MiB", str(file))
+    return content.decode("utf-8-sig")
+
+
 def write_text(file: Path, text: str) -> None:
     """Replace `file` atomically; a crash or a full disk leaves the old one."""
     with replacing_text(file) as stream:

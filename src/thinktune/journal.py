@@ -1,9 +1,11 @@
 """Completions, written down one by one as they finish, so that a stopped run goes on with what is missing.
 
-A journal is JSON lines beside the result: `{"key", "id", "index", "text", "finish_reason", "error", "tokens"}`. The key
-is a digest of everything that the completion follows from (id, prompt, sampling, model, sample index): what was made
-with other settings is never taken for what is wanted now. Each line is with the operating system at once, so that
-killing the process loses nothing, and is on the disk within 200 ms, so that a power cut loses little.
+A journal is JSON lines beside the result: `{"key", "id", "index", "text", "finish_reason", "error", "tokens",
+"crc"}`. The key is a digest of everything that the completion follows from (id, prompt, sampling, model, sample
+index): what was made with other settings is never taken for what is wanted now. The CRC-32 of what stands before it
+in the line tells a damaged line, whose completion is made anew; lines of before there was one count without. Each
+line is with the operating system at once, so that killing the process loses nothing, and is on the disk within 200
+ms, so that a power cut loses little.
 """
 
 from __future__ import annotations
@@ -12,15 +14,17 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import threading
 import time
+import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -90,6 +94,7 @@ class Journal:
         records: where in the file the record of each key begins. Errors of earlier calls are not among them: they are
             to be tried again.
         failed: the keys whose last record, of an earlier call, is an error.
+        damaged: how many lines cannot be read, or are not what was written.
 
     Raises:
         DiskFull: while writing.
@@ -100,6 +105,7 @@ class Journal:
         self.file = file
         self.records: dict[str, int] = {}
         self.failed: set[str] = set()
+        self.damaged = 0
         self._end = 0
         self._failure: OSError | None = None
         self._dirty = False
@@ -111,7 +117,7 @@ class Journal:
 
     def add(self, key: str, record: Record) -> None:
         """Write one record, errors too."""
-        line = _encode({"key": key, **vars(record)}).encode() + b"\n"
+        line = _encode_line(key, record)
         with telling_full_disk(self.file):
             if self._failure:
                 raise self._failure
@@ -189,7 +195,8 @@ class Journal:
     def _take(self, line: bytes) -> None:
         try:
             key, record = _parse(line)
-        except (ValueError, TypeError, KeyError, AttributeError):  # a damaged line costs its completion, not the run
+        except (ValueError, TypeError, KeyError, RecursionError):  # a damaged line costs its completion, not the run
+            self.damaged += 1
             return
         if record.error is None:
             self.records[key] = self._end
@@ -209,10 +216,31 @@ class Journal:
 
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
+_CHECKED = re.compile(rb'(.*), "crc": "([0-9a-f]{8})"}\s*', re.DOTALL)
+_TYPES: dict[str, Any] = {"key": str, "id": str, "index": int, "text": str, "error": str | None, "tokens": int}
+
+
+def _encode_line(key: str, record: Record) -> bytes:
+    checked = _encode({"key": key, **vars(record)}).encode().removesuffix(b"}")
+    return b'%s, "crc": "%08x"}\n' % (checked, zlib.crc32(checked))
 
 
 def _parse(line: bytes) -> tuple[str, Record]:
+    """Key and record of a line.
+
+    Raises:
+        ValueError, TypeError, KeyError, RecursionError: the line is not as it was written.
+    """
+    if checked := _CHECKED.fullmatch(line):
+        if zlib.crc32(checked[1]) != int(checked[2], 16):
+            raise ValueError("the checksum differs")
+        line = checked[1] + b"}"
     fields = json.loads(line)
+    for name, kind in _TYPES.items():
+        if not isinstance(fields[name], kind):
+            raise TypeError(name)
+    if fields["finish_reason"] not in get_args(FinishReason):
+        raise ValueError("finish_reason")
     return fields.pop("key"), Record(**fields)
 
 
@@ -365,6 +393,8 @@ def _tell_start(journal: Journal, keys: dict[tuple[str, int], str], found: int, 
             f"{len(changed)} completions in {journal.file} were made with another prompt, sampling or model: "
             "they are made anew"
         )
+    if journal.damaged:
+        lines.append(f"{journal.damaged} lines of {journal.file} are damaged: what they held is made anew")
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 

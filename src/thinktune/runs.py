@@ -15,6 +15,7 @@ from typing import Any
 
 from thinktune.config import Config, load_config
 from thinktune.errors import RunFolderError
+from thinktune.files import NO_SPACE
 
 _LIBRARIES = ("thinktune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "vllm")
 
@@ -93,9 +94,14 @@ class RunFolder:
         """Within, no other process trains in this folder, which is there from now on.
 
         Raises:
-            RunFolderError: another one does already.
+            RunFolderError: another one does already, or it cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise
+            raise RunFolderError(f"{self.path} cannot be made: {error.strerror}") from None
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             try:

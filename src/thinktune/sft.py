@@ -86,5 +86,5 @@ def sft_config(
     }
     try:
         return SFTConfig(**given, **settings.trainer)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OSError, ImportError) as error:  # a file it names, a package that it takes
         raise ConfigError(f"train.trainer: {error}") from None

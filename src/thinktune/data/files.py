@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, AnyStr, BinaryIO, cast
 
 from thinktune.data.examples import Row
 from thinktune.errors import DataError
@@ -25,7 +25,8 @@ _SPLIT_NAMES = {
     "val": "validation",
 }
 _TOO_MANY_DIGITS = "number with more digits than can be read"
-_LONGEST_CELL = 2**30  # bytes; csv's own limit of 128 KiB refuses long thoughts
+_LONGEST_LINE = 2**28  # bytes or characters; a gzip file of megabytes can hold one of gigabytes
+_LONGEST_UNPACKED = 2**30  # bytes of a gzipped JSON file, which is read at once
 
 
 def read_path(path: Path, split: str) -> Iterator[Row]:
@@ -106,11 +107,20 @@ def _open(path: Path) -> BinaryIO:
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
     with _open(path) as file:
-        for at, line in enumerate(file, start=1):
+        for at, line in enumerate(_lines(file, path), start=1):
             if at == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
                 yield _parse_line(line, path, at)
+
+
+def _lines(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
+    at = 0
+    while line := file.readline(_LONGEST_LINE + 1):
+        at += 1
+        if len(line) > _LONGEST_LINE:
+            raise DataError(f"{path}, line {at}: is longer than {_LONGEST_LINE >> 20} MiB")
+        yield line
 
 
 def _parse_line(line: bytes, path: Path, at: int) -> Row:
@@ -134,7 +144,11 @@ def _as_row(value: object) -> Row:
 
 def _read_json(path: Path) -> Iterator[Row]:
     with _open(path) as file:
-        raw = file.read()
+        raw = file.read(_LONGEST_UNPACKED + 1 if path.suffix.lower() == ".gz" else -1)
+    if path.suffix.lower() == ".gz" and len(raw) > _LONGEST_UNPACKED:
+        raise DataError(
+            f"{path}: unpacks to more than {_LONGEST_UNPACKED >> 30} GiB", hint="write it as JSON lines, or unpack it"
+        )
     try:
         value = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -156,10 +170,11 @@ def _read_json(path: Path) -> Iterator[Row]:
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(_LONGEST_LINE)  # csv's own limit of 128 KiB refuses long thoughts
     with _open(path) as raw:
         # Bytes that are not UTF-8 become surrogates, so that the rows that hold them can be told apart and dropped.
-        reader = csv.DictReader(io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline=""), strict=True)
+        text = io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline="")
+        reader = csv.DictReader(_lines(text, path), strict=True)
         try:
             for fields in reader:
                 yield Row(0, fields, _csv_fault(fields))

@@ -26,6 +26,7 @@ Notify = Callable[[str], None]
 T = TypeVar("T", Example, Tokens)
 
 UNKNOWN_SHAPE = "unknown row shape"
+_ROWS_TO_SEE = 100_000  # of a source, after which, where none was usable, no more are read
 
 
 def say(message: str) -> None:
@@ -128,9 +129,11 @@ def _read_pools(
         where = split or source.split or data.split
         rows = read_rows(source.source, where, count=wanted, seed=seed, cache=data.cache, load=load, notify=notify)
         report = SourceReport(source.source)
-        examples = []
+        examples: list[Example] = []
         for row in rows:
             report.read += 1
+            if report.read > _ROWS_TO_SEE and not examples:
+                raise _nothing_usable([report])
             try:
                 if row.fault:
                     raise RowFault(row.fault)

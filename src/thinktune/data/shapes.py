@@ -125,8 +125,17 @@ def to_example(
 
     Raises:
         RowFault: the row cannot be used; the message is the reason.
+        ConfigError: the user's own function fails, or returns something else.
     """
-    parts = shape.convert(row.fields)
+    try:
+        parts = shape.convert(row.fields)
+    except (RowFault, ConfigError):
+        raise
+    except Exception as error:  # the user's own function may raise anything
+        raise ConfigError(
+            f"data.shape: {shape.name} fails on row {row.number} of {source}: {type(error).__name__}: {error}",
+            hint="it may raise thinktune.data.RowFault(reason) to have a row dropped",
+        ) from error
     if not isinstance(parts, Parts):
         raise ConfigError(f"data.shape: {shape.name} returned {type(parts).__name__}, not thinktune.data.Parts")
     messages = _context(parts.context, fmt, system)
