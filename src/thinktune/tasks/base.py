@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -68,8 +69,35 @@ class Task:
 
 
 def reference_of(gold: Mapping[str, Any]) -> str:
-    """The reference answer of a gold record."""
-    return str(gold["reference"] if "reference" in gold else gold["answer"])
+    """The reference answer of a gold record that `reference_fault` finds nothing wrong with: a text, or a number."""
+    return str(_reference(gold))
+
+
+def reference_fault(gold: Mapping[str, Any]) -> str | None:
+    """Why a gold record has no reference answer that a text may be compared with; None where it has one.
+
+    A list of one is what is in it. Of several it cannot be told whether all are asked for or any would do, and what
+    else is no text has no one way to be written as text: neither is compared as Python happens to print it.
+    """
+    value = _reference(gold)
+    if value is None:
+        present = [key for key in ("reference", "answer") if key in gold]
+        return f"{present[0]} is null" if present else "has no reference"
+    if isinstance(value, str):
+        return None if value.strip() else "the reference is blank"
+    if isinstance(value, bool):
+        return f'the reference is {str(value).lower()}: write it as the text that answers have, such as "True" or "Yes"'
+    if isinstance(value, (int, float)):
+        return None if math.isfinite(value) else "the reference is no finite number"
+    if isinstance(value, list):
+        count = f"a list of {len(value)}" if value else "an empty list"
+        return f'the reference is {count}: write one text, such as "2, 3" or "AC" where all are asked for'
+    return "the reference is an object, not a text"
+
+
+def _reference(gold: Mapping[str, Any]) -> Any:
+    value = gold.get("reference") if gold.get("reference") is not None else gold.get("answer")
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def format_outcome(text: str, finish_reason: str) -> Outcome | None:
@@ -106,10 +134,13 @@ def score_by(
         lenient: the answers that a completion may be taken to give when its format is forgiven; the first that is
             equal to the reference makes it right.
     """
-    reference = reference_of(gold)
     outcome = format_outcome(text, finish_reason)
     if outcome == "error":
         return Score(False, 0.0, "error", None, False, scorer)
+    if fault := reference_fault(gold):
+        answer = tags.parse(text).answer if outcome is None else None
+        return Score(None, None, outcome or "not scored", answer, None, scorer, fault)
+    reference = reference_of(gold)
     if outcome is None:
         answer = tags.parse(text).answer or ""
         verdict = compare(reference, answer)

@@ -1,84 +1,137 @@
-"""Multiple choice: one letter, or several where the reference has several."""
+"""Multiple choice: one letter, or several where the reference has several (see `letters`), or the text of an option
+where the gold record has the options (see `options`)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from functools import lru_cache
+from string import ascii_uppercase
 from typing import Any
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.tasks.base import FULL_WIDTH, TAIL, Score, Task, Verdict, score_by
+from thinktune.tasks.base import TAIL, Score, Task, Verdict, reference_fault, reference_of, score_by
+from thinktune.tasks.letters import ALPHABET, Reading, read_letters, stated_last
+from thinktune.tasks.options import Options, as_text, labelled_text, letter_of_text, options_of
 
-SCORER = "thinktune choice 2"
-_HALF_WIDTH = str.maketrans(FULL_WIDTH | {"\u3000": " ", "。": "."})
-_MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathsf|bf|rm)\b\s?|\$|\*\*|__|`|\\[()\[\]!,; ]")
-_LETTERS = r"[A-J](?:\s?(?:,|、|and|和|&|;)?\s?[A-J])*"
-# A letter by itself or before a mark that cuts it off from the option's text: `B`, `(B)`, `B. 12`, `B：十二`.
-_BARE = re.compile(rf"\(?({_LETTERS})\)?|\[({_LETTERS})\]|([a-j])|\(([a-j])\)|([a-j])[.)]")
-_LABEL = re.compile(r"(?:\(([A-Ja-j])\)|\[([A-J])\]|([A-J])(?=\s?[.:)、]))[\s.:)、-]*\S", re.DOTALL)
-_NAMED = re.compile(
-    rf"(?:option|choice|选项?|选择|故选|应选|应?该选)\s?:?\s?\(?({_LETTERS})\)?\s?\.?"
-    rf"|\(?({_LETTERS})\)?\s?(?:选?项|选项|is (?:the )?(?:correct|right).{{0,40}})\.?",
-    re.I,
-)
-# Where a text says that it gives the answer; what follows the letter must show that it was not the start of a word.
-_STATED = re.compile(
-    r"(?i:\b(?:answer|option|choice)\s?(?:is|:|is:|should be|would be)?\s?(?:option|choice)?"
-    r"|答案\s?(?:应该|应)?[是为选:]?:?\s?(?:选项|选)?|[故应]选|正确的?(?:选项|答案)[是为:]?)"
-    rf"\s?:?\s?(?:\(({_LETTERS})\)"
-    rf"|({_LETTERS})(?=\s?(?:$|[^\w\s'’]|[项选因]|because\b|since\b|as\b|which\b|with\b)))"
-)
-_SHORT = 2000  # characters of an answer that may be a sentence naming the letter
+SCORER = "thinktune choice 3"
 
 
 def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
-    return score_by(text, gold, finish_reason, compare=compare, lenient=_lenient_answers, scorer=SCORER)
+    if reference_fault(gold):
+        return score_by(text, gold, finish_reason, compare=compare, lenient=lambda _: [], scorer=SCORER)
+    options, alphabet = options_of(gold), _alphabet(gold)
+
+    def compare_one(reference: str, answer: str) -> Verdict:
+        return compare(reference, answer, options)
+
+    def lenient(text: str) -> list[str]:
+        return _lenient_answers(text, options, alphabet)
+
+    return score_by(text, gold, finish_reason, compare=compare_one, lenient=lenient, scorer=SCORER)
 
 
-def compare(reference: str, answer: str) -> Verdict:
-    return Verdict(letter(answer) is not None and letter(answer) == letter(reference))
+def compare(reference: str, answer: str, options: Options | None = None) -> Verdict:
+    """Whether an answer names the letters that the reference names, all of them and no other."""
+    wanted = reference_letters(reference, options)
+    if wanted is None:
+        return Verdict(False, "the reference names no letter")
+    reading = _read(answer, options or {}, _widest(wanted, options), len(wanted) > 1)
+    return Verdict(reading.letters == wanted, reading.note)
 
 
 def letter(answer: str) -> str | None:
-    r"""The letter that an answer names (several in the order of the alphabet), or None. A letter of the prose is none.
+    """The letters that an answer names, where nothing is known of the options; see `letters.read_letters`."""
+    return read_letters(answer).letters
 
-    >>> letter("(B) 12 apples"), letter(r"\boxed{\text{C}}"), letter("The answer is D."), letter("故选ＡＣ")
-    ('B', 'C', 'D', 'AC')
-    >>> letter("A train leaves"), letter("Plan B failed"), letter("A. is wrong, B. is right")
-    (None, None, None)
+
+def reference_letters(reference: str, options: Options | None = None) -> str | None:
+    """The letters that a reference names, in whatever order it has them, or whose option's text it is.
+
+    >>> reference_letters("CA"), reference_letters("(b)"), reference_letters("K"), reference_letters("1")
+    ('AC', 'B', 'K', None)
     """
-    text = answer.strip()
-    if len(text) > _SHORT:
+    text = reference.strip()
+    if text.isascii() and text.isalpha() and text.isupper() and len(set(text)) == len(text):
+        return "".join(sorted(text))
+    return _read(reference, options or {}, "".join(options or ()) or ascii_uppercase, True).letters
+
+
+def gold_fault(gold: Mapping[str, Any]) -> str | None:
+    """Why no answer could be right by a gold record; None where one can."""
+    if fault := reference_fault(gold):
+        return fault
+    reference, options = reference_of(gold), options_of(gold)
+    letters = reference_letters(reference, options)
+    if letters is None:
+        return f"the reference {reference[:40]!r} names no letter of an option, and is no option's text"
+    if options and not set(letters) <= options.keys():
+        return f"the reference {letters} is none of the options {', '.join(options)}"
+    return None
+
+
+def _alphabet(gold: Mapping[str, Any]) -> str:
+    options = options_of(gold)
+    return _widest(reference_letters(reference_of(gold), options) or "", options)
+
+
+def _widest(wanted: str, options: Options | None) -> str:
+    """The letters that options may have: the known ones, else as far as J, or as far as the reference goes."""
+    if options:
+        return "".join(options)
+    last = max(wanted, default="A")
+    return ALPHABET if last <= ALPHABET[-1] else ascii_uppercase[: ascii_uppercase.index(last) + 1]
+
+
+def _read(answer: str, options: Options, alphabet: str, any_order: bool) -> Reading:
+    if options:
+        reading = _by_text(answer, options)
+        if reading is not None:
+            return reading
+    return _read_cached(answer, alphabet, any_order)
+
+
+def _by_text(answer: str, options: Options) -> Reading | None:
+    """What an answer says that is an option's text, with or without its letter before it; None where it is neither."""
+    said = as_text(answer)
+    boxed = tags.last_boxed(answer)
+    if len(said) > 1 or said.upper() not in options:  # a letter is a letter first, whatever an option's text is
+        for text in (answer, boxed):
+            if text is not None and (found := letter_of_text(text, options)):
+                return Reading(found)
+    text = labelled_text(boxed or answer, options)
+    if text is None:
         return None
-    boxed = tags.last_boxed(text)
-    text = _MARKUP.sub("", (text if boxed is None else boxed).translate(_HALF_WIDTH))
-    text = " ".join(text.replace("{", " ").replace("}", " ").split()).strip(" \"'").removesuffix(".").strip()
-    for pattern in (_BARE, _NAMED):
-        if match := pattern.fullmatch(text):
-            return _sorted(next(group for group in match.groups() if group))
-    stated = {_sorted(first or second) for first, second in _STATED.findall(text)}
-    if stated:
-        return stated.pop() if len(stated) == 1 else None
-    labels = re.findall(r"(?<![A-Za-z])\(?[A-J](?:\)|[.:、])", text)
-    match = _LABEL.match(text)
-    return _sorted(next(group for group in match.groups() if group)) if match and len(set(labels)) <= 1 else None
+    first = as_text(boxed or answer, fold=False).removeprefix("(").lstrip()[:1].upper()
+    own = options.get(first)
+    if own is not None and as_text(own) == as_text(text):
+        return Reading(first)
+    other = letter_of_text(text, options) if len(as_text(text)) > 1 or as_text(text).isdigit() else None
+    if own is not None and other and other != first:
+        return Reading(None, f"names {first} and says what {other} says")
+    return None
 
 
-def _sorted(letters: str) -> str | None:
-    found = re.findall(r"[A-J]", letters if len(letters) > 1 and re.search("[A-J]", letters) else letters.upper())
-    # `BAD` and `ACE` are words before they are lists of options: glued letters count in rising order only.
-    return None if letters.isalpha() and letters.isascii() and found != sorted(found) else "".join(sorted(set(found)))
+@lru_cache(maxsize=4096)
+def _read_cached(answer: str, alphabet: str, any_order: bool) -> Reading:
+    return read_letters(answer, alphabet, any_order=any_order)
 
 
-def _lenient_answers(text: str) -> list[str]:
-    answer, tail = tags.parse(text).answer, text[-TAIL:]
-    said = answer or tags.last_boxed(tail) or tail
-    if letter(said):
-        return [said]
-    spaced = re.sub(r"\s+", " ", _MARKUP.sub("", (answer or tail)[-TAIL:].translate(_HALF_WIDTH)))
-    stated = [first or second for first, second in _STATED.findall(spaced)]
-    return stated[-1:]
+def _lenient_answers(text: str, options: Options, alphabet: str) -> list[str]:
+    """What a completion may be taken to answer: its tag, its last box, what it says last, its last line."""
+    answer = tags.parse(text).answer
+    tail = (answer or text.rpartition("</think>")[2] or text)[-TAIL:]
+    boxed = tags.last_boxed(tail)
+    lines = tail.split("\n")
+    for candidate in (
+        tail,
+        boxed,
+        stated_last(tail, alphabet),
+        next((line for line in reversed(lines) if line.strip()), ""),
+    ):
+        if candidate and (letters := _read(candidate, options, alphabet, False).letters):
+            return [letters]
+    return []
 
 
 TASK = Task("choice", Sampling(max_tokens=1024), score)

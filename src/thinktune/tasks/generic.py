@@ -11,7 +11,7 @@ from typing import Any
 from thinktune import tags
 from thinktune.config import Sampling
 from thinktune.errors import MissingExtra
-from thinktune.tasks.base import TAIL, Score, Task, format_outcome, reference_of
+from thinktune.tasks.base import TAIL, Score, Task, format_outcome, reference_fault, reference_of
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
@@ -23,8 +23,8 @@ def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
         MissingExtra: sacrebleu is not installed.
     """
     outcome = format_outcome(text, finish_reason)
-    if not gold.keys() & {"reference", "answer"}:
-        return Score(None, None, outcome or "not scored", None, None, "thinktune format 1", "no reference")
+    if fault := reference_fault(gold):
+        return Score(None, None, outcome or "not scored", None, None, "thinktune format 1", fault)
     if outcome is not None:
         return Score(None, 0.0, outcome, None, None, scorer_name())
     answer = tags.parse(text).answer or ""
