@@ -11,7 +11,7 @@ import pytest
 from thinktune import cli
 from thinktune.errors import DataError, MissingExtra
 from thinktune.evaluate import evaluate_items
-from thinktune.predictions import Prediction, read_gold, read_predictions, score_predictions, scores_table
+from thinktune.predictions import Prediction, _vote, read_gold, read_predictions, score_predictions, scores_table
 from thinktune.tasks import generic
 from thinktune.tasks.generic import similarity
 
@@ -243,7 +243,7 @@ def test_results_in_openais_form_are_scored_as_those_in_ours(tmp_path: Path) -> 
     assert read_predictions(file) == {
         "m1": [Prediction("a"), Prediction("b", "length")],
         "m4": [Prediction("", "error", "no room")],
-        "m5": [Prediction("", "error", "has no content")],
+        "m5": [Prediction("", "error", "status 400")],
     }
     file.write_text(json.dumps(openai("m1", alone="stop")))
     assert read_predictions(file) == {"m1": [Prediction("alone")]}
@@ -254,3 +254,72 @@ def test_items_of_a_type_that_has_no_prediction_at_all_are_wrong_and_not_unknown
     scores = score_predictions(tmp_path / "res.jsonl", write_gold(tmp_path)).types
     strict = {kind: each.strict and each.strict.value for kind, each in scores.items()}
     assert strict == {"math": 0.25, "choice": 0.0, "code-generate": 0.0, "generic-generate": None}
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ("null", "reference is null"), ('""', "the reference is blank"), ('" \\n"', "the reference is blank"),
+        ("{}", "the reference is an object"), ('{"value": 5}', "the reference is an object"),
+        ("[]", "an empty list"), ('["2", "3"]', "a list of 2"), ("[null]", "reference is null"),
+        ('[["2"]]', "list of 1"),
+        ("true", "the reference is true"), ("NaN", "no finite number"), ("-Infinity", "no finite number"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["math", "choice", "generic-generate"])
+def test_a_reference_that_is_no_text_is_refused_by_its_line(
+    kind: str, reference: str, said: str, tmp_path: Path
+) -> None:
+    line = f'{{"id": 2, "type": "{kind}", "reference": {reference}}}'
+    (tmp_path / "gold").write_text('{"id": 1, "type": "math", "reference": "1"}\n' + line)
+    with pytest.raises(DataError, match=f"1 lines cannot be used:\nline 2: .*{said}"):
+        read_gold(tmp_path / "gold")
+
+
+def test_all_faulty_lines_of_gold_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "gold").write_text('{"id": 1, "type": "choice", "reference": 1}\n' * 30 + '{"id": true, "n": 1}\n')
+    with pytest.raises(DataError) as caught:
+        read_gold(tmp_path / "gold")
+    assert str(caught.value).count("\nline ") == 31
+    assert "line 31: the id True is neither a text nor a whole number" in str(caught.value)
+
+
+def test_numbers_and_lists_of_one_are_references(tmp_path: Path) -> None:
+    values = {"1": "5", "2": "-0.5", "3": "1e3", "4": '["7"]', "5": "[7]"}
+    answers = dict(zip(values, ["5", "-1/2", "1000", "7", "7"], strict=True))
+    gold = "".join(f'{{"id": {name}, "type": "math", "reference": {value}}}\n' for name, value in values.items())
+    (tmp_path / "gold").write_text(gold + '{"id": 6, "type": "math", "reference": null, "answer": "8"}\n')
+    contents = {name: written(answer) for name, answer in (answers | {"6": "8"}).items()}
+    (tmp_path / "res").write_text(json.dumps(contents))
+    assert score_predictions(tmp_path / "res", tmp_path / "gold").types["math"].outcomes == {"right": 6}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reference", "answers", "won"),
+    [
+        ("math", "1/2", ["1/2", "0.5", "50%", "3", "3"], 1),
+        ("math", "18", ["20", "20", "18", "$18", "18 dollars"], 1),
+        ("math", "18", ["20", "20.0", "40/2", "18", "18"], 0),  # the wrong ones are one answer too
+        ("math", "18", ["20", "18", "20", "18.0"], 0),  # a tie: the answer given first
+        ("math", "18", ["18", "20", "20", "18.0"], 1),
+        ("math", "18", ["20", "21", "22", "18", "18"], 1),
+        ("math", "x+1", ["1+x", "x + 1", "x+2", "2+x", "x"], 1),
+        ("math", "(0,5]", ["(0, 5]", r"0 < x \le 5", "(0,5)", "(0,5)", "9"], 1),
+        ("choice", "B", ["(B)", "b", "The answer is B", "C", "C"], 1),
+        ("choice", "B", ["B", "B", "C", "(C)", "option C"], 0),
+        ("choice", "AC", ["A and C", "C, A", "A", "(A)", "C"], 1),
+    ],
+)  # fmt: skip
+def test_equal_answers_vote_together(kind: str, reference: str, answers: list[str], won: int, tmp_path: Path) -> None:
+    (tmp_path / "gold").write_text(json.dumps({"id": 1, "type": kind, "reference": reference}))
+    (tmp_path / "res").write_text(json.dumps([{"id": 1, "content": list(map(written, answers))}]))
+    measures = score_predictions(tmp_path / "res", tmp_path / "gold").types[kind].measures
+    assert measures[f"maj@{len(answers)}"] == won
+
+
+@pytest.mark.slow
+def test_a_vote_on_many_answers_that_are_hard_to_compare_ends_soon() -> None:
+    answers = [f"9^{{9^{{9^{{{n}}}}}}}" for n in range(2, 40)] + ["18"]
+    line = {"id": 1, "type": "math", "error": None}
+    group = [line | {"extracted": each, "correct": each == "18"} for each in answers]
+    assert _vote(group) == 0  # a tie, and none of the others is taken to be equal

@@ -156,6 +156,7 @@ def evaluate_items(
     read_gold(gold)  # what is wrong with it is told before a model is loaded
     profiles = {name: sampling.changed(**(changes or {})) for name, sampling in samplings(Infer(), seed).items()}
     items = read_batch_file(file, samplings=profiles)
+    prompts = {str(item.id): item.messages[-1]["content"] for item in items}
     wanted = {item.sampling for item in items}
     with open_engine(
         reference, engine=engine, load=load, quantize=quantize, samplings=wanted, notify=console.print
@@ -173,7 +174,7 @@ def evaluate_items(
             form="lines",
             console=console,
         )
-    return score_predictions(answers, gold, out)
+    return score_predictions(answers, gold, out, prompts=prompts)
 
 
 def evaluate(
@@ -252,19 +253,20 @@ def _told(messages: Messages) -> Messages:
 
 def _sample(example: Example, prompt: str, record: Record) -> dict[str, Any]:
     """One line of samples.jsonl."""
-    score = TASKS["math"].score(record.text, {"reference": example.answer}, record.finish_reason)
+    text, reference = valid_text(record.text), valid_text(example.answer)
+    score = TASKS["math"].score(text, {"reference": reference}, record.finish_reason)
     return {
         "source": example.source,
         "row": example.row,
         "sample": record.index,
         "prompt": prompt,
-        "completion": record.text,
-        "reference": example.answer,
+        "completion": text,
+        "reference": reference,
         "extracted": score.extracted,
         "outcome": score.outcome,
         "correct": score.correct,
         "lenient": score.lenient,
-        "format_problem": tags.parse(record.text).problem,
+        "format_problem": tags.parse(text).problem,
         "finish_reason": record.finish_reason,
         "error": record.error,
         "tokens": record.tokens,

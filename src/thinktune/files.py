@@ -81,7 +81,8 @@ def write_json_lines(file: Path, records: Iterable[Any]) -> None:
 def replacing_text(file: Path) -> Iterator[TextIO]:
     """Yield a stream of UTF-8 text that takes the place of `file` only on success, when all of it is on the disk."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    # Half a surrogate pair, which JSON can smuggle in, becomes the escape that JSON has for it: no whole file is lost.
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())

@@ -1,18 +1,16 @@
 """Scores of a result file, wherever it was made: `thinktune eval --predictions res.json --gold gold.jsonl`.
 
-Gold is JSON lines `{"id", "type", "reference", …}`; code carries `test` and `entry_point`. Predictions are our result
-file, a list or JSON lines of `{"id", "content"}`, one object from ids to contents, or the lines of OpenAI's batch API.
-A content is a text or a list of several samples; `error` stands in place of one that failed, and `finish_reason:
-length` tells one that was cut off.
+Gold is JSON lines `{"id", "type", "reference", …}`; code carries `test` and `entry_point`. What predictions may be is
+said in `result_files`.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,25 +20,27 @@ from rich.table import Table
 from thinktune import tags
 from thinktune.errors import DataError
 from thinktune.files import write_json, write_json_lines
+from thinktune.result_files import Prediction, identity, parse, read_predictions, read_result_file, read_text, some
 from thinktune.scores import RATES, Line, Problem, Scores, score_problems
 from thinktune.statistics import majority, pass_at_k
-from thinktune.tasks import TASKS, Score
-from thinktune.tasks.choice import letter
-from thinktune.tasks.forms import normalise
+from thinktune.tasks import TASKS, Score, choice, math
+from thinktune.tasks.base import Verdict, reference_fault, reference_of
 from thinktune.tasks.generic import similarity
 
-_CONTENT = ("content", "completion", "prediction", "response", "output", "text")
-_LISTED = 20
+__all__ = [
+    "Prediction",
+    "PredictionScores",
+    "TypeScores",
+    "read_gold",
+    "read_predictions",
+    "score_predictions",
+    "scores_table",
+]
+
 _GOLD_LINE = 'a line of gold is {"id": …, "type": …, "reference": …}'
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One sample for one id."""
-
-    text: str
-    finish_reason: str = "stop"
-    error: str | None = None
+_COMPARED = 200  # comparisons that the vote on one problem may take; what is left then is compared as text
+_UNCLEAR = 3  # of them may be of a kind that takes long, and is not decided
+_EQUAL: dict[str, Callable[[str, str], Verdict]] = {"math": math.compare, "choice": choice.compare}
 
 
 @dataclass(frozen=True)
@@ -56,36 +56,46 @@ class TypeScores(Scores):
 
 @dataclass(frozen=True)
 class PredictionScores:
-    """Scores by item type, and the ids that only one of the two files has."""
+    """Scores by item type, the ids that only one of the two files has, and what else there is to know of the files."""
 
     types: dict[str, TypeScores]
     without_prediction: list[str]
     without_gold: list[str]
+    notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def remarks(self) -> list[str]:
-        """What a reader has to know about ids that do not match, a line each."""
+        """What a reader has to know about ids that do not match and predictions that cannot be read, a line each."""
         lists = (
             ("gold items have no prediction and count as wrong", self.without_prediction),
             ("predictions have no gold and are not scored", self.without_gold),
         )
-        return [f"{len(ids)} {text}: {_some(ids)}" for text, ids in lists if ids]
+        return [*(f"{len(ids)} {text}: {some(ids)}" for text, ids in lists if ids), *self.notes]
 
 
-def score_predictions(predictions: Path, gold: Path, out: Path | None = None) -> PredictionScores:
+def score_predictions(
+    predictions: Path, gold: Path, out: Path | None = None, *, prompts: Mapping[str, str] | None = None
+) -> PredictionScores:
     """`thinktune eval --predictions`: score, and write summary.json, samples.jsonl and predictions.jsonl to `out`.
+
+    Args:
+        prompts: by id, for the options of choices whose gold records have none.
 
     Raises:
         DataError: a file is missing, empty or not what it should be; the two share no id.
         MissingExtra: there is free text, and sacrebleu is not installed.
     """
-    references, samples = read_gold(gold), read_predictions(predictions)
+    references, found = read_gold(gold), read_result_file(predictions)
+    for name, prompt in (prompts or {}).items():
+        if name in references and references[name]["type"] == "choice":
+            references[name].setdefault("prompt", prompt)
+    samples = found.samples
     if not references.keys() & samples.keys():
         raise DataError(
             f"{predictions} and {gold} share no id",
-            hint=f"ids of the first: {_some(list(samples), 3)}; of the second: {_some(list(references), 3)}",
+            hint=f"ids of the first: {some(list(samples), 3)}; of the second: {some(list(references), 3)}",
         )
     absent = [Prediction("", "error", "no prediction for this id")]
     jobs = [
@@ -108,6 +118,7 @@ def score_predictions(predictions: Path, gold: Path, out: Path | None = None) ->
         },
         [name for name in references if name not in samples],
         [name for name in samples if name not in references],
+        [*found.remarks(), *_uneven(references, samples)],
     )
     if out is not None:
         write_json_lines(out / "samples.jsonl", lines)
@@ -125,18 +136,21 @@ def read_gold(file: Path) -> dict[str, dict[str, Any]]:
     """
     records: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
-    for number, line in enumerate(_read(file).split("\n"), start=1):
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
-        record = _parse(line)
+        try:
+            record = parse(line)
+        except ValueError as error:
+            problems.append(f"line {number}: {str(error).replace('JSON', 'a JSON object')}")
+            continue
         problem = _gold_problem(record, records)
         if problem:
             problems.append(f"line {number}: {problem}")
-        elif isinstance(record, dict):
-            records[str(record["id"])] = record
+        else:
+            records[identity(record["id"]) or ""] = record
     if problems:
-        shown = "\n".join(problems[:_LISTED])
-        raise DataError(f"{file}: {len(problems)} lines cannot be used:\n{shown}", hint=_GOLD_LINE)
+        raise DataError(f"{file}: {len(problems)} lines cannot be used:\n" + "\n".join(problems), hint=_GOLD_LINE)
     if not records:
         raise DataError(f"{file} has no gold records", hint=_GOLD_LINE)
     return records
@@ -147,71 +161,16 @@ def _gold_problem(record: Any, records: Mapping[str, Any]) -> str | None:
         return "is not a JSON object"
     if "id" not in record:
         return "has no id"
-    if str(record["id"]) in records:
-        return f"id {str(record['id'])!r} is there already"
+    name = identity(record["id"])
+    if name is None:
+        return f"the id {record['id']!r} is neither a text nor a whole number"
+    if name in records:
+        return f"id {name!r} is there already"
     if record.get("type") not in tuple(TASKS):  # which, unlike a dictionary, may be asked for a list
         return f"type {record.get('type')!r} is not one of {', '.join(TASKS)}"
-    return None if record.keys() & {"reference", "answer", "test"} else "has no reference"
-
-
-def read_predictions(file: Path) -> dict[str, list[Prediction]]:
-    """Samples by id, from any of the forms that the module names.
-
-    Raises:
-        DataError: the file cannot be read, is empty, or in another form.
-    """
-    text = _read(file)
-    whole = _parse(text)
-    entries: list[Any]
-    if isinstance(whole, dict) and isinstance(whole.get("result"), dict):
-        whole = whole["result"]
-    if isinstance(whole, dict) and isinstance(whole.get("results"), list):
-        entries = whole["results"]
-    elif isinstance(whole, list):
-        entries = whole
-    elif isinstance(whole, dict) and not whole.keys() & {"id", "custom_id"}:
-        entries = [{"id": name, "content": content} for name, content in whole.items()]
-    else:
-        entries = [_parse(line) for line in text.split("\n") if line.strip()]
-    samples: dict[str, list[Prediction]] = {}
-    for number, entry in enumerate(entries, start=1):
-        if isinstance(entry, dict) and "custom_id" in entry:
-            samples.setdefault(str(entry["custom_id"]), []).extend(_samples_of_openai(entry))
-            continue
-        if not isinstance(entry, dict) or "id" not in entry:
-            raise DataError(
-                f"{file}: entry {number} is not an object with an id",
-                hint='predictions are {"result": {"results": [{"id", "content"}, …]}}, a list of these, or one a line',
-            )
-        samples.setdefault(str(entry["id"]), []).extend(_samples_of(entry))
-    if not samples:
-        raise DataError(f"{file} has no predictions")
-    return samples
-
-
-def _samples_of_openai(entry: Mapping[str, Any]) -> list[Prediction]:
-    """See `results`, which writes them too."""
-    try:
-        choices = entry["response"]["body"]["choices"]
-        contents = [
-            {"content": choice["message"]["content"], "finish_reason": choice.get("finish_reason")}
-            for choice in choices
-        ]
-    except (KeyError, TypeError):  # an error stands in the place of a response
-        error = entry.get("error")
-        contents = [{"error": error.get("message") if isinstance(error, dict) else error}]
-    return [sample for content in contents for sample in _samples_of(content)]
-
-
-def _samples_of(entry: Mapping[str, Any]) -> list[Prediction]:
-    content = next((entry[key] for key in _CONTENT if entry.get(key) is not None), None)
-    if content is None:
-        return [Prediction("", "error", str(entry.get("error") or "has no content"))]
-    reason = str(entry.get("finish_reason") or "stop")
-    return [
-        Prediction(each, reason) if isinstance(each, str) else Prediction("", "error", "the content is not a text")
-        for each in (content if isinstance(content, list) else [content])
-    ] or [Prediction("", "error", "the content is empty")]
+    if record["type"] == "code-generate":
+        return None if record.keys() & {"reference", "answer", "test"} else "has no reference"
+    return choice.gold_fault(record) if record["type"] == "choice" else reference_fault(record)
 
 
 def _score(sample: Prediction, record: Mapping[str, Any]) -> Score:
@@ -252,30 +211,53 @@ def _of_several(groups: Sequence[Problem]) -> dict[str, float]:
         return {}
     right = [(max(len(group), least), sum(bool(line["correct"]) for line in group)) for group in groups]
     measures = {f"pass@{k}": fmean(pass_at_k(n, count, k) for n, count in right) for k in range(1, least + 1)}
-    if groups[0][0]["type"] != "code-generate":  # programs are rarely the same twice
+    if groups[0][0]["type"] in _EQUAL:  # programs are rarely the same twice
         measures[f"maj@{least}"] = fmean(map(_vote, groups))
     return measures
 
 
 def _vote(group: Problem) -> float:
-    """1 if the most frequent answer is right, else 0."""
-    keys = [_key(line) for line in group]
-    winner = majority(keys)
-    return float(winner is not None and bool(group[keys.index(winner)]["correct"]))
+    """1 if the answer that most samples gave is right, else 0.
+
+    Answers are one where the comparison that scores go by has them equal: all that are right are one, since they are
+    equal to the reference, and of the wrong ones each joins the first that it is equal to. Of equally frequent answers
+    the one given first is taken. Samples without an answer to compare have no vote.
+    """
+    voters = [line for line in group if line["extracted"] is not None]
+    right = [bool(line["correct"]) for line in voters]
+    if not any(right) or 2 * sum(right) > len(voters):
+        return float(any(right))  # whatever the others agree in
+    classes = iter(_classes(group[0]["type"], [line["extracted"] for line in voters if not line["correct"]]))
+    return float(majority([-1 if each else next(classes) for each in right]) == -1)
 
 
-def _key(line: Line) -> str | None:
-    answer = line["extracted"]
-    if answer is None:
-        return None
-    return (letter(answer) if line["type"] == "choice" else normalise(answer[:1000])) or answer
+def _classes(kind: str, answers: Sequence[str]) -> list[int]:
+    """A number for each answer; those of equal answers are equal. The effort is bounded, see `_COMPARED`."""
+    first: list[str] = []
+    numbers: dict[str, int] = {}
+    left, unclear = _COMPARED, 0
+    for answer in answers:
+        if (text := " ".join(answer.split())) in numbers:
+            continue
+        for number, other in enumerate(first):
+            if left <= 0 or unclear >= _UNCLEAR:
+                break
+            verdict = _EQUAL[kind](other, answer)
+            left, unclear = left - 1, unclear + bool(verdict.note and kind == "math")
+            if verdict.equal:
+                numbers[text] = number
+                break
+        if text not in numbers:
+            numbers[text] = len(first)
+            first.append(answer)
+    return [numbers[" ".join(answer.split())] for answer in answers]
 
 
 def _of_text(lines: Sequence[Line]) -> dict[str, float]:
     compared = [line for line in lines if line["reference"] is not None and line["type"] == "generic-generate"]
     if not compared:
         return {}
-    return similarity([line["extracted"] or "" for line in compared], [str(line["reference"]) for line in compared])
+    return similarity([line["extracted"] or "" for line in compared], [reference_of(line) for line in compared])
 
 
 def scores_table(scores: PredictionScores) -> Table:
@@ -294,8 +276,18 @@ def scores_table(scores: PredictionScores) -> Table:
     return table
 
 
-def _some(ids: Sequence[str], count: int = _LISTED) -> str:
-    return ", ".join(ids[:count]) + (f" and {len(ids) - count} more" if len(ids) > count else "")
+def _uneven(references: Mapping[str, Any], samples: Mapping[str, Sequence[Prediction]]) -> Iterator[str]:
+    """Ids that have more or fewer samples than most of their type, as where a file holds some ids twice."""
+    for kind in TASKS:
+        counts = {
+            name: len(samples[name])
+            for name, record in references.items()
+            if record["type"] == kind and name in samples
+        }
+        if len(set(counts.values())) > 1:
+            usual = Counter(counts.values()).most_common(1)[0][0]
+            odd = [name for name, count in counts.items() if count != usual]
+            yield f"{len(odd)} {kind} items have not {usual} samples as most have: {some(odd)}"
 
 
 def _plain_lines(samples: Mapping[str, Sequence[Prediction]]) -> Iterator[dict[str, str]]:
@@ -304,23 +296,3 @@ def _plain_lines(samples: Mapping[str, Sequence[Prediction]]) -> Iterator[dict[s
             yield {"id": name, "content": each.text, "finish_reason": each.finish_reason}
         else:
             yield {"id": name, "error": each.error}
-
-
-def _read(file: Path) -> str:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text") from error
-    if not text.strip():
-        raise DataError(f"{file} is empty")
-    return text
-
-
-def _parse(text: str) -> Any:
-    """The JSON value, None if it is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
