@@ -12,11 +12,12 @@ import yaml
 from typer.testing import CliRunner
 
 from thinktune.cli import app
-from thinktune.compare import compare, read_lines, sentences
+from thinktune.compare import Comparison, compare, read_lines, sentences
 from thinktune.errors import DataError, RunFolderError
 from thinktune.files import write_json_lines
 from thinktune.ratings import Rating, Ratings
 from thinktune.statistics import wilson
+from thinktune.tags import INSTRUCTION
 
 GOOD = "<think>so</think> <answer>{}</answer>"
 
@@ -54,8 +55,9 @@ def write_run(folder: Path, *, tuned: str, base: str | None = None, completion: 
     return folder
 
 
-def write_scores(folder: Path, outcomes: str, completion: str = GOOD) -> None:
-    folder.mkdir(parents=True)
+def write_scores(folder: Path, outcomes: str, completion: str = GOOD, **changes: Any) -> None:
+    """`changes` of the lines' fields: a function of the row each."""
+    folder.mkdir(parents=True, exist_ok=True)
     lines = [
         {
             "source": "s",
@@ -72,6 +74,7 @@ def write_scores(folder: Path, outcomes: str, completion: str = GOOD) -> None:
             "note": None,
             "tokens": 5,
         }
+        | {name: change(row) for name, change in changes.items()}
         for row, letter in enumerate(outcomes, start=1)
     ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -179,3 +182,97 @@ def test_a_completion_may_hold_line_separators_of_unicode(tmp_path: Path) -> Non
     lines = [{"completion": "one\u2028two\u0085three\u2029four\rfive"}, {"completion": "next"}]
     write_json_lines(tmp_path / "samples.jsonl", lines)
     assert read_lines(tmp_path / "samples.jsonl") == lines
+
+
+def rewrite(run: Path, outcomes: str, **changes: Any) -> Path:
+    write_scores(run / "eval/tuned", outcomes, **changes)
+    return run
+
+
+def shared(comparison: Comparison) -> int:
+    (pair,) = comparison.pairs
+    return pair.difference.n
+
+
+def test_problems_are_paired_by_what_they_ask_and_not_by_where_they_stand(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", tuned="rrrwww")
+    moved = write_run(tmp_path / "b", tuned="r")
+    rewrite(
+        moved,
+        "wwwrrr",  # the same problems the other way round: each comes out as before
+        source=lambda row: "elsewhere.jsonl",
+        prompt=lambda row: f"What is {7 - row}?\n\n{INSTRUCTION}",
+        reference=lambda row: str(7 - row),
+    )
+    comparison = compare([first, moved])
+    assert (shared(comparison), comparison.pairs[0].difference.gained, comparison.pairs[0].difference.lost) == (6, 0, 0)
+    assert comparison.notes == []
+    page = CliRunner().invoke(app, ["compare", str(first), str(moved), "--out", str(tmp_path / "out")])
+    assert page.exit_code == 0
+    html = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "not asked" not in html
+    assert "s, row 1 / elsewhere.jsonl, row 6" in html
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [
+        ({"prompt": lambda row: f"How much is {row}?"}, 0),
+        ({"prompt": lambda row: f"What is {row + 10 * (row > 4)}?"}, 4),
+        ({"reference": lambda row: str(row + 10 * (row > 4))}, 4),
+        ({"type": lambda row: "math" if row <= 4 else "choice"}, 4),
+        ({"row": lambda row: row + 1}, 6),
+        ({"prompt": lambda row: f"  What is {row}?\n"}, 6),
+    ],
+)
+def test_problems_of_equal_places_that_differ_are_not_paired_and_said(
+    changes: dict[str, Any], left: int, tmp_path: Path
+) -> None:
+    runs = [write_run(tmp_path / "a", tuned="r" * 6), rewrite(write_run(tmp_path / "b", tuned="w"), "w" * 6, **changes)]
+    comparison = compare(runs)
+    said = " ".join(comparison.notes)
+    assert ("other questions or references" in said) == (left < 6)
+    assert ("nothing to compare" in said) == (left == 0)
+    assert [pair.difference.n for pair in comparison.pairs] == ([left] if left else [])
+
+
+def test_a_problem_that_is_given_again_counts_once(tmp_path: Path) -> None:
+    twice = {"prompt": lambda row: f"What is {(row + 1) // 2}?", "reference": lambda row: str((row + 1) // 2)}
+    scored = {"a": "rrrrww", "b": "rwwwww"}
+    runs = [rewrite(write_run(tmp_path / name, tuned="r"), outcomes, **twice) for name, outcomes in scored.items()]
+    comparison = compare(runs)
+    assert shared(comparison) == 3
+    assert comparison.pairs[0].difference.value == pytest.approx(-0.5)
+    assert comparison.notes[0] == "a was given 3 problems again: each problem counts once, with its mean"
+
+
+def test_samples_of_a_result_file_are_paired_by_their_ids(tmp_path: Path) -> None:
+    runs = []
+    for name, scored in (("a", "rrw"), ("b", "wwwr")):
+        run = write_run(tmp_path / name, tuned="r")
+        lines = [
+            {"id": str(n), "type": "math", "sample": 0, "completion": "x", "reference": "1", "outcome": "right",
+             "correct": each == "r", "error": None}
+            for n, each in enumerate(scored)
+        ]  # fmt: skip
+        write_json_lines(run / "eval/tuned/samples.jsonl", lines)
+        (run / "eval/tuned/summary.json").write_text('{"types": {}}')
+        runs.append(str(run))
+    result = CliRunner().invoke(app, ["compare", *runs, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0
+    assert "a and b are compared on the 3 problems that both were given" in result.stdout
+
+
+def test_a_run_without_scores_has_no_zeros_anywhere(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", tuned="r")
+    shutil.rmtree(run / "eval")
+    out = tmp_path / "out"
+    arguments = ["compare", str(run), str(write_run(tmp_path / "b", tuned="rw")), "--out", str(out)]
+    result = CliRunner().invoke(app, arguments, terminal_width=200)
+    assert result.exit_code == 0
+    assert " 0.0%" not in result.stdout
+    assert "not scored" in result.stdout
+    html = (out / "report.html").read_text(encoding="utf-8")
+    assert "<td>right</td><td>not scored</td><td>1</td>" in html
+    assert "<td>0</td>" not in html
+    assert json.loads((out / "comparison.json").read_text())["candidates"][0]["scores"] is None

@@ -97,7 +97,23 @@ def test_a_difference_is_put_into_words() -> None:
     assert "tuned is 22.2 points above base, which may be luck" in sentence(luck)
     assert "may be luck" in sentence(worse, p=0.08)
     same = compare({1: 1.0}, {1: 1.0})
-    assert sentence(same, "r=4", "r=8").startswith("r=8 and r=4 did equally well (95% interval -79.3 to 79.3;")
+    assert sentence(same, "r=4", "r=8").startswith("r=8 and r=4 cannot be told apart (95% interval -79.3 to 79.3;")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (dict.fromkeys(range(1000), 1.0), dict.fromkeys(range(1000), 1.0)),
+        ({n: float(n % 2) for n in range(40)}, {n: float(n % 2 == 0) for n in range(40)}),
+        (dict.fromkeys(range(30), 0.5), dict.fromkeys(range(30), 0.5)),
+        ({n: float(n < 5) for n in range(9)}, {n: float(n < 7) for n in range(9)}),
+        ({1: 0.0}, {1: 1.0}),
+    ],
+)
+def test_no_interval_around_nothing_is_called_equality(first: dict[int, float], second: dict[int, float]) -> None:
+    said = sentence(compare(first, second))
+    assert "cannot be told apart" in said
+    assert "equal" not in said
 
 
 def test_the_majority_is_the_most_frequent_answer_and_the_first_of_equals() -> None:

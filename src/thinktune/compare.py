@@ -6,12 +6,12 @@ Everything is read from the run folders; no model is loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from rich.table import Table
@@ -19,7 +19,9 @@ from rich.table import Table
 from thinktune import statistics
 from thinktune.errors import DataError, RunFolderError
 from thinktune.harness import Figure, read_figures
+from thinktune.problems import Place, Problem, place_of, problem_of
 from thinktune.ratings import Conclusions, Ratings, conclude, studio_ratings
+from thinktune.result_files import some
 from thinktune.runs import RunFolder
 from thinktune.statistics import Difference, holm, sentence
 
@@ -32,7 +34,7 @@ _FACTS = (
     "steps",
     "tokens",
 )
-Item = tuple[str, int]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,25 @@ class Candidate:
     figures: list[Figure] = field(default_factory=list)
     also_called: frozenset[str] = frozenset()
 
-    def scores(self) -> dict[Item, float]:
-        """What each problem came to: 1 for right, strictly; of several samples their mean."""
-        scores: dict[Item, list[bool]] = {}
+    def scores(self) -> dict[Problem, float]:
+        """What each problem came to: 1 for right, strictly; of several samples their mean. A problem that stands in
+        several places is one: its answers say no more of a model than several samples do."""
+        return self._means(problem_of)
+
+    def scores_by_place(self) -> dict[Place, float]:
+        """The same by where the problems stand."""
+        return self._means(place_of)
+
+    def places(self) -> dict[Place, Problem]:
+        """Which problem of those that were scored stands where."""
+        return {place_of(line): problem_of(line) for line in self.samples if line["correct"] is not None}
+
+    def _means(self, key_of: Callable[[Mapping[str, Any]], Key]) -> dict[Key, float]:
+        scores: dict[Key, list[bool]] = {}
         for line in self.samples:
             if line["correct"] is not None:
-                scores.setdefault((line["source"], line["row"]), []).append(line["correct"])
-        return {item: fmean(each) for item, each in scores.items()}
+                scores.setdefault(key_of(line), []).append(line["correct"])
+        return {key: fmean(each) for key, each in scores.items()}
 
 
 @dataclass(frozen=True)
@@ -183,6 +197,9 @@ def harness_table(comparison: Comparison) -> Table | None:
     return result
 
 
+NOT_SCORED = "not scored"
+
+
 def _fact(name: str, form: str, per: int = 1) -> Callable[[Candidate], str]:
     return lambda each: (
         form.format(each.facts[name] / per if per > 1 else each.facts[name]) if name in each.facts else "–"
@@ -191,7 +208,9 @@ def _fact(name: str, form: str, per: int = 1) -> Callable[[Candidate], str]:
 
 def _score(name: str) -> Callable[[Candidate], str]:
     def cell(each: Candidate) -> str:
-        if each.summary is None or name not in each.summary:
+        if each.summary is None:
+            return NOT_SCORED
+        if name not in each.summary:
             return "–"
         low, high = each.summary[f"{name}_interval"]
         return f"{each.summary[name]:.1%} ({100 * low:.0f}–{100 * high:.0f})"
@@ -200,6 +219,8 @@ def _score(name: str) -> Callable[[Candidate], str]:
 
 
 def _completed(each: Candidate) -> str:
+    if each.summary is None:
+        return NOT_SCORED
     share = (each.summary or {}).get("accuracy_completed")
     return "–" if share is None else f"{share:.1%}"
 
@@ -301,7 +322,8 @@ def _judge(
     if file is not None and len(ours) < len(given):
         notes.append(f"{len(given) - len(ours)} of {len(given)} ratings are of other models")
     scores = {
-        each.name: {f"{source}:{row}": score for (source, row), score in each.scores().items()} for each in candidates
+        each.name: {f"{source}:{row}": score for (source, row), score in each.scores_by_place().items()}
+        for each in candidates
     }
     return conclude(ours, scores)
 
@@ -332,7 +354,16 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _pairs(candidates: list[Candidate]) -> tuple[list[Pair], list[str]]:
     found, notes = [], []
     scores = {each.name: of_each for each in candidates if (of_each := each.scores())}
+    places = {each.name: each.places() for each in candidates if each.name in scores}
+    for name, known in places.items():
+        if repeated := len(known) - len(scores[name]):
+            notes.append(f"{name} was given {repeated} problems again: each problem counts once, with its mean")
     for first, second in combinations(scores, 2):
+        if changed := _changed(places[first], places[second]):
+            notes.append(
+                f"{first} and {second} were given other questions or references in {len(changed)} places, which are not"
+                f" compared: {some(changed, 5)}"
+            )
         if not scores[first].keys() & scores[second].keys():
             notes.append(f"{first} and {second} were given different problems: nothing to compare")
             continue
@@ -342,3 +373,13 @@ def _pairs(candidates: list[Candidate]) -> tuple[list[Pair], list[str]]:
         found.append((first, second, difference))
     adjusted = iter(holm([difference.p for *_, difference in found if difference.p is not None]))
     return [Pair(*each, None if each[2].p is None else next(adjusted)) for each in found], notes
+
+
+def _changed(ours: Mapping[Place, Problem], theirs: Mapping[Place, Problem]) -> list[str]:
+    """Places, in words, that both have, and where one has a problem that the other has nowhere."""
+    elsewhere = set(ours.values()) & set(theirs.values())
+    return [
+        f"row {row} of {source}" if source else row
+        for (source, row), problem in ours.items()
+        if (other := theirs.get((source, row), problem)) != problem and not {problem, other} <= elsewhere
+    ]

@@ -58,7 +58,10 @@ def comparison_figure(
         ]
         where = [at + offset for at in places]
         scores.barh(where, shares, height=0.32, color=color, alpha=0.75, label=label, xerr=errors, capsize=2)
-    scores.set_yticks(range(len(names)), names)
+    unscored = [summary is None for summary in summaries]
+    labels = [f"{name}\n(not scored)" if left_out else name for name, left_out in zip(names, unscored, strict=True)]
+    scores.set_yticks(range(len(names)), labels)
+    scores.set_ylim(-0.5, len(names) - 0.5)  # also where the last has no bars
     scores.invert_yaxis()
     scores.set_xlim(0, 100)
     scores.set_xlabel("% of the problems, with 95% intervals")

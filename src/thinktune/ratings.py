@@ -230,7 +230,7 @@ class Conclusions:
         yield f"{self.ratings} ratings of {self.items} items by {self.raters} rater{'s' if self.raters > 1 else ''}"
         for (first, second), rate in self.win_rates.items():
             if rate.value == 0.5:
-                yield f"{first} and {second} are preferred equally often: {rate}"
+                yield f"{first} and {second} are preferred equally often: {rate}, and cannot be told apart"
                 continue
             better, worse, rate = (first, second, rate.opposite) if rate.value < 0.5 else (second, first, rate)
             yield f"{better} is preferred to {worse}: {rate}{'' if rate.low > 0.5 else ', which may be luck'}"

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from thinktune import plots, tags
-from thinktune.compare import COLUMNS, Candidate, Comparison, compare, sentences
+from thinktune.compare import COLUMNS, NOT_SCORED, Candidate, Comparison, compare, sentences
 from thinktune.files import write_json, write_text
+from thinktune.problems import place_of, problem_of
 from thinktune.runs import RunFolder
 
 MOST_PROBLEMS = 400
@@ -102,26 +103,43 @@ def _scores(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _outcomes(candidates: Sequence[Candidate]) -> dict[str, list[int]]:
-    """How many samples of each candidate came to which outcome, the most frequent outcome first."""
+def _outcomes(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
+    """How many samples of each candidate came to which outcome, the most frequent outcome first; of one that has no
+    samples nothing is known, which is not 0."""
     counts = [Counter(line["outcome"] for line in each.samples) for each in candidates]
     total = sum(counts, Counter())
-    return {outcome: [count[outcome] for count in counts] for outcome, _ in total.most_common()}
+    return {
+        outcome: [str(count[outcome]) if count else NOT_SCORED for count in counts]
+        for outcome, _ in total.most_common()
+    }
 
 
 def _problems(candidates: Sequence[Candidate]) -> Iterator[dict[str, Any]]:
     """Each problem with what every candidate made of it, in the order of the samples files."""
     asked = [each for each in candidates if each.samples]
-    by_item = [{(line["source"], line["row"], line["sample"]): line for line in each.samples} for each in asked]
+    by_item = [_by_problem(each.samples) for each in asked]
     for item in dict.fromkeys(item for lines in by_item for item in lines):
         found = [lines.get(item) for lines in by_item]
         first = next(line for line in found if line is not None)
+        places = dict.fromkeys(place_of(line) for line in found if line is not None)
+        where = " / ".join(f"{source}, row {row}" if source else row for source, row in places)
         yield {
-            "where": f"{item[0]}, row {item[1]}" + (f", sample {item[2] + 1}" if item[2] else ""),
-            "prompt": _shorten(first["prompt"].removesuffix(tags.INSTRUCTION).rstrip()),
+            "where": where + (f", sample {first['sample'] + 1}" if first["sample"] else ""),
+            "prompt": _shorten(str(first.get("prompt") or "").removesuffix(tags.INSTRUCTION).rstrip()),
             "reference": first["reference"],
             "sides": [line and _side(each.name, line) for each, line in zip(asked, found, strict=True)],
         }
+
+
+def _by_problem(samples: Sequence[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """Lines by what is asked, as `compare` pairs them, and not by where it stands; with a number where it is again."""
+    seen: Counter[Any] = Counter()
+    lines = {}
+    for line in samples:
+        key = problem_of(line), line["sample"]
+        lines[*key, seen[key]] = line
+        seen[key] += 1
+    return lines
 
 
 def _side(name: str, line: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +153,7 @@ def _side(name: str, line: dict[str, Any]) -> dict[str, Any]:
         "answer": _shorten(parsed.answer or "") if parsed.well_formed else None,
         "raw": None if parsed.well_formed else text,
         "remarks": [str(line[key]) for key in ("format_problem", "error", "note") if line.get(key)],
-        "tokens": line["tokens"],
+        "tokens": line.get("tokens"),
         "lenient": bool(line.get("lenient")) and not line["correct"],
     }
 

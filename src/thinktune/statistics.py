@@ -165,7 +165,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def sentence(difference: Difference, first: str = "base", second: str = "tuned", *, p: float | None = None) -> str:
-    """A difference in words.
+    """A difference in words. That two models are equally good is never said: what an interval around 0 shows is that
+    these problems cannot tell them apart.
 
     Args:
         p: the p-value after adjustment for several comparisons, in place of the difference's own.
@@ -185,6 +186,6 @@ def sentence(difference: Difference, first: str = "base", second: str = "tuned",
     if real:
         return f"{second} is {'better' if difference.value > 0 else 'worse'} than {first} by {points} ({facts})"
     if difference.value == 0:
-        return f"{second} and {first} did equally well ({facts})"
+        return f"{second} and {first} cannot be told apart ({facts})"
     ahead = f"{second} is {points} {'above' if difference.value > 0 else 'below'} {first}"
-    return f"{ahead}, which may be luck ({facts})"
+    return f"{ahead}, which may be luck: they cannot be told apart ({facts})"

@@ -1,0 +1,26 @@
+"""What makes two problems one: their content, and not where they stand in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from thinktune import tags
+
+Problem = tuple[str, str, str]
+"""What makes two problems one, wherever they stand: item type, question, reference. See `problem_of`."""
+Place = tuple[str, str]
+"""Where a problem stands: source and row, or nothing and its id."""
+
+
+def problem_of(line: Mapping[str, Any]) -> Problem:
+    """The problem of a line of samples.jsonl: the same question with the same reference is the same problem, told the
+    format or not, in whatever row. Where a line has no question (as of a result file) its id stands for it."""
+    question = line.get("prompt")
+    asked = str(line.get("id")) if question is None else f"{question.strip().removesuffix(tags.INSTRUCTION).strip()}\n"
+    return str(line.get("type", "math")), asked, str(line.get("reference"))
+
+
+def place_of(line: Mapping[str, Any]) -> Place:
+    """Where the problem of a line of samples.jsonl stands."""
+    return (str(line["source"]), str(line["row"])) if "source" in line else ("", str(line.get("id")))
