@@ -51,11 +51,16 @@ def score(answer: str, **gold: Any):  # type: ignore[no-untyped-def]
         ("【答案】D", "D"), ("「D」", "D"), ("本题应选Ｄ．", "D"), ("D项正确", "D"), ("Ⓓ", "D"), ("𝐃", "D"),
         ("D\u200b", "D"),
         (r"\textbf{(D)}", "D"), (r"\boxed{(D)\ 12}", "D"), (r"D. $\boxed{12}$", "D"), ("*D*", "D"), ("<b>D</b>", "D"),
+        ("My choice is D, not B", "D"), ("Solution: D. twelve", "D"), ("d is correct", "D"), ("<D>", "D"),
+        (r"\text{D}, because it is even", "D"), ("D，因为十二", "D"), ("(D), i.e., 12", "D"), ("D and not B", "D"),
+        ("Respuesta: D", "D"), ("答えはD", "D"), ("[B, D]", "BD"), ("D.\n\nA is too small; B is too large.", "D"),
         ("I", "I"), ("H. 12", "H"),
         # letters of the prose
         ("I think so", None), ("I and II only", None), ("P(A)", None), ("P (A)", None), ("A-level", None),
         ("N/A", None),
         ("C++", None), ("A = B", None), ("A priori", None), ("If A then B", None), ("Hepatitis B", None),
+        ("the answer is a (small) train", None), ("It is a", None), ("so a is small", None), ("B.B. King", None),
+        ("A∪B", None), ("25 °C", None), ("B12", None), ("A to C", None), ("Grade: A", None), ("D = 4", None),
     ],
 )  # fmt: skip
 def test_letters_are_read_as_they_are_meant(answer: str, expected: str | None) -> None:

@@ -14,6 +14,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from thinktune import tags
+from thinktune.tasks.wordings import (
+    ABBREVIATION,
+    AFTER,
+    AFTER_SMALL,
+    AND,
+    AUXILIARY_NOT,
+    FURTHER,
+    HEDGE,
+    HINTED,
+    ITEM,
+    LABEL,
+    MORE,
+    NEGATED,
+    NEGATIVE,
+    OR,
+    REASONED,
+    RIGHT,
+    SAID,
+    TITLE,
+    WRONG,
+)
 
 ALPHABET = "ABCDEFGHIJ"
 """Letters of options where nothing says that there are more or fewer."""
@@ -70,7 +91,8 @@ def _open_boxes(answer: str) -> tuple[str, list[str]]:
 
 
 _MARKUP = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|bf|rm)\b\s?|\\[()\[\]!]|[$`*]|^\s*#+\s|</?\w+>", re.M
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathsf|mathit|bf|rm)\b\s?|\\[()\[\]!]|[$`*]|^\s*#+\s|</?(?:b|i|u|p|em|strong|span|code)>",
+    re.M,
 )
 _SPACE = re.compile(r"\\[,; ]|\\q?quad\b|[{}~]|[“”\"「」『』【】《》]|(?<![A-Za-z])['‘’_]+|['‘’_]+(?![A-Za-z])")
 
@@ -79,91 +101,9 @@ def _plain(text: str) -> str:
     """Without markup and quotes, in half-width letters; single spaces, and lines where there were lines."""
     text = "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf")
     text = _SPACE.sub(" ", _MARKUP.sub("", text.replace("。", ".").replace("’", "'")))
-    text = re.sub(r"([(\[])\s*([A-Za-z])\s*([)\]])", r"\1\2\3", text)
+    text = re.sub(r"<([A-Z])>", r"\1", re.sub(r"([(\[])\s*([A-Za-z])\s*([)\]])", r"\1\2\3", text))
     lines = (" ".join(line.split()) for line in text.splitlines())
     return "\n".join(line for line in lines if line)
-
-
-_NO_WORD = "(?![A-Za-z0-9_'+^=*])"
-_ITEM = re.compile(
-    r"(?:(?:options?|choices?|answers?|letters?|选项|选)\s*)?"
-    r"(?:\((?P<round>[A-Za-z])\)|\[(?P<square>[A-Za-z])\]"
-    rf"|(?<![A-Za-z0-9_'(\[])(?:(?P<glued>[A-Z]{{2,10}}){_NO_WORD}"
-    rf"|(?P<bare>[A-Za-z])(?P<mark>\)|\.(?![A-Za-z0-9])|)){_NO_WORD})",
-    re.I,
-)
-_AND = re.compile(
-    r"\s*(?:[,、;&]\s*(?:(?:and|as well as)\b|和|与|及|以及)?|(?:and|as well as)\b|和|与|以及|及)\s*", re.I
-)
-_MORE = re.compile(r"(?:\s*(?:[,、&]|and\b|or\b|和|与)\s*\(?[A-Z]\)?(?![A-Za-z]))*")
-_OR = re.compile(
-    r"\s*(?:[,、;]\s*)?(?:(?:or|and/or)\b(?:\s+(?:maybe|perhaps|possibly|even))?|或者?|还是|/|\|)\s*", re.I
-)
-# What may follow a letter without a mark in a sentence, so that it was not the start of one, or an article.
-_AFTER = re.compile(
-    r"\s*(?:$|[^\w\s'(+^=*/|-]|\n|[–—])|\s-\s|\s\(|\s?(?:项|选项|因|是|而|吧|才|正确|为)"
-    r"|\s(?:because|since|as|which|with|due|given|so|but|not|rather|instead|is|was|would|must|only|in this case)\b",
-    re.I,
-)
-_WRONG = re.compile(
-    r"\s*,?\s*(?:选?项|选项)?\s*"
-    r"(?:(?:is|are|was|were|seems?|must be|would be|has|does|do|did|will|can|could|should)\s+)?"
-    r"(?:(?:both|all|also|clearly|definitely|therefore|simply|just|obviously)\s+)*"
-    r"(?:(?:is|are|was|were|ca|does|do|did|would|could)n't\b|cannot\b"
-    r"|(?:is|are|was|were|does|do|can|could|would|has)\s+not\b"
-    r"|not\s+(?:correct|right|true|possible|valid|the|an?)\b|not\s*[.,]?$"
-    r"|wrong|incorrect|false|untrue|invalid|eliminated|excluded|ruled\s+out|impossible|out\b"
-    r"|(?:都|均|也|明显|说法|是|显然|可)*(?:错|不|排除|有误))",
-    re.I,
-)
-_AUXILIARY_NOT = re.compile(r"\s*(?:is|are|was|were|does|do|can|could|would|has|must|should|will)\s+not\b", re.I)
-_RIGHT = re.compile(
-    r"\s*(?:选?项|选项)?\s*(?:(?:is|are|was|must be|would be|should be|has to be|seems)\s+"
-    r"(?:(?:the|both|all|indeed|clearly|only)\s+)*(?:correct|right|best|answer|most)|correct\b|right\b|(?:是|为|才|才是)*(?:正确|对的|对$|答案))",
-    re.I,
-)
-_NEGATED = re.compile(
-    r"(?:\b(?:not|n't|never|neither|nor|wrong|incorrect|false|eliminat\w*|exclud\w*|rul\w+ out|reject\w*|except|than"
-    r"|instead of|unlike|cannot be)\s+(?:(?:the|an?|both|either)\s+)?"
-    r"|[不别非没](?:能|应|该|应该|可|可以|要|会)?|排除|错误的?|除了?)$",
-    re.I,
-)
-_FILL = (
-    r"(?:\s*(?:therefore|thus|clearly|definitely|indeed|most likely|likely|probably|both|only|the|simply|just"
-    r"|options?|choices?|letters?|answers?|选项|选择|选)(?![A-Za-z])|\s*[:=>])*\s*"
-)
-_SAID = re.compile(  # that this is the answer
-    r"(?:\b(?:answers?|ans\.?|(?:correct|right|best|final)\s+(?:options?|choices?|letters?|alternatives?|one))"
-    r"(?:\s+(?:to|for|of|here|in)\b(?:\s+(?:this|the|that|question|problem|case|\d+))*)?"
-    r"\s*(?:(?:is|are|was|would be|should be|must be|will be|has to be|(?:can|could) only be|=|:|->|→|[-–—])\s*)?"
-    r"|\b(?:choos(?:e|ing)|cho(?:se|sen)|pick(?:ed)?|select(?:ed)?|go(?:ing)? with|opt for|settle on)\b"
-    r"|(?:答案|正确的?选项|正确的?选择)\s*(?:就|应该|应当|应|只能)?\s*(?:选择|选|是|为)?"
-    r"|(?:故|应该?|因此|所以|本题|只能|可)?选择?\s*(?:是|为)?)" + _FILL,
-    re.I,
-)
-_HINTED = re.compile(  # by what is also said of other letters
-    r"(?:\b(?:options?|choices?|alternatives?)\b|选项"
-    r"|\b(?:(?:it|this|that|which)\s*(?:is|'s|must be|should be|has to be|would be|corresponds to|matches|means|gives))"
-    r"|\b(?:therefore|thus|hence|so)\b,?|\bi (?:think|guess|believe|say)(?: that)?(?: it is| it's)?)" + _FILL,
-    re.I,
-)
-_LABEL = re.compile(
-    r"(?:(?:options?|choices?|选项)\s*)?"
-    r"(?:\((?P<round>[A-Za-z])\)|\[(?P<square>[A-Za-z])\]"
-    r"|(?P<letter>[A-Za-z])(?P<mark>\s?\)|\s?[.:、](?!\s?=)|\s[-–—](?=\s)))\s*[.:、]?",
-    re.I,
-)
-_FURTHER = re.compile(rf"(?<![A-Za-z0-9.'(\[])(?:{_LABEL.pattern})", re.I)
-_ABBREVIATION = re.compile(r"(?:[A-Za-z]\.){2,}(?:\s|$)|[a-z]\.[a-z]\b")
-_HEDGE = re.compile(
-    r"^(?:(?:both|only|just|probably|maybe|perhaps|likely|definitely|clearly|certainly|i guess|就是|只有|可能是)"
-    r"(?![A-Za-z])\s*,?\s*)+"
-    r"|^either\s+",
-    re.I,
-)
-_REASONED = re.compile(r"([A-Za-z])(?:,? (?:because|since)\b| ?, (?:as|for|which)\b| \((?=[^()]{2,}\)\.?$))")
-_TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|Prof|Sr|Jr|No|vs|Gen|Sen|Rev|Lt|Capt|[A-Za-z])\.\s*$")
-_NEGATIVE = re.compile(r"\b(?:wrong|incorrect|false|not|no|isn't|neither|nor)\b|错|不|排除", re.I)
 
 
 class _Undecided(Exception):
@@ -198,7 +138,7 @@ class _Reader:
     def last_statement(self, text: str) -> str | None:
         """What a text says last to be the answer; None where it says nothing, or what cannot be decided."""
         letters: frozenset[str] | None = None
-        for match in _SAID.finditer(text):
+        for match in SAID.finditer(text):
             try:
                 letters = self._statement(text, match) or letters
             except _Undecided:
@@ -207,12 +147,12 @@ class _Reader:
 
     def _whole(self, text: str) -> frozenset[str] | None:
         """The letters of a text that is nothing but a list of them."""
-        text = _HEDGE.sub("", text.strip(" .,;:!"))
+        text = HEDGE.sub("", text.strip(" .,;:!"))
         text = re.sub(r"\s+(?:only|both)$|\s*[?!]$", "", text, flags=re.I)
         text = re.sub(r",?\s*(?:but\s+|and\s+)?(?:not|rather than|instead of)\s+\(?[A-Za-z]\)?$", "", text)
         text = re.sub(r"^([A-Za-z])\s?(?:选?项|选项)$", r"\1", text)
-        if match := re.fullmatch(r"[(\[]?([A-Za-z])[)\]]?", text):
-            text = match[1]  # half a bracket is no less clear
+        if match := re.fullmatch(r"[(\[]?([A-Za-z])[)\]]?|[(\[]([^()\[\]]+)[)\]]", text):
+            text = match[1] or match[2]  # half a bracket is no less clear
         named = self._list_at(text, 0, alone=True)
         if named is None:
             return None
@@ -221,7 +161,7 @@ class _Reader:
 
     def _of_parts(self, text: str) -> frozenset[str] | None:
         """The letters that the label, the lines and the statements of a text agree in."""
-        said = self._stated(text, _SAID)
+        said = self._stated(text, SAID)
         label = self._label(text)
         lines = text.split("\n")
         found = said | ({label} if label else set())
@@ -230,9 +170,9 @@ class _Reader:
         if label and said and text[:1] in "Aa" and text[1:2] == ":":
             found = said  # `A:` before a sentence is short for "answer"
         if not found:
-            found = self._stated(text, _HINTED) | set(self._called_right(text))
+            found = self._stated(text, HINTED) | set(self._called_right(text))
         if not found and (match := re.search(r"[\w$)]{2} ?(?:\(|, )(?:option |choice )?\(?([A-Z])\)\.?$", text)):
-            prose = re.search(r"\b[A-Z] ?\(\w\)", text) or _NEGATIVE.search(text)
+            prose = re.search(r"\b[A-Z] ?\(\w\)", text) or NEGATIVE.search(text)
             found = {frozenset(match[1])} if match[1] in self._alphabet and not prose else set()
         if len(found) > 1:
             raise _Undecided(frozenset().union(*found))
@@ -240,13 +180,13 @@ class _Reader:
 
     def _label(self, text: str) -> frozenset[str] | None:
         """The letter before an option's text, with those of further labels."""
-        match = _LABEL.match(text)
-        if reasoned := _REASONED.match(text):
+        match = LABEL.match(text)
+        if reasoned := REASONED.match(text):
             return frozenset(reasoned[1].upper()) if reasoned[1].upper() in self._alphabet else None
-        if match is None or _ABBREVIATION.match(text):
+        if match is None or ABBREVIATION.match(text):
             return None
         first, rest = self._letter(match), text[match.end() :]
-        if first is None or not rest or _WRONG.match(rest) or _AUXILIARY_NOT.match(rest):
+        if first is None or not rest or WRONG.match(rest) or AUXILIARY_NOT.match(rest):
             return None
         if re.match(r"[a-z]\.[a-z]", text):  # no space: `i.e`, or a name of a file
             return None
@@ -255,10 +195,10 @@ class _Reader:
             if not rest[named.end :].strip(" .)") and (len(named.letters) < 2 or max(named.letters) > first):
                 raise _Undecided(named.letters | {first})
             return frozenset(first)
-        if (gap := _OR.match(rest) or _AND.match(rest)) and (named := self._list_at(rest, gap.end())):
+        if (gap := OR.match(rest) or AND.match(rest)) and (named := self._list_at(rest, gap.end())):
             raise _Undecided(named.letters | {first})
         others = self._further_labels(text, match, first)
-        if others and (_NEGATIVE.search(rest) or re.search(r"\bor\b|或", rest)):
+        if others and (NEGATIVE.search(rest) or re.search(r"\bor\b|或", rest)):
             raise _Undecided(others | {first})
         return others | {first}
 
@@ -269,14 +209,14 @@ class _Reader:
         if re.match(r"\s*(?:both|all|neither|none|either)\b", text[end:], re.I):
             return frozenset()
         found = set()
-        for label in _FURTHER.finditer(text, match.end()):
-            if _kind(label) != kind or _ABBREVIATION.match(text, label.start()):
+        for label in FURTHER.finditer(text, match.end()):
+            if _kind(label) != kind or ABBREVIATION.match(text, label.start()):
                 continue
             letter, before = self._letter(label), text[end : label.start()]
             if not before.strip() and kind == ".":
                 initials, end = True, label.end()
                 continue
-            if letter is None or letter == first or (not before.endswith("\n") and _TITLE.search(before)):
+            if letter is None or letter == first or (not before.endswith("\n") and TITLE.search(before)):
                 continue
             line = before.endswith("\n")
             part = re.search(r"(?:[,;]|\b(?:and|or)|[&和或与])\s*$", before, re.I)
@@ -292,39 +232,39 @@ class _Reader:
 
     def _statement(self, text: str, lead: re.Match[str]) -> frozenset[str] | None:
         """The letters that stand behind words that lead to an answer, unless they are said to be wrong."""
-        if _NEGATED.search(text[max(0, lead.start() - 24) : lead.start()]):
+        if NEGATED.search(text[max(0, lead.start() - 24) : lead.start()]):
             return None
         named = self._list_at(text, lead.end())
-        if named is None:
-            return None
+        if named is None or (lead.re is HINTED and text[lead.end()] == "a" and not named.marked):
+            return None  # `it is a` has not been said to its end
         after = text[named.end :]
-        return None if _WRONG.match(after) or not (named.marked or _AFTER.match(after)) else named.letters
+        return None if WRONG.match(after) or not (named.marked or AFTER.match(after)) else named.letters
 
     def _called_right(self, text: str) -> Iterator[frozenset[str]]:
-        for match in _ITEM.finditer(text):
-            if _NEGATED.search(text[max(0, match.start() - 24) : match.start()]) or match["mark"] == ".":
+        for match in ITEM.finditer(text):
+            if NEGATED.search(text[max(0, match.start() - 24) : match.start()]) or match["mark"] == ".":
                 continue
             if re.search(r"(?<![A-Za-z])[A-Za-z]\)?\s*(?:[,、;&]|\band|\bor|[和与或])\s*$", text[: match.start()]):
                 continue  # within a list, which was read from its start
             named = self._list_at(text, match.start())
-            if named and _RIGHT.match(text, named.end) and not re.match(r"\s*\w+ not\b", text[named.end :]):
+            if named and RIGHT.match(text, named.end) and not re.match(r"\s*\w+ not\b", text[named.end :]):
                 yield named.letters
 
     def _list_at(self, text: str, at: int, *, alone: bool = False) -> _Named | None:
         """The list of letters that begins at a place: `(A)`, `A and C`, `AC`; an alternative cannot be decided."""
-        first = _ITEM.match(text, at)
+        first = ITEM.match(text, at)
         letters = first and self._letters(first, alone)
         if not first or not letters:
             return None
         end, item, marked = first.end(), first, _is_marked(first)
         while True:
-            gap = _AND.match(text, end) or _OR.match(text, end) or re.compile(r"\s*").match(text, end)
+            gap = AND.match(text, end) or OR.match(text, end) or re.compile(r"\s*").match(text, end)
             assert gap is not None
-            following = _ITEM.match(text, gap.end())
+            following = ITEM.match(text, gap.end())
             more = following and self._letters(following, alone or bool(gap.group().strip()))
             if not following or not more or not self._goes_on(text, item, gap, following):
                 break
-            if _OR.fullmatch(gap.group()):
+            if OR.fullmatch(gap.group()):
                 raise _Undecided(letters | more)
             letters, item, end = letters | more, following, following.end()
         return _Named(letters, end, marked)
@@ -332,6 +272,8 @@ class _Reader:
     def _goes_on(self, text: str, item: re.Match[str], gap: re.Match[str], following: re.Match[str]) -> bool:
         """Whether a letter belongs to the list of the one before it, and not to what is said next."""
         after = text[following.end() :]
+        if item["bare"] and following["bare"] and item["bare"].isupper() != following["bare"].isupper():
+            return False
         if not gap.group().strip():  # nothing but space: between two of one kind in their order, and nothing behind
             if _is_round(item) or _is_round(following):
                 return (
@@ -339,9 +281,9 @@ class _Reader:
                 )
             return bool(gap.group()) and not item["mark"] + following["mark"] and not re.match(r"\s*[^\W_]", after)
         if gap.group().strip() in (",", ";"):
-            others = _MORE.match(after)
+            others = MORE.match(after)
             clause = after[others.end() :] if others else after
-            if _WRONG.match(clause) or re.match(r"\s+(?:is|was|has)\b", clause):
+            if WRONG.match(clause) or re.match(r"\s+(?:is|was|has)\b", clause):
                 return False
         return not (following["mark"] == "." and re.match(r"\s+[a-z]", after) and "," in gap.group())
 
@@ -356,7 +298,7 @@ class _Reader:
         bare = item["bare"]
         if bare and bare.islower() and not alone and not item["mark"]:
             rest = item.string[item.end() :]
-            if not re.match(r"\s*(?:$|[.,;:!?\n]|because\b|since\b|[^\x00-\x7f])", rest):
+            if not AFTER_SMALL.match(rest):
                 return None
         return frozenset(letter)
 
