@@ -7,7 +7,7 @@ import pytest
 
 from conftest import CHAT_TEMPLATE, make_tiny_tokenizer
 from thinktune.errors import ModelError
-from thinktune.models import Chat
+from thinktune.models import Chat, template_trial
 
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -144,3 +144,23 @@ def test_a_conversation_that_the_template_refuses_is_an_error_of_ours() -> None:
         Chat(tokenizer_with(NO_SYSTEM)).prompt_ids([{"role": "system", "content": "x"}, user("hi")])
     with pytest.raises(ModelError, match="refuses"):
         Chat(make_tiny_tokenizer()).prompt_ids([])
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "does not end"),
+        ("{{ 'x' * 9000000000 }}", "memory"),
+        ("{{ 'x' * 3000000 }}", "without measure"),
+        ("{{ 1 / 0 }}", "refuses"),
+        ("{{ 10.0 ** 1000 }}", "refuses"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "refuses"),
+        ("{% for a in range(999999) %}{% endfor %}", "refuses"),
+    ],
+)
+def test_a_template_that_loops_grows_or_fails_is_refused(
+    template: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_trial, "_SECONDS", 1.0)
+    with pytest.raises(ModelError, match=says):
+        Chat(tokenizer_with(template))

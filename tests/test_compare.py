@@ -12,10 +12,11 @@ import yaml
 from typer.testing import CliRunner
 
 from thinktune.cli import app
-from thinktune.compare import Comparison, compare, read_lines, sentences
+from thinktune.compare import Comparison, compare, sentences
 from thinktune.errors import DataError, RunFolderError
 from thinktune.files import write_json_lines
 from thinktune.ratings import Rating, Ratings
+from thinktune.records import read_records
 from thinktune.statistics import wilson
 from thinktune.tags import INSTRUCTION
 
@@ -181,7 +182,7 @@ def test_the_verb_prints_a_table_or_json_and_writes_a_page_and_a_plot(tmp_path: 
 def test_a_completion_may_hold_line_separators_of_unicode(tmp_path: Path) -> None:
     lines = [{"completion": "one\u2028two\u0085three\u2029four\rfive"}, {"completion": "next"}]
     write_json_lines(tmp_path / "samples.jsonl", lines)
-    assert read_lines(tmp_path / "samples.jsonl") == lines
+    assert read_records(tmp_path / "samples.jsonl", dict[str, Any]) == lines
 
 
 def rewrite(run: Path, outcomes: str, **changes: Any) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from conftest import make_tiny_model, make_tiny_tokenizer
 from thinktune.config import Load
 from thinktune.errors import ModelError, RunFolderError, ThinktuneError
 from thinktune.models import load_model, load_tokenizer, resolve, write_settings
-from thinktune.models.folder import adapter_sha256
+from thinktune.models.folder import adapter_sha256, read_safetensors_header
 from thinktune.models.fp8 import Fp8Linear
 from thinktune.models.tokenizer import set_pad_token
 
@@ -319,3 +320,55 @@ def test_a_vocabulary_without_another_token_pads_with_the_end_of_turn_and_says_s
     set_pad_token(tokenizer, {0, 1, 2}, lines.append)
     assert tokenizer.pad_token == tokenizer.eos_token
     assert "no token for padding" in lines[0]
+
+
+def test_adapters_that_stand_on_each_other_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    make_adapter(tiny_model, first, settings={"base_model": str(second)})
+    make_adapter(tiny_model, second, settings={"base_model": str(first)})
+    for folder in (first, second):
+        with pytest.raises(ModelError, match="stands on itself"):
+            load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", {"num_hidden_layers": 10**8}, "asks for 100000000 layers"),
+        ("config.json", {"num_hidden_layers": 0}, "asks for 0 layers"),
+        ("generation_config.json", {"eos_token_id": [[2]]}, "not a token id"),
+        ("generation_config.json", {"eos_token_id": "2"}, "not a token id"),
+        ("tokenizer_config.json", {"model_max_length": "long"}, "not a number"),
+        ("thinktune.json", {"system": ["x"]}, "system is"),
+        ("thinktune.json", {"system": "\ud800"}, "surrogate"),
+        ("thinktune.json", {"format": 5}, "format is"),
+        ("model.safetensors.index.json", {"weight_map": [1]}, "does not say which file"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../../x"}}, "does not say which file"),
+    ],
+)
+def test_a_file_of_a_model_that_holds_something_else_is_named(
+    model_copy: Path, file: str, content: dict[str, Any], message: str
+) -> None:
+    before = json.loads((model_copy / file).read_text()) if (model_copy / file).exists() else {}
+    (model_copy / file).write_text(json.dumps({**before, **content}))
+    with pytest.raises(ModelError, match=message):
+        load_model(model_copy)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}},
+        {"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "XX", "shape": [2], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 8]}},
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [4, 8]}},
+        {"a": 5},
+        ["a"],
+    ],
+)
+def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path, header: Any) -> None:
+    text = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 8)
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        read_safetensors_header(tmp_path / "x.safetensors")

@@ -14,6 +14,7 @@ import pytest
 
 from test_compare import write_run
 from thinktune.compare import compare
+from thinktune.errors import ConfigError, RunFolderError
 from thinktune.report import MOST_PROBLEMS, write_comparison, write_report
 
 HOSTILE = (
@@ -141,3 +142,41 @@ def test_in_a_browser_filters_work_hostile_text_is_inert_and_a_phone_shows_it_wh
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
         browser.close()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("run.json", "x"),
+        ("run.json", "[]"),
+        ("run.json", "{}"),
+        ("run.json", "\0\0\0"),
+        ("run.json", '{"final_loss": "low"}'),
+        ("metrics.jsonl", "x\n"),
+        ("metrics.jsonl", "null\n"),
+        ("metrics.jsonl", '{"loss": 1}\n'),
+        ("metrics.jsonl", '{"step": 1, "loss": "low"}\n'),
+        ("metrics.jsonl", "[" * 100_000 + "\n"),
+        ("data_report.json", "[]"),
+        ("data_report.json", '{"sources": 5}'),
+        ("eval/tuned/summary.json", '{"accuracy": "high"}'),
+        ("eval/tuned/samples.jsonl", '{"id": 1}\n'),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(run: Path, file: str, content: str) -> None:
+    (run / file).write_text(content)
+    with pytest.raises(RunFolderError, match=rf"{re.escape(str(run / file))}.* is damaged"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("content", ["x", "a: &a [*a]", "\0", "seed: 5"])
+def test_a_damaged_config_of_a_run_is_named(run: Path, content: str) -> None:
+    (run / "config.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(str(run / "config.yaml"))):
+        write_report(run)
+
+
+def test_a_last_line_of_metrics_that_is_being_written_is_left_out(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 3, "lo')
+    assert write_report(run).is_file()

@@ -5,7 +5,6 @@ Everything is read from the run folders; no model is loaded.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
@@ -13,14 +12,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
-import yaml
 from rich.table import Table
 
 from thinktune import statistics
-from thinktune.errors import DataError, RunFolderError
+from thinktune.config import read_values
+from thinktune.errors import ConfigError, DataError, RunFolderError
 from thinktune.harness import Figure, read_figures
 from thinktune.problems import Place, Problem, place_of, problem_of
 from thinktune.ratings import Conclusions, Ratings, conclude, studio_ratings
+from thinktune.records import EvalSummary, MetricsLine, RunRecord, SampleLine, read_record, read_records
 from thinktune.result_files import some
 from thinktune.runs import RunFolder
 from thinktune.statistics import Difference, holm, sentence
@@ -239,14 +239,6 @@ COLUMNS: tuple[tuple[str, Callable[[Candidate], str]], ...] = (
 """Headings and cells of the table, here and in the report."""
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file; none where there is no file."""
-    if not file.exists():
-        return []
-    with file.open(encoding="utf-8", newline="\n") as lines:  # str.splitlines would also end lines inside of texts
-        return [json.loads(line) for line in lines if line.strip()]
-
-
 def _require_trained(folder: RunFolder) -> None:
     if not folder.config.exists():
         raise RunFolderError(f"{folder.path} is no run folder", hint="name folders that `train`, `run` or `sweep` made")
@@ -264,7 +256,7 @@ def _names(paths: list[Path]) -> list[str]:
 
 
 def _read_run(folder: RunFolder, name: str) -> Candidate:
-    record = json.loads(folder.record.read_text(encoding="utf-8"))
+    record = read_record(folder.record, RunRecord)
     settings = read_settings(folder)
     facts = {fact: record[fact] for fact in _FACTS if fact in record}
     summary, samples = read_scores(folder, "tuned")
@@ -274,7 +266,7 @@ def _read_run(folder: RunFolder, name: str) -> Candidate:
         settings,
         summary,
         samples,
-        read_lines(folder.metrics),
+        read_records(folder.metrics, MetricsLine),
         figures=read_figures(folder.eval / "tuned"),
         also_called=frozenset((str(folder.path), str(folder.path.resolve()), folder.path.name)),
     )
@@ -285,7 +277,7 @@ def read_scores(folder: RunFolder, model: str) -> tuple[dict[str, Any] | None, l
     file = folder.eval / model / "summary.json"
     if not file.exists():
         return None, []
-    return json.loads(file.read_text(encoding="utf-8")), read_lines(file.with_name("samples.jsonl"))
+    return read_record(file, EvalSummary), read_records(file.with_name("samples.jsonl"), SampleLine)
 
 
 def _base_models(folders: list[RunFolder], tuned: list[Candidate]) -> list[Candidate]:
@@ -340,8 +332,15 @@ def differing_settings(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any
 
 
 def read_settings(folder: RunFolder) -> dict[str, Any]:
-    """The config of a run, with its keys joined by dots."""
-    return _flat(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+    """The config of a run, with its keys joined by dots.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    settings = _flat(read_values(folder.config))
+    if "model" not in settings:
+        raise ConfigError(f"{folder.config} is damaged: it names no model")
+    return settings
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

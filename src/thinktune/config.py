@@ -415,7 +415,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit.
     """
     path = Path(path)
-    values = _read_yaml(path)
+    values = read_values(path)
     for override in overrides:
         _apply_override(values, override)
     config = parse_config(values, where=str(path))
@@ -455,7 +455,12 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_values(path: Path) -> dict[str, Any]:
+    """The values of a config file, unchecked.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or no mapping.
+    """
     try:
         text = read_text(path, _LONGEST)
     except FileNotFoundError:

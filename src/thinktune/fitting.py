@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from thinktune.lengths import rows_of
 from thinktune.models import Loaded
 from thinktune.plan import Plan, Setup, lighter, plan_rows, smallest_factor
 from thinktune.progress import peak_memory_gib
+from thinktune.records import PlanRecord, read_record
 from thinktune.runs import RunFolder
 from thinktune.shape import shape_of
 from thinktune.trainer import PackedCollator, ThinkTrainer
@@ -143,7 +143,7 @@ def recorded_setup(run: RunFolder, config: Config, plan: Plan) -> Setup:
     """
     if not run.plan.exists():
         return plan.setup
-    values = json.loads(run.plan.read_text(encoding="utf-8"))
+    values = read_record(run.plan, PlanRecord)
     same = values["asked"] == _asked(config) and values["plan"]["hardware"] == plan.hardware
     return Setup.from_dict(values["setup"]) if same else plan.setup
 

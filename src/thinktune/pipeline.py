@@ -6,7 +6,6 @@ their journals, and what is whole and was made from the same inputs is not made 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from thinktune.files import write_json
 from thinktune.infer import infer_file
 from thinktune.items import read_batch_file
 from thinktune.merge import merge
+from thinktune.records import RunRecord, read_record
 from thinktune.report import write_report
 from thinktune.runs import RunFolder
 from thinktune.tasks.profiles import samplings
@@ -155,7 +155,7 @@ def _evaluate(config: Config, folder: RunFolder, name: str, console: Console, op
 
 
 def _summary(summaries: dict[str, Summary], folder: RunFolder, seconds: dict[str, float]) -> dict[str, Any]:
-    record = json.loads(folder.record.read_text(encoding="utf-8"))
+    record = read_record(folder.record, RunRecord, whole=True)
     return {
         **{name: summary.as_dict() for name, summary in summaries.items()},
         "train_seconds": record["train_seconds"],
@@ -181,7 +181,7 @@ class _Steps:
         yield
         took = time.monotonic() - start
         if self.file.exists() and not self.seconds and not self.anew:
-            self.seconds = json.loads(self.file.read_text(encoding="utf-8"))
+            self.seconds = read_record(self.file, dict[str, float])
         # A step that was skipped took next to nothing, and its real time is there already.
         self.seconds[name] = round(max(took, self.seconds.get(name, 0.0)), 2)
         write_json(self.file, self.seconds)

@@ -122,7 +122,9 @@ def _draw_norm_and_rate(axes: Any, steps: Lines) -> None:
     axes.set_xlabel("optimizer step")
     axes.grid(alpha=0.3)
     rate = axes.twinx()
-    rate.plot(at, [line["learning_rate"] for line in steps], color="tab:gray", linestyle="--", linewidth=1)
+    rate.plot(
+        at, [line.get("learning_rate", math.nan) for line in steps], color="tab:gray", linestyle="--", linewidth=1
+    )
     rate.set_ylabel("learning rate", color="tab:gray")
 
 

@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from thinktune.errors import Diverged
 from thinktune.files import write_text
+from thinktune.records import MetricsLine, read_records
 from thinktune.trainer import ThinkTrainer
 
 _PLAIN_SECONDS = 15
@@ -58,8 +59,7 @@ class MetricsFile:
         self._file = file
         self.lines: list[dict[str, Any]] = []
         if file.exists():
-            whole = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            self.lines = [line for line in map(json.loads, whole) if line["step"] <= after_step]
+            self.lines = [line for line in read_records(file, MetricsLine) if line["step"] <= after_step]
         write_text(file, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def append(self, line: dict[str, Any]) -> None:

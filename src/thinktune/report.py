@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
@@ -19,6 +18,7 @@ from thinktune import plots, tags
 from thinktune.compare import COLUMNS, NOT_SCORED, Candidate, Comparison, compare, sentences
 from thinktune.files import write_json, write_text
 from thinktune.problems import place_of, problem_of
+from thinktune.records import DataRecord, RunRecord, read_record
 from thinktune.runs import RunFolder
 
 MOST_PROBLEMS = 400
@@ -33,20 +33,20 @@ def write_report(run: str | Path, *, ratings: Path | None = None) -> Path:
         ratings: a file of people's ratings of the run and its base model.
 
     Raises:
-        RunFolderError: the folder is no run, or its training has not ended.
+        RunFolderError: the folder is no run, its training has not ended, or a file of it is damaged.
         DataError: the ratings cannot be read.
     """
     folder = RunFolder(Path(run))
     comparison = compare([folder.path], ["tuned"], ratings=ratings)
     tuned = comparison.candidates[-1]
-    record = json.loads(folder.record.read_text(encoding="utf-8"))
+    record = read_record(folder.record, RunRecord, whole=True)
     page = _render(
         "run.html",
         title=folder.path.resolve().name,
         record=record,
         facts=_facts(record),
         curves=plots.data_url(plots.training_figure(tuned.metrics)),
-        data=_read_json(folder.data_report),
+        data=read_record(folder.data_report, DataRecord) if folder.data_report.exists() else None,
         config=folder.config.read_text(encoding="utf-8"),
         **_scores(comparison),
     )
@@ -197,7 +197,3 @@ def _duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     parts = zip((hours, minutes, rest), ("h", "min", "s"), strict=True)
     return " ".join(f"{count} {unit}" for count, unit in parts if count) or "0 s"
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 from thinktune.config import Config, load_config
 from thinktune.errors import RunFolderError
 from thinktune.files import NO_SPACE
+from thinktune.records import DataRecord, read_record
 
 _LIBRARIES = ("thinktune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "vllm")
 
@@ -136,7 +136,7 @@ class RunFolder:
         """
         if not self.data_report.exists():
             return
-        before = json.loads(self.data_report.read_text(encoding="utf-8"))["fingerprint"]
+        before = read_record(self.data_report, DataRecord)["fingerprint"]
         if before != fingerprint:
             raise RunFolderError(
                 f"{self.path} was started on other data: its rows have changed since, or how they are rendered",

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from thinktune.errors import ModelError
+from thinktune.models.template_trial import require_harmless
 from thinktune.tags import TAGS
 
 # What templates of reasoning models put at the end of the generation prompt. Our completions open the thought
@@ -47,6 +48,7 @@ class Chat:
                 hint="use the model's -Instruct or -Chat variant, or copy the model into a folder and put a "
                 "chat_template.jinja from a model of the same family beside its tokenizer.json",
             )
+        require_harmless(tokenizer)
         self._system: str | None = None  # while the template is being read
         self._opened = ""
         self._read_template()
@@ -154,7 +156,16 @@ class Chat:
                 turns, tokenize=False, add_generation_prompt=generation_prompt
             )
         # A template is a program of somebody else's: beside raising on purpose it trips over missing roles and keys.
-        except (TemplateError, ValueError, TypeError, KeyError, IndexError) as error:
+        except (
+            TemplateError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            MemoryError,
+            RecursionError,
+        ) as error:
             raise ModelError(
                 f"the chat template refuses the conversation: {error}",
                 hint="turns have to alternate between user and assistant, and begin with user",

@@ -12,6 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from thinktune.errors import ModelError
 from thinktune.files import write_json
 
@@ -19,6 +21,7 @@ SETTINGS_FILE = "thinktune.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_SETTINGS: dict[str, type] = {"base_model": str, "system": str, "format": dict}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -39,10 +42,16 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """What `write_settings` wrote; empty for folders that are not from thinktune.
 
     Raises:
-        ModelError: the file is there and cannot be read.
+        ModelError: the file is there and cannot be read, or holds something else than what is asked of it.
     """
     file = folder / SETTINGS_FILE
-    return read_json(file) if file.exists() else {}
+    settings = read_json(file) if file.exists() else {}
+    for name, kind in _SETTINGS.items():
+        if not isinstance(settings.get(name), kind | None):
+            raise ModelError(f"{file}: {name} is {settings[name]!r:.100}, not {kind.__name__}", hint=_INCOMPLETE)
+    if (settings.get("system") or "").encode("utf-8", "replace").decode() != (settings.get("system") or ""):
+        raise ModelError(f"{file}: system holds half of a surrogate pair, which is no text")
+    return settings
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -55,7 +64,7 @@ def read_json(file: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{file} is missing", hint=_INCOMPLETE) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read: {error}", hint=_INCOMPLETE) from None
     if not isinstance(values, dict):
         raise ModelError(f"{file} holds no JSON object", hint=_INCOMPLETE)
@@ -77,10 +86,16 @@ def check_model_folder(folder: Path) -> list[Path]:
             f"{folder} is not a model folder: it has no config.json; {what_lies_in(folder)}",
             hint="name a folder that a model was saved to, a run folder, a hub id, or builtin:smollm2",
         )
-    read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    generation_ends(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(
+            isinstance(name, str) and Path(name).name == name for name in places.values()
+        ):
+            raise ModelError(f"{index} does not say which file each tensor is in", hint=_INCOMPLETE)
+        shards = sorted(set(places.values()))
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
             raise ModelError(
@@ -91,18 +106,25 @@ def check_model_folder(folder: Path) -> list[Path]:
         files = sorted(file for file in folder.glob("model*.safetensors") if file.is_file())
     if not files:
         raise _no_weights(folder)
-    for file in files:
-        read_safetensors_header(file)
+    _check_layers(config, sum(len(read_safetensors_header(file)) for file in files), folder)
     return files
+
+
+def _check_layers(config: dict[str, Any], tensors: int, folder: Path) -> None:
+    """Refuse more layers than there can be weights for: making a model of 100 million takes days."""
+    layers = config.get("num_hidden_layers")
+    if layers is not None and not (type(layers) is int and 1 <= layers <= tensors):
+        raise ModelError(f"{folder}: config.json asks for {layers!r} layers, and the weights are {tensors} tensors")
 
 
 def check_adapter_folder(folder: Path) -> Path:
     """Make sure that the folder holds a whole adapter, and return its weights file.
 
     Raises:
-        ModelError: weights that are missing, pickled or cut off.
+        ModelError: weights that are missing, pickled or cut off; layers that are repeated.
     """
-    read_json(folder / ADAPTER_CONFIG)
+    if read_json(folder / ADAPTER_CONFIG).get("layer_replication"):
+        raise ModelError(f"{folder} repeats layers of its base (layer_replication), which is not supported")
     weights = folder / ADAPTER_WEIGHTS
     if not weights.is_file():
         raise _no_weights(folder)
@@ -123,16 +145,20 @@ def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size:
-                raise ValueError("its header is longer than the file")
+            if length > min(size, _LONGEST_HEADER):
+                raise ValueError("its header is longer than the file, or than the format allows")
             header = json.loads(stream.read(length))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, struct.error, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file} is not a whole safetensors file: {error}", hint=_INCOMPLETE) from None
     if size != end:
         raise ModelError(f"{file} is cut off: it has {size:,} bytes, and should have {end:,}", hint=_INCOMPLETE)
-    return tensors
+    try:
+        with safe_open(file, "numpy"):  # checks shapes, types and offsets against each other
+            return tensors
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} is not a whole safetensors file: {error}", hint=_INCOMPLETE) from None
 
 
 def stored_dtype(files: list[Path]) -> str:
@@ -148,8 +174,11 @@ def stored_dtype(files: list[Path]) -> str:
 def generation_ends(folder: Path) -> frozenset[int]:
     """The token ids that end a generation according to the model's generation_config.json; none if it has none."""
     file = folder / "generation_config.json"
-    ends = read_json(file).get("eos_token_id") if file.is_file() else None
-    return frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
+    found = read_json(file).get("eos_token_id") if file.is_file() else None
+    ends = [] if found is None else found if isinstance(found, list) else [found]
+    if not all(type(end) is int and 0 <= end < 2**31 for end in ends):
+        raise ModelError(f"{file}: eos_token_id is {found!r:.100}, not a token id or a list of them")
+    return frozenset(ends)
 
 
 def sha256(file: Path) -> str:
@@ -184,4 +213,6 @@ def _no_weights(folder: Path) -> ModelError:
     return ModelError(f"{folder} has no safetensors weights; {what_lies_in(folder)}", hint=_INCOMPLETE)
 
 
+_LONGEST_HEADER = 100 * 2**20
+"""Bytes, as safetensors' own reader has it."""
 _INCOMPLETE = "the folder is broken or half downloaded: download or copy it again"

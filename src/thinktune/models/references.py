@@ -155,12 +155,13 @@ def _adapter(text: str, folder: Path, load: Load, notify: Notify, weights: bool)
     if weights:
         check_adapter_folder(folder)
     settings = read_settings(folder)
-    base = settings.get("base_model") or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    base = _base_of(folder)
     if not base:
         raise ModelError(
             f"{folder} does not say which model it was trained on",
             hint='write {"base_model": "owner/name"} into its thinktune.json',
         )
+    _refuse_circle(folder)
     try:
         below = resolve(base, load, notify, weights=weights)
     except ModelError as error:
@@ -169,6 +170,23 @@ def _adapter(text: str, folder: Path, load: Load, notify: Notify, weights: bool)
             hint=error.hint or f"correct base_model in {folder / 'thinktune.json'} if it has moved",
         ) from None
     return replace(below, reference=text, kind="adapter", adapters=(*below.adapters, folder), settings=settings)
+
+
+def _base_of(adapter: Path) -> Any:
+    named = read_settings(adapter).get("base_model")
+    return named or read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+
+
+def _refuse_circle(adapter: Path) -> None:
+    """Follow adapters on adapters, which must come to a model in the end."""
+    seen: list[Path] = []
+    at = adapter.resolve()
+    while is_adapter(at):
+        if at in seen:
+            raise ModelError(f"{adapter} stands on itself: " + " on ".join(map(str, [*seen, at])))
+        seen.append(at)
+        base = Path(str(_base_of(at)).replace("\0", "")).expanduser()
+        at = (base / "adapter" if is_adapter(base / "adapter") else base).resolve()
 
 
 def _looks_like_path(text: str) -> bool:

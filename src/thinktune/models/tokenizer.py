@@ -78,9 +78,12 @@ def _read(resolved: Resolved, load: Load) -> Any:
     if gguf:
         require_gguf()
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=load.trust_remote_code, **extra
         )
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise ValueError(f"model_max_length is {tokenizer.model_max_length!r:.50}, not a number")
+        return tokenizer
     # The file formats are many, and each parser raises what it likes (the Rust ones a bare Exception).
     except Exception as error:
         raise ModelError(

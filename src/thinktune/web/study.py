@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from thinktune.compare import read_lines, read_scores
+from thinktune.compare import read_scores
 from thinktune.config import Infer, Sampling
 from thinktune.engines.tickets import Ticket
 from thinktune.errors import RunFolderError, UsageError
@@ -26,6 +26,7 @@ from thinktune.files import write_json, write_text
 from thinktune.infer import infer
 from thinktune.items import BUILTIN, Item, read_batch_file
 from thinktune.ratings import Rating, Ratings, Verdict, agreement, bradley_terry, win_rate
+from thinktune.records import read_records
 from thinktune.runs import RunFolder
 from thinktune.statistics import Rate, wilson
 from thinktune.tasks.profiles import samplings
@@ -66,7 +67,7 @@ class Study:
             raise RunFolderError(f"{folder.name} is no study that is ready")
         self.folder = folder
         self.settings: dict[str, Any] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-        self.questions = [Question(**line) for line in read_lines(folder / "answers.jsonl")]
+        self.questions = [Question(**line) for line in read_records(folder / "answers.jsonl", dict[str, Any])]
         self.ratings = Ratings(folder / "ratings.sqlite")
 
     @property

@@ -20,10 +20,10 @@ from urllib.parse import quote, unquote
 
 import psutil
 
-from thinktune.compare import read_lines
 from thinktune.config import Config, dump_config, load_config
 from thinktune.errors import ConfigError, RunFolderError, UsageError
 from thinktune.files import write_json, write_text
+from thinktune.records import MetricsLine, read_records
 from thinktune.runs import RunFolder
 
 State = Literal["trained", "training", "unfinished"]
@@ -152,7 +152,7 @@ class Trainings:
     def _read(self, name: str) -> Run:
         run = RunFolder(self._runs / name)
         state: State = "training" if self.process(name) else "trained" if run.is_trained else "unfinished"
-        return Run(name, run, state, _whole_lines(run.metrics))
+        return Run(name, run, state, read_records(run.metrics, MetricsLine))
 
     def _file(self, name: str, kind: str) -> Path:
         return self._folder / f"{quote(name, safe='')}.{kind}"
@@ -174,12 +174,3 @@ def _checked(name: str) -> str:
     if not _NAME.fullmatch(name) or name == "studio":
         raise UsageError(f"{name!r} cannot be the name of a run", hint="letters, digits, dots, dashes, underscores")
     return name
-
-
-def _whole_lines(file: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl, of which the last line may be half written."""
-    try:
-        return read_lines(file)
-    except ValueError:
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]

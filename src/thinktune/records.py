@@ -1,0 +1,176 @@
+"""What thinktune wrote down about its own work, read back.
+
+Disks fail and people edit files: what is damaged is an error that names the file and what is wrong in it. Checked is
+what is read; further fields pass, so that runs of other versions can be read too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Required
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from thinktune.errors import RunFolderError
+
+_LENIENT = ConfigDict(extra="allow")
+
+
+class RunRecord(TypedDict, total=False):
+    """run.json, as far as it is read again. Seconds, GiB, nats."""
+
+    __pydantic_config__ = _LENIENT  # type: ignore[misc]
+    model: str
+    dtype: str
+    seed: int
+    system: str | None
+    hardware: dict[str, Any]
+    parameters: int
+    trainable_parameters: int
+    steps: int
+    epochs: float
+    tokens: int
+    trained_tokens: int
+    tokens_per_second: float
+    train_seconds: float
+    peak_memory_gib: float
+    final_loss: float
+
+
+class MetricsLine(TypedDict, total=False):
+    """A line of metrics.jsonl."""
+
+    __pydantic_config__ = _LENIENT  # type: ignore[misc]
+    step: Required[int]
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens_per_second: float
+    memory_gib: float
+    eval_loss: float
+    eval_accuracy: float
+    eval_format_rate: float
+
+
+class SampleLine(TypedDict, total=False):
+    """A line of an evaluation's samples.jsonl: a problem, a completion, its score."""
+
+    __pydantic_config__ = _LENIENT  # type: ignore[misc]
+    source: str
+    row: int
+    sample: Required[int]
+    prompt: str | None
+    completion: Required[str]
+    correct: Required[bool | None]
+    outcome: Required[str]
+    lenient: bool | None
+    tokens: int
+
+
+class ReportedSource(TypedDict):
+    """The rows of one source, in data_report.json."""
+
+    __pydantic_config__ = _LENIENT  # type: ignore[misc]
+    source: str
+    read: int
+    dropped: dict[str, list[int]]
+
+
+class DataRecord(TypedDict):
+    """data_report.json."""
+
+    __pydantic_config__ = _LENIENT  # type: ignore[misc]
+    sources: list[ReportedSource]
+    fingerprint: str
+
+
+class _Memory(TypedDict):
+    __pydantic_config__ = _LENIENT  # type: ignore[misc]
+    levels: list[str]
+
+
+class _Setup(TypedDict):
+    memory: _Memory
+    rows: int
+    accumulation: int
+
+
+class _Plan(TypedDict):
+    __pydantic_config__ = _LENIENT  # type: ignore[misc]
+    hardware: Any
+
+
+class PlanRecord(TypedDict):
+    """plan.json: how a run spreads its rows, what was asked for, and what was predicted."""
+
+    setup: _Setup
+    asked: dict[str, Any]
+    plan: _Plan
+
+
+class EvalSummary(TypedDict, total=False):
+    """summary.json of an evaluation. Rates and their 95% intervals are between 0 and 1."""
+
+    __pydantic_config__ = _LENIENT  # type: ignore[misc]
+    n: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    accuracy_lenient: float
+    accuracy_lenient_interval: tuple[float, float]
+    accuracy_completed: float | None
+    format_rate: float
+    format_rate_interval: tuple[float, float]
+
+
+def read_record(file: Path, shape: Any, *, whole: bool = False) -> Any:
+    """The value of a JSON file that thinktune wrote.
+
+    Args:
+        shape: what it has to be, as pydantic takes it.
+        whole: whether all fields of the shape have to be there, also those that it allows to be missing.
+
+    Raises:
+        RunFolderError: the file is missing, cannot be read, or is something else.
+    """
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise RunFolderError(f"{file} cannot be read: {error.strerror}") from None
+    value = _checked(text, shape, str(file))
+    if whole and (lacking := [name for name in shape.__annotations__ if name not in value]):
+        raise _damaged(str(file), f"it lacks {', '.join(lacking)}")
+    return value
+
+
+def read_records(file: Path, shape: Any) -> list[Any]:
+    """The values of a JSON lines file; none where there is no file. A last line that is not whole was being written.
+
+    Raises:
+        RunFolderError: the file cannot be read, or a line is something else.
+    """
+    try:
+        lines = file.read_bytes().split(b"\n")  # splitlines would also end lines inside of texts
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunFolderError(f"{file} cannot be read: {error.strerror}") from None
+    return [_checked(line, shape, f"{file}, line {at}") for at, line in enumerate(lines[:-1], start=1) if line.strip()]
+
+
+def _checked(text: bytes, shape: Any, where: str) -> Any:
+    try:
+        value = json.loads(text)
+        TypeAdapter(shape).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise _damaged(where, f"{place}: {first['msg']}" if place else first["msg"]) from None
+    except (ValueError, RecursionError) as error:
+        raise _damaged(where, str(error)) from None
+    return value
+
+
+def _damaged(where: str, why: str) -> RunFolderError:
+    return RunFolderError(f"{where} is damaged: {why}", hint="restore it from a copy, or make the run anew")
