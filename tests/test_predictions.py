@@ -285,13 +285,13 @@ def test_all_faulty_lines_of_gold_are_listed(tmp_path: Path) -> None:
 
 
 def test_numbers_and_lists_of_one_are_references(tmp_path: Path) -> None:
-    values = {"1": "5", "2": "-0.5", "3": "1e3", "4": '["7"]', "5": "[7]"}
-    answers = dict(zip(values, ["5", "-1/2", "1000", "7", "7"], strict=True))
+    values = {"1": "5", "2": "-0.5", "3": "1e3", "4": '["7"]', "5": "[7]", "7": "1e22", "8": "1e-7"}
+    answers = dict(zip(values, ["5", "-1/2", "1000", "7", "7", "10^{22}", "10^{-7}"], strict=True))
     gold = "".join(f'{{"id": {name}, "type": "math", "reference": {value}}}\n' for name, value in values.items())
     (tmp_path / "gold").write_text(gold + '{"id": 6, "type": "math", "reference": null, "answer": "8"}\n')
     contents = {name: written(answer) for name, answer in (answers | {"6": "8"}).items()}
     (tmp_path / "res").write_text(json.dumps(contents))
-    assert score_predictions(tmp_path / "res", tmp_path / "gold").types["math"].outcomes == {"right": 6}
+    assert score_predictions(tmp_path / "res", tmp_path / "gold").types["math"].outcomes == {"right": 8}
 
 
 @pytest.mark.parametrize(

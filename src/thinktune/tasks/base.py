@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 from thinktune import tags
@@ -70,7 +71,9 @@ class Task:
 
 def reference_of(gold: Mapping[str, Any]) -> str:
     """The reference answer of a gold record that `reference_fault` finds nothing wrong with: a text, or a number."""
-    return str(_reference(gold))
+    value = _reference(gold)
+    # Without an exponent, as answers write numbers: 1e-07 is Python's way.
+    return f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value)
 
 
 def reference_fault(gold: Mapping[str, Any]) -> str | None:
