@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from thinktune.tasks import TASKS, Score
-from thinktune.tasks.code import given_before, program_in
+from thinktune.tasks.code import given_before, gold_fault
 from thinktune.tasks.trial import RUNNER, Limits, run_trial
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs process limits")
@@ -97,12 +97,74 @@ def test_values_cross_with_their_types_and_errors_with_theirs() -> None:
         "try:\n    f('raise')\nexcept ValueError as error:\n    assert 'no' in str(error)\nelse:\n    assert False\n"
     )
     assert run_trial(same, test, "f").note is None
-    assert "no plain value" in (run_trial("def f(x):\n    return object()", "f(1)", "f").note or "")
 
 
 def test_tests_may_call_the_other_functions_of_a_program() -> None:
     program = "def helper(x):\n    return x + 1\n\ndef f(x):\n    return helper(helper(x))"
     assert run_trial(program, "def check(candidate):\n    assert candidate(1) == helper(2)", "f").equal
+
+
+BAD = "def add(a, b):\n    return a - b"
+
+
+@pytest.mark.parametrize(
+    "gold",
+    [
+        {"test": ["assert add(1, 2) == 3", "assert add(2, 2) == 4"]},
+        {"test": '["assert add(1, 2) == 3", "assert add(2, 2) == 4"]'},
+        {"test": None, "test_list": ["assert add(1, 2) == total"], "test_setup_code": "total = 3", "test_imports": []},
+        {"test": "assert add(1, 2) == 3", "entry_point": None},
+        {"test": "import unittest\n\nclass T(unittest.TestCase):\n    def test(self):\n        assert add(1, 2) == 3"},
+        {"test": "def test_sum():\n    assert add(1, 2) == 3"},
+        {"test": "def check_add(candidate):\n    assert candidate(1, 2) == 3"},
+        {"test": "def main():\n    assert add(1, 2) == 3\n\nif __name__ == '__main__':\n    main()"},
+    ],
+)
+def test_tests_of_every_shape_are_run(gold: dict[str, object]) -> None:
+    right, wrong = (TASKS["code-generate"].score(written(each), GOLD | gold, "stop") for each in (RIGHT, BAD))
+    assert (right.outcome, right.note) == ("right", None)
+    assert wrong.outcome == "wrong"
+
+
+@pytest.mark.parametrize(
+    "name", ["check", "abs", "len", "sorted", "all", "isinstance", "candidate", "expected", "AssertionError"]
+)
+def test_no_name_of_a_program_replaces_one_of_the_tests_or_of_python(name: str) -> None:
+    test = "def expected(a, b):\n    return a + b\n\ndef check(candidate):\n"
+    test += "    assert all([abs(candidate(1, 2) - expected(1, 2)) < 1e-6, len(sorted([1])) == 1, isinstance(1, int)])"
+    replaced = f"def {name}(*given):\n    return 0\n\n"
+    assert not score(replaced + BAD, test=test).correct
+    assert score(replaced + RIGHT, test=test).correct
+
+
+@pytest.mark.parametrize(
+    ("gold", "fault"),
+    [
+        ({"test": 5}, "test is neither a text nor a list of texts"),
+        ({"test": ["assert 1", 2]}, "test is neither"),
+        ({"test": {"assert": 1}}, "test is neither"),
+        ({"test_list": [None]}, "test_list is neither"),
+        ({"test": "assert f(1)", "entry_point": ["f"]}, "entry_point is no text"),
+        ({"test": "assert f(1)", "entry_point": "f"}, None),
+        ({"reference": "def f(): ..."}, None),
+        ({}, "has no reference"),
+    ],
+)
+def test_tests_that_are_no_text_are_a_fault_of_the_gold_record(gold: dict[str, object], fault: str | None) -> None:
+    found = gold_fault(gold)
+    assert found == fault if fault is None else fault in (found or "")
+
+
+@pytest.mark.parametrize("test", ["", " \n", [], "[]"])
+def test_an_empty_test_scores_nothing(test: object) -> None:
+    result = TASKS["code-generate"].score(written(RIGHT), {"test": test, "entry_point": "add"}, "stop")
+    assert (result.correct, result.outcome) == (None, "not scored")
+
+
+def test_a_trial_that_cannot_be_decided_is_an_error() -> None:
+    result = score(RIGHT, test="def check(candidate):\n    pass")
+    assert (result.correct, result.outcome) == (False, "error")
+    assert "never call" in (result.note or "")
 
 
 def test_a_completion_without_its_tags_may_be_forgiven() -> None:
@@ -140,13 +202,6 @@ def test_prose_before_the_function_is_not_taken_for_code() -> None:
 def test_a_gold_record_without_tests_is_not_scored() -> None:
     result = TASKS["code-generate"].score(written(RIGHT), {"reference": RIGHT}, "stop")
     assert (result.correct, result.outcome, result.extracted) == (None, "not scored", RIGHT.strip())
-
-
-def test_the_first_fence_with_a_function_is_the_program() -> None:
-    assert (
-        program_in("```bash\npip install x\n```\n```python\ndef f(): pass\n```\n```python\ndef g(): pass\n```")
-        == "def f(): pass\n"
-    )
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from thinktune.files import write_json, write_json_lines
 from thinktune.result_files import Prediction, identity, parse, read_predictions, read_result_file, read_text, some
 from thinktune.scores import RATES, Line, Problem, Scores, score_problems
 from thinktune.statistics import majority, pass_at_k
-from thinktune.tasks import TASKS, Score, choice, math
+from thinktune.tasks import TASKS, Score, choice, code, math
 from thinktune.tasks.base import Verdict, reference_fault, reference_of
 from thinktune.tasks.generic import similarity
 
@@ -169,7 +169,7 @@ def _gold_problem(record: Any, records: Mapping[str, Any]) -> str | None:
     if record.get("type") not in tuple(TASKS):  # which, unlike a dictionary, may be asked for a list
         return f"type {record.get('type')!r} is not one of {', '.join(TASKS)}"
     if record["type"] == "code-generate":
-        return None if record.keys() & {"reference", "answer", "test"} else "has no reference"
+        return code.gold_fault(record)
     return choice.gold_fault(record) if record["type"] == "choice" else reference_fault(record)
 
 

@@ -1,12 +1,18 @@
 """Programs: the function of an answer, run against the tests of its gold record (see `trial` for how, and how safe).
 
-The gold record is HumanEval's: `test` holds assertions, by themselves or in `check(candidate)`; `entry_point` names the
-function. What the item gives before that function (imports, helpers) is there for the answer too: from `prompt` where
-the record has one, else from the reference. Python only.
+The gold record is HumanEval's, MBPP's or BigCodeBench's: `test` (or `test_list`, behind `test_imports` and
+`test_setup_code`) holds assertions, by themselves, in `check(candidate)`, in a unittest class or in pytest functions;
+`entry_point` names the function, and may be left out where the tests call just one that they do not define. What the
+item gives before that function (imports, helpers) is there for the answer too: from `prompt` where the record has one,
+else from the reference. Python only.
 """
 
 from __future__ import annotations
 
+import ast
+import builtins
+import contextlib
+import json
 import platform
 import re
 from collections.abc import Mapping
@@ -14,17 +20,13 @@ from typing import Any
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.tasks.base import TAIL, Score, Task, format_outcome
+from thinktune.tasks.base import TAIL, Outcome, Score, Task, Verdict, format_outcome
+from thinktune.tasks.programs import program_in
 from thinktune.tasks.trial import run_trial
 
-SCORER = f"thinktune code 2, Python {platform.python_version()}"
-_FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+SCORER = f"thinktune code 3, Python {platform.python_version()}"
 _START = re.compile(r"^(?:from|import|def|class|@|async def)\b|^@", re.MULTILINE)
-# What may follow a function without being prose: indented or closing lines, statements, comments, assignments.
-_CODE_LINE = re.compile(
-    r"\s|[)\]}#@'\"]|(?:from|import|def|class|async|if|for|while|try|with|else|elif|except|finally|return|assert)\b"
-    r"|[A-Za-z_][\w.]*(?:\[[^\]]*\])?\s?(?:[:+*/|-]?=|\()|$"
-)
+_TEXTS = ("test", "test_list", "test_imports", "test_setup_code")
 
 
 def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
@@ -32,39 +34,88 @@ def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
     if outcome == "error":
         return Score(False, 0.0, "error", None, False, SCORER)
     answer = tags.parse(text).answer
-    program = program_in(answer if outcome is None and answer else text[-TAIL:])
+    entry_point, test = entry_point_of(gold), tests_of(gold)
+    program = program_in(answer if outcome is None and answer else text[-TAIL:], entry_point)
     extracted = program if outcome is None else None
-    if not gold.get("test") or not gold.get("entry_point"):
-        note = "the gold record has no test and entry_point"
+    if not test or not entry_point or gold_fault(gold):
+        note = gold_fault(gold) or "the gold record has no test and entry_point"
         return Score(None, None, outcome or "not scored", extracted, None, SCORER, note)
-    verdict = run_trial(program, str(gold["test"]), str(gold["entry_point"]), given=given_before(gold))
+    verdict = run_trial(program, test, entry_point, given=given_before(gold))
     if outcome is not None:
         return Score(False, 0.0, outcome, None, verdict.equal, SCORER, verdict.note)
-    return Score(
-        verdict.equal, float(verdict.equal), "right" if verdict.equal else "wrong", extracted, verdict.equal, SCORER,
-        verdict.note,
-    )  # fmt: skip
+    outcome = _outcome_of(verdict)
+    return Score(verdict.equal, float(verdict.equal), outcome, extracted, verdict.equal, SCORER, verdict.note)
 
 
-def program_in(answer: str) -> str:
-    """The program in an answer: its Python fences, else the answer from its first definition to the prose after it.
+def _outcome_of(verdict: Verdict) -> Outcome:
+    return "error" if verdict.failed else "right" if verdict.equal else "wrong"
 
-    >>> program_in("Here it is:\\n```python\\ndef f():\\n    return 1\\n```\\nIt returns 1.")
-    'def f():\\n    return 1\\n'
+
+def gold_fault(gold: Mapping[str, Any]) -> str | None:
+    """Why a gold record cannot be used, None where its tests are texts; a reference alone is enough for no score.
+
+    >>> gold_fault({"test": 5, "entry_point": "f"})
+    'test is neither a text nor a list of texts'
     """
-    answer = answer.replace("\r\n", "\n")
-    fences = [(language.casefold(), code) for language, code in _FENCE.findall(answer)]
-    wanted: list[str] = [
-        code for language, code in fences if language in ("python", "python3", "py", "") and _START.search(code)
-    ]
-    if wanted:
-        # A second fence is an example or a second version more often than the rest of the first.
-        return next((code for code in wanted if "def " in code), wanted[0])
-    if not (start := _START.search(answer)):
-        return answer
-    lines = answer[start.start() :].split("\n")
-    end = next((at for at, line in enumerate(lines) if not _CODE_LINE.match(line)), len(lines))
-    return "\n".join(lines[:end])
+    if not gold.keys() & {"reference", "answer", "test", "test_list"}:
+        return "has no reference"
+    for name in _TEXTS:
+        value = gold.get(name)
+        if value is not None and not isinstance(value, str) and not _is_list_of_texts(value):
+            return f"{name} is neither a text nor a list of texts"
+    entry_point = gold.get("entry_point")
+    return None if entry_point is None or isinstance(entry_point, str) else "entry_point is no text"
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def tests_of(gold: Mapping[str, Any]) -> str:
+    """The tests of a gold record as one text, empty where it has none.
+
+    >>> tests_of({"test_list": ["assert f(1) == 1", "assert f(2) == 2"], "test_imports": ["import math"]})
+    'import math\nassert f(1) == 1\nassert f(2) == 2'
+    """
+    tests = _as_text(gold.get("test")) or _as_text(gold.get("test_list"))
+    before = [_as_text(gold.get(name)) for name in ("test_imports", "test_setup_code")]
+    return "\n".join([text for text in before if text] + [tests]) if tests else ""
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str) and value.lstrip().startswith("["):  # the JSON of a list, which runs nothing as code
+        with contextlib.suppress(ValueError, RecursionError):
+            value = listed if _is_list_of_texts(listed := json.loads(value)) else value
+    if isinstance(value, list):
+        value = "\n".join(map(str, value))
+    return value.replace("\r\n", "\n") if isinstance(value, str) and value.strip() else ""
+
+
+def entry_point_of(gold: Mapping[str, Any]) -> str:
+    """What the tests are for; where the record does not say, the one function that they call and do not define.
+
+    >>> entry_point_of({"test_list": ["assert sorted(add([1], 2)) == [1, 2]"]})
+    'add'
+    """
+    if named := gold.get("entry_point"):
+        return str(named).strip()
+    try:
+        nodes = list(ast.walk(ast.parse(tests_of(gold))))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ""
+    bound = {name for node in nodes for name in _bound_by(node)} | vars(builtins).keys()
+    called = [node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    found = {name for name in called if name not in bound}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _bound_by(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Name):
+        return [] if isinstance(node.ctx, ast.Load) else [node.id]
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [(each.asname or each.name).split(".")[0] for each in node.names]
+    name = getattr(node, "arg" if isinstance(node, ast.arg) else "name", None)
+    return [name] if isinstance(name, str) else []
 
 
 def given_before(gold: Mapping[str, Any]) -> str:
@@ -74,7 +125,8 @@ def given_before(gold: Mapping[str, Any]) -> str:
     'import math\\n\\n'
     """
     text = str(gold.get("prompt") or gold.get("reference") or "").replace("\r\n", "\n")
-    asked = re.search(rf"^(?:async )?(?:def|class) {re.escape(str(gold['entry_point']))}\b", text, re.MULTILINE)
+    name = re.split(r"[.(]", entry_point_of(gold))[0]
+    asked = re.search(rf"^(?:async )?(?:def|class) {re.escape(name)}\b", text, re.MULTILINE)
     start = _START.search(text)
     code = text[start.start() : asked.start()] if asked and start else ""
     try:

@@ -1,5 +1,5 @@
 """Runs one side of a program's trial, apart from everything else. Standard library only: it is started as
-`python -I -c <this file> SETTINGS <the text of exchange.py>`, also inside a container that has no thinktune.
+`python -I -c <this file> SETTINGS MODULES`, also inside a container that has no thinktune.
 
 The outer process unshares what the system lets it, forks the inner one, and kills it at the deadline, also when nobody
 is left to wait for it. The inner one gives up its rights, then runs the code. On Linux, where permitted: no network, a
@@ -16,6 +16,7 @@ import signal
 import struct
 import sys
 import time
+import types
 from typing import Any
 
 NEW_NAMESPACES = 0x20000 | 0x4000000 | 0x8000000 | 0x20000000 | 0x40000000  # mount, uts, ipc, pid, network
@@ -36,9 +37,15 @@ def main() -> None:
         watch(inner, settings["seconds"])
     else:
         confine(settings, isolated)
-        names: dict[str, Any] = {"__name__": "exchange"}
-        exec(compile(sys.argv[2], "exchange.py", "exec"), names)
-        names["exchange"](settings["role"])
+        load(json.loads(sys.argv[2])).main()
+
+
+def load(modules: dict[str, str]) -> Any:
+    """Modules from their texts, by name; the last one, which may import those before it."""
+    for name, text in modules.items():
+        module = sys.modules[name] = types.ModuleType(name)
+        exec(compile(text, name, "exec"), module.__dict__)
+    return module
 
 
 def watch(inner: int, seconds: float) -> None:
@@ -166,8 +173,8 @@ def tasks_of(user: int) -> int:
     return count
 
 
-def refuse_network(event: str, _: object) -> None:
-    if event.startswith("socket."):
+def refuse_network(event: str, arguments: "tuple[Any, ...]") -> None:
+    if event.startswith("socket.") and not (event == "socket.__new__" and arguments[1] == 1):  # asyncio's own pair
         raise PermissionError("no network here")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import shlex
 import shutil
@@ -21,19 +22,19 @@ import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Literal
 
 import psutil
 
-from thinktune.tasks import exchange, jail
+from thinktune.tasks import jail
 from thinktune.tasks.base import Verdict
 
 RUNNER = "THINKTUNE_CODE_RUNNER"
-"""Environment variable: the command that runs a Python in a container, as `COMMAND -I -c SCRIPT SETTINGS EXCHANGE`."""
+"""Environment variable: the command that runs a Python in a container, as `COMMAND -I -c SCRIPT SETTINGS MODULES`."""
 
 _TICK = 0.05  # seconds between two looks at how much a process takes
-_LONGEST_LINE = 16 * 2**20
+_LONGEST_LINE = 64 * 2**20
 _FIRST_USER = 60_000  # users that own nothing; each process has one of its own
 
 
@@ -52,15 +53,21 @@ class Limits:
 
 
 class _Stopped(Exception):
-    """Why a side will not answer any more."""
+    """Why a side will not answer any more. `unsaid`: it could have been right."""
+
+    def __init__(self, why: str, *, unsaid: bool = False) -> None:
+        super().__init__(why)
+        self.unsaid = unsaid
 
 
 def run_trial(source: str, test: str, entry_point: str, limits: Limits | None = None, *, given: str = "") -> Verdict:
-    """Whether a program passes tests; the verdict's note says why not.
+    """Whether a program passes tests; the verdict's note says why not, and `failed` that it could not be told.
 
     Args:
-        source: defines `entry_point`, and whatever else the tests call.
-        test: asserts, by themselves or in `check(candidate)`, as in HumanEval.
+        source: defines `entry_point`, and whatever else the tests use.
+        test: asserts, by themselves, in `check(candidate)` as in HumanEval, in classes of unittest or in functions of
+            pytest.
+        entry_point: the name of what is tested, or of a method of it: `Solution().add`.
         given: code that is run before the source, in the same module.
     """
     limits = limits or Limits()
@@ -68,19 +75,20 @@ def run_trial(source: str, test: str, entry_point: str, limits: Limits | None = 
     with _Side("program", limits, deadline) as program, _Side("tests", limits, deadline) as tests:
         try:
             program.send({"given": given, "source": source})
-            ready = program.receive()
+            ready = json.loads(program.receive())
             if "failed" in ready:
                 return Verdict(False, f"the program fails before it is called: {ready['failed']}")
-            if entry_point not in ready["names"]:
+            names = [name for name in ready["names"] if isinstance(name, str) and name.isidentifier()]
+            if re.split(r"[.(]", entry_point)[0] not in names:
                 return Verdict(False, f"the program does not define {entry_point}")
-            names = [name for name in ready["names"] if str(name).isidentifier()]
             tests.send({"test": test, "entry_point": entry_point, "names": names})
-            while "call" in (message := tests.receive()):
-                program.send(message)
+            while not (line := tests.receive()).startswith(b"!"):
+                program.send(line)
                 tests.send(program.receive())
-            return Verdict(message["passed"] is True, message.get("why"))
+            verdict = json.loads(line[1:])
+            return Verdict(verdict["outcome"] == "passed", verdict["why"], failed=verdict["outcome"] == "error")
         except _Stopped as stopped:
-            return Verdict(False, str(stopped))
+            return Verdict(False, str(stopped), failed=stopped.unsaid)
         except (ValueError, KeyError, TypeError, RecursionError):  # the program took the pipe over
             return Verdict(False, "the program does not answer as agreed")
 
@@ -98,7 +106,7 @@ class _Side:
         settings["seconds"] = limits.seconds + 1  # the outer process ends it where nobody else does
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": self._scratch}
         self._process = subprocess.Popen(
-            [*(runner or [sys.executable]), "-I", "-c", _text_of(jail), json.dumps(settings), _text_of(exchange)],
+            [*(runner or [sys.executable]), "-I", "-c", _jail_source(), json.dumps(settings), _modules(role)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -134,8 +142,9 @@ class _Side:
                     stream.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def send(self, message: dict[str, Any]) -> None:
-        data = memoryview(json.dumps(message).encode() + b"\n")
+    def send(self, message: dict[str, Any] | bytes) -> None:
+        """A message, or a line of the other side as it came."""
+        data = memoryview((message if isinstance(message, bytes) else json.dumps(message).encode()) + b"\n")
         while data:
             self._wait(writing=True)
             try:
@@ -145,8 +154,11 @@ class _Side:
             except OSError:
                 raise _Stopped(f"the {self._role} ended before an answer") from None
 
-    def receive(self) -> dict[str, Any]:
-        while b"\n" not in self._buffer:
+    def receive(self) -> bytes:
+        """A line, without its end."""
+        seen = 0
+        while (end := self._buffer.find(b"\n", seen)) < 0:
+            seen = len(self._buffer)
             self._wait(writing=False)
             try:
                 data = os.read(self._out, 65536)
@@ -156,13 +168,10 @@ class _Side:
                 raise _Stopped(f"the {self._role} ended before an answer")
             self._buffer += data
             if len(self._buffer) > _LONGEST_LINE:
-                raise _Stopped(f"the {self._role} returned more than {_LONGEST_LINE // 2**20} MB")
-        line, _, rest = self._buffer.partition(b"\n")
-        self._buffer = bytearray(rest)
-        message = json.loads(line)
-        if not isinstance(message, dict):
-            raise ValueError("not a message")
-        return message
+                raise _Stopped(f"the {self._role} returned more than {_LONGEST_LINE // 2**20} MB", unsaid=True)
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
 
     def _wait(self, *, writing: bool) -> None:
         """Until the pipe is ready; meanwhile see to the limits that the system does not keep."""
@@ -200,9 +209,23 @@ class _Side:
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+_MODULES: dict[str, tuple[str, ...]] = {
+    "program": ("values", "proxies", "peer", "pipes", "program"),
+    "tests": ("values", "proxies", "peer", "pipes", "runners", "judge"),
+}
+"""Of `exchange`, by side: what its process is made of, each after what it imports."""
+
+
 @cache
-def _text_of(module: ModuleType) -> str:
-    return Path(str(module.__file__)).read_text(encoding="utf-8")
+def _jail_source() -> str:
+    return Path(jail.__file__).read_text(encoding="utf-8")
+
+
+@cache
+def _modules(role: str) -> str:
+    folder = Path(jail.__file__).parent / "exchange"
+    texts = {name: (folder / f"{name}.py").read_text(encoding="utf-8") for name in _MODULES[role]}
+    return json.dumps({f"thinktune.tasks.exchange.{name}": text for name, text in texts.items()})
 
 
 def _user(role: str) -> dict[str, Any]:

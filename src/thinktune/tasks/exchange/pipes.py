@@ -1,0 +1,17 @@
+"""The pipes of one side to the scorer, taken over from its standard streams."""
+
+import os
+import sys
+from typing import IO
+
+
+def take_over_pipes() -> tuple[IO[str], IO[str]]:
+    """The pipes to the scorer; what the code prints or reads goes nowhere."""
+    sys.stdout.flush()
+    incoming, outgoing = os.fdopen(os.dup(0), "r", encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    if hasattr(sys, "set_int_max_str_digits"):
+        sys.set_int_max_str_digits(0)
+    return incoming, outgoing

@@ -1,0 +1,151 @@
+"""Runs what tests define: asserts where they stand, `check(candidate)`, unittest classes, pytest functions."""
+
+import ast
+import inspect
+import itertools
+import re
+import types
+import unittest
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_CHECK = re.compile(r"_*(check|test|run_tests?|verify|validate)(?![a-z])\w*")
+_CANDIDATE = {"candidate", "func", "function", "fn", "f", "solution", "program", "candidate_function", "task_func"}
+
+
+class Faulty(Exception):
+    """Why the tests themselves cannot be run."""
+
+
+def run_defined(code: types.CodeType, tree: ast.Module, namespace: dict[str, Any], candidate: Any) -> None:
+    """Run the tests, and raise whatever they raise.
+
+    Raises:
+        Faulty: they ask for what is not here, such as fixtures.
+    """
+    setattr(unittest, "main", _end_quietly)  # noqa: B010 - the classes are run below
+    try:
+        exec(code, namespace)
+    except SystemExit as end:
+        if "_thinktune_theirs" in end.__dict__ or end.code not in (None, 0):
+            raise
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for node in tree.body:
+        value = namespace.get(getattr(node, "name", ""))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            if _CHECK.fullmatch(node.name) and node.name not in used:
+                _run_function(value, candidate)
+        elif isinstance(node, ast.ClassDef) and isinstance(value, type):
+            if issubclass(value, unittest.TestCase):
+                _run_unittest(value)
+            elif node.name.startswith("Test") or node.name.endswith(("Test", "Tests")):
+                _run_class(value, candidate)
+
+
+def _end_quietly(*_: Any, **__: Any) -> None:
+    """In place of unittest.main()."""
+
+
+def _run_unittest(case: type[unittest.TestCase]) -> None:
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(case)
+    if not suite.countTestCases():
+        return
+    result = _Result()
+    suite.run(result)
+    if result.first is not None:
+        raise result.first
+    if not result.wasSuccessful():
+        raise AssertionError("a test did not fail as expected")
+    if len(result.skipped) == suite.countTestCases():
+        raise Faulty(f"all tests of {case.__name__} are skipped: {result.skipped[0][1]}")
+
+
+class _Result(unittest.TestResult):
+    """Keeps the first error itself, where unittest keeps its text."""
+
+    first: BaseException | None = None
+
+    def addError(self, test: Any, err: Any) -> None:
+        self._keep(err)
+        super().addError(test, err)
+
+    def addFailure(self, test: Any, err: Any) -> None:
+        self._keep(err)
+        super().addFailure(test, err)
+
+    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
+        if err is not None:
+            self._keep(err)
+        super().addSubTest(test, subtest, err)
+
+    def _keep(self, err: Any) -> None:
+        self.first = self.first or err[1]
+
+
+def _run_class(kind: type, candidate: Any) -> None:
+    """A class of tests as pytest takes them, an instance a test."""
+    for name in [name for name in dir(kind) if name.startswith("test") and callable(getattr(kind, name))]:
+        made = kind()
+        before, after = getattr(made, "setup_method", None), getattr(made, "teardown_method", None)
+        if before:
+            _call_with_method(before, getattr(made, name))
+        _run_function(getattr(made, name), candidate)
+        if after:
+            _call_with_method(after, getattr(made, name))
+
+
+def _call_with_method(function: Callable[..., Any], method: Any) -> None:
+    function(*[method] * len(inspect.signature(function).parameters))
+
+
+def _run_function(function: Any, candidate: Any) -> None:
+    parameters = [each for each in inspect.signature(function).parameters.values() if each.default is each.empty]
+    parameters = [
+        each
+        for each in parameters
+        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]
+    is_check = not function.__name__.startswith("test")
+    for given in _parametrised(function):
+        missing = [each.name for each in parameters if each.name not in given]
+        if len(missing) == 1 and (is_check or missing[0] in _CANDIDATE):
+            given[missing[0]] = candidate
+        elif missing and is_check:
+            return  # a helper that is not used
+        elif missing:
+            raise Faulty(f"the test {function.__name__} asks for what only pytest has: {', '.join(missing)}")
+        try:
+            result = function(**given)
+            if inspect.isawaitable(result):
+                import asyncio
+
+                asyncio.run(_wait(result))
+        except BaseException as error:
+            if type(error).__module__ == "_pytest.outcomes" and type(error).__name__ == "Skipped":
+                raise Faulty(f"the test {function.__name__} is skipped: {error}") from None
+            raise
+
+
+async def _wait(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _parametrised(function: Any) -> Iterator[dict[str, Any]]:
+    """The arguments of each call that `pytest.mark.parametrize` asks for; no arguments once where it is not used."""
+    marks = [mark for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
+    if any(mark.name in ("skip", "skipif", "xfail", "usefixtures") for mark in getattr(function, "pytestmark", [])):
+        raise Faulty(f"the test {function.__name__} has a mark that only pytest knows")
+    tables = [[_row(mark.args[0], row) for row in _rows(mark)] for mark in marks]
+    for rows in itertools.product(*tables):
+        yield {name: value for row in rows for name, value in row.items()}
+
+
+def _rows(mark: Any) -> Any:
+    return mark.args[1] if len(mark.args) > 1 else mark.kwargs["argvalues"]
+
+
+def _row(names: Any, row: Any) -> dict[str, Any]:
+    split = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    values = getattr(row, "values", row) if type(row).__name__ == "ParameterSet" else row
+    single = len(split) == 1 and type(row).__name__ != "ParameterSet"
+    return {split[0]: values} if single else dict(zip(split, values, strict=True))
