@@ -180,3 +180,12 @@ def test_a_last_line_of_metrics_that_is_being_written_is_left_out(run: Path) -> 
     with (run / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 3, "lo')
     assert write_report(run).is_file()
+
+
+@pytest.mark.parametrize(
+    "content", ["x", "[]", '{"model": "m", "figures": 5}', '{"model": "m", "figures": [{"task": "t"}]}']
+)
+def test_damaged_figures_of_a_harness_are_named(run: Path, content: str) -> None:
+    (run / "eval" / "tuned" / "harness.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"harness\.json is damaged"):
+        write_report(run)

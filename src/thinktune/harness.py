@@ -7,7 +7,6 @@ Tasks, prompts, filters and metrics are the harness's, so that its figures can b
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from typing_extensions import TypedDict
 
 from thinktune.config import Load, Quantize
 from thinktune.engines import Opened, open_engine
@@ -26,6 +26,7 @@ from thinktune.engines.opening import EngineName
 from thinktune.errors import DataError, MissingExtra, UsageError
 from thinktune.files import write_json, write_json_lines
 from thinktune.journal import telling_full_disk
+from thinktune.records import read_record
 
 FILE = "harness.json"
 _SEED = 1234  # the harness's own default
@@ -58,6 +59,11 @@ class Figure:
 
     def __str__(self) -> str:
         return f"{self.value:.4g}" + (f" ± {self.stderr:.2g}" if self.stderr is not None else "")
+
+
+class _Taken(TypedDict):
+    model: str
+    figures: list[Figure]
 
 
 def evaluate_harness(
@@ -113,11 +119,13 @@ def evaluate_harness(
 
 
 def read_figures(folder: Path) -> list[Figure]:
-    """What `evaluate_harness` wrote to a folder; nothing where it did not."""
+    """What `evaluate_harness` wrote to a folder; nothing where it did not.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
     file = folder / FILE
-    if not file.exists():
-        return []
-    return [Figure(**each) for each in json.loads(file.read_text(encoding="utf-8"))["figures"]]
+    return [Figure(**each) for each in read_record(file, _Taken)["figures"]] if file.exists() else []
 
 
 def figures_table(figures: Iterable[Figure]) -> Table:
@@ -203,9 +211,9 @@ def _figures(results: Mapping[str, Any]) -> list[Figure]:
 def _write(out: Path, figures: Sequence[Figure], results: Mapping[str, Any], model: str, version: str) -> None:
     """Write the figures, beside those of other tasks that the same model has taken before."""
     file = out / FILE
-    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    before: dict[str, Any] = read_record(file, _Taken) if file.exists() else {"model": model, "figures": []}
     taken = {each.task for each in figures}
-    kept = [each for each in before.get("figures", []) if before["model"] == model and each["task"] not in taken]
+    kept = [each for each in before["figures"] if before["model"] == model and each["task"] not in taken]
     write_json(file, {"model": model, "lm_eval": version, "figures": kept + [asdict(each) for each in figures]})
     lines = ({"task": task, **line} for task, samples in results["samples"].items() for line in samples)
     write_json_lines(out / "harness-samples.jsonl", lines)

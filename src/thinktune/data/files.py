@@ -26,6 +26,7 @@ _SPLIT_NAMES = {
 }
 _TOO_MANY_DIGITS = "number with more digits than can be read"
 _LONGEST_LINE = 2**28  # bytes or characters; a gzip file of megabytes can hold one of gigabytes
+_MOST_BLANKS = 1_000_000
 _LONGEST_UNPACKED = 2**30  # bytes of a gzipped JSON file, which is read at once
 
 
@@ -107,11 +108,15 @@ def _open(path: Path) -> BinaryIO:
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
     with _open(path) as file:
+        last = 0
         for at, line in enumerate(_lines(file, path), start=1):
             if at == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
+                last = at
                 yield _parse_line(line, path, at)
+            elif at - last > _MOST_BLANKS:
+                raise DataError(f"{path}, line {at}: {_MOST_BLANKS:,} blank lines before it")
 
 
 def _lines(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
