@@ -2,12 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
+from thinktune import network
 from thinktune.config import Config, load_config
 from thinktune.errors import ThinktuneError
 from thinktune.tags import Parsed, parse, render
 
 if TYPE_CHECKING:
     from thinktune.notebook import Infer
+
+network.switch_off_telemetry()  # before any library reads the environment
 
 __version__ = "0.1.0"
 __all__ = ["Config", "Infer", "Parsed", "ThinktuneError", "load_config", "parse", "render"]

@@ -26,6 +26,7 @@ from thinktune.engines.process import Crashed, Flight, WorkerProcess
 from thinktune.engines.text import Detokenizer, TextStream
 from thinktune.errors import GenerationError, ModelError
 from thinktune.models.folder import ADAPTER_CONFIG, check_adapter_folder, read_json
+from thinktune.network import SILENT
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 VLLM_CANNOT = Engine.unsupported | {"no_repeat_ngram_size"}
@@ -279,6 +280,8 @@ class VllmEngine(Engine):
             "stop": stop,
             "detokenize": bool(stop),  # there it looks for stop strings; the text itself is decoded here
             "include_stop_str_in_output": True,
+            "skip_special_tokens": False,  # a stop string may be one: tags are, in many vocabularies
+            "spaces_between_special_tokens": False,
             "stop_token_ids": sorted(self._model.stop_ids),
             "ignore_eos": True,  # our stop ids have it, where it is one
         }
@@ -355,8 +358,6 @@ def vllm_environment(model: VllmModel) -> dict[str, str]:
     """Environment for a process of vLLM that runs `model`: its switches, where the person has not set them."""
     switches = {
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it compiles itself at first use, and hangs where there is no network
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",  # everything is in local folders
         "TOKENIZERS_PARALLELISM": "false",
     }
     if model.device == "cpu":
@@ -367,7 +368,7 @@ def vllm_environment(model: VllmModel) -> dict[str, str]:
         # Later versions choose it themselves. 0.21 has it, half again as fast, but it refuses some other models there,
         # and dies of adapters in its CUDA graphs.
         switches["VLLM_USE_V2_MODEL_RUNNER"] = "1"
-    environment = {**switches, **os.environ}
+    environment = {**switches, **os.environ, **SILENT, "HF_HUB_OFFLINE": "1"}  # all it needs is in local folders
     if model.device.startswith("cuda:"):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         number = int(model.device.removeprefix("cuda:"))
