@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from thinktune import tags
 from thinktune.config import Load
 from thinktune.errors import MissingExtra, ModelError
 from thinktune.models.chat import Chat
-from thinktune.models.folder import TOKENIZER_FILES
+from thinktune.models.folder import TOKENIZER_FILES, read_json
+from thinktune.models.foreign import ALLOW, check_foreign_code, needs_own_code
 from thinktune.models.references import Resolved
 
 
@@ -20,11 +22,17 @@ def read_tokenizer(resolved: Resolved, load: Load, notify: Callable[[str], None]
     embedding resized.
 
     Raises:
-        ModelError: no tokenizer, a broken one, or one without a chat template.
+        ModelError: no tokenizer, a broken one, one without a chat template, one that writes tokens which the model has
+            no embeddings for, or a model that names programs to run (see `foreign`).
     """
+    folder, _ = tokenizer_folder(resolved)
+    check_foreign_code(list(dict.fromkeys([resolved.folder, *resolved.adapters, folder])), load, notify)
     tokenizer = _read(resolved, load)
     chat = Chat(tokenizer)
-    set_pad_token(tokenizer, {chat.end_of_turn_id, tokenizer.eos_token_id}, notify)
+    rows = _embeddings(resolved)
+    set_pad_token(tokenizer, {chat.end_of_turn_id, tokenizer.eos_token_id}, notify, rows)
+    if rows is not None:
+        _check_fits(chat, rows, folder, resolved)
     return tokenizer
 
 
@@ -37,7 +45,47 @@ def tokenizer_folder(resolved: Resolved) -> tuple[Path, str | None]:
     return resolved.folder, resolved.gguf
 
 
-def set_pad_token(tokenizer: Any, ends: set[int | None], notify: Callable[[str], None]) -> None:
+def _embeddings(resolved: Resolved) -> int | None:
+    """How many tokens the base model knows, as its config says; None for GGUF files, which have their own tokenizer."""
+    if resolved.gguf:
+        return None
+    file = resolved.folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    text = config.get("text_config")
+    rows = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    return rows if isinstance(rows, int) else None
+
+
+def _check_fits(chat: Chat, rows: int, folder: Path, resolved: Resolved) -> None:
+    """Make sure that no text leads to a token which the model has no embedding for.
+
+    A special token beyond them that no prompt and no reply can hold does no harm (Gemma 3 has one, for images).
+
+    Raises:
+        ModelError: one that can be reached, named.
+    """
+    tokenizer = chat.tokenizer
+    beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
+    if not beyond:
+        return
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    turns = [{"role": "user", "content": "a"}]
+    written = {*chat.prompt_ids(turns), *chat.reply_ids(tags.TEMPLATE), tokenizer.pad_token_id}
+    reached = {index: token for index, token in beyond.items() if index not in special or index in written}
+    if not reached:
+        return
+    first = min(reached)
+    raise ModelError(
+        f"the tokenizer in {folder} is larger than the model: {len(reached)} of its tokens, the first "
+        f"{reached[first]!r} ({first}), are beyond the {rows:,} embeddings of {resolved.folder}",
+        hint="use the tokenizer that the model was made with; or resize the embeddings where tokens were added, and "
+        "train them",
+    )
+
+
+def set_pad_token(
+    tokenizer: Any, ends: set[int | None], notify: Callable[[str], None], rows: int | None = None
+) -> None:
     """Make sure that padding is not an end-of-turn token.
 
     Trainers mask padding out of the loss by its id. Where that is also the id that ends a turn, the model never
@@ -45,20 +93,26 @@ def set_pad_token(tokenizer: Any, ends: set[int | None], notify: Callable[[str],
 
     Args:
         ends: ids that end a turn; None among them is ignored.
+        rows: tokens that the model has embeddings for, where that is known: padding needs one as well.
     """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in ends:
+
+    def is_fit(token: int | None) -> bool:
+        return token is not None and token not in ends and (rows is None or token < rows)
+
+    if is_fit(tokenizer.pad_token_id):
         return
     for token in _pad_candidates(tokenizer):
-        if tokenizer.convert_tokens_to_ids(token) not in ends:
+        if is_fit(tokenizer.convert_tokens_to_ids(token)):
             tokenizer.pad_token = token
             return
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None or (rows is not None and tokenizer.pad_token_id >= rows):
         tokenizer.pad_token = tokenizer.eos_token
     notify(f"the vocabulary has no token for padding but {tokenizer.pad_token}, which also ends a turn")
 
 
 def _pad_candidates(tokenizer: Any) -> Iterator[str]:
-    special = [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    added = [token for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    special = [token.content for token in added if token.content not in tags.TAGS]  # which are trained
     yield from (token for token in special if "pad" in token.lower())
     yield from (token for token in ("<|endoftext|>", "<|end_of_text|>", tokenizer.unk_token) if token in special)
     yield from (token for token in special if "reserved" in token.lower() or "unused" in token.lower())
@@ -86,6 +140,8 @@ def _read(resolved: Resolved, load: Load) -> Any:
         return tokenizer
     # The file formats are many, and each parser raises what it likes (the Rust ones a bare Exception).
     except Exception as error:
+        if not load.trust_remote_code and needs_own_code(folder):
+            raise ModelError(f"the tokenizer in {folder} needs code of its own", hint=ALLOW) from error
         raise ModelError(
             f"the tokenizer in {_name(folder, gguf)} cannot be read: {first_line(error)}",
             hint="the folder is broken or half downloaded: download or copy it again",
