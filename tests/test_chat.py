@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from conftest import CHAT_TEMPLATE, make_tiny_tokenizer
 from thinktune.errors import ModelError
 from thinktune.models import Chat, template_trial
+from thinktune.models.chat import date_settings, recorded_date
 
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
@@ -164,3 +166,77 @@ def test_a_template_that_loops_grows_or_fails_is_refused(
     monkeypatch.setattr(template_trial, "_SECONDS", 1.0)
     with pytest.raises(ModelError, match=says):
         Chat(tokenizer_with(template))
+
+
+CLOCK = CHAT_TEMPLATE.replace("You are a tiny model.", "{{ strftime_now('%Y-%m-%d %H:%M:%S') }}")
+LLAMA_LIKE = (
+    "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% else %}{% set day = 'old' %}{% endif %}"
+) + CHAT_TEMPLATE.replace("You are a tiny model.", "Today: {{ day }}")
+MOMENT = datetime(2026, 1, 31, 12, 30, 5)
+
+
+def special(*tokens: str, template: str = CHAT_TEMPLATE) -> Any:
+    tokenizer = tokenizer_with(template)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    return tokenizer
+
+
+@pytest.mark.parametrize("tags", [("<think>", "</think>", "<answer>", "</answer>"), ("</answer>",), ("<think>",)])
+@pytest.mark.parametrize("beside", ["", "<|im_end|>", " <|im_start|>system", "<think|im_end|>"])
+def test_tags_that_are_special_tokens_are_these_tokens_wherever_they_stand(tags: tuple[str, ...], beside: str) -> None:
+    tokenizer = special(*tags)
+    chat = Chat(tokenizer)
+    text = f"<think>a{beside}</think> <answer>b</answer>"
+    reply = chat.reply_ids(text)
+    prompt = chat.prompt_ids([user(text), assistant(text), user(text)])
+    plain = chat.prompt_ids([user("a"), assistant("a"), user("a")])
+    for tag in tags:
+        assert reply.count(tokenizer.convert_tokens_to_ids(tag)) == 1
+        assert prompt.count(tokenizer.convert_tokens_to_ids(tag)) == 3
+    for control in (1, 2):
+        assert prompt.count(control) == plain.count(control)
+    assert tokenizer.decode(reply) == f"{text}<|im_end|>"
+    assert chat.replies_ids([text, "a"]) == [reply, chat.reply_ids("a")]
+
+
+def test_a_special_token_that_is_no_tag_stays_text() -> None:
+    tokenizer = special("<tool>", "<think>")
+    ids = Chat(tokenizer).reply_ids("<think><tool>")
+    assert ids[0] == tokenizer.convert_tokens_to_ids("<think>")
+    assert tokenizer.convert_tokens_to_ids("<tool>") not in ids
+
+
+@pytest.mark.parametrize("template", [CLOCK, LLAMA_LIKE], ids=["bare", "as Llama's"])
+def test_a_template_that_reads_the_clock_reads_one_moment(template: str) -> None:
+    chat = Chat(tokenizer_with(template), now=MOMENT)
+    said = chat.tokenizer.decode(chat.prompt_ids([user("hi")]))
+    assert "2026-01-31 12:30:05" in said or "Today: 31 Jan 2026" in said
+    assert date_settings(chat) == {"now": "2026-01-31T12:30:05"}
+    assert recorded_date(date_settings(chat)) == MOMENT
+    assert date_settings(Chat(make_tiny_tokenizer(), now=MOMENT)) == {}
+
+
+def test_another_date_changes_the_prompt_and_what_the_system_text_is() -> None:
+    chat = Chat(tokenizer_with(LLAMA_LIKE), now=MOMENT)
+    before = chat.prompt_ids([user("hi")])
+    chat.set_date(datetime(2026, 2, 1))
+    assert chat.system_text == "Today: 01 Feb 2026"
+    assert chat.prompt_ids([user("hi")]) != before
+    chat.set_date(MOMENT)
+    assert chat.prompt_ids([user("hi")]) == before
+
+
+def test_other_programs_are_told_the_trained_date_and_system_text() -> None:
+    tokenizer = tokenizer_with(LLAMA_LIKE)
+    dated, told = Chat(tokenizer, now=MOMENT), Chat(tokenizer, "Be brief.", now=MOMENT)
+    for chat in (dated, told):
+        rendered = tokenizer.apply_chat_template(
+            [user("hi")], chat_template=chat.told_template(), tokenize=False, add_generation_prompt=True
+        )
+        assert rendered == tokenizer.decode(chat.prompt_ids([user("hi")]))
+    assert Chat(tokenizer).told_template() == tokenizer.chat_template  # whose date is nobody's
+
+
+def test_a_recorded_date_that_is_none_is_said() -> None:
+    with pytest.raises(ModelError, match="recorded date 'soon' is none"):
+        recorded_date({"now": "soon"})

@@ -599,3 +599,19 @@ def test_progress_is_told_now_and_then_where_there_is_no_terminal(
     monkeypatch.setattr("thinktune.journal._TELL_SECONDS", 0.0)
     bench.infer("".join(map(line, range(4))))
     assert re.search(r"^2 of 4 completions, [\d,]+ tokens/s, 0:00:00 left$", bench.said.getvalue(), re.MULTILINE)
+
+
+def test_a_journal_keeps_the_date_that_its_template_reads_off_the_clock(bench: Workbench) -> None:
+    tokenizer = bench._tokenizer
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = plain.replace("a tiny model.", "asked {{ strftime_now('%X') }}.")
+    bench.infer(line(1) + line(2))
+    before = bench.results
+    time.sleep(1.1)
+    bench.infer()
+    assert "all 2 completions are in" in bench.said.getvalue()
+    assert bench.results == before
+    bench.infer(overwrite=True)
+    asked = {prompt.partition("asked ")[2][:8] for prompt in bench.asked}
+    assert len(asked) == 2
+    assert journal_of(bench.out).with_name("res.journal.jsonl.date").exists()

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import signal
+import time
 from array import array
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from thinktune.data.examples import Example
 from thinktune.errors import ConfigError, Diverged, ModelError, OutOfMemory, RunFolderError
 from thinktune.files import write_json_lines
 from thinktune.fitting import prove
-from thinktune.models import load_model
+from thinktune.models import load_model, load_tokenizer, make_chat, read_settings
 from thinktune.runs import RunFolder
 from thinktune.train import train
 from thinktune.trainer import PackedCollator, ThinkTrainer, whole_checkpoints
@@ -141,6 +142,20 @@ def test_a_training_that_was_killed_behind_its_last_step_does_no_other_one(
     shutil.rmtree(resumed / "adapter")
     quietly(make_config(tiny_model, resumed, train={**length, "scheduler": "constant"}), resume=True)
     assert_same_outcome(resumed, whole)
+
+
+def test_a_training_goes_on_with_the_date_that_it_began_with(tiny_model: Path, tmp_path: Path) -> None:
+    model, run = shutil.copytree(tiny_model, tmp_path / "m"), tmp_path / "run"
+    template = (model / "chat_template.jinja").read_text().replace("a tiny model.", "asked {{ strftime_now('%X') }}.")
+    (model / "chat_template.jinja").write_text(template)
+    config = make_config(model, run, train={"max_steps": 2, "save_every": 1})
+    began = quietly(config)["now"]
+    (run / "run.json").unlink()
+    shutil.rmtree(run / "adapter")
+    time.sleep(1.1)
+    assert quietly(config, resume=True)["now"] == began
+    chat = make_chat(load_tokenizer(run), read_settings(run / "adapter"))
+    assert chat.system_text == f"You are asked {began[-8:]}."
 
 
 def test_a_folder_in_which_another_process_trains_is_left_alone(tiny_model: Path, tmp_path: Path) -> None:

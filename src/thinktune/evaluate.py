@@ -18,6 +18,7 @@ from rich.table import Table
 
 from thinktune import tags
 from thinktune.config import Data, Format, Infer, Load, Quantize, Sampling, Vllm
+from thinktune.dates import hold_date
 from thinktune.engines import Opened, open_engine
 from thinktune.engines.base import Engine, Request
 from thinktune.engines.opening import EngineName
@@ -205,6 +206,7 @@ def evaluate(
     console = console or Console(stderr=True)
     if sampling.seed is None:
         sampling = sampling.model_copy(update={"seed": seed})
+    hold_date(chat, out / "journal.jsonl", overwrite=overwrite)
     prompts = [_prompt(example, tell_format) for example in examples]
     requests = [
         Request(f"{example.source}:{example.row}", chat.prompt_ids(prompt), sampling)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from thinktune.config import Sampling
+from thinktune.dates import hold_date
 from thinktune.engines import Opened
 from thinktune.engines.base import Likelihood, Pair, Request
 from thinktune.errors import GenerationError
@@ -38,6 +39,7 @@ class HarnessModel(LM):
         self._journal, self._overwrite = journal, overwrite
         self._max_tokens = max_tokens
         self._console = console
+        hold_date(opened.chat, journal, overwrite=overwrite)
         self._prompts: dict[str, tuple[list[int], str]] = {}
         first = opened.chat.tokenizer.bos_token_id
         self._first = int(opened.chat.end_of_turn_id if first is None else first)  # where nothing else stands before

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from thinktune import tags
 from thinktune.config import Infer, Load, Quantize
+from thinktune.dates import hold_date
 from thinktune.engines import Opened, open_engine
 from thinktune.engines.base import Engine, Request
 from thinktune.errors import GenerationError, ThinktuneError
@@ -144,6 +145,7 @@ def infer(
         UsageError, Interrupted, DiskFull, OutOfMemory: see `journal.complete`.
     """
     console = console or Console(stderr=True)
+    hold_date(chat, journal_of(out), overwrite=overwrite)
     failures: dict[str, str] = {}
     requests: dict[str, Request] = {}
     for item in items:

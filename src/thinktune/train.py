@@ -26,6 +26,7 @@ from thinktune.checkup import Checkup, checkup_problems
 from thinktune.config import Config, dump_config
 from thinktune.data import Example, Prepared
 from thinktune.data.sources import check_local
+from thinktune.dates import date_of
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
 from thinktune.files import full_disk_as_oserror, replacing, write_json, write_text
@@ -46,6 +47,7 @@ from thinktune.fitting import (
 from thinktune.hardware import GIB
 from thinktune.lengths import packs_of
 from thinktune.models import Loaded, write_settings
+from thinktune.models.chat import date_settings
 from thinktune.models.device import describe_hardware
 from thinktune.plan import Plan, Setup
 from thinktune.progress import MetricsFile, ProgressLine, StopSignals, peak_memory_gib, reset_peak_memory
@@ -87,7 +89,8 @@ def train(
         check_local(config.eval.data, config.eval.split)
     started = time.monotonic()
     notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
-    loaded, prepared = (bench or Workbench()).take(config, notify)
+    now = date_of(run.data_report) if resume else None
+    loaded, prepared = (bench or Workbench()).take(config, notify, now)
     console.print(prepared.report.one_line(), highlight=False)
     if resume:
         run.require_same_data(prepared.fingerprint)
@@ -151,7 +154,7 @@ class _Attempt:
                         require_single_documents(config)
                         setup = replace(setup, rows=config.train.batch_size, accumulation=config.train.accumulation)
                         attempt = replace(attempt, setup=setup)
-                    _open_run(self.run, config, self.prepared, overwrite=self.overwrite)
+                    _open_run(self.run, config, self.prepared, date_settings(loaded.chat), overwrite=self.overwrite)
                     opened = True
                     record_setup(self.run, config, plan, setup)
                     trainer = _build_trainer(model, attempt)
@@ -254,7 +257,7 @@ def _check_run(run: RunFolder, config: Config, *, resume: bool, overwrite: bool)
         raise RunFolderError(f"{run.path} holds an unfinished run", f"--resume goes on, {hint}")
 
 
-def _open_run(run: RunFolder, config: Config, prepared: Prepared, *, overwrite: bool) -> None:
+def _open_run(run: RunFolder, config: Config, prepared: Prepared, date: dict[str, str], *, overwrite: bool) -> None:
     """Begin the run folder, or go on with the one that is there."""
     for path in run.path.iterdir() if overwrite else ():  # the folder itself is held
         if path.is_dir() and not path.is_symlink():
@@ -262,7 +265,7 @@ def _open_run(run: RunFolder, config: Config, prepared: Prepared, *, overwrite: 
         else:
             path.unlink()
     write_text(run.config, dump_config(config))
-    write_json(run.data_report, prepared.report.to_dict())
+    write_json(run.data_report, {**prepared.report.to_dict(), **date})
 
 
 def _newest_step(run: RunFolder) -> int:
@@ -319,7 +322,7 @@ def _save_adapter(model: PeftModel, loaded: Loaded, config: Config, run: RunFold
     with replacing(run.adapter) as folder, full_disk_as_oserror(run.adapter):
         model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
-        base = {"base_model": config.model, "system": loaded.chat.system_text}
+        base = {"base_model": config.model, "system": loaded.chat.system_text, **date_settings(loaded.chat)}
         write_settings(folder, {**base, "format": config.format.model_dump()})
 
 
@@ -332,6 +335,7 @@ def _record(
     return {
         "model": config.model,
         "system": loaded.chat.system_text,
+        **date_settings(loaded.chat),
         "seed": config.train_seed,
         "versions": library_versions(),
         "hardware": describe_hardware(loaded.device),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from thinktune.data import Prepared, prepare
 from thinktune.errors import ConfigError
 from thinktune.fast.lora import fuse_lora
 from thinktune.models import Loaded, load_model, make_chat, resolve
+from thinktune.models.chat import date_settings
 from thinktune.models.fp8 import has_quantised_weights
 from thinktune.models.loading import put_adapter
+from thinktune.network import keep_peft_local
 from thinktune.trainer import add_summed_loss
 
 Notify = Callable[[str], None]
@@ -41,15 +44,19 @@ class Workbench:
         self._prepared: Prepared | None = None
         self._keys: tuple[Any, Any] = (None, None)
         self._checksum = 0
+        self._now = datetime.now()  # all see the same date
 
-    def take(self, config: Config, notify: Notify) -> tuple[Loaded, Prepared]:
+    def take(self, config: Config, notify: Notify, now: datetime | None = None) -> tuple[Loaded, Prepared]:
         """The base model, with the chat that `config` asks for, and the data to train.
+
+        Args:
+            now: for a template that reads the clock; None takes the moment at which this was made.
 
         Raises:
             ThinktuneError: what loading the model and the data raise.
         """
-        loaded = self.take_model(config, notify)
-        key = (model_key(config), data_key(config))
+        loaded = self.take_model(config, notify, now)
+        key = (model_key(config), data_key(config), date_settings(loaded.chat).get("now"))
         if self._prepared is None or self._keys[1] != key:
             self._prepared = None
             self._prepared = prepare(config, loaded.chat, notify)
@@ -57,7 +64,7 @@ class Workbench:
             self._keys = (self._keys[0], key)
         return loaded, self._prepared
 
-    def take_model(self, config: Config, notify: Notify) -> Loaded:
+    def take_model(self, config: Config, notify: Notify, now: datetime | None = None) -> Loaded:
         """The base model alone. One whose weights are not what they were when it was loaded is loaded anew."""
         key = model_key(config)
         if self._loaded is not None and self._keys[0] == key and checksum(self._loaded.model) != self._checksum:
@@ -71,7 +78,7 @@ class Workbench:
             self._checksum = checksum(self._loaded.model)
         loaded = self._loaded
         settings = {**loaded.settings, **config.data.chat_settings}
-        loaded.chat = make_chat(loaded.tokenizer, settings, stop_ids=loaded.chat.stop_ids)
+        loaded.chat = make_chat(loaded.tokenizer, settings, stop_ids=loaded.chat.stop_ids, now=now or self._now)
         return loaded
 
 
@@ -101,6 +108,7 @@ def checksum(model: torch.nn.Module) -> int:
 def adapter_to_train(loaded: Loaded, config: Config, notify: Notify) -> Iterator[PeftModel]:
     """Within, the base model carries a new adapter, or the one of `lora.init`, its master weights in float32;
     afterwards it is the plain base model again."""
+    keep_peft_local()
     base = loaded.model
     base.requires_grad_(False)
     model = _wrap(loaded, config, notify)

@@ -28,7 +28,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """One continuation. `text` keeps special tokens out and a stop string in; `error` is set where reason is error."""
+    """One continuation. `text` has a stop string and no marks of turns; `error` is set where reason is error."""
 
     request_id: str
     index: int

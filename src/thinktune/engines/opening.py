@@ -130,7 +130,7 @@ def open_engine(
     return Opened(
         engine=Budgeted(on_demand, chat, format_settings.get("template", tags.TEMPLATE)),
         chat=chat,
-        fingerprint=f"{_fingerprint(resolved)} {dtype} {quantize}",
+        fingerprint=f"{_fingerprint(resolved)} {dtype} {quantize}{_reading(tokenizer)}",
         tuned=bool(resolved.adapters or resolved.settings),
         format_settings=format_settings,
     )
@@ -264,6 +264,11 @@ class EngineOnDemand(Engine):
         if self._engine is None:
             self._engine = self._make()
         return self._engine
+
+
+def _reading(tokenizer: Any) -> str:
+    """Marks models whose tags are special tokens: journals of earlier versions hold their completions without tags."""
+    return " with tags" if set(tags.TAGS) & set(tokenizer.all_special_tokens) else ""
 
 
 def _fingerprint(resolved: Resolved) -> str:

@@ -1,4 +1,8 @@
-"""From token ids to text: whole characters only, special tokens out, stop strings found and kept."""
+"""From token ids to text: whole characters only, the marks of a turn out, stop strings found and kept.
+
+Special tokens that are part of what a model says, such as `<think>` in many vocabularies, stay. Only what begins, ends
+and pads a turn is left out.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from thinktune.tags import TAGS
+
+_MARKS = ("bos", "eos", "pad", "unk", "sep", "cls")
 _BROKEN = "\ufffd"  # what a decoder writes for bytes that are not (yet) a character
+
+
+def turn_marks(tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokens that a tokenizer names as beginning, ending or padding a text; never a tag of the format."""
+    marks = (getattr(tokenizer, f"{name}_token", None) for name in _MARKS)
+    return frozenset(tokenizer.convert_tokens_to_ids(mark) for mark in marks if mark is not None and mark not in TAGS)
 
 
 class Detokenizer:
@@ -16,10 +29,12 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._stop_ids = stop_ids
         self._vocabulary = vocabulary
+        self._left_out = stop_ids | turn_marks(tokenizer)
         self.closers = lru_cache(maxsize=64)(self._closers)
 
     def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        said = [token for token in ids if token not in self._left_out]
+        text: str = self._tokenizer.decode(said, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
     def final_text(self, ids: Sequence[int], stops: tuple[str, ...]) -> str:

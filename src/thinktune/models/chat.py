@@ -2,7 +2,11 @@
 
 Training, asking, batch inference and scoring all render their prompts here, so that a model is asked in exactly the
 words it was trained on. What people write is text: a `<|im_end|>` inside a question is tokenised as the ten characters
-it is, never as the control token.
+it is, never as the control token. The format's own tags are words of the text too, in questions and replies alike:
+where the vocabulary has a token for `<think>`, special or not, that token stands for it.
+
+A template that reads the clock gets one moment for the life of a chat, so that the same conversation has the same ids
+on another day.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from thinktune.errors import ModelError
@@ -19,6 +24,7 @@ from thinktune.tags import TAGS
 
 # What templates of reasoning models put at the end of the generation prompt. Our completions open the thought
 # themselves, so that they can be checked and scored as one text: the prompt must then not open it too.
+_TAG = re.compile(f"({'|'.join(TAGS)})")
 _OPENED_THOUGHT = re.compile(r"<think>\s*(</think>\s*)?\Z")
 
 
@@ -29,14 +35,25 @@ class Chat:
         system_text: the system text that is really rendered, whoever it came from; None where there is none.
         end_of_turn_id: the token that ends the assistant's turn, as the template has it (not always `eos`).
         stop_ids: every token id that ends a generation.
+        now: the moment that a template which reads the clock is told, to the second.
+        is_dated: that moment was given.
+        takes_system: whether the template has a place for a system text.
     """
 
-    def __init__(self, tokenizer: Any, system: str | None = None, *, stop_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        system: str | None = None,
+        *,
+        stop_ids: Iterable[int] = (),
+        now: datetime | None = None,
+    ) -> None:
         """
         Args:
             tokenizer: one of transformers', with a chat template.
             system: the system text to use; None takes the template's own, "" asks for none.
             stop_ids: further ids that end a generation (those of the model's generation config).
+            now: for templates that read the clock; None takes the present moment.
 
         Raises:
             ModelError: no chat template, one that fails, or one that has no place for the system text.
@@ -49,12 +66,34 @@ class Chat:
                 "chat_template.jinja from a model of the same family beside its tokenizer.json",
             )
         require_harmless(tokenizer)
-        self._system: str | None = None  # while the template is being read
-        self._opened = ""
+        self.now = (now or datetime.now()).replace(microsecond=0)
+        self.is_dated = now is not None
+        self._dates: dict[str, str] = {}
+        self._reads_clock = "strftime_now" in str(tokenizer.chat_template)
         self._read_template()
+        self._wanted = system
         self._use_system(system)
         eos = tokenizer.eos_token_id
         self.stop_ids = frozenset([self.end_of_turn_id, *([] if eos is None else [int(eos)]), *stop_ids])
+
+    @property
+    def dates(self) -> Mapping[str, str]:
+        """What the template has read off the clock, by the format it asked for; empty where it reads none."""
+        return self._dates
+
+    def set_date(self, now: datetime) -> None:
+        """Go on as if the chat had been made at another moment."""
+        self.now, self.is_dated = now, True
+        self._dates.clear()
+        self._read_template()
+        self._use_system(self._wanted)
+
+    def told_template(self) -> str:
+        """The chat template for other programs, with this chat's system text, and its date where that is settled."""
+        template = str(self.tokenizer.chat_template)
+        if self.system_text != (self._default_system or None):
+            template = with_system_text(template, self.system_text or "")
+        return _with_dates(template, self._dates) if self.is_dated else template
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of the conversation, up to and including the generation prompt.
@@ -88,12 +127,14 @@ class Chat:
 
     def _read_template(self) -> None:
         """Learn the system text, the end of turn and the control tokens by rendering probes."""
+        self._system: str | None = None
+        self._opened = ""
         probe = uuid.uuid4().hex
         user = {"role": "user", "content": f"u{probe}"}
         reply = {"role": "assistant", "content": f"a{probe}"}
-        self._default_system, self._has_system = self._find_system(user, f"s{probe}")
+        self._default_system, self.takes_system = self._find_system(user, f"s{probe}")
         whole = self._render([user, reply], generation_prompt=False)
-        control = self._added_tokens(special_only=True)
+        control = self._added_tokens(special_only=True).difference(TAGS)
         seen = {text for text in self._added_tokens(special_only=False) if text in whole and text not in TAGS}
         self._control = sorted(control | seen, key=len, reverse=True)
         if self._control:
@@ -118,7 +159,7 @@ class Chat:
         return None, True
 
     def _use_system(self, system: str | None) -> None:
-        if system and not self._has_system:
+        if system and not self.takes_system:
             raise ModelError(
                 "the model's chat template has no place for a system text",
                 hint="leave the system text out (data.system: drop), or write it into the prompts",
@@ -153,7 +194,7 @@ class Chat:
 
         try:
             text: str = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=generation_prompt
+                turns, tokenize=False, add_generation_prompt=generation_prompt, **self._clock()
             )
         # A template is a program of somebody else's: beside raising on purpose it trips over missing roles and keys.
         except (
@@ -172,12 +213,26 @@ class Chat:
             ) from None
         return text
 
+    def _clock(self) -> dict[str, Any]:
+        """What stands before the function of that name which transformers gives templates."""
+
+        def strftime_now(form: str) -> str:
+            return self._dates.setdefault(form, self.now.strftime(form))
+
+        return {"strftime_now": strftime_now} if self._reads_clock else {}
+
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _text_ids(self, text: str) -> list[int]:
         """Ids of text in which nothing is control."""
         if not any(control in text for control in self._control):
+            return self._ids(text)
+        # Splitting special tokens would split tags that are some as well.
+        return [token_id for piece in _TAG.split(text) for token_id in self._plain_ids(piece)]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        if text in TAGS:
             return self._ids(text)
         ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
         if self._is_plain(ids):
@@ -209,6 +264,25 @@ class Chat:
         return ids
 
 
+def date_settings(chat: Chat) -> dict[str, str]:
+    """What to record, so that a later chat renders the same: nothing where the template reads no clock."""
+    return {"now": chat.now.isoformat()} if chat.dates else {}
+
+
+def recorded_date(settings: Mapping[str, Any]) -> datetime | None:
+    """The moment that `date_settings` recorded; None where there is none.
+
+    Raises:
+        ModelError: it is no date.
+    """
+    if (text := settings.get("now")) is None:
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise ModelError(f"the recorded date {text!r} is none", hint="it looks like 2026-01-31T12:00:00") from None
+
+
 def with_system_text(template: str, text: str) -> str:
     """A chat template that puts a system text before conversations which bring none."""
     message = f"[{{'role': 'system', 'content': {json.dumps(text)}}}]"
@@ -217,3 +291,11 @@ def with_system_text(template: str, text: str) -> str:
         f"{{%- set messages = {message} + messages %}}"
         "{%- endif %}" + template
     )
+
+
+def _with_dates(template: str, dates: Mapping[str, str]) -> str:
+    """A chat template that reads these dates, by format, where it would read the clock."""
+    if not dates:
+        return template
+    known = ", ".join(f"{json.dumps(form)}: {json.dumps(date)}" for form, date in dates.items())
+    return f"{{%- macro strftime_now(form) -%}}{{{{ {{{known}}}[form] }}}}{{%- endmacro -%}}" + template

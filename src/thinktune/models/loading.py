@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thinktune.config import Load, Quantize
 from thinktune.errors import MissingExtra, ModelError, OutOfMemory, UsageError
-from thinktune.models.chat import Chat
+from thinktune.models.chat import Chat, recorded_date
 from thinktune.models.device import LOADING, choose_device, choose_dtype, describe
 from thinktune.models.folder import check_model_folder, read_json
 from thinktune.models.references import Resolved, resolve
@@ -94,10 +95,13 @@ def load_tokenizer(
     return read_tokenizer(resolve(reference, load, notify, weights=False), load, notify)
 
 
-def make_chat(tokenizer: Any, settings: dict[str, Any], *, stop_ids: frozenset[int] = frozenset()) -> Chat:
-    """The chat of a model: with the system text that its training recorded, else with the template's own."""
+def make_chat(
+    tokenizer: Any, settings: dict[str, Any], *, stop_ids: frozenset[int] = frozenset(), now: datetime | None = None
+) -> Chat:
+    """The chat of a model: with the system text and the date that its training recorded, else with the template's own
+    text and with `now` (None: the present) for a template that reads the clock."""
     system = (settings["system"] or "") if "system" in settings else None
-    return Chat(tokenizer, system, stop_ids=stop_ids)
+    return Chat(tokenizer, system, stop_ids=stop_ids, now=recorded_date(settings) or now)
 
 
 def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: torch.dtype, quantize: Quantize) -> Any:
@@ -128,7 +132,8 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
             model, info = AutoModelForCausalLM.from_pretrained(resolved.folder, **arguments)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise out_of_memory(f"loading {resolved.reference}", device) from error
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    # An ImportError is a package that trusted code needs.
+    except (RuntimeError, ValueError, OSError, KeyError, ImportError) as error:
         if "alloc" in str(error).lower() or "dispatched on the CPU" in str(error):
             raise out_of_memory(f"loading {resolved.reference}", device) from error
         raise ModelError(

@@ -1,0 +1,44 @@
+"""One date for all that belongs together, where a chat template reads the clock (Llama 3 writes the date).
+
+A run's is recorded in its data report when training begins, and in thinktune.json for the verbs after it. A model that
+is no run is asked with the date on which its journal was begun, so that an inference which goes on tomorrow asks the
+same.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from thinktune.files import write_json
+from thinktune.models import Chat
+from thinktune.models.chat import date_settings, recorded_date
+from thinktune.models.folder import read_json
+
+
+def date_of(file: Path) -> datetime | None:
+    """The moment that a data report, or what lies beside a journal, has recorded.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    return recorded_date(read_json(file)) if file.is_file() else None
+
+
+def hold_date(chat: Chat, journal: Path, *, overwrite: bool) -> None:
+    """Give a chat the date of a journal, or let a new journal have the chat's.
+
+    Args:
+        overwrite: the journal is begun anew.
+
+    Raises:
+        ModelError: the date cannot be read.
+    """
+    if not chat.dates or chat.is_dated:
+        return
+    file = journal.with_name(f"{journal.name}.date")
+    begun = None if overwrite or not journal.exists() else date_of(file)
+    if begun is not None:
+        chat.set_date(begun)
+    else:
+        write_json(file, date_settings(chat))
