@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from conftest import make_tiny_model, make_tiny_tokenizer
+from conftest import CHAT_TEMPLATE, make_tiny_model, make_tiny_tokenizer
 from thinktune.cli import app
 from thinktune.config import Load, Sampling
 from thinktune.engines import Request, open_engine
@@ -120,6 +120,111 @@ def rendered_by_go(modelfile: str, turns: list[tuple[str, str]]) -> str:
 
     opening = fill(first[1], "") if turns[0][0] == "user" else ""
     return opening + "".join(fill(branches[role], content) for role, content in turns)
+
+
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}"
+    "{{ '<|im_start|>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim }}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+)
+SYSTEM_IN_THE_USERS_TURN = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ '[INST] ' + m.content + '\n\n' }}"
+    "{% elif m.role == 'user' %}{{ ('' if not loop.first and messages[0].role == 'system' and loop.index0 == 1 "
+    "else '[INST] ') + m.content + ' [/INST]' }}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+)
+SYSTEM_IN_THE_LAST_TURN = (
+    "{{ bos_token }}{% set s = messages[0].content + '\n' if messages[0].role == 'system' else '' %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + (s if loop.last else '') + m.content + '[/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+)
+FIRST_TURN_DIFFERS = CHAT_TEMPLATE.replace("+ '<|im_end|>'", "+ ('!' if loop.first else '') + '<|im_end|>'")
+CONVERSATION = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e")]
+
+
+def with_template(template: str) -> Any:
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def said_by(chat: Chat, turns: list[tuple[str, str]]) -> str:
+    text: str = chat.tokenizer.decode(chat.prompt_ids([{"role": role, "content": text} for role, text in turns]))
+    return text
+
+
+@pytest.mark.parametrize(
+    ("template", "takes_system"),
+    [
+        (CHAT_TEMPLATE, True),
+        (NO_SYSTEM, False),
+        (SYSTEM_IN_THE_USERS_TURN, True),
+        ("{{ bos_token }}" + CHAT_TEMPLATE, True),
+        (
+            CHAT_TEMPLATE.replace("'<|im_end|>' + '", "'<|im_end|>小🙂' + '"),
+            True,
+        ),  # Go does not read JSON's spelling
+    ],
+)
+def test_the_modelfile_asks_in_the_words_of_the_template(template: str, takes_system: bool) -> None:
+    chat = Chat(with_template(template))
+    text = ollama_modelfile("m.gguf", chat)
+    for turns in ([("user", "a")], CONVERSATION[:3], CONVERSATION):
+        assert rendered_by_go(text, turns) == said_by(chat, turns)
+    assert ('"system"' in text) == takes_system
+    if takes_system:
+        assert rendered_by_go(text, [("system", "s"), ("user", "a")]) == said_by(chat, [("system", "s"), ("user", "a")])
+    assert "\\u" not in text
+
+
+@pytest.mark.parametrize("template", [SYSTEM_IN_THE_LAST_TURN, FIRST_TURN_DIFFERS, NO_SYSTEM.replace("% 2", "% 9")])
+def test_what_no_modelfile_can_say_is_refused_before_anything_is_written(
+    tiny_model: Path, tmp_path: Path, template: str
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "m")
+    (model / "chat_template.jinja").write_text(template, encoding="utf-8")
+    out = tmp_path / "out" / "m.gguf"
+    if template is SYSTEM_IN_THE_LAST_TURN:  # without its system text it can be said
+        assert '"system"' not in export(model, out, "f16", load=FLOAT32).modelfile.read_text()
+        return
+    with pytest.raises(ModelError, match="chat template"):
+        export(model, out, "f16", load=FLOAT32)
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize("adds", [True, False], ids=["the tokenizer adds one", "it does not"])
+@pytest.mark.parametrize("writes", [True, False], ids=["the template writes one", "it does not"])
+def test_a_conversation_begins_as_it_was_trained_and_once(tmp_path: Path, adds: bool, writes: bool) -> None:
+    from gguf import GGUFReader
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = with_template(("{{ bos_token }}" if writes else "") + CHAT_TEMPLATE)
+    tokenizer.add_special_tokens({"bos_token": "<|bos|>"})
+    bos = ("<|bos|>", tokenizer.bos_token_id)
+    if adds:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|bos|> $A", special_tokens=[bos])
+    model = make_tiny_model(tmp_path / "m", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(model)
+    exported = export(model, tmp_path / "m.gguf", "f16", load=FLOAT32)
+    assert GGUFReader(exported.file).fields["tokenizer.ggml.add_bos_token"].contents() is False
+    asked = rendered_by_go(exported.modelfile.read_text(encoding="utf-8"), [("user", "a")])
+    chat = Chat(load_tokenizer(model))
+    assert asked == said_by(chat, [("user", "a")])
+    assert asked.count("<|bos|>") == chat.prompt_ids([{"role": "user", "content": "a"}]).count(bos[1]) == writes
+
+
+def test_tags_that_are_special_tokens_are_printed_by_other_programs(tmp_path: Path) -> None:
+    from gguf import GGUFReader, TokenType
+
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</answer>", "<|tool|>"]})
+    model = make_tiny_model(tmp_path / "m", vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(model)
+    fields = GGUFReader(export(model, tmp_path / "m.gguf", "f16", load=FLOAT32).file).fields
+    kinds = dict(zip(*(fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type")), strict=True))
+    assert kinds["<think>"] == kinds["</answer>"] == TokenType.USER_DEFINED
+    assert kinds["<|tool|>"] == kinds["<|im_end|>"] == TokenType.CONTROL
 
 
 def test_what_would_come_out_wrong_is_refused(tiny_model: Path, tmp_path: Path) -> None:

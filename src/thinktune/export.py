@@ -61,8 +61,8 @@ def export(
 
     Raises:
         UsageError: `out` is there already, or is not called *.gguf.
-        ModelError: an unmerged adapter, a model of an unknown kind, one that does not read back as it was, or a system
-            text that a Modelfile cannot hold.
+        ModelError: an unmerged adapter, a model of an unknown kind, one that does not read back as it was, or one
+            whose conversations a Modelfile cannot hold.
     """
     load = load or Load()
     require_gguf()
@@ -77,8 +77,7 @@ def export(
         raise UsageError(f"{reference} is GGUF already")
     tokenizer = read_tokenizer(resolved, load, notify)
     chat = make_chat(tokenizer, resolved.settings)
-    if '"""' in (chat.system_text or ""):
-        raise ModelError("a Modelfile cannot hold a system text with three double quotes in a row")
+    told = ollama_modelfile(out.name, chat)  # what cannot be written is refused before minutes of writing
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         # A reader tells the format by the name.
@@ -96,7 +95,7 @@ def export(
         finally:
             unproven.unlink(missing_ok=True)
     modelfile = out.with_name(f"{out.stem}.Modelfile")
-    write_text(modelfile, ollama_modelfile(out.name, chat))
+    write_text(modelfile, told)
     return Exported(out, modelfile, out.stat().st_size, agreement, tokens)
 
 
@@ -104,26 +103,67 @@ def ollama_modelfile(file: str, chat: Chat) -> str:
     """A Modelfile for a GGUF file beside it (https://docs.ollama.com/modelfile).
 
     Its template is written in Go's language, and is read off what the chat template renders around marked texts.
+
+    Raises:
+        ModelError: the chat template refuses a conversation of several turns, or what it writes around a turn depends
+            on more than the turn's role; or a system text that a Modelfile cannot hold.
     """
-    system, first, user, reply, again = (uuid.uuid4().hex for _ in range(5))
-    whole = _rendered(chat, [("system", system), ("user", user), ("assistant", reply), ("user", again)])
-    alone = _rendered(chat, [("user", first)])
-    # What stands between two texts goes with the first of them; only what begins a conversation has none before it.
-    roles = {
-        "system": (whole.partition(system)[0], _between(whole, system, user)),
-        "user": ("", whole.partition(again)[2]),
-        "assistant": ("", _between(whole, reply, again)),
-    }
+    turns = _turns_of(chat)
     branches = "".join(
         f'{{{{ {"else " if number else ""}if eq .Role "{role}" }}}}{_go(before)}{{{{ .Content }}}}{_go(after)}'
-        for number, (role, (before, after)) in enumerate(roles.items())
+        for number, (role, (before, after)) in enumerate(turns.roles.items())
     )
-    begin = f'{{{{ if and (eq $at 0) (eq .Role "user") }}}}{_go(alone.partition(first)[0])}{{{{ end }}}}'
+    begin = f'{{{{ if and (eq $at 0) (eq .Role "user") }}}}{_go(turns.begin)}{{{{ end }}}}'
     template = f"{{{{ range $at, $_ := .Messages }}}}{begin}{branches}{{{{ end }}}}{{{{ end }}}}"
-    told = f'SYSTEM """{chat.system_text}"""\n' if chat.system_text else ""
+    told = f'SYSTEM """{chat.system_text}"""\n' if chat.system_text and "system" in turns.roles else ""
+    if '"""' in told.removeprefix('SYSTEM """').removesuffix('"""\n'):
+        raise ModelError("a Modelfile cannot hold a system text with three double quotes in a row")
     stops = chat.tokenizer.convert_ids_to_tokens(sorted(chat.stop_ids))
-    parameters = "".join(f"PARAMETER stop {json.dumps(text)}\n" for text in stops)
+    parameters = "".join(f'PARAMETER stop "{text}"\n' for text in stops)  # Ollama reads what stands there as it is
     return f'FROM ./{file}\nTEMPLATE """{template}"""\n{told}{parameters}'
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """What a chat template writes around texts.
+
+    Attributes:
+        begin: before a conversation whose first turn is the user's.
+        roles: what stands before and after a turn's text, by role.
+    """
+
+    begin: str
+    roles: dict[str, tuple[str, str]]
+
+    def write(self, turns: Sequence[tuple[str, str]]) -> str:
+        begin = self.begin if turns[0][0] == "user" else ""
+        return begin + "".join(self.roles[role][0] + text + self.roles[role][1] for role, text in turns)
+
+
+def _turns_of(chat: Chat) -> _Turns:
+    system, first, user, reply, again = [uuid.uuid4().hex for _ in range(5)]
+    told = [[("system", system)], []] if chat.takes_system else [[]]
+    alone = _rendered(chat, [("user", first)]).partition(first)[0]
+    for opening in told:  # where the system text finds no place that is always the same, the user's and the model's may
+        whole = _rendered(chat, [*opening, ("user", user), ("assistant", reply), ("user", again)])
+        # What stands between two texts goes with the first of them; only what begins a conversation has none before.
+        roles = {
+            "user": ("", whole.partition(again)[2]),
+            "assistant": ("", _between(whole, reply, again)),
+        }
+        if opening:
+            roles = {"system": (whole.partition(system)[0], _between(whole, system, user)), **roles}
+        found = _Turns(alone, roles)
+        short = [("user", user)]
+        longer = [("user", user), ("assistant", reply), ("user", again)]
+        longest = [*longer, ("assistant", first), ("user", system)]
+        asked = [*([*opening, *turns] for turns in (short, longer)), short, longer, longest]
+        if all(found.write(turns) == _rendered(chat, turns) for turns in asked):
+            return found
+    raise ModelError(
+        "the chat template cannot be written as a Modelfile: what it puts around a turn depends on more than its role",
+        hint="llama.cpp's convert_hf_to_gguf.py writes the GGUF file alone",
+    )
 
 
 def _rendered(chat: Chat, turns: Sequence[tuple[str, str]]) -> str:
@@ -138,7 +178,7 @@ def _between(text: str, one: str, other: str) -> str:
 
 def _go(text: str) -> str:
     """Literal text in a Go template."""
-    return f"{{{{ {json.dumps(text)} }}}}" if text else ""
+    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""  # Go knows no surrogate pairs
 
 
 def _prove(folder: Path, file: Path, chat: Chat, load: Load, notify: Notify) -> tuple[float, int]:

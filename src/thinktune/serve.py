@@ -22,7 +22,6 @@ from thinktune.errors import MissingExtra, UsageError
 from thinktune.files import write_json, write_text
 from thinktune.models import Chat, make_chat, resolve
 from thinktune.models.cache import cache_folder
-from thinktune.models.chat import with_system_text
 from thinktune.models.device import choose_device, choose_dtype
 from thinktune.models.folder import generation_ends, read_settings
 from thinktune.models.tokenizer import read_tokenizer
@@ -117,8 +116,8 @@ def serve(
         told = make_chat(tokenizer, read_settings(place)).system_text
         if told != chat.system_text:
             notify(f"clients of {name} have to send the system text that it was trained with: {told!r}")
-    if chat.system_text != Chat(tokenizer).system_text:
-        arguments["chat_template"] = _template_file(tokenizer.chat_template, chat.system_text or "", own_name)
+    if (told := chat.told_template()) != tokenizer.chat_template:
+        arguments["chat_template"] = _template_file(told, own_name)
     if model.adapters:
         arguments["lora_modules"] = [f"{name}={folder}" for name, folder in model.adapters.items()]
     # `vllm serve` looks for a distribution called vllm, which its CPU build is not.
@@ -151,9 +150,9 @@ def _name(reference: str | Path) -> str:
     return path.resolve().name if path.exists() else str(reference)
 
 
-def _template_file(template: str, text: str, name: str) -> str:
+def _template_file(template: str, name: str) -> str:
     file = _served_folder(name) / "chat_template.jinja"
-    write_text(file, with_system_text(template, text))
+    write_text(file, template)
     return str(file)
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from thinktune.errors import ModelError
-from thinktune.models.chat import Chat, with_system_text
+from thinktune.models.chat import Chat
 from thinktune.models.folder import check_model_folder, read_json, read_safetensors_header
+from thinktune.tags import TAGS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,7 +175,9 @@ def _add_tokenizer(writer: Any, folder: Path, tokenizer: Any, chat: Chat, size: 
     kinds = dict.fromkeys(pieces, gguf.TokenType.NORMAL)
     for added in described["added_tokens"]:
         pieces[added["id"]] = added["content"]
-        kinds[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+        # llama.cpp does not print control tokens: tags are text, though a vocabulary may call them special.
+        control = added["special"] and added["content"] not in TAGS
+        kinds[added["id"]] = gguf.TokenType.CONTROL if control else gguf.TokenType.USER_DEFINED
     # Embeddings are often padded to a round number of rows, which no text leads to.
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_splitting(described, folder))
@@ -190,12 +193,9 @@ def _add_tokenizer(writer: Any, folder: Path, tokenizer: Any, chat: Chat, size: 
     ):
         if index is not None:
             add(index)
-    writer.add_add_bos_token(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
-    own = Chat(tokenizer).system_text
-    template = tokenizer.chat_template
-    writer.add_chat_template(
-        template if chat.system_text == own else with_system_text(template, chat.system_text or "")
-    )
+    # What begins a conversation is in its template, as it was trained: llama.cpp and Ollama would put it there again.
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(chat.told_template())
 
 
 def _splitting(described: dict[str, Any], folder: Path) -> str:
