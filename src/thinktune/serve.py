@@ -25,6 +25,7 @@ from thinktune.models.cache import cache_folder
 from thinktune.models.device import choose_device, choose_dtype
 from thinktune.models.folder import generation_ends, read_settings
 from thinktune.models.tokenizer import read_tokenizer
+from thinktune.tags import TAGS
 
 Notify = Callable[[str], None]
 
@@ -80,6 +81,11 @@ def serve(
     tokenizer = read_tokenizer(resolved, load, notify)
     chat = make_chat(tokenizer, resolved.settings)
     beside = {name: adapter_beside(run, resolved, load) for name, run in _named(adapters).items()}
+    if set(TAGS) & set(tokenizer.all_special_tokens):
+        notify(
+            "this server leaves special tokens out, and the tags are some: clients of vLLM ask with "
+            '"skip_special_tokens": false, those of transformers cannot'
+        )
     url = f"http://{host}:{port}/v1"
     own_name = _name(reference)
     if runs_on == "transformers":
