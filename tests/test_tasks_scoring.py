@@ -13,8 +13,9 @@ import pytest
 from thinktune.tasks import TASKS
 from thinktune.tasks.base import Verdict
 from thinktune.tasks.choice import letter
-from thinktune.tasks.forms import normalise, quantity
+from thinktune.tasks.forms import normalise
 from thinktune.tasks.math import last_number
+from thinktune.tasks.quantities import read_quantity
 from thinktune.tasks.worker import Verifier
 
 
@@ -239,7 +240,7 @@ def test_numbers_are_found_in_text() -> None:
     assert last_number("from 5 to -3") == "-3"
     assert last_number("it is 3/4 of v2") == "3/4"
     assert last_number("none") is None
-    assert quantity(normalise("9" * 5000)) is None
+    assert read_quantity(normalise("9" * 5000)) is None
 
 
 @pytest.mark.parametrize("task", ["math", "choice"])

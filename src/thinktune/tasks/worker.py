@@ -1,10 +1,10 @@
 """math-verify in a process of its own, which gives up, or is killed, when it takes too long.
 
 `python -m thinktune.tasks.worker SECONDS` reads `{"number", "reference", "answer"}` lines and writes `{"number",
-"equal"}` or `{"number", "error"}` lines, after a line `{"child"}` that says which process will compare. It breaks off
-by itself after so much processor time; what does not come back to Python by then is killed. What is killed is only the
-child that compares: its parent, which has imported sympy in seconds, forks another one at once. All of it is started
-when the first comparison needs it.
+"equal", "note"}` or `{"number", "error"}` lines, after a line `{"child"}` that says which process will compare. It
+breaks off by itself after so much processor time; what does not come back to Python by then is killed. What is killed
+is only the child that compares: its parent, which has imported sympy in seconds, forks another one at once. All of it
+is started when the first comparison needs it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Verifier:
                 return Verdict(False, f"math-verify {stopped}", failed=stopped.machine)
             if "error" in reply:
                 return Verdict(False, f"math-verify: {reply['error']}")
-            return Verdict(bool(reply["equal"]))
+            return Verdict(bool(reply["equal"]), reply.get("note"))
 
     def close(self) -> None:
         """End the process, whatever it is doing. Safe to call twice."""
@@ -204,7 +204,9 @@ def verify(reference: str, answer: str) -> Verdict:
 def main() -> None:
     """The worker's side: have a child compare, and another one where that was killed."""
     _limit_memory()
-    _compare("1", "1")  # imports sympy and builds its parsers, once for all children
+    from thinktune.tasks import symbolic
+
+    symbolic.equal("x+1", "1+x")  # builds the parsers, once for all children
     while True:
         child = os.fork()
         if not child:
@@ -216,26 +218,22 @@ def main() -> None:
 
 
 def _answer(seconds: float) -> None:
+    from thinktune.tasks import symbolic
+
     print(json.dumps({"child": os.getpid()}), flush=True)
     for line in sys.stdin:
         message = json.loads(line)
         reply: dict[str, Any] = {"number": message["number"]}
         try:
             with _time_limit(seconds):
-                reply["equal"] = _compare(message["reference"], message["answer"])
+                reply["equal"] = symbolic.equal(message["reference"], message["answer"])
+        except symbolic.Undecided as why:
+            reply |= {"equal": False, "note": f"not decided: {why}"}
         except _TimeIsUp:
             reply["error"] = _too_long(seconds)
         except Exception as error:  # noqa: BLE001 - a model may write anything, and sympy may raise anything at it
             reply["error"] = f"{type(error).__name__}: {error}"[:200]
         print(json.dumps(reply), flush=True)
-
-
-def _compare(reference: str, answer: str) -> bool:
-    from math_verify import parse, verify  # type: ignore[attr-defined,unused-ignore]
-
-    # Bare answers parse to nothing; in a box they are taken as one. Gold comes first: the order matters.
-    gold, target = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (reference, answer))
-    return bool(gold and target and verify(gold, target, timeout_seconds=None))
 
 
 class _TimeIsUp(BaseException):
