@@ -37,7 +37,7 @@ def to_latex(text: str) -> str:
     r"""LaTeX for an expression that may be plain text; LaTeX stays as it is.
 
     >>> to_latex("2*sqrt(3)"), to_latex("sin(x)/pi"), to_latex("x**(n+1)")
-    ('2\\cdot \\sqrt{3}', '\\sin (x)/\\pi ', 'x^{n+1}')
+    ('2\\cdot \\sqrt{3}', '\\sin (x)/\\pi', 'x^{n+1}')
     """
     for sign, into in _SIGNS:
         if sign[0] != "\\":
