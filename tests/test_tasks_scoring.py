@@ -14,7 +14,7 @@ from thinktune.tasks import TASKS
 from thinktune.tasks.base import Verdict
 from thinktune.tasks.choice import letter
 from thinktune.tasks.forms import normalise
-from thinktune.tasks.math import last_number
+from thinktune.tasks.last_number import last_number
 from thinktune.tasks.quantities import read_quantity
 from thinktune.tasks.worker import Verifier
 
@@ -252,10 +252,10 @@ def test_numbers_are_found_in_text() -> None:
     ids=lambda text: text[:8],
 )  # fmt: skip
 def test_answers_of_a_million_characters_are_read_in_no_time(task: str, text: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()  # a busy machine is not to blame
     for completion in (text, written(text), "<think>" + text):
         assert not score(task, completion, "B" if task == "choice" else "7").correct
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_what_is_no_mathematics_at_all_neither_hangs_nor_ends_the_scorer() -> None:
