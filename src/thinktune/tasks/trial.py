@@ -210,8 +210,8 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 
 
 _MODULES: dict[str, tuple[str, ...]] = {
-    "program": ("values", "proxies", "peer", "pipes", "program"),
-    "tests": ("values", "proxies", "peer", "pipes", "runners", "judge"),
+    "program": ("values", "proxies", "permission", "crossing", "peer", "pipes", "program"),
+    "tests": ("values", "proxies", "permission", "crossing", "peer", "pipes", "runners", "judge"),
 }
 """Of `exchange`, by side: what its process is made of, each after what it imports."""
 

@@ -6,7 +6,9 @@ through the scorer. The program never sees the tests, and the tests decide on va
 
 - `values`: values of known types cross by value, containers keep their identity and what is done to them;
 - `proxies`: everything else stays where it is; the other side gets a stand-in that passes on what is asked of it;
-- `peer`: asks, answers, and keeps the containers of both sides alike;
+- `crossing`: puts the two together, and keeps the containers of both sides alike;
+- `permission`: what the program may ask of what is the tests';
+- `peer`: asks and answers;
 - `program`: defines the program and answers for it;
 - `judge` and `runners`: give the tests the names they need, and run what they define.
 

@@ -10,7 +10,8 @@ import sys
 import types
 from typing import Any
 
-from thinktune.tasks.exchange.peer import Lost, Peer, described
+from thinktune.tasks.exchange.crossing import described
+from thinktune.tasks.exchange.peer import Lost, Peer
 from thinktune.tasks.exchange.pipes import take_over_pipes
 from thinktune.tasks.exchange.runners import Faulty, run_defined
 

@@ -7,7 +7,8 @@ import sys
 import types
 from typing import IO, Any
 
-from thinktune.tasks.exchange.peer import Peer, described
+from thinktune.tasks.exchange.crossing import described
+from thinktune.tasks.exchange.peer import Peer
 from thinktune.tasks.exchange.pipes import take_over_pipes
 
 _PRINTED = 2**20  # characters of output that one answer takes along
