@@ -46,8 +46,8 @@ _EXTRAS = {
 def report() -> dict[str, Any]:
     """Look at everything, in a few seconds, and return what `--json` prints.
 
-    Keys: python, system, hardware, libraries, extras, builtin_model, caches, disk, network, advice. Memory and disk are
-    in GiB. `advice` is a list of {"level": "impossible" | "slow" | "note", "what", "do"}.
+    Keys: python, system, hardware, libraries, extras, builtin_model, caches, disk, network, programs, advice.
+    Memory and disk are in GiB. `advice` is a list of {"level": "impossible" | "slow" | "note", "what", "do"}.
     """
     facts: dict[str, Any] = {
         "python": platform.python_version(),
@@ -59,6 +59,7 @@ def report() -> dict[str, Any]:
         "caches": {name: _cache(path) for name, path in _cache_folders().items()},
         "disk": {str(place): _free_disk(place) for place in (Path.cwd(), cache_folder(), _cache_folders()["hub"])},
         "network": _network(),
+        "programs": _confinement(),
     }
     return {**facts, "advice": list(_advise(facts))}
 
@@ -115,6 +116,9 @@ def _rows(facts: dict[str, Any]) -> Iterable[tuple[str, list[str]]]:
     yield "built-in model", [facts["builtin_model"]["state"]]
     yield "caches", [f"{name}: {entry['path']}, {entry['gib']} GiB" for name, entry in facts["caches"].items()]
     yield "free disk", [f"{place}: {free} GiB" for place, free in facts["disk"].items()]
+    programs = facts["programs"]
+    holds = ", ".join(name for name, value in programs["held"].items() if value)
+    yield "programs", [f"of models are confined by {programs['way']}; apart or refused: {holds or 'nothing'}"]
     yield "network", [f"{name}: {entry['state']}" for name, entry in facts["network"].items()]
 
 
@@ -222,6 +226,16 @@ def _network() -> dict[str, dict[str, Any]]:
         return dict(zip(hosts, pool.map(_reach, hosts.values()), strict=True))
 
 
+def _confinement() -> dict[str, Any]:
+    """How programs of models are confined here (one is started for each way), and what then holds."""
+    if sys.platform == "win32":
+        return {"way": None, "held": {}}
+    from thinktune.tasks.side import best_way, protections
+
+    way = best_way()
+    return {"way": way, "held": protections(way)}
+
+
 def _reach(url: str) -> dict[str, Any]:
     start = time.perf_counter()
     try:
@@ -288,6 +302,12 @@ def _advise_on_hardware(hardware: dict[str, Any]) -> Iterable[dict[str, str]]:
 def _advise_on_software(facts: dict[str, Any]) -> Iterable[dict[str, str]]:
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         yield _note("note", f"Python {facts['python']} is not tested", "use Python 3.11 to 3.13")
+    if facts["programs"]["way"] not in ("bubblewrap", "namespaces"):
+        yield _note(
+            "note",
+            "programs of models (code-generate) are not isolated here, only limited",
+            "install bubblewrap and permit user namespaces, or name a container command in THINKTUNE_CODE_RUNNER",
+        )
     wrong = [name for name, entry in facts["libraries"].items() if not entry["fits"]]
     if wrong:
         yield _note(

@@ -1,0 +1,274 @@
+"""One side of a trial: a confined process, the pipes to it, and the limits that the system does not keep."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import psutil
+
+from thinktune.tasks import containment, jail
+from thinktune.tasks.containment import WAYS, Way
+
+log = logging.getLogger(__name__)
+
+RUNNER = "THINKTUNE_CODE_RUNNER"
+"""Environment variable: the command that runs a Python in a container, as `COMMAND -I -c SCRIPT SETTINGS MODULES`."""
+
+Role = Literal["program", "tests"]
+
+_TICK = 0.05  # seconds between two looks at how much a process takes
+_LONGEST_LINE = 64 * 2**20
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_HOLDS = ("files", "network", "processes")  # what a way of isolation must hold to be taken
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program and its tests may take, each; `seconds` for both together, sizes in bytes.
+
+    Processor time decides, so that a busy machine changes no verdict; `seconds` is for what waits.
+    """
+
+    cpu_seconds: float = 10.0
+    seconds: float = 30.0
+    memory: int = 2**30
+    disk: int = 64 * 2**20
+    processes: int = 8
+
+
+class Stopped(Exception):
+    """Why a side will not answer any more. `unsaid`: the program could have been right."""
+
+    def __init__(self, why: str, *, unsaid: bool = False) -> None:
+        super().__init__(why)
+        self.unsaid = unsaid
+
+
+class Side:
+    """One of the two processes, and the pipes to it, which never block.
+
+    Args:
+        modules: names and texts of modules that the process loads in this order; it runs `main()` of the last.
+        deadline: of `time.monotonic`.
+        beside: another side whose limits are seen to while this one is waited for.
+        way: how the process is confined; the best that works here if None.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        modules: dict[str, str],
+        limits: Limits,
+        deadline: float,
+        *,
+        beside: Side | None = None,
+        way: Way | None = None,
+    ) -> None:
+        self._role, self._limits, self._deadline = role, limits, deadline
+        self._watched = [self] if beside is None else [self, beside]
+        self._looked = time.monotonic()
+        self._buffer = bytearray()
+        self._held: dict[str, bool] | None = None
+        runner = shlex.split(os.environ.get(RUNNER, "")) if role == "program" else []
+        self._way: Way = "limits" if runner else way or best_way()  # a container has its own way
+        command = [*(runner or [*containment.begin(self._way), sys.executable]), "-I", "-c", _jail_source()]
+        self._scratch = tempfile.mkdtemp(prefix="thinktune-trial-")
+        os.chmod(self._scratch, 0o777)  # the name is not to be guessed, and the owner another user
+        settings = asdict(limits) | {"role": role, "scratch": self._scratch} | containment.settings(self._way, role)
+        if runner:
+            settings["mounts"] = []  # the container's own files are what a program may see
+        settings["seconds"] = limits.seconds + 1  # the outer process ends it where nobody else does
+        home = self._scratch if self._way == "limits" else "/tmp"
+        environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "USER": "nobody"}
+        self._process = subprocess.Popen(
+            [*command, json.dumps(settings), json.dumps(modules)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=self._scratch,
+            env=dict(os.environ) if runner else environment | _ONE_THREAD,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._in, False)
+        os.set_blocking(self._out, False)
+
+    def __enter__(self) -> Side:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the process and all its descendants, and take the scratch folder away."""
+        self._process.terminate()  # the outer process then ends the inner one, which ends everything in it
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=2)
+        for process in self._descendants():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                if stream is not None:
+                    stream.close()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def send(self, message: dict[str, Any] | bytes) -> None:
+        """A message, or a line of the other side as it came. Raises Stopped."""
+        data = memoryview((message if isinstance(message, bytes) else json.dumps(message).encode()) + b"\n")
+        while data:
+            self._wait(writing=True)
+            try:
+                data = data[os.write(self._in, data[:65536]) :]
+            except BlockingIOError:
+                continue
+            except OSError:
+                self.held()
+                raise self._ended() from None
+
+    def receive(self) -> bytes:
+        """A line, without its end. Raises Stopped."""
+        self.held()
+        return self._line()
+
+    def held(self) -> dict[str, bool]:
+        """Which protections the process found in force before it was told any code. Raises Stopped if it did not."""
+        if self._held is None:
+            try:
+                line = self._line()
+                self._held = {str(name): bool(value) for name, value in json.loads(line).items()}
+            except (ValueError, AttributeError):
+                raise Stopped(f"the {self._role} could not be confined: {line[:200]!r}", unsaid=True) from None
+        return self._held
+
+    def _line(self) -> bytes:
+        seen = 0
+        while (end := self._buffer.find(b"\n", seen)) < 0:
+            seen = len(self._buffer)
+            self._wait(writing=False)
+            try:
+                data = os.read(self._out, 65536)
+            except BlockingIOError:
+                continue
+            if not data:
+                raise self._ended()
+            self._buffer += data
+            if len(self._buffer) > _LONGEST_LINE:
+                raise Stopped(f"the {self._role} returned more than {_LONGEST_LINE // 2**20} MB", unsaid=True)
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+    def _ended(self) -> Stopped:
+        if self._held is None:  # no fault of the program, which it was not told yet
+            return Stopped(f"the process of the {self._role} could not be started or confined", unsaid=True)
+        return Stopped(f"the {self._role} ended before an answer")
+
+    def _wait(self, *, writing: bool) -> None:
+        """Until the pipe is ready; meanwhile, and between messages, see to the limits that the system does not keep."""
+        while True:
+            if time.monotonic() > self._deadline:
+                raise Stopped(f"did not end within {self._limits.seconds:g} s", unsaid=self._held is None)
+            readable, writable = ([], [self._in]) if writing else ([self._out], [])
+            ready = any(select.select(readable, writable, [], _TICK))
+            if time.monotonic() - self._looked > _TICK * 0.9:
+                for side in self._watched:
+                    side._check_limits()
+                self._looked = time.monotonic()
+            if ready:
+                return
+
+    def _check_limits(self) -> None:
+        processes = self._descendants()
+        if len(processes) > self._limits.processes + 1 + (self._way == "bubblewrap"):
+            raise Stopped(f"started more than {self._limits.processes} processes")
+        memory, seconds = 0, 0.0
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                seconds += sum(process.cpu_times()[:4])  # its own, and of its children that ended
+                memory += process.memory_info().rss
+        if seconds > self._limits.cpu_seconds:
+            raise Stopped(f"took more than {self._limits.cpu_seconds:g} s of processor time")
+        if memory > self._limits.memory and _proportional(processes) > self._limits.memory:
+            raise Stopped(f"took more than {self._limits.memory // 2**20} MB of memory")
+        if sum(file.stat().st_size for file in Path(self._scratch).iterdir() if file.is_file()) > self._limits.disk:
+            raise Stopped(f"wrote more than {self._limits.disk // 2**20} MB")
+
+    def _descendants(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.Error:
+            return []
+
+
+def _proportional(processes: list[psutil.Process]) -> int:
+    """Bytes that processes hold together, each page once; what cannot be looked into counts whole."""
+    total = 0
+    for process in processes:
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.AccessDenied, AttributeError):
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        except psutil.Error:  # it ended
+            continue
+    return total
+
+
+def protections(way: Way | None = None) -> dict[str, bool]:
+    """Try a way of confinement and say what holds in it; nothing does where it cannot be had.
+
+    Keys: files (sees none of the user's), network (none), processes (sees no others), calls (dangerous system calls
+    are refused), capabilities (has none), user (is another one).
+    """
+    limits = Limits(seconds=10.0)
+    packages = sysconfig.get_path("purelib")
+    look = f"import colorsys, os\n\ndef main():\n    os.listdir({packages!r})\n    print('{{}}', flush=True)\n"
+    try:
+        with Side("tests", {"look": look}, limits, time.monotonic() + limits.seconds, way=way) as side:
+            side.receive()  # Python finds its modules
+            return side.held()
+    except (Stopped, OSError):
+        return {}
+
+
+@cache
+def best_way() -> Way:
+    """The first way of confinement that was tried here and holds."""
+    for way in WAYS[:-1]:
+        if sys.platform == "linux" and all(protections(way).get(name) for name in _HOLDS):
+            return way
+    missing = [name for name in _HOLDS if not protections(WAYS[-1]).get(name)]
+    log.warning(
+        "Programs of models are run with limits, but not wholly apart: this system permits no namespaces, so that "
+        "nothing keeps them from your %s. Install bubblewrap, or name a container command in %s.",
+        " and ".join(missing),
+        RUNNER,
+    )
+    return WAYS[-1]
+
+
+@cache
+def _jail_source() -> str:
+    return Path(jail.__file__).read_text(encoding="utf-8")
