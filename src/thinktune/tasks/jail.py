@@ -62,6 +62,12 @@ def load(modules: "dict[str, str]") -> "Any":
     """Modules from their texts, by name; the last one, which may import those before it."""
     for name, text in modules.items():
         module = sys.modules[name] = types.ModuleType(name)
+        folder, _, last = name.rpartition(".")
+        while folder:  # packages that hold nothing else: the real ones are not here
+            package = sys.modules.setdefault(folder, types.ModuleType(folder))
+            package.__path__ = []
+            setattr(package, last, sys.modules[f"{folder}.{last}"])
+            folder, _, last = folder.rpartition(".")
         exec(compile(text, name, "exec"), module.__dict__)
     return module
 
