@@ -7,6 +7,7 @@ import math
 import random
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from thinktune.errors import DataError, UsageError
 from thinktune.ratings import (
+    DISPLAY,
     Rating,
     Ratings,
     agreement,
@@ -148,3 +150,36 @@ def test_a_model_that_loses_is_named_second() -> None:
     ties = [Rating("ann", str(n), "base", "tuned", "both bad") for n in range(4)]
     assert list(conclude(ties).sentences())[1].startswith("base and tuned are preferred equally often: 50.0%")
     assert conclude([]).win_rates == {}
+
+
+def test_ratings_of_a_time_when_texts_were_not_shown_as_written_are_counted_and_named(tmp_path: Path) -> None:
+    file = tmp_path / "ratings.sqlite"
+    with closing(sqlite3.connect(file)) as database, database:  # as the version before wrote it
+        database.execute(
+            "CREATE TABLE ratings (rater TEXT NOT NULL, item TEXT NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL,"
+            " verdict TEXT NOT NULL, comment TEXT NOT NULL DEFAULT '', time TEXT NOT NULL,"
+            " PRIMARY KEY (rater, item, first, second)) STRICT, WITHOUT ROWID"
+        )
+        database.execute(
+            "INSERT INTO ratings VALUES ('ann', '1', 'a', 'b', 'both bad', '', '2026-01-01T00:00:00+00:00')"
+        )
+        database.execute("PRAGMA user_version = 1")
+    ratings = Ratings(file)
+    ratings.add(Rating("bob", "1", "b", "a", "first"))
+    assert [each.display for each in ratings.all()] == [None, DISPLAY]
+    found = conclude(ratings.all())
+    assert found.old_display == 1
+    assert "1 of them are worth less" in " ".join(found.sentences())
+    assert "worth less" not in " ".join(conclude(ratings.all()[1:]).sentences())
+    ratings.add(Rating("ann", "1", "a", "b", "second"))  # rated anew, as it is shown now
+    assert conclude(Ratings(file).all()).old_display == 0
+
+
+def test_a_rater_takes_back_the_last_rating_and_nobody_elses(tmp_path: Path) -> None:
+    ratings = Ratings(tmp_path / "ratings.sqlite")
+    for item in ("3", "1", "2"):
+        ratings.add(Rating("ann", item, "a", "b", "first"))
+        ratings.add(Rating("bob", item, "a", "b", "second"))
+    taken = [ratings.take_back("ann") for _ in range(4)]
+    assert [each and each.item for each in taken] == ["2", "1", "3", None]
+    assert {each.rater for each in ratings.all()} == {"bob"}

@@ -92,9 +92,6 @@ def test_an_adapter_that_was_told_something_else_is_pointed_out(
 def test_the_servers_know_what_ends_a_turn_where_the_model_does_not_say_it(tmp_path: Path, with_vllm: None) -> None:
     base = make_base_model(tmp_path / "base")
     assert generation_ends(Path(flag(serve(base), "--generation-config"))) == {0, 2}
-    said: list[str] = []
-    serve(base, engine="transformers", notify=said.append)
-    assert any("add 2 to eos_token_id" in line for line in said)
 
 
 def test_a_system_text_of_the_client_goes_before_the_trained_one() -> None:
@@ -134,11 +131,12 @@ def test_adapters_of_another_base_are_refused(tiny_model: Path, adapter: Path, t
         serve(other, adapters=[f"a={adapter}"])
 
 
-def test_without_vllm_one_model_is_served_by_transformers(
-    tiny_model: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert serve(tiny_model, engine="transformers").models == (str(tiny_model),)
+def test_without_vllm_one_model_is_served_by_a_server_of_our_own(tiny_model: Path, adapter: Path) -> None:
+    server = serve(tiny_model, engine="transformers", port=8124)
+    assert server.models == (str(tiny_model),)
+    assert server.command[2:5] == ("-m", "thinktune.endpoint", str(tiny_model))
+    assert (flag(server, "--host"), flag(server, "--port")) == ("127.0.0.1", "8124")
+    assert "--trust-remote-code" not in server.command
     for call in ({"reference": adapter}, {"reference": tiny_model, "adapters": [f"a={adapter}"]}):
         with pytest.raises(UsageError, match="without adapters"):
             serve(**{"engine": "transformers", **call})  # type: ignore[arg-type]
@@ -178,12 +176,16 @@ def first_tokens(client: Any, model: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_server_of_transformers_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    with running(serve("builtin:smollm2", engine="transformers", port=free_port())) as client:
-        folder = serve("builtin:smollm2", engine="transformers").models[0]
-        assert "Paris" in first_tokens(client, folder)
+def test_our_own_server_answers_openais_client() -> None:
+    server = serve("builtin:smollm2", engine="transformers", port=free_port())
+    with running(server) as client:
+        assert [each.id for each in client.models.list()] == list(server.models)
+        assert "Paris" in first_tokens(client, server.models[0])
+        turns = [{"role": "user", "content": "What is the capital of France?"}]
+        stream = client.chat.completions.create(
+            model=server.models[0], messages=turns, max_tokens=8, temperature=0, stream=True
+        )
+        assert "Paris" in "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
 
 @pytest.mark.slow

@@ -29,11 +29,11 @@ from thinktune.infer import infer_file
 from thinktune.ratings import Rating
 from thinktune.web import app
 from thinktune.web.answering import read_answers
-from thinktune.web.app import MOST_SESSIONS, USER, open_page, serve
+from thinktune.web.app import MOST_SESSIONS, USER, Server, open_page, serve
 from thinktune.web.chat import ChatTab, _turns
 from thinktune.web.guard import MOST_UPLOADED, Guard
 from thinktune.web.jobs import Jobs, check
-from thinktune.web.markdown import escaped, messages
+from thinktune.web.markdown import messages
 from thinktune.web.pool import Pool
 from thinktune.web.rate import RateTab
 from thinktune.web.studio import Studio
@@ -79,6 +79,13 @@ def batch_file(folder: Path, count: int, max_tokens: int = 8) -> Path:
     return file
 
 
+def signed_in(server: Server) -> httpx.Client:
+    """A client that has opened the printed address."""
+    client = httpx.Client(base_url=server.address.partition("?")[0])
+    assert client.get(server.address).status_code == 303
+    return client
+
+
 def wait_for(condition: Any, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -102,45 +109,6 @@ def test_every_text_is_used_and_every_text_that_is_asked_for_is_there() -> None:
         f"state_{state}" for state in ("running", "done", "stopped", "failed", "trained", "training", "unfinished")
     }
     assert [key for key in TEXTS if not re.search(rf"[\"']{key}[\"']", source) and key not in computed] == []
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("a < b & c", "a &lt; b &amp; c"),
-        ("`a<b>` and <i>", "`a<b>` and &lt;i>"),
-        ("```html\n<p>\n```\n<p>", "```html\n<p>\n```\n&lt;p>"),
-        ("```\n<script>", "```\n<script>"),
-        ("a ` <b> and no more", "a ` &lt;b> and no more"),
-        ("$x < y$", "$x &lt; y$"),
-    ],
-)
-def test_html_in_markdown_is_text_and_code_stays_code(text: str, shown: str) -> None:
-    assert escaped(text) == shown
-
-
-def answer(text: str, **fields: Any) -> dict[str, Any]:
-    return {"text": text, "state": "done", "error": "", "think_tokens": 3, "think_seconds": 1.25, **fields}
-
-
-def test_a_thought_folds_away_with_its_length_and_time() -> None:
-    found = list(messages("q", answer("<think>So.</think> <answer>4</answer>"), WORDS))
-    assert found == [
-        {"role": "user", "content": "q"},
-        {"role": "assistant", "content": "So.", "metadata": {"title": "Thought: 3 tokens, 1.2 s", "status": "done"}},
-        {"role": "assistant", "content": "4"},
-    ]
-
-
-def test_a_thought_that_goes_on_is_open_and_half_a_tag_is_not_shown() -> None:
-    thought = list(messages("q", answer("<think>So", state="running"), WORDS))[1]
-    assert thought["metadata"] == {"title": "Thinking … 3 tokens", "status": "pending"}
-    assert [each["content"] for each in messages("q", answer("<think>So</thi", state="running"), WORDS)][1:] == ["So"]
-
-
-def test_what_is_not_well_formed_is_shown_and_said() -> None:
-    contents = [each["content"] for each in messages("q", answer("Just 4 <b>"), WORDS)]
-    assert contents == ["q", "Just 4 &lt;b>", "*not well-formed: no &lt;think>*"]
 
 
 def test_the_language_is_the_browsers() -> None:
@@ -474,10 +442,13 @@ def test_a_page_that_others_can_reach_has_a_password_and_trains_nothing(
     try:
         assert (server.password is not None) == asks
         assert server.password == settings.get("password", server.password)
-        with httpx.Client(base_url=server.url) as client:
+        with httpx.Client(base_url=server.address.partition("?")[0]) as client:
+            assert client.get("config").status_code == 401
+            assert ("token=" in server.url) == (not asks)
             if asks:
-                assert client.get("config").status_code == 401
                 client.post("login", data={"username": USER, "password": server.password})
+            else:
+                client.get(server.url)
             ids = {each["props"].get("elem_id") for each in client.get("config").json()["components"]}
             assert ("train-start" in ids) == ("host" not in settings)
     finally:
@@ -530,7 +501,7 @@ def test_the_first_model_is_loaded_when_a_page_is_there_or_nobody_comes(
 def test_pages_that_come_and_go_are_not_all_remembered(pool: Pool, runs: Path) -> None:
     server = open_page(Studio(pool, runs, may_train=False))
     try:
-        with httpx.Client(base_url=server.url) as client:
+        with signed_in(server) as client:
             events = client.get("config").json()["dependencies"]
             tick = next(each["id"] for each in events if not each["queue"] and each["targets"][0][1] == "tick")
             for number in range(MOST_SESSIONS + 20):

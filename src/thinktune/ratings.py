@@ -32,11 +32,16 @@ CREATE TABLE IF NOT EXISTS ratings (
     verdict TEXT NOT NULL CHECK (verdict IN ('first', 'second', 'both good', 'both bad')),
     comment TEXT NOT NULL DEFAULT '',
     time TEXT NOT NULL,    -- ISO 8601, UTC
+    display INTEGER,       -- how texts were shown, see DISPLAY; null: by a studio that did not say
     PRIMARY KEY (rater, item, first, second),
     CHECK (first < second)
 ) STRICT, WITHOUT ROWID;
 """
-_VERSION = 1
+_VERSION = 2
+DISPLAY = 2
+"""How the studio shows texts, kept with each rating. Before 2, and unsaid then, two prices in a text became a formula,
+tags were cut out of answers, what followed a stray `<think>` was hidden, and a key that scrolls elsewhere said "both
+bad": such ratings are counted, and named where ratings are concluded from."""
 _WAIT_SECONDS = 10.0
 _SWAPPED: dict[Verdict, Verdict] = {"first": "second", "second": "first"}
 
@@ -51,6 +56,7 @@ class Rating:
     second: str
     verdict: Verdict
     comment: str = ""
+    display: int | None = DISPLAY
 
 
 class Ratings:
@@ -71,6 +77,8 @@ class Ratings:
                 if version > _VERSION:
                     raise DataError(f"{file} was written by a later thinktune", hint="pip install --upgrade thinktune")
                 database.executescript(_SCHEMA)
+                if not any(column[1] == "display" for column in database.execute("PRAGMA table_info(ratings)")):
+                    database.execute("ALTER TABLE ratings ADD COLUMN display INTEGER")
                 database.execute(f"PRAGMA user_version = {_VERSION}")
         except sqlite3.DatabaseError as error:
             raise DataError(f"{file} is no file of ratings: {error}") from error
@@ -87,18 +95,30 @@ class Ratings:
             raise UsageError("a rating needs a rater and two different models")
         rating = _ordered(rating)
         values = (rating.rater.strip(), rating.item, rating.first, rating.second, rating.verdict, rating.comment)
+        now = datetime.now(UTC).isoformat(timespec="microseconds")  # so that the last one is known
         with self._open() as database:
             database.execute(
-                "INSERT OR REPLACE INTO ratings (rater, item, first, second, verdict, comment, time)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*values, datetime.now(UTC).isoformat(timespec="seconds")),
+                "INSERT OR REPLACE INTO ratings (rater, item, first, second, verdict, comment, time, display)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*values, now, rating.display),
             )
+
+    def take_back(self, rater: str) -> Rating | None:
+        """Remove the last rating of a rater and return it; None where there is none."""
+        with self._open() as database:
+            rows = database.execute(
+                "DELETE FROM ratings WHERE (rater, item, first, second) = (SELECT rater, item, first, second"
+                " FROM ratings WHERE rater = ? ORDER BY time DESC LIMIT 1)"
+                " RETURNING rater, item, first, second, verdict, comment, display",
+                (rater.strip(),),
+            ).fetchall()
+        return Rating(*rows[0]) if rows else None
 
     def all(self) -> list[Rating]:
         """Every rating, by time."""
         with self._open() as database:
             rows = database.execute(
-                "SELECT rater, item, first, second, verdict, comment FROM ratings ORDER BY time, rater, item"
+                "SELECT rater, item, first, second, verdict, comment, display FROM ratings ORDER BY time, rater, item"
             )
             return [Rating(*row) for row in rows]
 
@@ -210,6 +230,7 @@ class Conclusions:
         win_rates: for each two models that were rated, in the order of the alphabet, how often the second is preferred.
         strengths: see `bradley_terry`.
         agreement: see `agreement`; with_scores: see `agreement_with_scores`.
+        old_display: ratings of texts that were not shown as they were written, see `DISPLAY`.
     """
 
     ratings: int
@@ -219,6 +240,7 @@ class Conclusions:
     strengths: dict[str, float]
     agreement: float | None
     with_scores: Rate | None
+    old_display: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -228,6 +250,11 @@ class Conclusions:
     def sentences(self) -> Iterator[str]:
         """The same in words."""
         yield f"{self.ratings} ratings of {self.items} items by {self.raters} rater{'s' if self.raters > 1 else ''}"
+        if self.old_display:
+            yield (
+                f"{self.old_display} of them are worth less: they were made while the studio did not show texts as "
+                "they were written (prices as formulas, tags cut out)"
+            )
         for (first, second), rate in self.win_rates.items():
             if rate.value == 0.5:
                 yield f"{first} and {second} are preferred equally often: {rate}, and cannot be told apart"
@@ -256,6 +283,7 @@ def conclude(ratings: Sequence[Rating], scores: Mapping[str, Mapping[str, float]
         strengths=bradley_terry(ordered),
         agreement=agreement(ordered),
         with_scores=agreement_with_scores(ordered, scores or {}),
+        old_display=sum(rating.display is None for rating in ordered),
     )
 
 
@@ -270,4 +298,4 @@ def _ordered(rating: Rating) -> Rating:
 
 def _flipped(rating: Rating) -> Rating:
     verdict = _SWAPPED.get(rating.verdict, rating.verdict)
-    return Rating(rating.rater, rating.item, rating.second, rating.first, verdict, rating.comment)
+    return Rating(rating.rater, rating.item, rating.second, rating.first, verdict, rating.comment, rating.display)

@@ -1,8 +1,8 @@
 """`thinktune serve MODEL [--adapter NAME=RUN]…`: an OpenAI-compatible server, on this machine alone by default.
 
-vLLM's own server where vLLM is there, with the base model and every adapter under names of their own; else that of
-transformers, with one model. Both render conversations with the chat template that the model was trained with; its
-system text is put into the template where it is not the template's own, so that clients need not know it.
+vLLM's own server where vLLM is there, with the base model and every adapter under names of their own; else ours, with
+one model that transformers runs (`thinktune.endpoint`). Both render conversations with the chat template that the model
+was trained with, and its system text, so that clients need not know it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from thinktune.files import write_json, write_text
 from thinktune.models import Chat, make_chat, resolve
 from thinktune.models.cache import cache_folder
 from thinktune.models.device import choose_device, choose_dtype
-from thinktune.models.folder import generation_ends, read_settings
+from thinktune.models.folder import read_settings
 from thinktune.models.tokenizer import read_tokenizer
 from thinktune.tags import TAGS
 
@@ -91,19 +91,12 @@ def serve(
     if runs_on == "transformers":
         if beside or resolved.adapters or resolved.gguf:
             raise UsageError(
-                "the server of transformers has one model in safetensors, without adapters beside it",
+                "the server without vLLM has one model in safetensors, without adapters beside it",
                 hint="thinktune merge makes one of model and adapter; or install vLLM",
             )
-        if chat.system_text != Chat(tokenizer).system_text:
-            notify(f"clients have to send the system text that this model was trained with: {chat.system_text!r}")
-        if chat.end_of_turn_id not in generation_ends(resolved.folder):
-            notify(
-                "the server of transformers will not end a reply where the model does: add "
-                f"{chat.end_of_turn_id} to eos_token_id of {resolved.folder / 'generation_config.json'}"
-            )
         folder = str(resolved.folder)
-        command = _transformers_command(folder, host, port, device.type, str(dtype).removeprefix("torch."))
-        return Server(command, _transformers_environment(), (folder,), url)
+        command = _own_command(folder, own_name, host, port, device.type, str(dtype).removeprefix("torch."), load)
+        return Server(command, dict(os.environ), (folder,), url)
     if resolved.adapters and own_name in beside:
         raise _name_taken(own_name)
     model = vllm_model(resolved, tokenizer, chat, device, dtype, beside)
@@ -188,22 +181,15 @@ def _flags(arguments: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def _transformers_environment() -> dict[str, str]:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    Path(HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)  # /v1/models fails where nothing was ever downloaded
-    return {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", **os.environ}
-
-
-def _transformers_command(folder: str, host: str, port: int, device: str, dtype: str) -> tuple[str, ...]:
+def _own_command(folder: str, name: str, host: str, port: int, device: str, dtype: str, load: Load) -> tuple[str, ...]:
     import sys
     from importlib.util import find_spec
 
-    missing = [name for name in ("fastapi", "uvicorn", "openai") if find_spec(name) is None]
-    if missing:
+    if find_spec("uvicorn") is None:
         raise MissingExtra(
-            f"the server of transformers needs {', '.join(missing)}",
+            "the server without vLLM needs uvicorn",
             hint="pip install 'thinktune[serve]'; or install vLLM: pip install 'thinktune[vllm]'",
         )
-    program = (sys.executable, "-m", "transformers.cli.transformers", "serve", folder)
-    return (*program, "--host", host, "--port", str(port), "--device", device, "--dtype", dtype)
+    program = (sys.executable, "-P", "-m", "thinktune.endpoint", folder, "--name", name)
+    trusting = ("--trust-remote-code",) if load.trust_remote_code else ()
+    return (*program, "--host", host, "--port", str(port), "--device", device, "--dtype", dtype, *trusting)

@@ -30,6 +30,10 @@ def demo(
         str | None,
         typer.Option("--password", envvar="THINKTUNE_PASSWORD", help="to sign in with, as studio", show_default=False),
     ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="data that trainings of the page may use; repeat for more", show_default=False),
+    ] = None,
     quantize: Quantization = "none",
     how: HowLoaded = None,
 ) -> None:
@@ -45,13 +49,14 @@ def demo(
         port=port,
         share=share,
         password=password,
+        data=data or [],
         load=parse_load(how),
         quantize=quantize,
         notify=notify,
     )
     print(server.url, flush=True)
     if server.password is not None:
-        notify(f"sign in as {USER}, with the password {server.password}")
+        notify(f"sign in as {USER}, with the password {server.password}; or open {server.address}")
     server.wait()
 
 

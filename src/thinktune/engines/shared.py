@@ -174,6 +174,7 @@ class SharedModel:
                     raise piece
                 yield piece
         finally:
+            ticket.tokens, ticket.reason = len(stream.writer.row.ids), stream.writer.row.reason
             if stream.writer.row.reason is None:  # whoever listened has gone
                 ticket.stop()
 

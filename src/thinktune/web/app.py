@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinktune.config import Load, Quantize
 from thinktune.errors import MissingExtra, ThinktuneError, UsageError
+from thinktune.web.door import Door
 from thinktune.web.jobs import MOST_BYTES
 from thinktune.web.preparing import prepare_gradio
 
@@ -34,12 +35,16 @@ class Server:
     """A running studio.
 
     Attributes:
-        url: where the page is.
-        password: what it asks for; None where it asks for none.
+        url: where the page is; where no password is asked for, with the token that opens it.
+        password: what it asks for; None where the token is all there is.
+        address: the page with the token, which opens it whether or not there is a password.
     """
 
-    def __init__(self, demo: Any, url: str, password: str | None, close: Callable[[], None]) -> None:
-        self.url = url
+    def __init__(
+        self, demo: Any, url: str, password: str | None, close: Callable[[], None], *, token: str = ""
+    ) -> None:
+        self.address = f"{url.rstrip('/')}/?token={token}" if token else url
+        self.url = url if password is not None else self.address
         self.password = password
         self._demo = demo
         self._close = close
@@ -69,6 +74,7 @@ def serve(
     port: int | None = None,
     share: bool = False,
     password: str | None = None,
+    data: Sequence[str] = (),
     load: Load | None = None,
     quantize: Quantize = "none",
     notify: Callable[[str], None] = lambda line: None,
@@ -80,6 +86,7 @@ def serve(
         runs: the folder of run folders. The studio keeps its own files in its `studio/`.
         host: another one than this machine's own asks for a password, which is made up where none is given.
         port: None takes the first free one from 7860 on.
+        data: files and folders of data that trainings of the page may use, besides hubs' and built-in ones.
         share: let Gradio's relay publish the page, behind the password.
 
     Raises:
@@ -93,7 +100,7 @@ def serve(
 
     exposed = share or host not in _LOOPBACK
     pool = Pool(models or ["builtin:smollm2"], runs, load=load, quantize=quantize, notify=notify)
-    studio = Studio(pool, runs, may_train=not exposed)
+    studio = Studio(pool, runs, may_train=not exposed, data=data)
     password = password or (secrets.token_urlsafe(9) if exposed else None)
     server = open_page(studio, host=host, port=port, share=share, password=password)
     Thread(target=_load_first, args=(studio, notify), daemon=True).start()
@@ -109,6 +116,7 @@ def open_page(
     password: str | None = None,
 ) -> Server:
     """Serve the page of a studio, and begin with the jobs that an earlier one left. Arguments as for `serve`.
+    Nothing is answered without the token of the address, or the password where there is one.
 
     Raises:
         UsageError: the port is taken, or the page cannot be shared.
@@ -118,13 +126,14 @@ def open_page(
     from thinktune.web.page import build
     from thinktune.web.texts import translations
 
+    use_hurried_connections()
+    door = Door(password)
     demo, appearance = build(studio)
     try:
         _, url, public = demo.launch(
             server_name=host,
             server_port=port,
             share=share,
-            auth=(USER, password) if password else None,
             prevent_thread_lock=True,
             quiet=True,
             show_error=False,
@@ -136,7 +145,7 @@ def open_page(
             footer_links=[],
             run_history=False,  # or browsers keep every call: what raters said, and conversations that were ended
             i18n=translations(),
-            app_kwargs={"middleware": [_guard(host, share, files)], "openapi_url": None},
+            app_kwargs={"middleware": [_guard(host, share, files, door)], "openapi_url": None},
             **appearance,
         )
     except OSError as error:
@@ -149,6 +158,7 @@ def open_page(
             "the page cannot be shared: Gradio's relay cannot be reached, or its program frpc is not there",
             hint="leave out --share, or let people in by --host",
         )
+    door.port = demo.server_port
     studio.jobs.start()
 
     def close() -> None:
@@ -156,16 +166,23 @@ def open_page(
         studio.pool.close()
         shutil.rmtree(files, ignore_errors=True)
 
-    return Server(demo, public or url, password, close)
+    return Server(demo, public or url, password, close, token=door.token)
 
 
-def _guard(host: str, share: bool, files: Path) -> Any:
+def use_hurried_connections() -> None:
+    """Let the server that Gradio starts close connections that say nothing; Gradio has no setting for it."""
+    import uvicorn.config
+
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = "thinktune.connections:HurriedProtocol"
+
+
+def _guard(host: str, share: bool, files: Path, door: Door) -> Any:
     from starlette.middleware import Middleware
 
     from thinktune.web.guard import Guard
 
     names = {host.lower(), socket.gethostname().lower()}
-    return Middleware(Guard, names=names, suffix=_TUNNEL if share else "", files=files)
+    return Middleware(Guard, names=names, suffix=_TUNNEL if share else "", files=files, door=door)
 
 
 def _load_first(studio: Studio, notify: Callable[[str], None]) -> None:

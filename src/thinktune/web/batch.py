@@ -11,7 +11,7 @@ import gradio as gr
 from thinktune.errors import ThinktuneError
 from thinktune.tasks.profiles import PROFILES
 from thinktune.web.jobs import Job, check, types_of
-from thinktune.web.markdown import escaped
+from thinktune.web.markdown import plain
 from thinktune.web.pool import reason
 from thinktune.web.studio import Studio, download
 from thinktune.web.texts import Words, label
@@ -39,14 +39,14 @@ class BatchTab:
                 with gr.Row():
                     self.profile = gr.Dropdown(list(PROFILES), value="default", label=label("profile"))
                     self.budget = gr.Number(0, precision=0, minimum=0, label=label("think_budget"))
-        self.checked = gr.Markdown(elem_id="batch-check")
+        self.checked = gr.Markdown(elem_id="batch-check", latex_delimiters=[])
         self.items = gr.Dataframe(interactive=False, show_label=False, visible=False, wrap=True, elem_id="batch-items")
         self.run = gr.Button(label("run_batch"), variant="primary", elem_id="batch-run")
         with gr.Row():
             self.job = gr.Dropdown([], label=label("job"), elem_id="batch-job")
             self.stop = gr.Button(label("stop"), variant="stop", elem_id="batch-stop")
             self.go_on = gr.Button(label("go_on"), elem_id="batch-go-on")
-        self.state = gr.Markdown(elem_id="batch-state")
+        self.state = gr.Markdown(elem_id="batch-state", latex_delimiters=[])
         self.result = gr.File(label=label("result_file"), interactive=False, height=90, elem_id="batch-result")
         self.known = gr.State("")
         self.timer = gr.Timer(1.0)
@@ -77,8 +77,7 @@ class BatchTab:
         try:
             items = check(Path(file), profile, int(budget or 0) or None)
         except ThinktuneError as error:
-            lines = reason(error).splitlines()
-            return "\n".join(f"    {line}" for line in lines), gr.update(visible=False)
+            return plain(reason(error)), gr.update(visible=False)
         rows = [[str(item.id), item.type, item.messages[-1]["content"][:_LONGEST]] for item in items[:_SHOWN]]
         headers = [words("item_id"), words("item_type"), words("prompt")]
         text = words("checked", items=len(items), types=", ".join(types_of(items)))
@@ -92,7 +91,7 @@ class BatchTab:
         try:
             job = self._studio.jobs.add(Path(file), model, profile, int(budget or 0) or None)
         except ThinktuneError as error:
-            return "\n".join(f"    {line}" for line in reason(error).splitlines()), gr.skip()
+            return plain(reason(error)), gr.skip()
         return gr.skip(), gr.update(choices=[each.name for each in self._studio.jobs.all()], value=job.name)
 
     def tell(self, name: str | None, request: gr.Request) -> tuple[Any, ...]:
@@ -125,7 +124,7 @@ class BatchTab:
 
 def _line(job: Job, done: int, words: Words) -> str:
     state = words(f"state_{job.state}", error=job.error)
-    return escaped(f"{job.model} · {words('job_state', state=state, done=min(done, job.total), total=job.total)}")
+    return plain(f"{job.model} · {words('job_state', state=state, done=min(done, job.total), total=job.total)}")
 
 
 def _key(job: Job) -> str:

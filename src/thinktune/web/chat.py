@@ -12,7 +12,8 @@ from thinktune.config import SEED, Ask, Sampling
 from thinktune.errors import ConfigError
 from thinktune.tasks.profiles import PROFILES
 from thinktune.web.answering import Answer, read_answers
-from thinktune.web.markdown import LATEX, messages
+from thinktune.web.formulas import LATEX
+from thinktune.web.markdown import messages, plain
 from thinktune.web.studio import Studio
 from thinktune.web.texts import Words, label
 
@@ -21,6 +22,7 @@ _FIELDS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", 
 _SECONDS_A_SESSION = 0.05  # between two updates of a page; with more sessions fewer, which leaves the engine the cores
 _SAVE_SECONDS = 2.0  # between two times that an answer is kept while it is written, for a page that is reloaded then
 _MOST_QUESTION = 100_000  # characters
+_STATUS = {"running": "answering", "done": "answered", "stopped": "halted", "error": "broken"}
 _SAVE = """(conversation) => {
     const blob = new Blob([JSON.stringify(conversation, null, 2)], {type: "application/json"});
     const link = document.createElement("a");
@@ -54,7 +56,7 @@ class ChatTab:
         with gr.Row():
             self.left = self._chatbot("chat-left", visible=True)
             self.right = self._chatbot("chat-right", visible=False)
-        self.status = gr.Markdown(elem_id="chat-status", sanitize_html=True)
+        self.status = gr.Markdown(elem_id="chat-status", latex_delimiters=[])
         self.question = gr.Textbox(
             label=label("question"), info=label("question_hint"), lines=1, max_lines=12, elem_id="chat-question",
             max_length=_MOST_QUESTION, autofocus=True,
@@ -111,8 +113,9 @@ class ChatTab:
         self.stop.click(self.stop_answers, None, None, queue=False, **quiet)
         self.edit.click(self.edit_question, self.conversation, shown, **own)
         self.new.click(self.forget, None, shown, **own)
-        self.left.clear(self.forget, None, shown, **own)
-        self.right.clear(self.forget, None, shown, **own)
+        told = [self.conversation, self.left, self.right, self.status]
+        self.left.clear(self.forget_left, [self.conversation, self.second], told, **own)
+        self.right.clear(self.forget_right, [self.conversation, self.second], told, **own)
         self.export.click(None, self.conversation, None, js=_SAVE, api_visibility="private")
         self.second.change(lambda name: gr.update(visible=bool(name)), self.second, self.right, **own)
         self.profile.change(self.take_profile, self.profile, self.sampling, **own)
@@ -139,7 +142,9 @@ class ChatTab:
         if not question.strip():
             yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), Words(request)("no_question")
             return
-        turns.append({"question": question[:_MOST_QUESTION], "answers": [None, None], "attempt": 0})
+        turns.append(
+            {"question": question[:_MOST_QUESTION], "answers": [None, None], "gone": [False, False], "attempt": 0}
+        )
         yield from self._answer(turns, request, *settings)
 
     def ask_again(self, request: gr.Request, conversation: Any, *settings: Any) -> Iterator[tuple[Any, ...]]:
@@ -148,21 +153,42 @@ class ChatTab:
         if not turns:
             yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), Words(request)("no_question")
             return
-        turns[-1] = {**turns[-1], "answers": [None, None], "attempt": turns[-1]["attempt"] + 1}
+        turns[-1] = {**turns[-1], "answers": [None, None], "gone": [False, False], "attempt": turns[-1]["attempt"] + 1}
         yield from self._answer(turns, request, *settings)
 
     def stop_answers(self, request: gr.Request) -> None:
         self._studio.sessions.stop(str(request.session_hash))
 
     def edit_question(self, conversation: Any, request: gr.Request) -> tuple[Any, ...]:
-        """Take the last question back into the box, and forget what was answered."""
+        """Take the last question back into the box, and forget what was answered, or is being."""
+        self._studio.sessions.drop(str(request.session_hash))
         turns = _turns(conversation)
         question = turns.pop()["question"] if turns else ""
         words = Words(request)
         return question, {"turns": turns}, _side(turns, 0, words), _side(turns, 1, words), ""
 
-    def forget(self) -> tuple[Any, ...]:
+    def forget(self, request: gr.Request) -> tuple[Any, ...]:
+        """The whole conversation; what is still being written with it."""
+        self._studio.sessions.drop(str(request.session_hash))
         return "", {"turns": []}, [], [], ""
+
+    def forget_left(self, conversation: Any, second: str, request: gr.Request) -> tuple[Any, ...]:
+        return self._forget_side(conversation, 0, second, request)
+
+    def forget_right(self, conversation: Any, second: str, request: gr.Request) -> tuple[Any, ...]:
+        return self._forget_side(conversation, 1, second, request)
+
+    def _forget_side(self, conversation: Any, side: int, second: str, request: gr.Request) -> tuple[Any, ...]:
+        """What one model was asked and has said; the other's stays, where there is one."""
+        self._studio.sessions.drop(str(request.session_hash))
+        words = Words(request)
+        turns = []
+        for turn in _turns(conversation):
+            answers, gone = list(turn["answers"]), list(turn["gone"])
+            answers[side], gone[side] = None, True
+            if second and not all(gone):
+                turns.append({**turn, "answers": answers, "gone": gone})
+        return {"turns": turns}, _side(turns, 0, words), _side(turns, 1, words), ""
 
     def take_profile(self, name: str) -> list[Any]:
         family, _, kind = name.partition(": ")
@@ -178,7 +204,7 @@ class ChatTab:
         try:
             chosen = _sampling(sampling)
         except ConfigError as error:
-            yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), str(error)
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), plain(str(error))
             return
         last = turns[-1]
         session = str(request.session_hash)
@@ -193,6 +219,8 @@ class ChatTab:
             )
             saved = time.monotonic()
             for state in answers:
+                if not self._studio.sessions.holds(session, ticket):
+                    return  # the conversation was ended meanwhile: nothing of it comes back
                 last["answers"] = [each.as_dict() for each in state] + [None] * (2 - len(state))
                 # Values that stay the same are told again: for each that is skipped, Gradio builds the component anew.
                 told = _side(turns, 0, words), _side(turns, 1, words), _status(state, self._studio.pool.loading, words)
@@ -200,7 +228,8 @@ class ChatTab:
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     saved, kept = time.monotonic(), {"turns": turns}
                 yield gr.skip(), kept, *told
-            yield gr.skip(), {"turns": turns}, *told
+            if self._studio.sessions.holds(session, ticket):
+                yield gr.skip(), {"turns": turns}, *told
         finally:
             ticket.stop()
             self._studio.sessions.close(session, ticket)
@@ -215,10 +244,11 @@ def _turns(conversation: Any) -> list[dict[str, Any]]:
 def _turn(turn: dict[str, Any]) -> dict[str, Any]:
     answers = turn.get("answers")
     found = [_kept(answer) for answer in answers[:2]] if isinstance(answers, list) else []
-    attempt = turn.get("attempt")
+    attempt, gone = turn.get("attempt"), turn.get("gone")
     return {
         "question": str(turn.get("question", "")),
         "answers": [*found, None, None][:2],
+        "gone": [each is True for each in gone[:2]] if isinstance(gone, list) and len(gone) > 1 else [False, False],
         "attempt": attempt if isinstance(attempt, int) else 0,
     }
 
@@ -235,13 +265,15 @@ def _history(turns: list[dict[str, Any]], side: int) -> list[dict[str, str]]:
     """The conversation with one model, thoughts included, as it stands in training rows of several turns."""
     said = []
     for turn in turns[:-1]:
-        if answer := turn["answers"][side] or turn["answers"][0]:
+        answer = turn["answers"][side] or turn["answers"][0]
+        if answer and not turn["gone"][side]:
             said += [{"role": "user", "content": turn["question"]}, {"role": "assistant", "content": answer["text"]}]
     return [*said, {"role": "user", "content": turns[-1]["question"]}]
 
 
 def _side(turns: list[dict[str, Any]], side: int, words: Words) -> list[dict[str, Any]]:
-    return [message for turn in turns for message in messages(turn["question"], turn["answers"][side], words)]
+    shown = [turn for turn in turns if not turn["gone"][side]]
+    return [message for turn in shown for message in messages(turn["question"], turn["answers"][side], words)]
 
 
 def _sampling(values: tuple[Any, ...]) -> Sampling:
@@ -252,11 +284,10 @@ def _sampling(values: tuple[Any, ...]) -> Sampling:
 def _status(answers: list[Answer], loading: str | None, words: Words) -> str:
     lines = []
     for answer in answers:
-        if answer.waiting:
+        if answer.waiting and answer.state == "running":
             lines.append(words("waiting", model=answer.model, place=answer.waiting))
-        elif not answer.tokens and loading:
+        elif not answer.tokens and loading and answer.state == "running":
             lines.append(words("loading", name=loading))
         else:
-            key = "answering" if answer.state == "running" else "answered"
-            lines.append(words(key, model=answer.model, tokens=answer.tokens, seconds=answer.seconds))
-    return " · ".join(line.replace("<", "&lt;") for line in lines)
+            lines.append(words(_STATUS[answer.state], model=answer.model, tokens=answer.tokens, seconds=answer.seconds))
+    return plain(" · ".join(lines))

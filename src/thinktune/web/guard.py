@@ -1,19 +1,23 @@
 """Who may ask the studio, and what its pages may do.
 
 In front of everything that Gradio serves: names that do not belong to this server (DNS rebinding) and other sites'
-pages (cross-site requests) are refused, uploads are bounded, files are served from the studio's own temporary folder
-only, and pages run no script but the ones that the server sent.
+pages (cross-site requests) are refused, nobody is answered who has not come in by the door, uploads are bounded, files
+are served from the studio's own temporary folder only, and pages run no script but the ones that the server sent.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
+
+from thinktune.connections import Body
+from thinktune.hosts import why_foreign
+from thinktune.web.door import Door
+from thinktune.web.signing_in import let_in
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -42,10 +46,12 @@ class Guard:
         names: host names, besides localhost and addresses, under which the server may be asked.
         suffix: of further ones, such as that of a tunnel; "" for none.
         files: the only folder that files are served from.
+        door: who is answered; None: everybody.
     """
 
-    def __init__(self, app: App, *, names: Iterable[str], suffix: str, files: Path) -> None:
+    def __init__(self, app: App, *, names: Iterable[str], suffix: str, files: Path, door: Door | None = None) -> None:
         self._app = app
+        self._door = door
         self._names = frozenset({"localhost", *names})
         self._suffix = suffix
         self._files = files.resolve()
@@ -60,18 +66,15 @@ class Guard:
             return
         nonce = secrets.token_urlsafe(16)
         page = _Page(send, nonce)
-        await self._app(_without_compression(scope), _Bounded(receive).receive, page.send)
+        if scope["type"] == "http":
+            receive = Body(receive, MOST_UPLOADED).receive
+        if self._door is None or await let_in(self._door, scope, headers, receive, page.send):
+            await self._app(_without_compression(scope), receive, page.send)
 
     def _problem(self, scope: Message, headers: dict[str, str]) -> tuple[int, str] | None:
-        host = headers.get("host", "")
-        if not self._is_ours(host):
-            return 421, "this server has another name"
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return 403, "requests of other sites are refused"
         navigates = headers.get("sec-fetch-mode") == "navigate" and scope.get("method") == "GET"
-        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not navigates:
-            return 403, "requests of other sites are refused"
+        if foreign := why_foreign(headers, self._names, self._suffix, navigates=navigates):
+            return foreign
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return 400, "content-length is no number"
@@ -81,35 +84,11 @@ class Guard:
             return 403, "this file is not served"
         return None
 
-    def _is_ours(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        try:
-            ipaddress.ip_address(name)  # a page that rebinds a name cannot make the browser send an address
-        except ValueError:
-            return name in self._names or bool(self._suffix and name.endswith(self._suffix))
-        return True
-
     def _is_served(self, path: str) -> bool:
         try:
             return Path(unquote(path)).resolve().is_relative_to(self._files)
         except (OSError, ValueError):  # a zero byte, a name too long
             return False
-
-
-class _Bounded:
-    """Counts what a request sends, whatever it says of its length."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._got = 0
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self._got += len(message.get("body", b""))
-        return {"type": "http.disconnect"} if self._got > MOST_UPLOADED else message
 
 
 class _Page:
@@ -142,7 +121,7 @@ def _headers(nonce: str) -> list[tuple[bytes, bytes]]:
     return [
         (b"content-security-policy", _POLICY.format(nonce=nonce).encode()),
         (b"x-content-type-options", b"nosniff"),
-        (b"referrer-policy", b"no-referrer"),
+        (b"referrer-policy", b"same-origin"),  # without one, a form would be sent as from another site
         (b"cross-origin-opener-policy", b"same-origin"),
     ]
 

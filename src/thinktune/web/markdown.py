@@ -1,87 +1,164 @@
-"""A completion as messages of a chat: the thought folded away, the answer rendered, and no tag of it becomes HTML."""
+"""What people and models wrote, as HTML for the page, which is made here: nothing of a text becomes an element of it.
+
+The result is a block of HTML in one line, which Gradio's own Markdown passes through (and sanitises once more); the
+page typesets the formulas that `formulas.py` has marked. A closed set of elements comes out, with `class`, `href` to
+the web, `title`, `target` and `rel` as their only attributes: no style, no image, no form, whatever the text says.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import groupby
+from functools import lru_cache
+from html import escape
 from typing import Any
 
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from markdown_it.utils import OptionsDict
+
 from thinktune import tags
+from thinktune.web.formulas import PRIVATE, add_formulas
 from thinktune.web.texts import Words
 
-LATEX: list[dict[str, str | bool]] = [
-    {"left": "$$", "right": "$$", "display": True},
-    {"left": "\\[", "right": "\\]", "display": True},
-    {"left": "\\(", "right": "\\)", "display": False},
-    {"left": "$", "right": "$", "display": False},
-]
-"""How formulas are marked in what models write."""
-
-# Fenced blocks, also one that is still being written, and code within a line: there, Markdown escapes by itself.
-_CODE = re.compile(
-    r"(?:^|\n)[ ]{0,3}(`{3,})[^`\n]*\n.*?(?:\n[ ]{0,3}\1`*[ \t]*(?=\n|\Z)|\Z)|(?<!`)(`+)(?!`)[^\n]+?(?<!`)\2(?!`)",
-    re.DOTALL,
-)
+_WEB = re.compile(r"(https?://|mailto:)", re.IGNORECASE)
+_LONGEST = 200_000  # characters that are looked at as Markdown; longer texts are shown as they are
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+_ANSWER = re.compile(r"\s*<answer>(.*?)</answer>\s*\Z", re.DOTALL)
 
 
-def escaped(text: str) -> str:
-    """Markdown in which HTML is text.
+def _parser() -> MarkdownIt:
+    parser = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": 100}).enable(
+        ["table", "strikethrough"]
+    )
+    # An image would be fetched from somewhere, and tell who reads; `&lt;` is shown as it is written.
+    parser.disable(["image", "entity", "html_block", "html_inline"])
+    parser.validateLink = lambda url: bool(_WEB.match(url.strip()))  # type: ignore[method-assign]
+    parser.add_render_rule("link_open", _open_link)
+    parser.add_render_rule("fence", _fence)
+    add_formulas(parser)
+    return parser
 
-    >>> escaped("1 < 2 and `a<b>`: <script>")
-    '1 &lt; 2 and `a<b>`: &lt;script>'
+
+def _open_link(renderer: Any, tokens: list[Token], at: int, options: OptionsDict, env: Any) -> str:
+    address = escape(str(tokens[at].attrs["href"]))
+    return f'<a href="{address}" title="{address}" target="_blank" rel="noopener noreferrer nofollow">'
+
+
+def _fence(renderer: Any, tokens: list[Token], at: int, options: OptionsDict, env: Any) -> str:
+    return f"<pre><code>{escape(tokens[at].content)}</code></pre>\n"
+
+
+_PARSER = _parser()
+
+
+def rendered(text: str, *, source: bool = True) -> str:
+    """Markdown as HTML for the page.
+
+    Args:
+        source: keep the text itself beside it, which is what the copy button takes.
     """
-    parts, at = [], 0
-    for code in _CODE.finditer(text):
-        parts += [_escape(text[at : code.start()]), code.group()]
-        at = code.end()
-    return "".join([*parts, _escape(text[at:])])
+    return _render(text, source) if text.strip() else ""
 
 
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+@lru_cache(maxsize=512)  # while an answer grows, everything above it is told again
+def _render(text: str, source: bool) -> str:
+    clean = PRIVATE.sub("\ufffd", text)
+    html = _PARSER.render(clean) if len(clean) <= _LONGEST else f"<p>{escape(clean)}</p>"
+    kept = f'<span class="source">{escape(clean)}</span>' if source else ""
+    return _in_one_line(f'<div class="written">{html}{kept}</div>')
+
+
+def plain(text: str, kind: str = "said") -> str:
+    """A text in which nothing is Markdown, for the page; kind is its class there."""
+    clean = escape(PRIVATE.sub("\ufffd", text))
+    return _in_one_line(f'<div class="{kind}">{clean}</div>') if text.strip() else ""
+
+
+def _in_one_line(html: str) -> str:
+    """An empty line would end the block of HTML; and Gradio has a mark of its own for formulas."""
+    return html.replace("\r", "&#13;").replace("\n", "&#10;").replace("%%%LATEX", "&#37;%%LATEX")
 
 
 def messages(question: str, answer: dict[str, Any] | None, words: Words) -> Iterator[dict[str, Any]]:
     """One turn: the question, and as much of the answer as there is."""
-    yield {"role": "user", "content": escaped(question)}
+    yield {"role": "user", "content": rendered(question)}
     if answer is None:
         return
     yield from reply(answer, words)
     if remark := _remark(answer, words):
-        yield {"role": "assistant", "content": f"*{escaped(remark)}*"}
+        yield {"role": "assistant", "content": plain(remark, "remark")}
 
 
-def reply(answer: dict[str, Any], words: Words, *, thinking: bool = True) -> Iterator[dict[str, Any]]:
-    """What a model wrote: thoughts as folded messages (or left out), the rest as Markdown."""
+def reply(answer: dict[str, Any], words: Words, *, fold_open: bool = True) -> Iterator[dict[str, Any]]:
+    """What a model wrote: the thought as a folded message, the rest as Markdown.
+
+    Args:
+        fold_open: fold a thought that is never closed, too; else it is shown as it stands.
+    """
     running = answer["state"] == "running"
-    parts = list(_parts(answer["text"], whole=not running))
-    for number, (part, text) in enumerate(parts):
-        if part != "think":
-            yield {"role": "assistant", "content": escaped(text)}
-        elif thinking:
-            goes_on = running and number == len(parts) - 1
-            facts = {"tokens": answer["think_tokens"], "seconds": answer["think_seconds"]}
-            title = words("thinking" if goes_on else "thought", **facts)
-            status = "pending" if goes_on else "done"
-            yield {"role": "assistant", "content": escaped(text), "metadata": {"title": title, "status": status}}
+    done = answer["state"] in ("done", "error")
+    thought, said = split_reply(answer["text"], running=running, whole=done)
+    if thought is not None and not (said or fold_open or running) and "</think>" not in answer["text"]:
+        thought, said = None, answer["text"]
+    if thought:
+        goes_on = running and "</think>" not in answer["text"]
+        facts = {"tokens": answer["think_tokens"], "seconds": answer["think_seconds"]}
+        title = words("thinking" if goes_on else "thought", **facts)
+        status = "pending" if goes_on else "done"
+        content = rendered(thought, source=not goes_on)
+        yield {"role": "assistant", "content": content, "metadata": {"title": title, "status": status}}
+    if said:
+        yield {"role": "assistant", "content": rendered(said, source=not running)}
 
 
-def _parts(text: str, *, whole: bool) -> Iterator[tuple[tags.Part, str]]:
-    """The parts of a completion, without tags and blank ones; what may still become a tag is left out."""
-    stream = tags.TagStream()
-    pieces = [*stream.feed(text), *(stream.flush() if whole else ())]
-    for part, group in groupby(pieces, key=lambda piece: piece[0]):
-        joined = "".join(piece for _, piece in group).strip()
-        if part != "tag" and joined:
-            yield part, joined
+def split_reply(text: str, *, running: bool = False, whole: bool = True) -> tuple[str | None, str]:
+    """The thought that a completion begins with, or None, and what it says after it.
+
+    Tags are taken away only where they are the frame of the completion: `<think>…</think>` at its beginning and
+    `<answer>…</answer>` around all the rest, each once. Elsewhere they are words like others. While it is written, what
+    has come so far is read as the beginning of a completion in this form.
+
+    Args:
+        running: more is to come.
+        whole: the model has ended it; else what may be the beginning of a tag at its end is left out.
+
+    >>> split_reply("<think>a</think> <answer>4</answer>")
+    ('a', '4')
+    >>> split_reply("I close with </think> here.")
+    (None, 'I close with </think> here.')
+    """
+    if not whole:
+        text = _without_half_tag(text)
+    begun = text.lstrip()
+    if running and begun and "<think>".startswith(begun):
+        return None, ""
+    thought: str | None = None
+    rest = text
+    if match := _THOUGHT.match(text):
+        if text.count("<think>") == text.count("</think>") == 1:
+            thought, rest = match[1].strip(), text[match.end() :]
+    elif begun.startswith("<think>") and text.count("<think>") == 1:
+        return begun.removeprefix("<think>").strip(), ""
+    inner = _ANSWER.match(rest)
+    if inner and rest.count("<answer>") == rest.count("</answer>") == 1:
+        rest = inner[1]
+    elif not (running is False and whole) and rest.lstrip().startswith("<answer>") and "</answer>" not in rest:
+        rest = rest.lstrip().removeprefix("<answer>")  # it is being written, or was cut off
+    return thought, rest.strip()
+
+
+def _without_half_tag(text: str) -> str:
+    start = text.rfind("<")
+    half = start >= 0 and any(tag.startswith(text[start:]) and tag != text[start:] for tag in tags.TAGS)
+    return text[:start] if half else text
 
 
 def _remark(answer: dict[str, Any], words: Words) -> str:
     if answer["state"] == "running":
         return ""
     if answer["state"] == "stopped":
-        return words("stopped")
+        return f"{words('stopped')}: {words('cut')}"
     if answer["error"]:
         return str(answer["error"])
     problem = tags.parse(answer["text"]).problem

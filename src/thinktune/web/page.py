@@ -8,8 +8,10 @@ import gradio as gr
 
 from thinktune.web.batch import BatchTab
 from thinktune.web.chat import ChatTab
-from thinktune.web.rate import KEYS, RateTab
+from thinktune.web.markdown import plain
+from thinktune.web.rate import RateTab
 from thinktune.web.runs import RunsTab
+from thinktune.web.script import SCRIPT
 from thinktune.web.studio import Studio
 from thinktune.web.texts import Words, label
 
@@ -19,6 +21,11 @@ _CSS = """
 footer { display: none !important; }
 .dark :is(#runs-legend, #runs-tokens) .container * { color: white !important; }
 #rate-left-answer .icon-button-wrapper, #rate-right-answer .icon-button-wrapper { display: none; }
+/* What models write stays within its message: a formula can be of any size, and be moved anywhere. */
+.written { contain: paint; overflow-x: auto; overflow-wrap: anywhere; }
+.source { display: none; }
+.remark { font-style: italic; }
+.said, .remark { white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
 _FILES_KEPT = (3600, 24 * 3600)  # seconds: how often files are looked through, and from what age on they go
@@ -28,7 +35,7 @@ def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
     """The page, and what `launch` has to be told of its looks."""
     with gr.Blocks(title="thinktune", analytics_enabled=False, delete_cache=_FILES_KEPT) as demo:
         gr.Markdown(label("about"))
-        models = gr.Markdown(elem_id="model-state")
+        models = gr.Markdown(elem_id="model-state", latex_delimiters=[])
         # Not within its tab: what is in a tab that was not opened yet is not kept.
         rater = gr.BrowserState({}, storage_key="thinktune-rater", secret="thinktune")
         with gr.Tab(label("chat"), id="chat"):
@@ -43,7 +50,7 @@ def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
 
         def state(request: gr.Request) -> Any:
             loading = studio.pool.loading
-            return Words(request)("loading", name=loading) if loading else ""
+            return plain(Words(request)("loading", name=loading)) if loading else ""
 
         watch = gr.Timer(1.0)
         watch.tick(state, None, models, show_progress="hidden", queue=False, api_visibility="private")
@@ -56,4 +63,4 @@ def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
         demo.unload(chat.stop_answers)
     demo.queue(default_concurrency_limit=None, max_size=200)
     theme = gr.themes.Default(font=_SANS, font_mono=["ui-monospace", "Consolas", "monospace"])
-    return demo, {"theme": theme, "css": _CSS, "js": KEYS}
+    return demo, {"theme": theme, "css": _CSS, "js": SCRIPT}

@@ -11,27 +11,18 @@ from typing import Any
 import gradio as gr
 
 from thinktune.config import SEED
-from thinktune.errors import ThinktuneError
+from thinktune.errors import ThinktuneError, UsageError
 from thinktune.files import write_text
 from thinktune.items import BUILTIN, read_batch_file
 from thinktune.ratings import Verdict
 from thinktune.statistics import Rate
-from thinktune.web.markdown import LATEX, escaped, reply
+from thinktune.web.formulas import LATEX
+from thinktune.web.markdown import plain, rendered, reply
 from thinktune.web.pool import reason
 from thinktune.web.studio import Studio, download
 from thinktune.web.study import Pair, Study, finished, names, new_folder, study_of_models, study_of_scores
 from thinktune.web.texts import Words, label
 
-KEYS = """() => document.addEventListener("keydown", (event) => {
-    const keys = {"1": "left", "2": "right", "3": "both-good", "4": "both-bad",
-        ArrowLeft: "left", ArrowRight: "right", ArrowUp: "both-good", ArrowDown: "both-bad"};
-    const writing = event.target.closest("input, textarea, select, [contenteditable], [role=tab], [role=slider]");
-    const button = keys[event.key] && document.getElementById("rate-" + keys[event.key]);
-    if (writing || event.ctrlKey || event.altKey || event.metaKey || !button || !button.offsetParent) return;
-    event.preventDefault();
-    button.click();
-})"""
-"""Keys of the rating tab, wherever no text is being written."""
 _VERDICTS: dict[str, Verdict] = {
     "left": "first", "right": "second", "both_good": "both good", "both_bad": "both bad",
 }  # fmt: skip
@@ -64,7 +55,8 @@ class RateTab:
             )
             self.thinking = gr.Checkbox(False, label=label("show_thinking"), elem_id="rate-thinking")
             self.begin = gr.Button(label("begin"), variant="primary", elem_id="rate-begin")
-        self.progress = gr.Markdown(elem_id="rate-progress")
+            self.undo = gr.Button(label("undo"), elem_id="rate-undo")
+        self.progress = gr.Markdown(elem_id="rate-progress", latex_delimiters=[])
         with gr.Column(visible=False) as self.panel:
             self.prompt = gr.Markdown(elem_id="rate-prompt", latex_delimiters=LATEX, container=True)
             with gr.Row():
@@ -109,7 +101,7 @@ class RateTab:
             with gr.Row():
                 self.prepare = gr.Button(label("make_study"), elem_id="rate-prepare")
                 self.stop = gr.Button(label("stop"), variant="stop", elem_id="rate-stop")
-            self.prepared = gr.Markdown(elem_id="rate-prepared")
+            self.prepared = gr.Markdown(elem_id="rate-prepared", latex_delimiters=[])
 
     def _connect(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
@@ -120,6 +112,7 @@ class RateTab:
         self.thinking.change(self.show_next, asked, pair, **quiet)
         for key, button in self.buttons.items():
             button.click(self._rater_of(_VERDICTS[key]), [*asked, self.comment, self.shown], pair, **quiet)
+        self.undo.click(self.take_back, asked, pair, **quiet)
         self.show_results.click(self.tell_results, self.study, [self.results, self.count, self.file], **quiet)
         making = [self.name, self.models, self.questions, self.seed, self.from_scores]
         self.prepare.click(self.make, making, [self.prepared, self.study], **quiet)
@@ -139,6 +132,16 @@ class RateTab:
             return (words("name_yourself"), gr.update(visible=False), "", [], [], "", None)
         return self._next(self._open(study), rater.strip(), thinking, words)
 
+    def take_back(self, rater: str, study: str | None, thinking: bool, request: gr.Request) -> tuple[Any, ...]:
+        """Remove the rater's last rating, and show its pair again."""
+        words = Words(request)
+        if not rater.strip() or not study:
+            return (words("name_yourself"), *[gr.skip()] * 6)
+        opened = self._open(study)
+        if opened.ratings.take_back(rater.strip()) is None:
+            return (plain(words("nothing_to_undo", rater=rater.strip())), *[gr.skip()] * 6)
+        return self._next(opened, rater.strip(), thinking, words)
+
     def _rater_of(self, verdict: Verdict) -> Any:
         def rate(
             rater: str, study: str | None, thinking: bool, comment: str, shown: Any, request: gr.Request
@@ -156,18 +159,18 @@ class RateTab:
 
     def _open(self, name: str) -> Study:
         if name not in names(self._folder):
-            raise gr.Error(f"no study {name!r}")
+            raise gr.Error("there is no such study")
         return Study(self._folder / name)
 
     def _next(self, study: Study, rater: str, thinking: bool, words: Words) -> tuple[Any, ...]:
         pair, done, total = study.next(rater)
         if pair is None:
-            text = escaped(words("all_rated", rater=rater))
+            text = plain(words("all_rated", rater=rater))
             return (text, gr.update(visible=False), "", [], [], "", None)
-        text = escaped(words("progress", done=done, total=total, rater=rater))
+        text = plain(words("progress", done=done, total=total, rater=rater))
         sides = [_shown(pair.question.answers[model], thinking, words) for model in (pair.left, pair.right)]
         shown = (pair.question.id, pair.left, pair.right)
-        return (text, gr.update(visible=True), escaped(pair.question.prompt), *sides, "", shown)
+        return (text, gr.update(visible=True), rendered(pair.question.prompt), *sides, "", shown)
 
     def tell_results(self, name: str | None, request: gr.Request) -> tuple[Any, ...]:
         words = Words(request)
@@ -184,6 +187,8 @@ class RateTab:
         rows.append([words("raters_agree"), words("too_few") if alpha is None else f"{alpha:.2f}"])
         rows.append([words("scores_agree"), _rate(results["scores_agree"], words)])
         count = words("count_ratings", count=results["ratings"], raters=results["raters"])
+        if results["old_display"]:
+            count = f"{count}; {words('old_display', count=results['old_display'])}"
         return {"headers": ["", ""], "data": rows}, count, _download(study)
 
     def make(
@@ -197,6 +202,8 @@ class RateTab:
         asking: list[str] = []
         try:
             folder = new_folder(self._folder, name)
+            if unknown := set(models) - set(self._studio.pool.names()):
+                raise UsageError(f"the studio has no model {min(unknown)!r}")
             runs = [Path(model) for model in models if Path(model).is_dir()]
             total = 0 if from_scores else len(read_batch_file(file or BUILTIN))
 
@@ -221,13 +228,13 @@ class RateTab:
                     if asking:
                         done = finished(folder, len(asking) - 1)
                         facts = words("preparing", model=asking[-1], done=done, total=total)
-                        yield escaped(facts), gr.skip()
+                        yield plain(facts), gr.skip()
             if isinstance(outcome, ThinktuneError):
                 raise outcome
             found = names(self._folder)
             yield words("prepared", count=len(outcome.questions)), gr.update(choices=found, value=folder.name)
         except ThinktuneError as error:
-            yield escaped(reason(error)), gr.skip()
+            yield plain(reason(error)), gr.skip()
         finally:
             ticket.stop()
             self._studio.sessions.close(session, ticket)
@@ -238,7 +245,8 @@ class RateTab:
 
 def _shown(text: str, thinking: bool, words: Words) -> list[dict[str, Any]]:
     answer = {"text": text, "state": "done", "think_tokens": 0, "think_seconds": 0.0}
-    messages = list(reply(answer, words, thinking=thinking))
+    found = reply(answer, words, fold_open=False)
+    messages = [message for message in found if thinking or "metadata" not in message]
     for message in messages:
         if "metadata" in message:  # lengths and times would tell the models apart
             message["metadata"] = {"title": words("show_thinking"), "status": "done"}

@@ -13,7 +13,7 @@ from thinktune.compare import differing_settings, read_scores, read_settings
 from thinktune.config import load_config
 from thinktune.data.show import first_batch
 from thinktune.errors import ThinktuneError
-from thinktune.web.markdown import escaped
+from thinktune.web.markdown import plain
 from thinktune.web.pool import reason
 from thinktune.web.studio import Studio
 from thinktune.web.texts import Words, label
@@ -46,7 +46,7 @@ class RunsTab:
         with gr.Row():
             self.stop = gr.Button(label("stop"), variant="stop", elem_id="runs-stop")
             self.resume = gr.Button(label("resume"), elem_id="runs-resume")
-        self.remark = gr.Markdown(elem_id="runs-remark")
+        self.remark = gr.Markdown(elem_id="runs-remark", latex_delimiters=[])
         self.log = gr.Textbox(
             label=label("log"), lines=6, max_lines=14, interactive=False, elem_id="runs-log", visible=False
         )
@@ -56,7 +56,7 @@ class RunsTab:
             self.data = gr.Dataframe(interactive=False, show_label=False, elem_id="runs-data", wrap=True)
         with gr.Accordion(label("token_mask"), open=False, elem_id="runs-mask"):
             self.show_mask = gr.Button(label("show_mask"), elem_id="runs-show-mask")
-            self.mask_problem = gr.Markdown(elem_id="runs-mask-problem")
+            self.mask_problem = gr.Markdown(elem_id="runs-mask-problem", latex_delimiters=[])
             self.mask = gr.HighlightedText(
                 show_label=False, show_legend=True, show_inline_category=False, combine_adjacent=False,
                 elem_id="runs-tokens",
@@ -128,7 +128,7 @@ class RunsTab:
             pieces = [(text, words(kind)) for text, kind in first_batch(config, notify=lambda line: None)]
             return gr.update(value=pieces, color_map={words(kind): color for kind, color in _COLORS.items()}), ""
         except ThinktuneError as error:
-            return None, escaped(reason(error))
+            return None, plain(reason(error))
 
     def stop_training(self, chosen: list[str]) -> str:
         for run in self._runs(chosen):
@@ -143,7 +143,7 @@ class RunsTab:
                 if run.state == "unfinished":
                     self._studio.trainings.resume(run.name)
         except ThinktuneError as error:
-            return escaped(reason(error))
+            return plain(reason(error))
         return ""
 
     def tell_started(self, name: str) -> tuple[Any, str]:

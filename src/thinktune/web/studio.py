@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from thinktune.engines.tickets import Ticket
@@ -28,14 +29,27 @@ class Sessions:
 
     def close(self, session: str, ticket: Ticket) -> None:
         with self._lock:
-            self._tickets[session].remove(ticket)
-            if not self._tickets[session]:
-                del self._tickets[session]
+            held = self._tickets.get(session, [])
+            if ticket in held:
+                held.remove(ticket)
+            if not held:
+                self._tickets.pop(session, None)
 
     def stop(self, session: str) -> None:
         with self._lock:
             for ticket in self._tickets.get(session, ()):
                 ticket.stop()
+
+    def drop(self, session: str) -> None:
+        """Stop all of a page, whose answers nobody wants to see any more."""
+        with self._lock:
+            for ticket in self._tickets.pop(session, ()):
+                ticket.stop()
+
+    def holds(self, session: str, ticket: Ticket) -> bool:
+        """Whether the page still wants what belongs to this ticket."""
+        with self._lock:
+            return ticket in self._tickets.get(session, ())
 
     @property
     def active(self) -> int:
@@ -48,11 +62,11 @@ class Studio:
     """
     Attributes:
         runs: the folder of run folders; the studio keeps its own files in its `studio/`.
-        may_train: whether the page may start trainings.
+        may_train: whether the page may start trainings, of `data` besides what comes from hubs.
         opened: set when a page has come up in a browser.
     """
 
-    def __init__(self, pool: Pool, runs: Path, *, may_train: bool) -> None:
+    def __init__(self, pool: Pool, runs: Path, *, may_train: bool, data: Sequence[str] = ()) -> None:
         self.pool = pool
         self.runs = runs
         self.folder = runs / "studio"
@@ -60,7 +74,7 @@ class Studio:
         self.opened = threading.Event()
         self.sessions = Sessions()
         self.jobs = Jobs(self.folder / "batch", pool)
-        self.trainings = Trainings(runs, self.folder / "trainings")
+        self.trainings = Trainings(runs, self.folder / "trainings", models=pool.names, data=data)
 
 
 def download(name: str) -> Path:

@@ -121,6 +121,7 @@ class Study:
         return {
             "ratings": len(ratings),
             "raters": len({rating.rater for rating in ratings}),
+            "old_display": sum(rating.display is None for rating in ratings),
             "wins": [(one, two, win_rate(ratings, one, two)) for one, two in combinations(self.models, 2)],
             "strengths": bradley_terry(ratings) if len(self.models) > 2 else {},
             "raters_agree": agreement(ratings),

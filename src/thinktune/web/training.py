@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import gradio as gr
 
 from thinktune.config import Config, dump_config, load_config
 from thinktune.errors import ThinktuneError
-from thinktune.web.markdown import escaped
+from thinktune.web.markdown import plain
 from thinktune.web.pool import reason
 from thinktune.web.studio import Studio
 from thinktune.web.texts import label
@@ -59,11 +60,11 @@ class TrainingForm:
         self.yaml = gr.Code(
             config, label=label("yaml"), language="yaml", interactive=False, max_lines=16, elem_id="train-yaml"
         )
-        self.problem = gr.Markdown(elem_id="train-problem")
+        self.problem = gr.Markdown(elem_id="train-problem", latex_delimiters=[])
         with gr.Row():
             self.estimate = gr.Button(label("estimate"), elem_id="train-estimate")
             self.start = gr.Button(label("start"), variant="primary", elem_id="train-start")
-        self.memory = gr.Markdown(elem_id="train-memory")
+        self.memory = gr.Markdown(elem_id="train-memory", latex_delimiters=[])
         self._connect()
 
     @property
@@ -92,7 +93,7 @@ class TrainingForm:
         try:
             config, command = self._studio.trainings.plan(name, _shipped(file), list(_settings(file, *fields)))
         except ThinktuneError as error:
-            return "", "", escaped(reason(error))
+            return "", "", plain(reason(error))
         return in_words(command), dump_config(config), ""
 
     def plan(self, file: str, name: str, *fields: Any) -> str:
@@ -101,15 +102,15 @@ class TrainingForm:
 
         try:
             config, _ = self._studio.trainings.plan(name, _shipped(file), list(_settings(file, *fields)))
-            return escaped(plan_config(config).line())
+            return plain(plan_config(config).line())
         except ThinktuneError as error:
-            return escaped(reason(error))
+            return plain(reason(error))
 
     def begin(self, file: str, name: str, *fields: Any) -> str:
         try:
             self._studio.trainings.start(name, _shipped(file), list(_settings(file, *fields)))
         except ThinktuneError as error:
-            raise gr.Error(reason(error)) from None
+            raise gr.Error(escape(reason(error))) from None
         return ""
 
 

@@ -12,7 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from thinktune.errors import ConfigError, RunFolderError, UsageError
 from thinktune.files import write_json, write_text
 from thinktune.records import MetricsLine, read_records
 from thinktune.runs import RunFolder
+from thinktune.web.allowed import require_allowed
 
 State = Literal["trained", "training", "unfinished"]
 _NAME = re.compile(r"\w[\w.-]{0,63}")
@@ -48,7 +49,15 @@ class Run:
 class Trainings:
     """Every run in a folder, and the processes that train them."""
 
-    def __init__(self, runs: Path, folder: Path) -> None:
+    def __init__(
+        self, runs: Path, folder: Path, *, models: Callable[[], Collection[str]] = tuple, data: Collection[str] = ()
+    ) -> None:
+        """
+        Args:
+            models, data: what a training that is started here may use besides what comes with a config or from a hub.
+        """
+        self._models = models
+        self._data = data
         self._runs = runs
         self._folder = folder
         self._children: list[subprocess.Popen[bytes]] = []
@@ -70,12 +79,13 @@ class Trainings:
         """The config of a training that would go to the run `name`, and its command line.
 
         Raises:
-            ConfigError, UsageError: settings or the name cannot be used.
+            ConfigError, UsageError: settings or the name cannot be used, or not from here.
         """
         out = self._runs / _checked(name)
         if any(setting.partition("=")[0].strip() == "output" for setting in settings):
             raise ConfigError("output is the name of the run", hint="take it out of the further settings")
         chosen = load_config(config, [*settings, f"output={json.dumps(str(out))}"])
+        require_allowed(chosen, load_config(config), self._models(), self._data)
         command = ["thinktune", "train", str(config), *settings, f"output={out}"]
         return chosen, command
 

@@ -1,0 +1,89 @@
+"""What a training that is started from the page may be told.
+
+A page is not the command line: whoever sits at it, or gets hold of it, must not reach the machine's files, other
+servers or code by it. So settings that are numbers, switches and choices are free; a setting that is text is free where
+it can be nothing but text; models and data are those of the shipped configs, of hubs, and what the studio was started
+with. Everything else belongs on the command line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+from thinktune.config import Config
+from thinktune.errors import ConfigError
+
+_TEXTS = {"data.split", "data.source.split", "data.system", "format.template", "lora.targets", "ask.questions",
+          "ask.sampling.stop", "eval.split", "eval.sampling.stop"}  # fmt: skip
+"""Settings that are text, and are read as nothing else."""
+_REFUSED = {"load.trust_remote_code", "train.report_to", "train.trainer", "infer"}
+"""Settings that would be free by their type: remote code, what leaves the machine, what is not the form's business."""
+_DEVICE = re.compile(r"(auto|cpu|cuda(:\d+)?)\Z")
+_HUB = re.compile(r"(ms:)?[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?(:[\w.-]+)?\Z", re.ASCII)
+_BUILTIN = re.compile(r"builtin:[\w-]+\Z", re.ASCII)
+_HINT = "start such a training on the command line"
+
+
+def require_allowed(config: Config, shipped: Config, models: Collection[str], data: Collection[str]) -> None:
+    """
+    Args:
+        config: what the form asks for.
+        shipped: the config that it began with, whose own values are free.
+        models, data: what the studio was started with.
+
+    Raises:
+        ConfigError: a setting that the page may not change, or not to that.
+    """
+    for key, value, field in _changed(config, shipped):
+        if any(key == each or key.startswith(f"{each}.") for each in _REFUSED):
+            raise ConfigError(f"{key} cannot be set from the page", hint=_HINT)
+        if key == "output":  # the name of the run, which is checked by itself
+            continue
+        if key in ("model", "data.source", "data.source.source", "eval.data", "lora.init"):
+            known = models if key in ("model", "lora.init") else data
+            if value is not None and value not in known and not _is_remote(str(value), hub=key != "lora.init"):
+                raise ConfigError(
+                    f"{key}: {value!r} is not of a hub, and the studio was not started with it",
+                    hint=f"{_HINT}, or name it when the studio is started (MODEL, --data)",
+                )
+        elif key == "load.device":
+            if not _DEVICE.match(str(value)):
+                raise ConfigError(f"{key}: {value!r} is not auto, cpu or cuda:N")
+        elif key not in _TEXTS and not _is_plain(field):
+            raise ConfigError(f"{key} cannot be set from the page", hint=_HINT)
+
+
+def _is_remote(reference: str, *, hub: bool) -> bool:
+    """Whether a reference names something of a hub, or built in, and no file of this machine."""
+    return bool(_BUILTIN.match(reference)) or (hub and bool(_HUB.match(reference)) and not Path(reference).exists())
+
+
+def _changed(one: BaseModel, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every setting that differs: its key, its value, and the type that it is declared with."""
+    for name, field in type(one).model_fields.items():
+        key = f"{path}{name}"
+        value, before = getattr(one, name), getattr(other, name, None)
+        if value == before:
+            continue
+        if isinstance(value, BaseModel):
+            yield from _changed(value, before, f"{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            for each in value:
+                yield from _changed(each, None, f"{key}.")
+        else:
+            yield key, value, field.annotation
+
+
+def _is_plain(annotation: Any) -> bool:
+    """Whether a type holds numbers, truths and named choices only."""
+    inner = get_args(annotation)
+    if not inner:
+        return annotation in (int, float, bool, type(None))
+    if str(get_origin(annotation)).endswith("Literal"):
+        return True
+    return all(_is_plain(each) for each in inner)
