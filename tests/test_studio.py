@@ -81,9 +81,8 @@ def batch_file(folder: Path, count: int, max_tokens: int = 8) -> Path:
 
 def signed_in(server: Server) -> httpx.Client:
     """A client that has opened the printed address."""
-    client = httpx.Client(base_url=server.address.partition("?")[0])
-    assert client.get(server.address).status_code == 303
-    return client
+    cookies = httpx.get(server.address).cookies
+    return httpx.Client(base_url=server.address.partition("?")[0], cookies=cookies)
 
 
 def wait_for(condition: Any, seconds: float = 20) -> None:

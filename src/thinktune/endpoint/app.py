@@ -313,7 +313,7 @@ class _Connection:
                 if self._body.got > MOST_BYTES:
                     raise Refused(413, f"the request has more than {MOST_BYTES // 2**20} MiB")
                 raise Refused(408, "the rest of the request did not come")
-            body += message.get("body", b"")
+            body += bytes(message.get("body", b""))
             if not message.get("more_body"):
                 return body
 

@@ -28,7 +28,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": (), "web_search_options": (),
 }  # fmt: skip
 """Parameters that are not supported, and their values that ask for nothing."""
-_NUMBERS: dict[str, tuple[type, float, float]] = {
+_NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
     "temperature": (float, 0, 2), "top_p": (float, 0, 1), "min_p": (float, 0, 1), "top_k": (int, -1, 10**9),
     "presence_penalty": (float, -2, 2), "frequency_penalty": (float, -2, 2), "repetition_penalty": (float, 0, 100),
     "seed": (int, -(2**63), 2**63 - 1), "n": (int, 1, MOST_CHOICES), "max_tokens": (int, 1, 10**9),
@@ -113,7 +113,7 @@ def read_request(values: Mapping[str, Any], names: tuple[str, ...], *, chat: boo
         given.pop(name, None)
     for name, value in given.items():
         _refuse_unless_neutral(name, value)
-    most = numbers.pop("max_completion_tokens", numbers.pop("max_tokens", None))
+    most = numbers.pop("max_completion_tokens", None) or numbers.get("max_tokens")
     numbers.pop("max_tokens", None)
     if numbers.get("top_k") == -1:  # what vLLM takes for all
         numbers["top_k"] = 0
@@ -121,7 +121,7 @@ def read_request(values: Mapping[str, Any], names: tuple[str, ...], *, chat: boo
         sampling = Sampling(temperature=1.0, stop=()).changed(**numbers, stop=stop)
     except ConfigError as error:
         raise Refused(400, error.message) from None
-    return Asked(turns, prompt, sampling, most, stream, usage)
+    return Asked(turns, prompt, sampling, None if most is None else int(most), stream, usage)
 
 
 def _check_model(name: Any, names: tuple[str, ...]) -> None:
@@ -220,7 +220,7 @@ def _read_stop(stop: Any) -> tuple[str, ...]:
     return tuple(_read_text(each, "stop") for each in stops)
 
 
-def _read_number(name: str, value: Any) -> float | int:
+def _read_number(name: str, value: Any) -> float:
     kind, low, high = _NUMBERS[name]
     right = isinstance(value, int) if kind is int else isinstance(value, (int, float))
     if isinstance(value, float) and kind is int and value.is_integer():  # what JavaScript makes of it
@@ -229,7 +229,7 @@ def _read_number(name: str, value: Any) -> float | int:
         raise Refused(400, f"{name} has to be a {'whole ' if kind is int else ''}number, not {_kind(value)}", name)
     if not low <= value <= high or (isinstance(value, float) and not math.isfinite(value)):
         raise Refused(400, f"{name} has to be from {low} to {high}, not {_short(value)}", name)
-    return value
+    return kind(value)
 
 
 def _refuse_unless_neutral(name: str, value: Any) -> None:

@@ -51,7 +51,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "{model}: {tokens} tokens, {seconds:.1f} s, stopped",
         "{model}：{tokens} 个 token，{seconds:.1f} 秒，已停止",
     ),
-    "broken": ("{model}: no answer", "{model}：没有回答"),
+    "broken": ("{model}: done, without an answer", "{model}：完成，没有回答"),
     "stopped": ("stopped", "已停止"),
     "cut": ("what stands here is cut off", "以上内容不完整"),
     "no_question": ("write a question first", "请先输入问题"),
