@@ -82,7 +82,7 @@ def batch_file(folder: Path, count: int, max_tokens: int = 8) -> Path:
 def signed_in(server: Server) -> httpx.Client:
     """A client that has opened the printed address."""
     cookies = httpx.get(server.address).cookies
-    return httpx.Client(base_url=server.address.partition("?")[0], cookies=cookies)
+    return httpx.Client(base_url=server.address.partition("?")[0], cookies=cookies, timeout=60)
 
 
 def wait_for(condition: Any, seconds: float = 20) -> None:

@@ -96,19 +96,18 @@ def test_two_studios_of_one_machine_do_not_take_each_others_cookie(server: Serve
 class Clock:
     """Time that passes only while somebody waits."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.now = 1000.0
         self.slept: list[float] = []
-        monkeypatch.setattr("thinktune.web.door.asyncio.sleep", self.sleep)
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.now += seconds
 
 
-def test_guesses_slow_down_and_the_right_one_is_heard_nevertheless(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    door = Door("open sesame", now=lambda: clock.now)
+def test_guesses_slow_down_and_the_right_one_is_heard_nevertheless() -> None:
+    clock = Clock()
+    door = Door("open sesame", now=lambda: clock.now, sleep=clock.sleep)
     for _ in range(20):
         assert asyncio.run(door.guess("a", "wrong")) == "wrong"
     assert clock.slept[-1] == 5.0
@@ -119,9 +118,9 @@ def test_guesses_slow_down_and_the_right_one_is_heard_nevertheless(monkeypatch: 
     assert clock.slept[-1] == 5.0  # that of the last but one: signing in has cleared the slate
 
 
-def test_many_guesses_at_once_are_not_looked_at_faster_and_never_bar_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    door = Door("open sesame", now=lambda: 1000.0)  # everything in the same moment
+def test_many_guesses_at_once_are_not_looked_at_faster_and_never_bar_the_token() -> None:
+    clock = Clock()
+    door = Door("open sesame", now=lambda: 1000.0, sleep=clock.sleep)  # everything in the same moment
     verdicts = [asyncio.run(door.guess("a", "wrong")) for _ in range(100)]
     assert verdicts.count("wrong") < 15
     assert verdicts[-1] == "later"

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Literal
 
@@ -56,11 +56,16 @@ class Door:
     Args:
         password: None where only the token opens.
         port: gives the cookie its name, so that two studios of one machine do not take each other's away.
-        now: the time in seconds.
+        now, sleep: the time in seconds, and waiting for it to pass.
     """
 
     def __init__(
-        self, password: str | None = None, *, port: int = 0, now: Callable[[], float] = time.monotonic
+        self,
+        password: str | None = None,
+        *,
+        port: int = 0,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.token = secrets.token_urlsafe(24)
         self.asks_for_password = password is not None
@@ -68,6 +73,7 @@ class Door:
         self._password = password
         self._cookie = secrets.token_urlsafe(32)
         self._now = now
+        self._sleep = sleep
         self._all = _Pace(_ALL_FREE, _ALL_SECONDS, _ALL_SECONDS)
         self._clients: OrderedDict[str, _Pace] = OrderedDict()
 
@@ -106,7 +112,7 @@ class Door:
         pace.take(now + wait)
         self._all.take(now + wait)
         if wait:
-            await asyncio.sleep(wait)
+            await self._sleep(wait)
         if self._password is None or not _equal(given, self._password):
             return "wrong"
         pace.forgive()
