@@ -20,7 +20,7 @@ from thinktune.engines.process import vllm_python
 from thinktune.engines.vllm import OWN, engine_arguments, vllm_environment
 from thinktune.errors import MissingExtra, UsageError
 from thinktune.files import write_json, write_text
-from thinktune.models import Chat, make_chat, resolve
+from thinktune.models import make_chat, resolve
 from thinktune.models.cache import cache_folder
 from thinktune.models.device import choose_device, choose_dtype
 from thinktune.models.folder import read_settings
