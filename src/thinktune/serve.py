@@ -81,10 +81,10 @@ def serve(
     tokenizer = read_tokenizer(resolved, load, notify)
     chat = make_chat(tokenizer, resolved.settings)
     beside = {name: adapter_beside(run, resolved, load) for name, run in _named(adapters).items()}
-    if set(TAGS) & set(tokenizer.all_special_tokens):
+    if runs_on != "transformers" and set(TAGS) & set(tokenizer.all_special_tokens):
         notify(
-            "this server leaves special tokens out, and the tags are some: clients of vLLM ask with "
-            '"skip_special_tokens": false, those of transformers cannot'
+            "this server leaves special tokens out, and the tags are some: "
+            'clients ask with "skip_special_tokens": false'
         )
     url = f"http://{host}:{port}/v1"
     own_name = _name(reference)
