@@ -26,6 +26,7 @@ EQUAL: dict[str, Pairs] = {
         (r"\sqrt{2}", "1.414214"), (r"\pi", "3.14159265"), (r"\sqrt{8}", r"2\sqrt{2}"), (r"\binom{10}{3}", "120"),
     ],
     "measures": [
+        (r"3\text{ hours}", r"180\text{ min}"), ("1 h 30 min", "90 min"), ("5 min", "300 s"),
         ("20 pounds", "£20"), ("20°C", "20"), ("36 km/h", "10 m/s"), ("20 °C", "68 °F"), ("1 kWh", "3600 kJ"),
         ("60 mph", "60 miles per hour"), ("5 m/s", "5 米/秒"), ("5 m/s", "5 meters per second"),
         ("10000 cm^2", "1 m^2"), ("1 square foot", "144 square inches"), ("1000 L", "1 m^3"),

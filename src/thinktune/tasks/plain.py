@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _FUNCTION_WORDS = """
-sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp lg max min gcd lcm det lim
+sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp lg gcd lcm det lim
 """
 _FUNCTIONS = frozenset(_FUNCTION_WORDS.split())
 _RENAMED = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
