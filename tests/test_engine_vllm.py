@@ -273,7 +273,7 @@ def make_adapter(model: Path, folder: Path, **changes: Any) -> Path:
 
 def test_ranks_are_those_that_vllm_has(tmp_path: Path, tiny_model: Path, tiny_adapter: Path) -> None:
     assert lora_rank(tiny_adapter) == 16
-    assert lora_rank(make_adapter(tiny_model, tmp_path / "b", rank_pattern={"layers.0.self_attn.q_proj": 40})) == 64
+    assert lora_rank(make_adapter(tiny_model, tmp_path / "b", r=40)) == 64
 
 
 def test_adapters_of_other_kinds_are_refused_by_name(tmp_path: Path, tiny_model: Path) -> None:
@@ -281,6 +281,22 @@ def test_adapters_of_other_kinds_are_refused_by_name(tmp_path: Path, tiny_model:
     with pytest.raises(ModelError, match="it has use_dora, modules_to_save") as caught:
         lora_rank(folder)
     assert "thinktune merge" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rank_pattern": {"layers.0.self_attn.q_proj": 40}}, "rank_pattern"),
+        ({"alpha_pattern": {"layers.0.self_attn.q_proj": 40}}, "alpha_pattern"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "low-rank updates of lm_head"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "low-rank updates of embed_tokens"),
+    ],
+)
+def test_adapters_that_vllm_would_scale_or_place_otherwise_are_refused(
+    tmp_path: Path, tiny_model: Path, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ModelError, match=f"it has {told}"):
+        lora_rank(make_adapter(tiny_model, tmp_path / "adapter", **changes))
 
 
 def test_settings_reach_vllm() -> None:

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from conftest import make_tiny_model, make_tiny_tokenizer
 from thinktune.config import Load
 from thinktune.errors import ModelError, RunFolderError, ThinktuneError
 from thinktune.models import load_model, load_tokenizer, resolve, write_settings
+from thinktune.models.adapters import require_fit
 from thinktune.models.folder import adapter_sha256, read_safetensors_header
 from thinktune.models.fp8 import Fp8Linear
 from thinktune.models.tokenizer import set_pad_token
@@ -158,6 +160,70 @@ def test_an_adapter_for_more_layers_does_not_fit(tmp_path: Path, tiny_model: Pat
     adapter = make_adapter(shallow, tmp_path / "adapter", settings={})
     write_settings(adapter, {"base_model": str(tiny_model)})
     with pytest.raises(ModelError, match="does not fit its base"):
+        load_model(adapter, load=FLOAT32)
+
+
+def _drop(folder: Path, part: str) -> None:
+    weights = folder / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(weights).items() if part not in name}, weights)
+
+
+def _add(folder: Path, name: str) -> None:
+    weights = folder / "adapter_model.safetensors"
+    save_file({**load_file(weights), name: torch.zeros(2, 32)}, weights)
+
+
+LAYER = "base_model.model.model.layers"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda folder: _drop(folder, "layers.1.mlp"),
+            r"it lacks model\.layers\.1\.mlp\.down_proj\.lora_A",
+        ),
+        (lambda folder: _add(folder, f"{LAYER}.2.self_attn.q_proj.lora_A.weight"), r"no place for model\.layers\.2"),
+        (lambda folder: _add(folder, f"{LAYER}.0.self_attn.k_proj.lora_A.weight"), r"layers\.0\.self_attn\.k_proj"),
+        (lambda folder: _add(folder, "_orig_mod.lm_head.lora_A.weight"), "no place for"),
+        (lambda folder: _add(folder, f"{LAYER}.0.block_sparse_moe.gate.lora_A.weight"), "no place for"),
+    ],
+)
+@pytest.mark.parametrize("merge", [True, False])
+def test_an_adapters_weights_without_a_place_are_as_bad_as_missing_ones(
+    tmp_path: Path, tiny_model: Path, change: Any, message: str, merge: bool
+) -> None:
+    adapter = make_adapter(tiny_model, tmp_path / "adapter")
+    change(adapter)
+    with pytest.raises(ModelError, match=message):
+        load_model(adapter, load=FLOAT32, merge_adapter=merge)
+
+
+def test_an_adapter_of_a_deeper_model_is_refused_by_the_first_layer_too_many(tmp_path: Path, tiny_model: Path) -> None:
+    adapter = make_adapter(make_tiny_model(tmp_path / "deep", num_hidden_layers=4), tmp_path / "adapter")
+    write_settings(adapter, {"base_model": str(tiny_model)})
+    with pytest.raises(ModelError, match=r"no place for model\.layers\.2\.mlp\.down_proj\.lora_A\.weight and 7 more"):
+        load_model(adapter, load=FLOAT32)
+    with pytest.raises(ModelError, match=r"no place for model\.layers\.2"):  # without weights, for vLLM
+        require_fit(resolve(adapter, FLOAT32, print), adapter, FLOAT32)
+    right = make_adapter(tiny_model, tmp_path / "right")
+    require_fit(resolve(right, FLOAT32, print), right, FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_replication": [[0, 2], [1, 2]]}, "repeats layers"),
+        ({"peft_type": "PREFIX_TUNING"}, "no change of weights"),
+    ],
+)
+def test_adapters_that_are_no_sum_with_weights_are_refused(
+    tmp_path: Path, tiny_model: Path, changes: dict[str, Any], message: str
+) -> None:
+    adapter = make_adapter(tiny_model, tmp_path / "adapter")
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(ModelError, match=message):
         load_model(adapter, load=FLOAT32)
 
 

@@ -3,9 +3,10 @@
     thinktune merge runs/quickstart
 
 The adapter is always put on the base's own, unquantised weights, whatever it was trained on. The sum is computed in
-float32 and rounded once, to the base's dtype. The saved folder is loaded again and compared with the adapter on a few
-prompts; only then it takes its name. The comparison runs in float32 where that fits into memory: it then shows what
-merging did, and not how bfloat16 rounds along two ways of computing the same.
+float32 and rounded once, to the base's dtype or another that is asked for. Before it is rounded it has to say what the
+adapter says on a few prompts; the saved folder, loaded again, has to hold the rounded sum bit by bit. Else the merge
+fails, and no folder appears. The comparison runs in float32 where that fits into memory: it then shows what merging
+did, and not how bfloat16 rounds along two ways of computing the same.
 """
 
 from __future__ import annotations
@@ -16,23 +17,28 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from thinktune import tags
+from thinktune.agreement import Gap, allowed, cast_weights, comparison_dtype, gap_of
 from thinktune.config import QUESTIONS, Load, Sampling
 from thinktune.errors import ModelError, RunFolderError
 from thinktune.files import replacing
 from thinktune.models import Chat, Resolved, make_chat, read_settings, resolve, write_settings
+from thinktune.models.adapters import merge_adapter, put_adapter
 from thinktune.models.cache import space_required
-from thinktune.models.device import choose_device, choose_dtype, describe, free_memory
+from thinktune.models.device import choose_device, choose_dtype, describe
 from thinktune.models.folder import adapter_sha256, check_model_folder, stored_dtype
-from thinktune.models.loading import load_weights, put_adapter
+from thinktune.models.loading import load_weights
+from thinktune.models.saving import save_model
 from thinktune.models.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     import torch
 
 Notify = Callable[[str], None]
+LOST = 0.1  # of the adapter's effect: where rounding takes more, it is said
+Dtype = Literal["bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +47,10 @@ class Merged:
 
     Attributes:
         folder: the merged model.
-        dtype: of its weights, the base's own.
+        dtype: of its weights.
         compared_in: the dtype of the comparison.
         max_difference, mean_difference: of the logits of adapter and merged model, absolute, over all positions and
-            the whole vocabulary of the compared prompts.
+            the whole vocabulary of the compared prompts. The weights are the sum, so this is what rounding it did.
         adapter_effect: the mean difference between adapter and base, to hold the other against.
         greedy_agreement: share of positions at which both would choose the same token.
         positions: how many were compared.
@@ -71,12 +77,14 @@ class Merged:
     def summary(self) -> str:
         """What a person wants to know of it, in a few lines."""
         tags_right = "well-formed" if self.well_formed else "not well-formed"
+        lost = self.mean_difference > LOST * self.adapter_effect and self.dtype != "float32"
+        advice = f"rounding to {self.dtype} loses much of it: --dtype float32 does not\n" if lost else ""
         return (
             f"{self.folder} ({self.dtype}, {self.seconds} s)\n"
             f"adapter against merged, in {self.compared_in} over {self.positions} positions: logits differ by "
             f"{self.mean_difference:.2g} on average and {self.max_difference:.2g} at most "
             f"(the adapter itself makes {self.adapter_effect:.2g}); "
-            f"same next token at {self.greedy_agreement:.1%}\n"
+            f"same next token at {self.greedy_agreement:.1%}\n{advice}"
             f"{self.question} → {tags_right}: {self.answer}"
         )
 
@@ -86,6 +94,7 @@ def merge(
     out: Path | None = None,
     *,
     load: Load | None = None,
+    dtype: Dtype | None = None,
     overwrite: bool = False,
     question: str = QUESTIONS[2],
     max_tokens: int | None = None,
@@ -95,12 +104,15 @@ def merge(
 
     Args:
         out: the folder to make; None: `merged/` in the run folder, or beside the adapter.
+        dtype: of the merged weights; None: the base's own. float32 takes twice the space, and loses nothing of an
+            adapter whose changes are smaller than the steps of bfloat16.
         overwrite: merge again even if a whole and up-to-date merged model is there.
         question: asked of the merged model at temperature 0.1.
         max_tokens: limit of that answer; None: 2,000 on a GPU, 64 on a CPU.
 
     Raises:
-        ModelError: nothing to merge, an adapter of another model, or a base that is quantised itself.
+        ModelError: nothing to merge, an adapter of another model, a base that is quantised itself, or a sum that
+            does not say what the adapter says.
         RunFolderError: `out` holds something that is no merged model of ours.
         DiskFull, OutOfMemory, DownloadError: see there.
     """
@@ -116,47 +128,62 @@ def merge(
         for left_over in out.parent.glob(f".{out.name}.*.tmp"):
             shutil.rmtree(left_over)  # of a merge that was killed: we hold the lock
         _require_ours(out)
-        if not overwrite and (done := _already_merged(out, resolved.adapter)):
+        if not overwrite and (done := _already_merged(out, resolved.adapter, dtype)):
             notify(f"{out} is there and up to date (--overwrite merges again)")
             return done
-        return _merge(resolved, out, load, question, max_tokens, notify)
+        return _merge(resolved, out, load, dtype, question, max_tokens, notify)
 
 
-def _merge(resolved: Resolved, out: Path, load: Load, question: str, max_tokens: int | None, notify: Notify) -> Merged:
+def _merge(
+    resolved: Resolved,
+    out: Path,
+    load: Load,
+    wanted: Dtype | None,
+    question: str,
+    max_tokens: int | None,
+    notify: Notify,
+) -> Merged:
+    import torch
+
     start = time.perf_counter()
     device = choose_device(load.device)
-    dtype = _base_dtype(resolved, notify)
+    own = _base_dtype(resolved, notify)
+    dtype: torch.dtype = getattr(torch, wanted) if wanted else own
     tokenizer = read_tokenizer(resolved, load, notify)
     chat = make_chat(tokenizer, resolved.settings)
     prompts = [chat.prompt_ids([_user(text)]) + chat.reply_ids(tags.render("So be it.", "42")) for text in QUESTIONS]
 
-    wide = _comparison_dtype(resolved, device, dtype)
+    wide = torch.float32 if dtype == torch.float32 else comparison_dtype(resolved, device, own)
     notify(f"merging on {describe(device, dtype)}, compared in {_name(wide)}")
-    model = load_weights(resolved, load, device, wide, "none")
-    for adapter in resolved.adapters:
-        model = put_adapter(model, adapter, merge=adapter != resolved.adapter)
-    with model.disable_adapter():
-        base_logits = _logits(model, prompts)
-    logits = _logits(model, prompts)
-    model = model.merge_and_unload()
-    _cast_weights(model, dtype)
+    model, logits, effect = _summed(resolved, load, device, wide, prompts)
+    cast_weights(model, dtype)
+    cast_weights(model, wide)
+    expected = _logits(model, prompts)
+    cast_weights(model, dtype)
+    bits = _bits(model)
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    _end_with(model.generation_config, chat.stop_ids)
     with space_required(out.parent, int(1.05 * size), "the merged model"), replacing(out) as temporary:
-        model.save_pretrained(temporary)
+        save_model(model, temporary, resolved.folder, chat.stop_ids)
         tokenizer.save_pretrained(temporary)
         del model
         gc.collect()
-        merged = load_weights(Resolved(str(out), "folder", temporary, ""), load, device, wide, "none")
-        differences = _compare(logits, _logits(merged, prompts))
-        _cast_weights(merged, choose_dtype(device, load.dtype))
+        merged = load_weights(Resolved(str(out), "folder", temporary, ""), load, device, dtype, "none")
+        _require_saved(bits, _bits(merged))
+        cast_weights(merged, wide)
+        found = _logits(merged, prompts)
+        _require_close(gap_of(expected, found), effect, expected, wide, "the merged model, saved and loaded again,")
+        rounding = gap_of(logits, found)
+        cast_weights(merged, choose_dtype(device, load.dtype))
         answer = _answer(merged, tokenizer, chat, question, max_tokens or (2000 if device.type == "cuda" else 64))
         result = Merged(
             folder=str(out),
             dtype=_name(dtype),
             compared_in=_name(wide),
-            adapter_effect=_compare(base_logits, logits)["mean_difference"],
-            **differences,
+            max_difference=rounding.largest,
+            mean_difference=rounding.mean,
+            adapter_effect=effect,
+            greedy_agreement=rounding.agreement,
+            positions=rounding.positions,
             question=question,
             answer=answer,
             well_formed=tags.parse(answer).well_formed,
@@ -164,6 +191,57 @@ def _merge(resolved: Resolved, out: Path, load: Load, question: str, max_tokens:
         )
         write_settings(temporary, _settings(resolved, result))
     return result
+
+
+def _summed(
+    resolved: Resolved, load: Load, device: torch.device, wide: torch.dtype, prompts: Sequence[Sequence[int]]
+) -> tuple[Any, list[torch.Tensor], float]:
+    """The base with its adapters summed into it, not rounded; the adapter's logits beside its base, and its effect.
+
+    Raises:
+        ModelError: the sum says something else than the adapter.
+    """
+    assert resolved.adapter is not None
+    model = load_weights(resolved, load, device, wide, "none")
+    for adapter in resolved.adapters[:-1]:
+        model = put_adapter(model, adapter, merge=True)
+    base = _logits(model, prompts)
+    model = put_adapter(model, resolved.adapter, merge=False)
+    logits = _logits(model, prompts)
+    effect = gap_of(base, logits).mean
+    model = merge_adapter(model, resolved.adapter)
+    _require_close(gap_of(logits, _logits(model, prompts)), effect, logits, wide, "the sum of base and adapter")
+    return model, logits, effect
+
+
+def _require_close(gap: Gap, effect: float, logits: Sequence[torch.Tensor], wide: torch.dtype, what: str) -> None:
+    """Raises ModelError where two ways of computing the same logits are too far apart."""
+    bound = allowed(effect, logits, wide)
+    if not gap.mean <= bound:  # a NaN is not
+        raise ModelError(
+            f"{what} is another model than the adapter beside its base: in {_name(wide)} logits differ by "
+            f"{gap.mean:.2g} on average, where {bound:.2g} is the most (the adapter itself makes {effect:.2g})",
+            hint="no folder was written: use the adapter unmerged, as infer --unmerged does, and report this, please",
+        )
+
+
+def _bits(model: Any) -> dict[str, int]:
+    """Of each weight the sum of its bits as integers, the head's too where it is tied."""
+    import torch
+
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return {
+        name: int(weight.detach().contiguous().view(integers[weight.element_size()]).sum(dtype=torch.int64))
+        for name, weight in model.named_parameters(remove_duplicate=False)
+    }
+
+
+def _require_saved(expected: dict[str, int], found: dict[str, int]) -> None:
+    if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        raise ModelError(
+            f"the merged model, loaded again, has {len(wrong)} other weights than were saved, among them {wrong[0]}",
+            hint="no folder was written: use the adapter unmerged, as infer --unmerged does, and report this, please",
+        )
 
 
 def _default_folder(adapter: Path) -> Path:
@@ -177,10 +255,12 @@ def _require_ours(out: Path) -> None:
         raise RunFolderError(f"{out} exists and is no merged model of thinktune", hint="choose another folder")
 
 
-def _already_merged(out: Path, adapter: Path) -> Merged | None:
+def _already_merged(out: Path, adapter: Path, dtype: Dtype | None) -> Merged | None:
     """The record of an earlier merge of the same adapter, if its folder is still whole."""
     settings = read_settings(out)
     if settings.get("adapter_sha256") != adapter_sha256(adapter):
+        return None
+    if dtype is not None and dtype != settings["merge"]["dtype"]:
         return None
     try:
         check_model_folder(out)
@@ -217,29 +297,6 @@ def _base_dtype(resolved: Resolved, notify: Notify) -> torch.dtype:
     return known[stored]
 
 
-def _comparison_dtype(resolved: Resolved, device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """float32 where a model in it (and the work on it) surely fits into free memory, else the base's own."""
-    import torch
-
-    stored = sum(file.stat().st_size for file in resolved.folder.glob(resolved.gguf or "model*.safetensors"))
-    parameters = stored if resolved.gguf else stored // dtype.itemsize
-    return torch.float32 if 1.5 * 4 * parameters < free_memory(device) else dtype
-
-
-def _cast_weights(model: Any, dtype: torch.dtype) -> None:
-    """`model.to(dtype)` would also round the buffers, such as the frequencies of rotary embeddings."""
-    for weight in model.parameters():
-        weight.data = weight.data.to(dtype)
-
-
-def _end_with(generation: Any, stop_ids: frozenset[int]) -> None:
-    """Other programs know from the generation config what ends a reply: a base model learns to end its turn here."""
-    ends = generation.eos_token_id
-    known = frozenset([] if ends is None else ends if isinstance(ends, list) else [ends])
-    if not stop_ids <= known:
-        generation.eos_token_id = sorted(known | stop_ids)
-
-
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -249,28 +306,18 @@ def _user(text: str) -> dict[str, str]:
 
 
 def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits at every position of every prompt: one float32 tensor [positions, vocabulary] a prompt, on the CPU."""
+    """Logits at every position of every prompt: one float32 tensor [positions, vocabulary] a prompt, on the CPU.
+
+    Raises:
+        ModelError: there are some that are no numbers.
+    """
     import torch
 
     with torch.inference_mode():
-        return [model(torch.tensor([ids], device=model.device)).logits[0].float().cpu() for ids in prompts]
-
-
-def _compare(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """Raises ModelError where the merged model gives numbers that are none."""
-    import torch
-
-    if not all(bool(torch.isfinite(logits).all()) for logits in after):
-        raise ModelError("the merged model gives NaN or infinite logits", hint="the adapter is broken: train it again")
-    gaps = [(one - other).abs() for one, other in zip(before, after, strict=True)]
-    same = [one.argmax(-1) == other.argmax(-1) for one, other in zip(before, after, strict=True)]
-    positions = sum(len(gap) for gap in gaps)
-    return {
-        "max_difference": max(float(gap.max()) for gap in gaps),
-        "mean_difference": sum(float(gap.mean(-1).sum()) for gap in gaps) / positions,
-        "greedy_agreement": sum(int(equal.sum()) for equal in same) / positions,
-        "positions": positions,
-    }
+        logits = [model(torch.tensor([ids], device=model.device)).logits[0].float().cpu() for ids in prompts]
+    if not all(bool(torch.isfinite(each).all()) for each in logits):
+        raise ModelError("the model gives NaN or infinite logits", hint="the adapter is broken: train it again")
+    return logits
 
 
 def _answer(model: Any, tokenizer: Any, chat: Chat, question: str, max_tokens: int) -> str:

@@ -115,7 +115,9 @@ def _train(config: Config, folder: RunFolder, console: Console, overwrite: bool)
 def _verify(config: Config, folder: RunFolder, console: Console, notify: Notify, tuned: Opened) -> None:
     verified = verify(folder.path, load=config.load, engine=config.infer.engine, prompts=4, notify=notify, opened=tuned)
     console.print(verified.table())
-    if not verified.agrees:
+    if verified.agrees is None:
+        console.print("what the adapter does is too small to tell adapter and base apart", style="yellow")
+    elif not verified.agrees:
         console.print(
             f"adapter, merged model and engine differ: thinktune merge {folder.path} --overwrite", style="bold red"
         )

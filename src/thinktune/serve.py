@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from thinktune.config import Load, Vllm
-from thinktune.engines.opening import EngineName, adapter_beside, choose_engine, vllm_model
+from thinktune.engines.opening import EngineName, adapter_beside, choose_engine, require_adapters_fit, vllm_model
 from thinktune.engines.process import vllm_python
 from thinktune.engines.vllm import OWN, engine_arguments, vllm_environment
 from thinktune.errors import MissingExtra, UsageError
@@ -99,6 +99,7 @@ def serve(
         return Server(command, dict(os.environ), (folder,), url)
     if resolved.adapters and own_name in beside:
         raise _name_taken(own_name)
+    require_adapters_fit(resolved, beside, load)
     model = vllm_model(resolved, tokenizer, chat, device, dtype, beside)
     base_name = _name(resolved.base) if resolved.adapters else own_name
     model = replace(model, adapters={own_name if name == OWN else name: path for name, path in model.adapters.items()})

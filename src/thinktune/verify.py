@@ -1,15 +1,19 @@
 """Adapter = merged model = engine, proven on held-out prompts: `thinktune verify RUN`.
 
-The adapter on its base, as it was trained, is held against the merged model (a plain forward pass) and against the
-engine that answers batch files. Compared are what each renders a prompt to, the log-probabilities of the first token
-and greedy continuations; and whether the model has learnt to end its turn. Models are loaded one after the other.
+The proof has three parts. The adapter beside its base, as it was trained, has to predict what base and adapter predict
+when they are summed in float32. Each weight of the merged model has to be that sum, rounded once: there no noise hides
+anything, neither 2% of the adapter nor a single layer. And the engine that answers batch files has to predict what the
+merged model predicts, as far as its number format allows, and to show the adapter's effect. All gaps are held against
+that effect, the gap between adapter and base; where it is too small to notice anything, that is said.
+
+Models are loaded one after the other, in float32 where that fits into memory.
 """
 
 from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -19,25 +23,40 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from thinktune import tags
+from thinktune.agreement import SUM_BOUND, TOP, cast_weights, comparison_dtype, folder_digest, noise, wrong_weights
 from thinktune.config import QUESTIONS, Data, Format, Load, Sampling, Vllm, load_config
 from thinktune.engines import Opened, open_engine
 from thinktune.engines.base import Completion, Engine, Request
 from thinktune.engines.opening import EngineName
 from thinktune.errors import GenerationError, ModelError
 from thinktune.files import write_json
-from thinktune.models import load_model, resolve
-from thinktune.models.folder import read_json, read_settings, stored_dtype
+from thinktune.models import Resolved, make_chat, resolve
+from thinktune.models.adapters import merge_adapter, put_adapter
+from thinktune.models.device import choose_device, choose_dtype, describe
+from thinktune.models.folder import (
+    adapter_sha256,
+    check_model_folder,
+    generation_ends,
+    read_json,
+    read_settings,
+    stored_dtype,
+)
+from thinktune.models.loading import load_weights
+from thinktune.models.tokenizer import read_tokenizer
 from thinktune.runs import RunFolder
 
 if TYPE_CHECKING:
-    from thinktune.models import Chat, Loaded
+    import torch
 
-TOP = 20
-BOUNDS = {"F32": 0.01}
-"""Largest difference in log-probability (nats) over the top 20, by the merged weights' stored dtype."""
-ROUNDED_BOUND = 0.5  # for 16-bit weights: adding the adapter rounds each to 8 or 11 bits
-AGREEMENT = {"F32": 0.999}
-ROUNDED_AGREEMENT = 0.9  # nearly equal tokens may change places
+    from thinktune.models import Chat
+
+REPLY = 64  # tokens of each reply that are compared
+KEPT = 0.5  # of the adapter's effect, at least, after rounding; less, and the merged model cannot be told from its base
+AGREEMENT = 0.9  # of greedy tokens
+SHARE = 0.25  # by which the engine's part of the adapter's effect may miss 1; how well it is known is told apart
+SURE = 0.1  # standard error of that part above which nothing is told
+NOISES = 4  # an engine's gap, in those that its number format makes in a plain forward pass
+FLOOR = 0.01  # nats: gaps below need no explanation
 ENDED = 0.9  # share of replies after which the end of turn is likelier than not, and of answers that end
 LONGER = 8
 
@@ -46,12 +65,15 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table: what was found, what was demanded, and whether that is enough."""
+    """One line of the table: what was found, what was demanded, and whether that is enough; None: it cannot be told."""
 
     name: str
     found: str
     demanded: str
-    passed: bool
+    passed: bool | None
+
+
+_VERDICTS = {True: "[green]yes[/]", False: "[bold red]no[/]", None: "[yellow]cannot be told[/]"}
 
 
 @dataclass(frozen=True)
@@ -59,30 +81,28 @@ class Verified:
     """What verifying a run gave.
 
     Attributes:
-        agrees: adapter, merged model and engine are the same model.
+        agrees: adapter, merged model and engine are the same model; None: what the adapter does is too small to tell.
         stops: it has learnt to end its turn.
         fingerprint: of what was compared; another adapter, merged model or dtype has another.
         prompts: where they are from, and how many.
     """
 
     checks: tuple[Check, ...]
-    agrees: bool
+    agrees: bool | None
     stops: bool
     fingerprint: str
     prompts: str
 
     @property
     def passed(self) -> bool:
-        return self.agrees and self.stops
+        return self.agrees is True and self.stops
 
     def table(self) -> Table:
         table = Table(title=self.prompts, title_style="dim")
         for name in ("", "found", "demanded", ""):
             table.add_column(name)
         for check in self.checks:
-            table.add_row(
-                check.name, check.found, check.demanded, "[green]yes[/]" if check.passed else "[bold red]no[/]"
-            )
+            table.add_row(check.name, check.found, check.demanded, _VERDICTS[check.passed])
         return table
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,11 +119,38 @@ class _Prompt:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one way of running the model shows of one prompt."""
+    """What one way of running the model predicts along the prompts' replies: a tensor a prompt."""
 
-    rendered: list[int]
-    logprobs: dict[int, float]  # of the adapter's likeliest first tokens
-    greedy: Sequence[int]
+    top: list[torch.Tensor]  # [tokens, 20]: log-probabilities of the adapter's likeliest
+    taken: list[torch.Tensor]  # [tokens]: of the reply itself
+    best: list[torch.Tensor]  # [tokens]: the likeliest token
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A greedy continuation."""
+
+    tokens: Sequence[int]
+    likely: Sequence[dict[int, float]]  # log-probabilities of the likeliest tokens at each place, and at the one after
+    ends: frozenset[int]  # tokens that end the turn
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What the models in memory showed: everything but the engine."""
+
+    base: _Seen
+    adapter: _Seen
+    summed: _Seen
+    merged: _Seen
+    coarse: _Seen  # the merged model in the engine's number format
+    written: list[_Written]
+    rendered: list[list[int]]  # by the adapter's own tokenizer
+    rendered_merged: list[list[int]]
+    wrong: dict[str, float]  # weights of the merged model that are not the sum, with the share of their elements
+    weights: int
+    wide: torch.dtype
+    stored: str
 
 
 def verify(
@@ -140,35 +187,42 @@ def verify(
         raise ModelError(f"{reference} has no merged model to verify", hint=f"thinktune merge {reference}")
     with opened or open_engine(reference, engine=engine, load=load, vllm=vllm, notify=notify) as opened:
         record = run.path / "verify.json"
-        fingerprint = f"{opened.fingerprint} {engine} {prompts} {max_tokens}"
+        weights = f"{folder_digest(run.merged)[:32]} {adapter_sha256(run.adapter)[:32]}"
+        fingerprint = f"2 {opened.fingerprint} {weights} {engine} {prompts} {max_tokens}"
         if (before := _read(record)) and before.fingerprint == fingerprint:
             notify(f"{run.path} is verified")
             return before
         questions, source = _held_out(run, prompts, load, notify)
-        loaded = load_model(run.adapter, load=load, merge_adapter=False, notify=notify)
-        limit = max_tokens or (256 if loaded.device.type == "cuda" else 48)
-        adapter = _look(loaded, questions, None, limit)
-        del loaded
-        gc.collect()
-        loaded = load_model(run.merged, load=load, notify=notify)
-        merged = _look(loaded, questions, adapter, limit)
-        del loaded
-        gc.collect()
-        answers, written = _look_through(opened.engine, opened.chat, questions, adapter, limit)
+        device = choose_device(load.device)
+        limit = max_tokens or (256 if device.type == "cuda" else 48)
+        seen = _compare_models(run, resolved, load, device, questions, limit, notify)
+        replies = _replies(opened.chat, questions)
+        rendered = [opened.chat.prompt_ids(prompt.messages) for prompt in questions]
+        pairs = list(zip(rendered, replies, strict=True))
+        said = [opened.engine.logprobs(ids, reply) for ids, reply in pairs]
+        written = continue_greedily(opened.engine, rendered, LONGER * limit)
         ends = [_end_probability(opened.engine, opened.chat, prompt) for prompt in questions]
-    stored = stored_dtype(sorted(run.merged.glob("*.safetensors")))
-    pairs = {"merged model": merged, "engine": answers}
-    checks = [check for name, seen in pairs.items() for check in _compare(name, adapter, seen, stored)]
     stops = (_likely_end(ends), _real_ends(written))
+    checks = [
+        *_checks_of_merged(seen),
+        *_checks_of_engine(seen, rendered, said, [completion.token_ids[:limit] for completion in written]),
+    ]
+    verdicts = {check.passed for check in checks}
     verified = Verified(
         (*checks, *stops),
-        agrees=all(check.passed for check in checks),
+        agrees=False if False in verdicts else None if None in verdicts else True,
         stops=all(check.passed for check in stops),
         fingerprint=fingerprint,
-        prompts=f"{len(questions)} prompts of {source}",
+        prompts=f"{len(questions)} prompts of {source}{_trained_on(run)}",
     )
     write_json(record, verified.as_dict())
     return verified
+
+
+def _trained_on(run: RunFolder) -> str:
+    """A word where the adapter was trained on other weights than those that it is compared on."""
+    quantize = load_config(run.config).quantize if run.config.is_file() else "none"
+    return "" if quantize == "none" else f"; trained on {quantize}, compared on the original weights"
 
 
 def _read(record: Path) -> Verified | None:
@@ -201,36 +255,118 @@ def _held_out(run: RunFolder, count: int, load: Load, notify: Notify) -> tuple[l
     ], source
 
 
-def _look(loaded: Loaded, prompts: Sequence[_Prompt], first: Sequence[_Seen] | None, limit: int) -> list[_Seen]:
-    """A model by plain forward passes. `first` says which tokens to look at; None: the likeliest."""
+def _compare_models(
+    run: RunFolder,
+    merged: Resolved,
+    load: Load,
+    device: torch.device,
+    prompts: Sequence[_Prompt],
+    limit: int,
+    notify: Notify,
+) -> _Compared:
+    """Base, adapter, their sum and the merged model, one after the other."""
     import torch
 
+    tuned = resolve(run.adapter, load, notify, prefer_merged=False)
+    wide = comparison_dtype(tuned, device, torch.bfloat16)
+    notify(f"comparing {run.adapter} with {run.merged} on {describe(device, wide)}")
+    chat = make_chat(read_tokenizer(tuned, load, notify), tuned.settings)
+    rendered = [chat.prompt_ids(prompt.messages) for prompt in prompts]
+    inputs = list(zip(rendered, _replies(chat, prompts), strict=True))
+
+    model = load_weights(tuned, load, device, wide, "none")
+    for adapter in tuned.adapters[:-1]:
+        model = put_adapter(model, adapter, merge=True)
+    before = _predictions(model, inputs)
+    model = put_adapter(model, run.adapter, merge=False)
+    after = _predictions(model, inputs)
+    likeliest = [scores.topk(min(TOP, scores.shape[-1])).indices for scores in after]
+    base, adapter_seen = (_seen(scores, inputs, likeliest) for scores in (before, after))
+    del before, after
+    model = merge_adapter(model, run.adapter)
+    summed = _seen(_predictions(model, inputs), inputs, likeliest)
+
+    files = check_model_folder(run.merged)
+    stored = {"BF16": torch.bfloat16, "F16": torch.float16}.get(stored_dtype(files), torch.float32)
+    other = load_weights(merged, load, torch.device("cpu"), stored, "none")
+    expected = dict(model.named_parameters(remove_duplicate=False))
+    found = dict(other.named_parameters(remove_duplicate=False))
+    with torch.inference_mode():
+        wrong = dict(wrong_weights(expected, found, rounded=wide != torch.float32))
+    weights = len(expected)
+    del model, expected, found
+    gc.collect()
+    cast_weights(other, wide)
+    other = other.to(device).eval()
+    merged_seen = _seen(_predictions(other, inputs), inputs, likeliest)
+    written = _write_greedily(other, merged, load, rendered, limit, notify)
+    cast_weights(other, choose_dtype(device, load.dtype))
+    coarse = _seen(_predictions(other, inputs), inputs, likeliest)
+    own = make_chat(read_tokenizer(merged, load, notify), merged.settings)
+    return _Compared(
+        base,
+        adapter_seen,
+        summed,
+        merged_seen,
+        coarse,
+        written,
+        rendered,
+        [own.prompt_ids(prompt.messages) for prompt in prompts],
+        wrong,
+        weights,
+        wide,
+        stored_dtype(files),
+    )
+
+
+def _replies(chat: Chat, prompts: Sequence[_Prompt]) -> list[list[int]]:
+    return [chat.reply_ids(prompt.reply)[:REPLY] for prompt in prompts]
+
+
+def _predictions(model: Any, inputs: Sequence[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
+    """Log-probabilities of every token along each reply: float32 [tokens, vocabulary], on the CPU."""
+    import torch
+
+    found = []
+    for ids, reply in inputs:
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids + reply], device=model.device)).logits[0, len(ids) - 1 : -1]
+            found.append(logits.float().log_softmax(-1).cpu())
+    return found
+
+
+def _seen(
+    predictions: Sequence[torch.Tensor],
+    inputs: Sequence[tuple[list[int], list[int]]],
+    likeliest: Sequence[torch.Tensor],
+) -> _Seen:
+    import torch
+
+    replies = [torch.tensor(reply)[:, None] for _, reply in inputs]
+    return _Seen(
+        [scores.gather(-1, tokens) for scores, tokens in zip(predictions, likeliest, strict=True)],
+        [scores.gather(-1, tokens)[:, 0] for scores, tokens in zip(predictions, replies, strict=True)],
+        [scores.argmax(-1) for scores in predictions],
+    )
+
+
+def _write_greedily(
+    model: Any, merged: Resolved, load: Load, rendered: Sequence[list[int]], limit: int, notify: Notify
+) -> list[_Written]:
+    """Greedy continuations of the merged model, with what else would have been likely at each place."""
     from thinktune.engines.transformers import TransformersEngine
 
-    rendered = [loaded.chat.prompt_ids(prompt.messages) for prompt in prompts]
-    engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
-    greedy = [completion.token_ids for completion in continue_greedily(engine, rendered, limit)]
-    seen = []
-    for at, ids in enumerate(rendered):
-        with torch.inference_mode():
-            logits = loaded.model(torch.tensor([ids], device=loaded.device)).logits[0, -1].float()
-        scores = logits.log_softmax(-1)
-        chosen = scores.topk(TOP).indices.tolist() if first is None else list(first[at].logprobs)
-        seen.append(_Seen(ids, {token: float(scores[token]) for token in chosen}, greedy[at]))
-    return seen
+    tokenizer = read_tokenizer(merged, load, notify)
+    chat = make_chat(tokenizer, merged.settings, stop_ids=generation_ends(merged.folder))
+    engine = TransformersEngine(model, tokenizer, chat.stop_ids)
+    tokens = [list(completion.token_ids) for completion in continue_greedily(engine, rendered, limit)]
+    scores = _predictions(model, [(ids, [*said, 0]) for ids, said in zip(rendered, tokens, strict=True)])
+    return [_Written(said, _likely(each), chat.stop_ids) for said, each in zip(tokens, scores, strict=True)]
 
 
-def _look_through(
-    engine: Engine, chat: Chat, prompts: Sequence[_Prompt], first: Sequence[_Seen], limit: int
-) -> tuple[list[_Seen], list[Completion]]:
-    """The engine that answers batch files, and what it writes where nothing but the model itself ends it."""
-    rendered = [chat.prompt_ids(prompt.messages) for prompt in prompts]
-    written = continue_greedily(engine, rendered, LONGER * limit)
-    seen = [
-        _Seen(ids, {token: engine.logprobs(ids, [token])[0] for token in other.logprobs}, completion.token_ids[:limit])
-        for ids, other, completion in zip(rendered, first, written, strict=True)
-    ]
-    return seen, written
+def _likely(scores: torch.Tensor) -> list[dict[int, float]]:
+    best = scores.topk(min(TOP, scores.shape[-1]))
+    return [dict(zip(*place, strict=True)) for place in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
 def continue_greedily(engine: Engine, rendered: Sequence[list[int]], limit: int) -> list[Completion]:
@@ -267,19 +403,146 @@ def _real_ends(written: Sequence[Completion]) -> Check:
     return Check("what is written after an answer", found, f"{ENDED:.0%} end", passed)
 
 
-def _compare(name: str, adapter: Sequence[_Seen], other: Sequence[_Seen], stored: str) -> list[Check]:
-    pairs = list(zip(adapter, other, strict=True))
-    same = sum(one.rendered == two.rendered for one, two in pairs)
-    gap = max(abs(value - two.logprobs[token]) for one, two in pairs for token, value in one.logprobs.items())
-    bound = BOUNDS.get(stored, ROUNDED_BOUND)
-    tokens = [alike(one.greedy, two.greedy) for one, two in pairs]
-    rate = sum(equal for equal, _ in tokens) / sum(total for _, total in tokens)
-    wanted = AGREEMENT.get(stored, ROUNDED_AGREEMENT)
-    return [
-        Check(f"{name}: rendered token ids", f"{same} of {len(pairs)} equal", "all", same == len(pairs)),
-        Check(f"{name}: top {TOP} log-probabilities", f"{gap:.2g} apart at most", f"{bound:g}", gap <= bound),
-        Check(f"{name}: greedy tokens", f"{rate:.1%} the same", f"{wanted:.1%}", rate >= wanted),
-    ]
+def _checks_of_merged(seen: _Compared) -> Iterator[Check]:
+    """Sum and rounding: the merged model is the adapter on its base."""
+    import torch
+
+    effect = _mean_gap(seen.base.top, seen.adapter.top)
+    sum_gap, gap = (_mean_gap(seen.adapter.top, other.top) for other in (seen.summed, seen.merged))
+    floor = noise(seen.wide) * _size(seen.adapter.top)
+    bound = SUM_BOUND if seen.wide == torch.float32 else 1.0
+    told = _told(seen) or None
+    yield Check(
+        "adapter summed with its base",
+        f"{_percent(sum_gap, effect)} of its effect apart, which is {effect:.2g} nats",
+        f"{bound:.0%}",
+        sum_gap <= bound * effect + floor and told,
+    )
+    yield _rendered("merged model", seen.rendered, seen.rendered_merged)
+    name = "merged model: weights"
+    if seen.wrong:
+        worst = max(seen.wrong, key=lambda each: seen.wrong[each])
+        found = f"{len(seen.wrong)} of {seen.weights} are not the sum, {worst} in {seen.wrong[worst]:.2%}"
+    else:
+        found = f"all {seen.weights} are the sum, as {seen.stored}"
+    yield Check(name, found, "all", not seen.wrong)
+    rate = _same(seen.adapter.best, seen.merged.best)
+    # With right weights, all that can be lost is what their number format has no room for.
+    lost = False if seen.wrong else None
+    yield Check(
+        "merged model: log-probabilities",
+        f"{_percent(gap, effect)} of the adapter's effect lost, KL {_divergence(seen.adapter, seen.merged):.2g} nats",
+        f"{1 - KEPT:.0%}",
+        (gap <= (1 - KEPT) * effect or lost) and told,
+    )
+    yield Check("merged model: greedy tokens", f"{rate:.1%} the same", f"{AGREEMENT:.0%}", rate >= AGREEMENT or lost)
+
+
+def _checks_of_engine(
+    seen: _Compared, rendered: Sequence[list[int]], said: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]]
+) -> Iterator[Check]:
+    """The engine against the merged model: what it may be off is what its number format makes of a forward pass."""
+    import torch
+
+    alike_rendered = _rendered("engine", seen.rendered, rendered)
+    yield alike_rendered
+    if not alike_rendered.passed:
+        return
+    # Of two right ways in one format, where the models themselves ran in that of the engine.
+    second = seen.coarse if seen.wide == torch.float32 else seen.summed
+    engine = [torch.tensor(list(each)) for each in said]
+    gap, usual = _mean_gap(seen.merged.taken, engine), _mean_gap(seen.merged.taken, second.taken)
+    bound = NOISES * usual + FLOOR
+    share, error = _share(seen, engine)
+    effect = _mean_gap(seen.base.taken, seen.merged.taken)
+    passed: bool | None = gap <= bound
+    if passed and (not _told(seen) or usual > SHARE * effect or error > SURE):
+        passed = None
+    elif passed:
+        passed = abs(share - 1) <= max(SHARE, 4 * error)
+    yield Check(
+        "engine: log-probabilities",
+        f"{gap:.2g} nats apart, {share:.0%} ± {error:.0%} of the adapter's effect",
+        f"{bound:.2g}, {1 - SHARE:.0%} to {1 + SHARE:.0%}",
+        passed,
+    )
+    largest = max(float((one - two).abs().max()) for one, two in zip(seen.merged.top, second.top, strict=True))
+    counts = [alike(one.tokens, other) for one, other in zip(seen.written, tokens, strict=True)]
+    rate = sum(equal for equal, _ in counts) / sum(total for _, total in counts)
+    apart = max((_margin(one, other) for one, other in zip(seen.written, tokens, strict=True)), default=0.0)
+    allowed = 2 * largest + FLOOR
+    yield Check(
+        "engine: greedy tokens",
+        f"{rate:.1%} the same" + (f", else {apart:.2g} nats less likely at most" if rate < 1 else ""),
+        f"less likely by {allowed:.2g} at most",
+        apart <= allowed,
+    )
+
+
+def _told(seen: _Compared) -> bool:
+    """Whether the adapter does enough to be seen above what rounding in computing does."""
+    return _mean_gap(seen.base.top, seen.adapter.top) > 10 * noise(seen.wide) * _size(seen.adapter.top)
+
+
+def _rendered(name: str, one: Sequence[list[int]], other: Sequence[list[int]]) -> Check:
+    same = sum(first == second for first, second in zip(one, other, strict=True))
+    return Check(f"{name}: rendered token ids", f"{same} of {len(one)} equal", "all", same == len(one))
+
+
+def _share(seen: _Compared, engine: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """The part of the merged model's effect that the engine shows, by least squares, and its standard error."""
+    import torch
+
+    base, merged, other = (torch.cat(list(each)) for each in (seen.base.taken, seen.merged.taken, engine))
+    effect, shown = merged - base, other - base
+    size = float(effect.square().sum())
+    if size == 0:
+        return 0.0, math.inf
+    share = float((effect * shown).sum()) / size
+    return share, float((effect * (shown - share * effect)).square().sum().sqrt()) / size
+
+
+def _mean_gap(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    gaps = [(first - second).abs().flatten() for first, second in zip(one, other, strict=True)]
+    return fmean(value for gap in gaps for value in gap.tolist())
+
+
+def _size(each: Sequence[torch.Tensor]) -> float:
+    return fmean(float(scores.abs().mean()) for scores in each)
+
+
+def _same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    return fmean(equal for first, second in zip(one, other, strict=True) for equal in (first == second).tolist())
+
+
+def _divergence(one: _Seen, other: _Seen) -> float:
+    """KL from `one` to `other` in nats, a position on average: over the likeliest tokens, all the rest taken as one."""
+    values: list[float] = []
+    for first, second in zip(one.top, other.top, strict=True):
+        p, q = (_with_rest(scores.double().exp()) for scores in (first, second))
+        values += (p * (p / q).log()).sum(-1).tolist()
+    return fmean(values)
+
+
+def _with_rest(chances: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    rest = (1 - chances.sum(-1, keepdim=True)).clamp_min(1e-12)
+    return torch.cat([chances.clamp_min(1e-30), rest], -1)
+
+
+def _percent(gap: float, effect: float) -> str:
+    return f"{gap / effect:.2%}" if effect else "all" if gap else "none"
+
+
+def _margin(written: _Written, other: Sequence[int]) -> float:
+    """How much less likely a token was, in nats, at which another continuation leaves this one; 0 where none does."""
+    at, _ = alike(written.tokens, other)
+    if at == len(written.tokens) == len(other):
+        return 0.0
+    likely = written.likely[at]
+    chosen = [other[at]] if at < len(other) else list(written.ends)
+    return max(likely.values()) - max(likely.get(token, -math.inf) for token in chosen)
 
 
 def alike(one: Sequence[int], two: Sequence[int]) -> tuple[int, int]:

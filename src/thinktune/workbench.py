@@ -20,9 +20,9 @@ from thinktune.data import Prepared, prepare
 from thinktune.errors import ConfigError
 from thinktune.fast.lora import fuse_lora
 from thinktune.models import Loaded, load_model, make_chat, resolve
+from thinktune.models.adapters import put_adapter, touches_embeddings
 from thinktune.models.chat import date_settings
 from thinktune.models.fp8 import has_quantised_weights
-from thinktune.models.loading import put_adapter
 from thinktune.network import keep_peft_local
 from thinktune.trainer import add_summed_loss
 
@@ -112,6 +112,7 @@ def adapter_to_train(loaded: Loaded, config: Config, notify: Notify) -> Iterator
     base = loaded.model
     base.requires_grad_(False)
     model = _wrap(loaded, config, notify)
+    _require_plain_head(model)
     fuse_lora(model)
     add_summed_loss(base)
     try:
@@ -132,7 +133,7 @@ def adapter_to_ask(loaded: Loaded, adapter: Path) -> Iterator[Any]:
     Afterwards the base model has its own weights again, bit by bit: they were kept in main memory meanwhile.
     """
     model = put_adapter(loaded.model, adapter, merge=False)
-    if has_quantised_weights(loaded.model):
+    if has_quantised_weights(loaded.model) or touches_embeddings(adapter):
         try:
             yield model
         finally:
@@ -147,6 +148,16 @@ def adapter_to_ask(loaded: Loaded, adapter: Path) -> Iterator[Any]:
         with torch.no_grad():
             for layer, original in zip(layers, originals, strict=True):
                 layer.weight.copy_(original)
+
+
+def _require_plain_head(model: PeftModel) -> None:
+    """Raises ConfigError for adapters on the head: the loss reads its weight, and would never train them."""
+    if isinstance(model.get_base_model().get_output_embeddings(), BaseTunerLayer):
+        model.unload()
+        raise ConfigError(
+            "an adapter on the output embeddings (lm_head) cannot be trained",
+            hint="lora.targets without lm_head; to go on from an adapter on it, merge that and train on the result",
+        )
 
 
 def _wrap(loaded: Loaded, config: Config, notify: Notify) -> PeftModel:

@@ -60,6 +60,10 @@ def ask(
 def merge(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a run or adapter folder")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="default: RUN/merged", show_default=False)] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"] | None,
+        typer.Option("--dtype", help="of the merged weights; default: the base's own", show_default=False),
+    ] = None,
     how: HowLoaded = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -68,7 +72,7 @@ def merge(
     from thinktune.config import parse_load
     from thinktune.merge import merge
 
-    print(merge(run, out, load=parse_load(how), overwrite=overwrite, notify=notify).summary())
+    print(merge(run, out, load=parse_load(how), dtype=dtype, overwrite=overwrite, notify=notify).summary())
 
 
 @app.command()

@@ -114,6 +114,7 @@ def open_engine(
         return TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=batch_tokens)
 
     def start_vllm() -> Engine:
+        require_adapters_fit(resolved, beside, load)
         return VllmEngine(
             vllm_model(resolved, tokenizer, chat, device, dtype, beside),
             vllm_settings,
@@ -134,6 +135,18 @@ def open_engine(
         tuned=bool(resolved.adapters or resolved.settings),
         format_settings=format_settings,
     )
+
+
+def require_adapters_fit(resolved: Resolved, beside: Mapping[str, Path], load: Load) -> None:
+    """Make sure, before vLLM takes them, that a model's own adapter and those `beside` it fit its base.
+
+    Raises:
+        ModelError: one does not: vLLM would leave out what finds no place.
+    """
+    from thinktune.models.adapters import require_fit
+
+    for adapter in (*resolved.adapters, *beside.values()):
+        require_fit(resolved, adapter, load)
 
 
 def vllm_model(

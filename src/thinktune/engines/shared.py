@@ -22,7 +22,7 @@ from thinktune.engines.scheduler import Scheduler
 from thinktune.engines.tickets import Ticket
 from thinktune.engines.transformers import TransformersEngine, Writer
 from thinktune.errors import GenerationError, Interrupted, ModelError, ThinktuneError
-from thinktune.models.loading import put_adapter
+from thinktune.models.adapters import put_adapter
 
 Result = TypeVar("Result")
 _MOST_STREAMS = 16  # at once, each then as fast as a reader on a small CPU; more wait in the queue

@@ -25,6 +25,7 @@ from thinktune.engines.base import Completion, Engine, Request, why_refused
 from thinktune.engines.process import Crashed, Flight, WorkerProcess
 from thinktune.engines.text import Detokenizer, TextStream
 from thinktune.errors import GenerationError, ModelError
+from thinktune.models.adapters import touches_embeddings
 from thinktune.models.folder import ADAPTER_CONFIG, check_adapter_folder, read_json
 from thinktune.network import SILENT
 
@@ -32,6 +33,16 @@ WORKER = Path(__file__).with_name("vllm_worker.py")
 VLLM_CANNOT = Engine.unsupported | {"no_repeat_ngram_size"}
 OWN = "(own)"
 """Name of the adapter that is part of the model which was asked for."""
+_NOT_BESIDE = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "target_parameters",
+    "layer_replication",
+    "rank_pattern",  # vLLM scales every layer by the one alpha and the one rank
+    "alpha_pattern",
+)
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
 _NEWER_RUNNER = {"llama", "qwen2", "qwen3"}  # model types
 _MOST_CRASHES = 12  # enough to halve all that is in flight down to one request
@@ -331,9 +342,10 @@ def lora_rank(folder: Path) -> int:
     """
     check_adapter_folder(folder)
     config = read_json(folder / ADAPTER_CONFIG)
-    strange = [name for name in ("use_dora", "modules_to_save", "trainable_token_indices") if config.get(name)]
+    strange = [name for name in _NOT_BESIDE if config.get(name)]
     strange += ["bias"] if config.get("bias", "none") != "none" else []
-    rank = max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
+    strange += [f"low-rank updates of {name}" for name in touches_embeddings(folder)]
+    rank = int(config["r"])
     if rank > _RANKS[-1]:
         strange.append(f"rank {rank}")
     if strange:

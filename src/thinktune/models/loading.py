@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinktune.config import Load, Quantize
 from thinktune.errors import MissingExtra, ModelError, OutOfMemory, UsageError
+from thinktune.models.adapters import put_adapter
 from thinktune.models.chat import Chat, recorded_date
 from thinktune.models.device import LOADING, choose_device, choose_dtype, describe
 from thinktune.models.folder import check_model_folder, read_json
@@ -154,41 +155,6 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
-
-
-def put_adapter(model: Any, adapter: Path, *, merge: bool, name: str = "default", trainable: bool = False) -> Any:
-    """Put a PEFT adapter on a model, as a PeftModel or merged into its weights.
-
-    On a PeftModel it joins the adapters that are there, under its own name; `set_adapter` switches.
-
-    The adapter is held in float32, so that a merge computes in float32 and rounds once, to the dtype of the weights.
-
-    Raises:
-        ModelError: the adapter was made for another model.
-    """
-    import warnings
-
-    from peft import PeftModel
-
-    problem, missing = "", []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            if isinstance(model, PeftModel):
-                missing = model.load_adapter(adapter, name, torch_device=str(model.device)).missing_keys
-            else:
-                model = PeftModel.from_pretrained(
-                    model, adapter, adapter_name=name, torch_device=str(model.device), is_trainable=trainable
-                )
-        except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            problem = str(error).strip().splitlines()[-1].strip()
-    missing += [str(item.message) for item in caught if "missing adapter keys" in str(item.message)]
-    if problem or missing:
-        raise ModelError(
-            f"the adapter {adapter} does not fit its base model: {problem or missing[0][:200]}",
-            hint="it was trained on another model; base_model in its thinktune.json says which",
-        )
-    return model.merge_and_unload() if merge else model
 
 
 def out_of_memory(doing: str, device: torch.device) -> OutOfMemory:

@@ -15,6 +15,7 @@ from thinktune.engines.base import Engine
 from thinktune.engines.budget import Budgeted
 from thinktune.engines.tickets import Ticket
 from thinktune.errors import GenerationError, ThinktuneError, UsageError
+from thinktune.models.adapters import changes_base
 from thinktune.models.folder import adapter_sha256, is_adapter
 
 if TYPE_CHECKING:
@@ -108,8 +109,9 @@ class Pool:
         seat = self._seats.get((reference, version))  # a run that was trained anew is another model
         if seat is not None and not seat.shared.failed:
             return seat
-        # Adapters upon adapters are rare: such a model is merged, and held by itself.
-        switched = resolved.adapter if len(resolved.adapters) == 1 else None
+        # Adapters upon adapters, and those that change their base, are rare: such models are merged, each by itself.
+        alone = len(resolved.adapters) != 1 or changes_base(resolved.adapters[0])
+        switched = None if alone else resolved.adapter
         base = resolved.base if switched else reference
         key = (str(resolved.folder if switched or not resolved.adapters else reference), resolved.gguf)
         shared = self._shared.get(key)
