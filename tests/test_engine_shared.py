@@ -19,7 +19,7 @@ from thinktune.engines.tickets import Ticket
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import GenerationError, Interrupted, ModelError
 from thinktune.models import Loaded, load_model
-from thinktune.models.loading import put_adapter
+from thinktune.models.adapters import put_adapter
 
 
 @pytest.fixture(autouse=True)

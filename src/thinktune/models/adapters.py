@@ -88,16 +88,11 @@ def require_known_kind(adapter: Path) -> None:
         "ADAPTION_PROMPT",
     ):
         raise ModelError(f"{adapter} is of PEFT's kind {kind}, which is no change of weights", hint="use LoRA")
-    if told.get("layer_replication"):
-        raise ModelError(
-            f"{adapter} repeats layers of its base (layer_replication), which is another model than its base",
-            hint="make that model first, and train a plain adapter on it",
-        )
 
 
 def changes_base(adapter: Path) -> bool:
     """Whether putting the adapter on a model changes the model itself, so that others cannot be put beside it."""
-    return read_json(adapter / ADAPTER_CONFIG).get("bias", "none") != "none"
+    return bool(read_json(adapter / ADAPTER_CONFIG).get("bias", "none") != "none")
 
 
 def touches_embeddings(adapter: Path) -> list[str]:
