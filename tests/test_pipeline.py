@@ -38,7 +38,7 @@ def test_a_run_loads_its_tuned_model_once_for_every_engine_step_and_again_for_no
         return [line[1].removeprefix(str(tmp_path)) for line in words if line[:1] == ["loading"]]
 
     base = str(tiny_model)
-    assert loaded() == [base, "/run/adapter", "/run/merged", "/run", base]
+    assert loaded() == [base, "/run", base]  # what verify compares beside it is announced as a comparison
     assert (tmp_path / "run" / "infer" / "results.json").exists()
     assert json.loads((tmp_path / "run" / "eval" / "summary.json").read_text())["tuned"]["n"] == 2
     assert loaded() == []
