@@ -108,12 +108,59 @@ def test_the_head_loss_of_no_trained_token_is_zero() -> None:
     assert total.item() == 0.0
 
 
-def test_a_head_that_scales_or_caps_its_logits_is_not_taken_for_a_plain_one(tiny_model: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+HEADS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "plain": ("Llama", {}, True),
+    "capped": ("Gemma2", {"final_logit_softcapping": 30.0}, False),
+    "scaled": ("Cohere", {"logit_scale": 0.5}, False),
+    "divided": ("Granite", {"logits_scaling": 2.0}, False),
+    "with a bias": ("Phi", {}, False),
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_what_a_head_computes_is_found_by_trying(case: str) -> None:
+    import transformers
+
+    kind, settings, plain = HEADS[case]
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=60, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, **settings,
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).train()
     model.requires_grad_(False)
-    assert has_plain_head(model)
-    model.config.final_logit_softcapping = 30.0  # Gemma 2
-    assert not has_plain_head(model)
+    before = torch.get_rng_state()
+    assert has_plain_head(model) == plain
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("softcap", 50.0),
+        ("s_aux", torch.zeros(2)),
+        ("position_bias", torch.zeros(1, 2, 4, 4)),
+        ("head_mask", torch.ones(2)),
+        ("attention_mask", torch.zeros(1, 1, 4, 4)),
+        ("is_causal", False),
+        ("a_keyword_of_tomorrow", 0),
+    ],
+)
+def test_what_packed_attention_does_not_know_is_refused_by_name(keyword: str, value: Any) -> None:
+    heads = torch.zeros(1, 2, 4, 4)
+    given = {"cu_seq_lens_q": torch.tensor([0, 4]), "max_length_q": 4, "document_lengths": [4], keyword: value}
+    said = {"attention_mask": "mask", "is_causal": "what comes later"}.get(keyword, keyword)
+    with pytest.raises(ModelError, match=said):
+        attention.packed_attention(torch.nn.Identity(), heads, heads, heads, **given)
+
+
+def test_keywords_that_change_nothing_or_are_not_set_are_taken() -> None:
+    heads = torch.zeros(1, 2, 4, 4)
+    out, _ = attention.packed_attention(
+        torch.nn.Identity(), heads, heads, heads, None, cu_seq_lens_q=torch.tensor([0, 4]), max_length_q=4,
+        document_lengths=[4], softcap=None, output_attentions=False, position_ids=torch.arange(4), use_cache=False,
+    )  # fmt: skip
+    assert out.shape == (1, 4, 2, 4)
 
 
 def test_packed_documents_get_the_hidden_states_they_get_alone(tiny_model: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from conftest import make_tiny_model, make_tiny_tokenizer
+from thinktune.checkpoints import whole_checkpoints
 from thinktune.config import Load
 from thinktune.data import Tokens, prepare
 from thinktune.data.examples import Example
@@ -25,7 +26,7 @@ from thinktune.fitting import prove
 from thinktune.models import load_model, load_tokenizer, make_chat, read_settings
 from thinktune.runs import RunFolder
 from thinktune.train import train
-from thinktune.trainer import PackedCollator, ThinkTrainer, whole_checkpoints
+from thinktune.trainer import PackedCollator, ThinkTrainer
 from thinktune.workbench import Workbench
 from training import (
     assert_same_outcome,

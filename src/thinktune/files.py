@@ -88,15 +88,37 @@ def replacing_text(file: Path) -> Iterator[TextIO]:
         os.fsync(stream.fileno())
 
 
+def sync(path: Path) -> None:
+    """Bring a file, or all files and folders below a folder, onto the disk: a power cut leaves them as they are now."""
+    for inner in path.iterdir() if path.is_dir() else ():
+        if not inner.is_symlink():
+            sync(inner)
+    sync_entry(path)
+
+
+def sync_entry(path: Path) -> None:
+    """Bring a file's bytes onto the disk, or the names that a folder holds, where the system can do that."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (*NO_SPACE, errno.EIO):
+            raise
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Yield a temporary sibling path to write a file or folder to; it takes the target's place only on success."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        sync(temporary)
         if temporary.is_dir() and target.exists():
             shutil.rmtree(target)
         os.replace(temporary, target)
+        sync_entry(target.parent)
     except OSError as error:
         if error.errno in NO_SPACE and error.filename is None:  # as where a file that is open is written
             error.filename = str(target)

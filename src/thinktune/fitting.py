@@ -26,7 +26,7 @@ from thinktune.progress import peak_memory_gib
 from thinktune.records import PlanRecord, read_record
 from thinktune.runs import RunFolder
 from thinktune.shape import shape_of
-from thinktune.trainer import PackedCollator, ThinkTrainer
+from thinktune.trainer import ThinkTrainer
 
 Notify = Callable[[str], None]
 
@@ -96,31 +96,8 @@ def require_windows(loaded: Loaded, examples: Sequence[Tokens]) -> None:
     text = loaded.model.config.get_text_config()
     slides = "sliding_attention" in (getattr(text, "layer_types", None) or ["sliding_attention"])
     require_within(getattr(text, "sliding_window", None) if slides else None, max(map(len, examples)))
-
-
-@torch.no_grad()
-def documents_are_isolated(model: PeftModel, examples: list[Tokens]) -> bool:
-    """Whether a document gets the same hidden states behind another one as it gets alone."""
-    shortest = sorted(range(len(examples)), key=lambda index: len(examples[index]))[:2]
-    if len(shortest) < 2:
-        return True
-    collate = PackedCollator(examples)
-    base = model.get_base_model().base_model
-
-    def hidden(documents: list[int]) -> torch.Tensor:
-        batch = collate([{"documents": documents}])
-        for unused in ("labels", "positions", "targets"):
-            del batch[unused]
-        inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
-        states: torch.Tensor = base(**inputs, use_cache=False).last_hidden_state[0]
-        return states.float()
-
-    model.eval()
-    alone = hidden(shortest[1:])
-    packed = hidden(shortest)[-len(alone) :]
-    model.train()
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.05  # bf16 rounds in every layer
-    return bool((packed - alone).norm() <= tolerance * alone.norm())
+    if "chunked_attention" in (getattr(text, "layer_types", None) or []):
+        require_within(getattr(text, "attention_chunk_size", None), max(map(len, examples)))
 
 
 def require_single_documents(config: Config) -> None:

@@ -22,16 +22,18 @@ from transformers.integrations import TensorBoardCallback
 
 from thinktune import plots
 from thinktune.ask import answer
+from thinktune.checkpoints import newest_whole
 from thinktune.checkup import Checkup, checkup_problems
 from thinktune.config import Config, dump_config
+from thinktune.coverage import uncovered
 from thinktune.data import Example, Prepared
 from thinktune.data.sources import check_local
 from thinktune.dates import date_of
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
+from thinktune.fidelity import examine_as_set_up, examine_in_float32
 from thinktune.files import full_disk_as_oserror, replacing, write_json, write_text
 from thinktune.fitting import (
-    documents_are_isolated,
     go_lighter,
     memory_limited,
     plan_training,
@@ -53,7 +55,7 @@ from thinktune.plan import Plan, Setup
 from thinktune.progress import MetricsFile, ProgressLine, StopSignals, peak_memory_gib, reset_peak_memory
 from thinktune.runs import RunFolder, library_versions
 from thinktune.sft import check_trainer_fields, sft_config
-from thinktune.trainer import PackedCollator, ThinkTrainer, as_dataset, whole_checkpoints
+from thinktune.trainer import PackedCollator, ThinkTrainer, as_dataset
 from thinktune.workbench import Workbench, adapter_to_train
 
 
@@ -110,7 +112,7 @@ def train(
             except _NoRoom as shortage:  # left before going on: it holds the tensors that there is no room for
                 plan, setup = shortage.plan, shortage.setup
                 overwrite = overwrite and not shortage.opened
-            setup = go_lighter(config, plan, setup, console, after=0 if overwrite else _newest_step(run))
+            setup = go_lighter(config, plan, setup, console, after=0 if overwrite else _newest_step(run, console))
 
 
 class _NoRoom(Exception):
@@ -146,11 +148,16 @@ class _Attempt:
         set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
         with adapter_to_train(loaded, config, notify) as model, self.run.held():
             console.print(_parameter_line(model), highlight=False)
+            if left_out := uncovered(model, config.lora.targets):
+                line = f"the adapter is not everywhere: {'; '.join(left_out)} (lora.targets names what gets one)"
+                console.print(line, style="yellow", highlight=False)
             plan, setup = settle(model, config, loaded, self.prepared.train, self.plan, self.setup, notify)
             attempt, opened = replace(self, plan=plan, setup=setup), False
             try:
+                packs, examples = config.train.packing or config.train.batch_size > 1, self.prepared.train
+                apart = examine_in_float32(model, examples, loaded.dtype, packs=packs)
                 with StopSignals() as stop, set_up(model, loaded, plan, setup):
-                    if not documents_are_isolated(model, self.prepared.train):
+                    if not examine_as_set_up(model, examples, loaded.dtype, packs=packs, apart=apart):
                         require_single_documents(config)
                         setup = replace(setup, rows=config.train.batch_size, accumulation=config.train.accumulation)
                         attempt = replace(attempt, setup=setup)
@@ -176,7 +183,7 @@ class _Attempt:
 
     def _optimise(self, trainer: ThinkTrainer, stop: StopSignals) -> MetricsFile:
         """Run the training loop, with a last evaluation of the held-out loss."""
-        step = _newest_step(self.run)
+        step = _newest_step(self.run, self.console)
         checkpoint = str(self.run.checkpoints / f"checkpoint-{step}") if step else None
         checkup = _checkup(self, trainer)
         self._prove(trainer)
@@ -268,13 +275,10 @@ def _open_run(run: RunFolder, config: Config, prepared: Prepared, date: dict[str
     write_json(run.data_report, {**prepared.report.to_dict(), **date})
 
 
-def _newest_step(run: RunFolder) -> int:
-    """The step of the newest whole checkpoint, 0 where there is none; half-written ones are removed."""
-    whole = whole_checkpoints(run.checkpoints)
-    for folder in run.checkpoints.glob("checkpoint-*"):
-        if folder not in (path for _, path in whole):
-            shutil.rmtree(folder)  # cut off while it was written
-    return whole[-1][0] if whole else 0
+def _newest_step(run: RunFolder, console: Console) -> int:
+    """The step of the newest whole checkpoint, 0 where there is none; what is damaged is said."""
+    newest = newest_whole(run.checkpoints, lambda line: console.print(line, style="yellow", highlight=False))
+    return newest[0] if newest else 0
 
 
 def _build_trainer(model: PeftModel, attempt: _Attempt) -> ThinkTrainer:
@@ -353,6 +357,7 @@ def _record(
         "peak_memory_gib": round(peak_memory_gib(), 2),
         "predicted_memory_gib": round(attempt.plan.parts["peak"] / GIB, 2),
         "setup": attempt.setup.describe(),
+        "uncovered": uncovered(model, config.lora.targets),
         "evaluation_seconds": round(sum(line.get("eval_seconds", 0.0) for line in metrics.lines), 2),
         "final_loss": metrics.final_loss(),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -14,15 +13,17 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import Trainer
 from trl import SFTTrainer
 
+from thinktune.checkpoints import mark_whole, read_marker, whole_checkpoints
 from thinktune.data.tokens import IGNORED, Tokens
+from thinktune.errors import RunFolderError
 from thinktune.fast.loss import has_plain_head, head_loss
-from thinktune.files import full_disk_as_oserror, write_json
-
-_MARKER = "whole.json"
-"""Written last into a checkpoint, with the meter's state: a checkpoint without it is not whole."""
+from thinktune.files import full_disk_as_oserror
+from thinktune.models.folder import ADAPTER_WEIGHTS
 
 
 @dataclass
@@ -168,9 +169,24 @@ class ThinkTrainer(SFTTrainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        require_loaded(model or self.model, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise _not_of_this_training(checkpoint, f"the optimizer's state: {error}") from error
+        for group in self.optimizer.param_groups if checkpoint is not None else ():
+            for parameter in group["params"]:
+                state = self.optimizer.state.get(parameter, {})
+                if any(state[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq") if name in state):
+                    raise _not_of_this_training(checkpoint, "the optimizer's state, which is of other weights")
+
     def resume_meter(self, checkpoint: Path) -> None:
         """Count on from where the checkpoint was saved."""
-        self.meter = Meter(**json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))["meter"])
+        self.meter = Meter(**read_marker(checkpoint)["meter"])
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -213,7 +229,8 @@ class ThinkTrainer(SFTTrainer):
             Trainer._save_checkpoint(self, model, trial)  # not SFTTrainer's, which writes a model card into it
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            write_json(folder / _MARKER, {"step": self.state.global_step, "meter": self.meter.state()})
+            with full_disk_as_oserror(folder):
+                mark_whole(folder, self.state.global_step, self.meter.state())
             for _, old in whole_checkpoints(folder.parent)[: -self._keep_checkpoints]:
                 shutil.rmtree(old)
         self.start_clock()
@@ -241,7 +258,34 @@ def _summed_loss(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     return loss
 
 
-def whole_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Step and folder of every checkpoint that was saved to its end, oldest first."""
-    markers = folder.glob(f"checkpoint-*/{_MARKER}")
-    return sorted((json.loads(marker.read_text(encoding="utf-8"))["step"], marker.parent) for marker in markers)
+def require_loaded(model: Any, checkpoint: Path) -> None:
+    """Make sure that the adapter of a checkpoint has arrived in the model, all of it.
+
+    PEFT leaves out what it finds no place for, and keeps at its first values what the file lacks.
+
+    Raises:
+        RunFolderError: with what did not.
+    """
+    saved = load_file(checkpoint / ADAPTER_WEIGHTS)
+    there = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+    missing, unexpected = sorted(there.keys() - saved.keys()), sorted(saved.keys() - there.keys())
+    same = there.keys() & saved.keys()
+    other = sorted(name for name in same if not _holds(there[name], saved[name]))
+    wrong = {
+        "it lacks weights of the model": missing,
+        "the model has no place for": unexpected,
+        "the model did not take over": other,
+    }
+    for what, names in wrong.items():
+        if names:
+            raise _not_of_this_training(str(checkpoint), f"the adapter: {what}, {len(names)}, among them {names[0]}")
+
+
+def _holds(weight: torch.Tensor, saved: torch.Tensor) -> bool:
+    return torch.equal(weight.detach().to(saved.dtype).cpu(), saved)
+
+
+def _not_of_this_training(checkpoint: str | None, what: str) -> RunFolderError:
+    return RunFolderError(
+        f"{checkpoint} cannot be resumed: what does not fit is {what}", hint="start anew with --overwrite"
+    )

@@ -17,7 +17,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from thinktune.models.keywords import refuse_unknown
+
 ATTENTION = "thinktune_decode"
+UNANSWERED = "the transformers engine cannot run models of this family yet: --engine vllm may"
+_KNOWN = {"dropout", "is_causal", "position_bias", "sliding_window"}  # windows are in the mask
 
 
 class RowLayer(CacheLayerMixin):
@@ -146,7 +150,11 @@ def _attend(
     """SDPA, where a single query token lets the heads that share a key stand in for a sequence: nothing is repeated.
 
     query `(rows, heads, 1, size)` becomes `(rows, key heads, heads / key heads, size)`.
+
+    Raises:
+        ModelError: the model wants what SDPA drops, such as a cap on scores.
     """
+    refuse_unknown({name: kwargs[name] for name in kwargs.keys() - _KNOWN}, "the transformers engine", UNANSWERED)
     rows, heads, length, size = query.shape
     groups = heads // key.shape[1]
     if length != 1 or groups == 1 or kwargs.get("position_bias") is not None:

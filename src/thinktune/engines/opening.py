@@ -107,11 +107,16 @@ def open_engine(
     if beside and runs_on == "transformers":
         raise UsageError("the transformers engine runs one adapter at a time", hint="use --engine vllm")
 
+    fingerprint = f"{_fingerprint(resolved)} {dtype} {quantize}"
+
     def start_transformers() -> Engine:
+        from thinktune.engines.fidelity import require_faithful
         from thinktune.engines.transformers import TransformersEngine
 
         loaded = load_model(reference, load=load, quantize=quantize, merge_adapter=merge, notify=notify)
-        return TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=batch_tokens)
+        engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=batch_tokens)
+        require_faithful(engine, loaded.tokenizer, fingerprint, notify)
+        return engine
 
     def start_vllm() -> Engine:
         require_adapters_fit(resolved, beside, load)
@@ -131,7 +136,7 @@ def open_engine(
     return Opened(
         engine=Budgeted(on_demand, chat, format_settings.get("template", tags.TEMPLATE)),
         chat=chat,
-        fingerprint=f"{_fingerprint(resolved)} {dtype} {quantize}{_reading(tokenizer)}",
+        fingerprint=f"{fingerprint}{_reading(tokenizer)}",
         tuned=bool(resolved.adapters or resolved.settings),
         format_settings=format_settings,
     )

@@ -115,9 +115,17 @@ class TransformersEngine(Engine):
                 scheduler.advance()
                 yield from writer.written()
 
-    def scheduler(self, *, eager: bool = False) -> Scheduler:
-        """An empty batch of this model. `eager`: see there."""
-        return Scheduler(self._decoder, replace(self._limits), eager=eager)
+    def scheduler(self, *, eager: bool = False, decoder: Decoder | None = None) -> Scheduler:
+        """An empty batch of this model. `eager`: see there. `decoder`: one that watches this engine's."""
+        return Scheduler(decoder or self._decoder, replace(self._limits), eager=eager)
+
+    @property
+    def model(self) -> Any:
+        return self._model
+
+    @property
+    def decoder(self) -> Decoder:
+        return self._decoder
 
     def writer(self, request: Request) -> Writer:
         """A row to put into a scheduler's queue, and its text as it comes.

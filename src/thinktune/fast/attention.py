@@ -17,10 +17,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, PreTrainedModel
 
 from thinktune.errors import ModelError
+from thinktune.models.keywords import refuse_unknown
 
 NAME = "thinktune_packed"
 _SHORT = 512
 """Documents below this many tokens are attended to in float32 on a CPU: its bf16 kernel takes up to twice as long."""
+_UNTRAINED = "models of this family cannot be trained here yet: choose another base model"
 
 
 def packed_attention(
@@ -28,16 +30,17 @@ def packed_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None = None,
     *,
-    cu_seq_lens_q: torch.Tensor,
-    max_length_q: int,
-    document_lengths: list[int],
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int = 0,
+    document_lengths: list[int] | None = None,
     repeats: bool = False,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_: Any,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention in the form transformers calls it.
 
@@ -50,7 +53,18 @@ def packed_attention(
 
     Returns:
         [1, tokens, query heads, head dim] and None for the attention weights.
+
+    Raises:
+        ModelError: the model asks for more than this computes (a cap on scores, sinks, a mask of its own, …), or its
+            layers do not pass on where documents end.
     """
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    wanted = {**others, "a mask of the model's own": attention_mask, "attention to what comes later": not causal}
+    refuse_unknown(wanted, "packed attention", _UNTRAINED)
+    if cu_seq_lens_q is None or document_lengths is None:
+        raise ModelError(
+            "the model's layers do not pass on to attention where documents end, which training needs", hint=_UNTRAINED
+        )
     require_within(sliding_window, max_length_q)
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
         if repeats:
@@ -143,7 +157,7 @@ def _per_document(
         ).to(query.dtype)
 
     documents = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    return torch.cat([attend(*document) for document in documents], dim=2).transpose(1, 2)
+    return torch.cat([attend(*document) for document in documents], dim=2).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(NAME, packed_attention)

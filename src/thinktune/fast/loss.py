@@ -11,8 +11,16 @@ from typing import Any
 
 import torch
 
+from thinktune.models.untouched import at_rest
+
 _CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 24 * 2**20}
 """Of logits held at once: enough rows for full-speed products, on a CPU little enough to stay near its caches."""
+
+
+_PROBED = 8
+"""Tokens on which it is tried what a head computes."""
+_ENLARGED = 64.0
+"""How many times larger the hidden states are made for that."""
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -80,14 +88,50 @@ def head_loss(
 
 
 def has_plain_head(model: Any) -> bool:
-    """Whether a causal LM's logits are nothing but `hidden @ head.weight.T` of a frozen head."""
+    """Whether a causal LM's logits are nothing but `hidden @ head.weight.T` of a frozen head.
+
+    Found by trying, on a few tokens, whatever the config says: no list of its fields (a scale, a soft cap, …) is ever
+    complete.
+    """
     head = model.get_output_embeddings()
-    config = model.config.get_text_config()
+    if type(head) is not torch.nn.Linear or head.bias is not None or head.weight.requires_grad:
+        return False
+    into: list[torch.Tensor] = []
+    out: list[torch.Tensor] = []
+
+    def enlarge(_: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        into.append(inputs[0])
+        return (inputs[0] * _ENLARGED,)  # a soft cap changes large logits only
+
+    handles = [
+        head.register_forward_pre_hook(enlarge),
+        head.register_forward_hook(lambda module, inputs, output: out.append(output)),
+    ]
+    states = None
+    ids = torch.arange(3, 3 + _PROBED, device=head.weight.device)[None] % len(head.weight)
+    try:
+        with at_rest(model), torch.no_grad():
+            states = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+            into.clear(), out.clear()  # of a model that is its own base
+            logits = model(input_ids=ids, use_cache=False).logits
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - a model may raise anything; what it cannot do is told when it is to be trained
+        return False
+    finally:
+        for handle in handles:
+            handle.remove()
     return (
-        type(head) is torch.nn.Linear
-        and head.bias is None
-        and not head.weight.requires_grad
-        and getattr(config, "final_logit_softcapping", None) is None
-        and getattr(config, "logit_scale", None) is None  # Cohere
-        and getattr(config, "logits_scaling", 1.0) == 1.0  # Granite
+        states is not None
+        and len(into) == 1
+        and _same(into[0], states[:, -into[0].shape[1] :])
+        and _same(out[0], logits)
     )
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    one, other = one.float(), other.float()
+    width = 0.01 * float(other.nan_to_num(posinf=0.0, neginf=0.0).abs().max())  # that a cap or a scale exceeds by far
+    return torch.allclose(one, other, rtol=0.01, atol=width, equal_nan=True)

@@ -131,10 +131,14 @@ class Pool:
 
     def _load_shared(self, base: str) -> SharedModel:
         # Imported when the page is there already: they bring torch with them.
+        from thinktune.engines.fidelity import require_faithful
         from thinktune.engines.shared import SharedModel
+        from thinktune.engines.transformers import TransformersEngine
         from thinktune.models import load_model
 
         loaded = load_model(base, load=self._load, quantize=self._quantize, notify=self._notify)
+        engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
+        require_faithful(engine, loaded.tokenizer, self._open(base).fingerprint, self._notify)
         return SharedModel(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
 
     def _open(self, reference: str) -> Opened:

@@ -1,0 +1,68 @@
+"""Where an adapter is and where it is not: PEFT goes by names, and names do not say what they are for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers.pytorch_utils import Conv1D
+
+_OTHER_TOWERS = re.compile(r"(^|[._])(vision|visual|audio|image|speech)")
+_CHOOSERS = re.compile(r"(^|\.)(gate|router|shared_expert_gate)$")  # of experts; nobody adapts these
+
+
+def uncovered(model: PeftModel, targets: Sequence[str]) -> list[str]:
+    """What of a model an adapter leaves out although its settings do not say so, in a few words each.
+
+    That is: layers of a kind that only some have (linear attention beside attention), experts, and linear layers that
+    have a target's name and no adapter (for experts, PEFT moves them); and adapters that text does not train.
+    """
+    names = {name for name, _ in model.named_modules()}
+    adapted = {name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    found: dict[str, None] = {}
+    for name in _plain_linears(model, adapted):
+        if _OTHER_TOWERS.search(name) or _CHOOSERS.search(name):
+            continue
+        if name.rpartition(".")[2] in targets:
+            found[f"no adapter on {_kind(name)}"] = None
+        elif (part := _part_of_some_layers(name, names)) and not _any_below(part, adapted):
+            found[f"no adapter on {_kind(part)}"] = None
+    for name, parameter in model.named_parameters():
+        holder = name.rpartition(".")[0].removesuffix(".base_layer")
+        is_expert = parameter.ndim == 3 and "lora_" not in name and "conv" not in name
+        if is_expert and not _any_below(holder, adapted) and not any(holder.startswith(above) for above in adapted):
+            found[f"no adapter on {_kind(holder)}"] = None
+    if strayed := [name for name in adapted if _OTHER_TOWERS.search(name)]:
+        where = _kind(strayed[0])
+        found[f"{len(strayed)} adapters outside the text model, which text does not train ({where})"] = None
+    return list(found)
+
+
+def _plain_linears(model: PeftModel, adapted: set[str]) -> Iterator[str]:
+    for name, module in model.named_modules():
+        inside = "lora_" in name or name.endswith(".base_layer") or name in adapted
+        if not inside and isinstance(module, (torch.nn.Linear, Conv1D)):
+            yield name
+
+
+def _part_of_some_layers(name: str, names: set[str]) -> str | None:
+    """The part of its decoder layer that a module is in, where other layers have no part of that name."""
+    match = re.match(r"(.*?\.)(\d+)\.([^.]+)", name)
+    if match is None:
+        return None
+    above, _, part = match.groups()
+    layers = {other for other in names if re.fullmatch(re.escape(above) + r"\d+", other)}
+    return match.group() if any(f"{layer}.{part}" not in names for layer in layers) else None
+
+
+def _any_below(part: str, adapted: set[str]) -> bool:
+    return any(name == part or name.startswith(f"{part}.") for name in adapted)
+
+
+def _kind(name: str) -> str:
+    """A module's name without the numbers of layers and experts, and without what is above the layers."""
+    below = re.split(r"\.\d+\.", name.removeprefix("base_model.model."), maxsplit=1)[-1]
+    return re.sub(r"\.\d+(?=\.|$)", "", below)

@@ -1,0 +1,353 @@
+"""Whether what is trained is the model: loss and gradient our way against its own untouched forward, before a step.
+
+Our way packs documents, has an attention of its own and may have fused layers and a fused head. Each of them is right
+for the families it was written for and may be silently wrong for the next one; so nothing is concluded from a name.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+
+from thinktune.data import Tokens
+from thinktune.errors import ModelError, ThinktuneError
+from thinktune.fast.attention import packed_documents
+from thinktune.models.fp8 import has_quantised_weights
+from thinktune.models.untouched import at_rest, inner_model, rounded_otherwise, size_widened, untouched, widened
+from thinktune.trainer import PackedCollator
+
+LOSS_BOUNDS = {torch.float32: 1e-4}
+"""Largest difference of a document's loss, as a part of it, by the dtype of the training."""
+GRADIENT_BOUNDS = {torch.float32: 0.01}
+"""The same of the norm of the gradient of all that is trained."""
+ROUNDED_LOSS, ROUNDED_GRADIENT = 0.01, 0.1  # in 16 bits
+_NOISE = 3.0
+"""In 16 bits, what rounding otherwise changes may be exceeded so many times; it is tried up to _TRIES times."""
+_TRIES = 4
+_TOKENS = {"cuda": 2048, "cpu": 1024}
+"""The longest document is cut to as many, on both sides, …"""
+_SHARE_OF_MEMORY = 0.2
+"""… or to as many as eager attention has room for in this part of the free memory."""
+_SHARE_FOR_WIDE = 0.3
+"""Of the free memory may go into float32 weights for the time of the check."""
+_FIRST = 16
+"""Tokens of a document that show best whether it sees the one before it: a layer with a state disturbs these most."""
+_FEWEST = 16
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far our way is from the model's own, and what rounding alone makes of the latter.
+
+    Attributes:
+        loss, gradient: the difference as a part of the model's own.
+        loss_noise, gradient_noise: the same between the model and itself, rounded otherwise; 0 in float32.
+        module: whose gradient differs most.
+    """
+
+    loss: float
+    gradient: float
+    loss_noise: float
+    gradient_noise: float
+    module: str
+
+    def problem(self, dtype: torch.dtype) -> str | None:
+        """What is off; None where nothing is."""
+        loss = max(LOSS_BOUNDS.get(dtype, ROUNDED_LOSS), _NOISE * self.loss_noise)
+        gradient = max(GRADIENT_BOUNDS.get(dtype, ROUNDED_GRADIENT), _NOISE * self.gradient_noise)
+        found = []
+        if not self.loss <= loss:
+            found.append(f"the loss is {self.loss:.2%} off")
+        if not self.gradient <= gradient:
+            found.append(f"the gradient is {self.gradient:.0%} off, most of all that of {self.module}")
+        return " and ".join(found) or None
+
+
+def examine_in_float32(model: PeftModel, examples: Sequence[Tokens], dtype: torch.dtype, *, packs: bool) -> bool:
+    """Hold training our way against the model itself in float32, where a training in 16 bits has room for that.
+
+    In 16 bits, rounding hides much of what an attention leaves out. Weights are widened for a moment; packed ones
+    (int8, nf4, fp8), and models too large for it, are examined as they are set up, alone.
+
+    Args:
+        packs: whether examples are to share a sequence.
+
+    Returns:
+        Whether documents are kept apart in a pack, as far as was seen.
+
+    Raises:
+        ModelError: loss or gradient is not the model's own.
+    """
+    room = size_widened(model) <= _SHARE_FOR_WIDE * _free_memory(model)
+    if dtype == torch.float32 or not room or not _is_plain(model):
+        return True
+    try:
+        with widened(model), packed_documents(inner_model(model)):
+            apart = documents_are_isolated(model, examples)
+            require_faithful(model, examples, torch.float32, together=packs and apart)
+    except (torch.OutOfMemoryError, MemoryError):
+        return True
+    return apart
+
+
+def examine_as_set_up(
+    model: PeftModel, examples: Sequence[Tokens], dtype: torch.dtype, *, packs: bool, apart: bool
+) -> bool:
+    """The same in the dtype of the training, of a model that is set up for it: `apart` is what was seen before."""
+    apart = apart and documents_are_isolated(model, examples)
+    require_faithful(model, examples, dtype, together=packs and apart)
+    return apart
+
+
+def _is_plain(model: PeftModel) -> bool:
+    """Whether no weight is packed: then it can be widened."""
+    return not has_quantised_weights(inner_model(model))
+
+
+def require_faithful(model: PeftModel, examples: Sequence[Tokens], dtype: torch.dtype, *, together: bool) -> None:
+    """Hold loss and gradient of the shortest and of the longest example against the model's own.
+
+    Both are computed the way training will, in one pack if they may be `together`. Nothing of it stays: no gradient,
+    and random numbers, modes and buffers are as they were. On a GPU too small for it, the longest example is cut.
+
+    Raises:
+        ModelError: they differ by more than rounding can explain.
+    """
+    for pack in _packs(model, examples, together):
+        problem = _with_room(pack, lambda documents: _problem(model, documents, dtype))
+        if problem is not None:
+            lengths = " and ".join(f"{len(document):,}" for document in pack)
+            raise ModelError(
+                f"training would not be this model's: on {_kind(pack)} of {lengths} tokens, {problem}, held against "
+                f"its own forward pass with eager attention ({_family(model)})",
+                hint=_hint(pack),
+            )
+
+
+def _problem(model: PeftModel, documents: Sequence[Tokens], dtype: torch.dtype) -> str | None:
+    """What is off with a pack. Rounding gets several tries to explain it: in mixtures of experts, it may send a token
+    to other experts in one try and not in the next."""
+    gap = measure(model, documents, dtype)
+    for seed in range(1, _TRIES if dtype != torch.float32 else 1):
+        if gap.problem(dtype) is None:
+            break
+        again = measure(model, documents, dtype, seed)
+        gap = replace(
+            gap,
+            loss_noise=max(gap.loss_noise, again.loss_noise),
+            gradient_noise=max(gap.gradient_noise, again.gradient_noise),
+        )
+    return gap.problem(dtype)
+
+
+def measure(model: PeftModel, documents: Sequence[Tokens], dtype: torch.dtype, seed: int = 0) -> Gap:
+    """How far the loss and gradient of a pack are from those of its documents alone, through the untouched model."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = list(trained.values())
+    ours = _Seen(*_ours(model, documents, parameters))
+    own = _Seen(*_own(model, documents, parameters))
+    noise = own
+    if dtype != torch.float32:
+        noise = _Seen(*_own(model, documents, parameters, rounded=dtype, seed=seed))
+    if not math.isfinite(own.loss):  # of weights that are no numbers, training itself tells
+        return Gap(0.0, 0.0, 0.0, 0.0, "")
+    parts = [float((one - other).norm()) for one, other in zip(ours.gradients, own.gradients, strict=True)]
+    worst = max(range(len(parts)), key=parts.__getitem__)
+    return Gap(
+        own.loss_gap(ours), own.gradient_gap(ours), own.loss_gap(noise), own.gradient_gap(noise),
+        list(trained)[worst].replace("base_model.model.", "").partition(".lora_")[0],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Seen:
+    loss: float
+    gradients: list[torch.Tensor]
+
+    def loss_gap(self, other: _Seen) -> float:
+        return abs(other.loss - self.loss) / max(abs(self.loss), 1e-3)
+
+    def gradient_gap(self, other: _Seen) -> float:
+        total = math.sqrt(sum(float(gradient.norm()) ** 2 for gradient in self.gradients))
+        pairs = zip(self.gradients, other.gradients, strict=True)
+        apart = math.sqrt(sum(float((one - two).norm()) ** 2 for one, two in pairs))
+        return apart / total if total else math.inf if apart else 0.0
+
+
+def _ours(model: PeftModel, documents: Sequence[Tokens], parameters: list[Any]) -> tuple[float, list[torch.Tensor]]:
+    inputs = _batch(model, documents)
+    with _failing_as_told(model, "as it is trained here"), at_rest(model), torch.enable_grad():
+        loss = model(**inputs, use_cache=False)["loss"]
+        return float(loss.detach()), _gradients(loss, parameters)
+
+
+def _own(
+    model: PeftModel,
+    documents: Sequence[Tokens],
+    parameters: list[Any],
+    rounded: torch.dtype | None = None,
+    seed: int = 0,
+) -> tuple[float, list[torch.Tensor]]:
+    total, sums = 0.0, [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
+    failing = _failing_as_told(model, "with eager attention, which training is held against")
+    with failing, untouched(model) as own, torch.enable_grad():
+        for document in documents:
+            ids = torch.tensor(document.input_ids, device=model.device)
+            with rounded_otherwise(own, rounded, seed) if rounded else nullcontext():
+                logits = own(input_ids=ids[None], use_cache=False).logits[0, document.context - 1 : -1].float()
+                loss = F.cross_entropy(logits, ids[document.context :], reduction="sum")
+                del logits
+                for sum_, gradient in zip(sums, _gradients(loss, parameters), strict=True):
+                    sum_ += gradient
+            total += float(loss.detach())
+    return total, sums
+
+
+def _gradients(loss: torch.Tensor, parameters: list[Any]) -> list[torch.Tensor]:
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    pairs = zip(found, parameters, strict=True)
+    return [torch.zeros_like(part) if gradient is None else gradient.float() for gradient, part in pairs]
+
+
+def _batch(model: PeftModel, documents: Sequence[Tokens]) -> dict[str, Any]:
+    batch = PackedCollator(documents)([{"documents": list(range(len(documents)))}])
+    del batch["labels"]
+    return {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+
+
+@contextmanager
+def _failing_as_told(model: PeftModel, how: str) -> Iterator[None]:
+    """Turn what a model's own code raises into a sentence; memory that runs out stays what it is."""
+    try:
+        yield
+    except (ThinktuneError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        what = f"{type(error).__name__}: {error}".strip().splitlines()[0][:160]
+        raise ModelError(f"the forward pass of {_family(model)} fails {how}: {what}", hint=_hint([])) from error
+
+
+def _packs(model: PeftModel, examples: Sequence[Tokens], together: bool) -> list[list[Tokens]]:
+    shortest, longest = _ends(model, examples)
+    return [[shortest], [shortest, longest]] if together else [[shortest], [longest]]
+
+
+def _ends(model: PeftModel, examples: Sequence[Tokens]) -> tuple[Tokens, Tokens]:
+    """The shortest and the longest example, cut to what can be computed on both sides."""
+    limit = _longest_possible(model)
+    by_length = sorted(examples, key=len)
+    return _cut(by_length[0], limit), _cut(by_length[-1], limit)
+
+
+def _cut(example: Tokens, length: int) -> Tokens:
+    if len(example) <= length:
+        return example
+    return replace(example.shorten(length), context=min(example.context, length // 2))
+
+
+def _longest_possible(model: PeftModel) -> int:
+    """Tokens of a document whose attention scores of all layers, in float32 and in the model's dtype, find room."""
+    config = model.config.get_text_config()
+    layers, heads = (getattr(config, name, None) or 1 for name in ("num_hidden_layers", "num_attention_heads"))
+    a_square = layers * heads * (8 + 2 * model.dtype.itemsize)
+    room = int(math.sqrt(_SHARE_OF_MEMORY * _free_memory(model) / a_square))
+    return max(_FEWEST, min(_TOKENS.get(model.device.type, 1024), room))
+
+
+def _free_memory(model: PeftModel) -> int:
+    if model.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(model.device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _with_room(pack: list[Tokens], compute: Callable[[list[Tokens]], Result]) -> Result | None:
+    """The result for a pack, its documents halved until there is memory for it; None where there never is."""
+    while True:
+        try:
+            return compute(pack)
+        except (torch.OutOfMemoryError, MemoryError):
+            longest = max(map(len, pack))
+            if longest <= _FEWEST:
+                return None
+            pack = [_cut(document, longest // 2) for document in pack]
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+@torch.no_grad()
+def documents_are_isolated(model: PeftModel, examples: Sequence[Tokens]) -> bool:
+    """Whether a document gets the same hidden states behind another one as it gets alone, whatever that other one is.
+
+    The first tokens count: what leaks through a layer with a state, or a convolution, is over soon, and drowns in a
+    mean over a long document.
+    """
+    if len(examples) < 2 or _frequencies_depend_on_others(model, examples):
+        return len(examples) < 2
+    shortest, longest = _ends(model, examples)
+    if len(longest) < 2:
+        return True
+    other = replace(shortest, ids=array("i", reversed(shortest.ids)))
+    exact = model.dtype == torch.float32
+    with _failing_as_told(model, "over packed documents"), at_rest(model):
+        alone = _hidden(model, [longest])
+        packed = _hidden(model, [shortest, longest])[-len(alone) :]
+        behind_another = _hidden(model, [other, longest])[-len(alone) :]
+    if not torch.isfinite(alone).all():
+        return True  # of weights that are no numbers, training itself tells
+    first = slice(0, _FIRST)
+    seen = (packed[first] - behind_another[first]).norm(dim=-1) / alone[first].norm(dim=-1)
+    moved = (packed - alone).norm() / alone.norm()
+    tolerance = 1e-3 if exact else 0.05  # bf16 rounds in every layer
+    return bool(seen.max() <= tolerance) and bool(moved <= tolerance)
+
+
+def _hidden(model: PeftModel, documents: Sequence[Tokens]) -> torch.Tensor:
+    batch = _batch(model, documents)
+    for unused in ("positions", "targets"):
+        del batch[unused]
+    inner = inner_model(model)
+    out = inner.base_model(**batch, use_cache=False)
+    states: torch.Tensor = (out.logits if hasattr(out, "logits") else out.last_hidden_state)[0]
+    return states.float()
+
+
+def _frequencies_depend_on_others(model: PeftModel, examples: Sequence[Tokens]) -> bool:
+    """Whether rotary frequencies are chosen by the longest document of a pack, and some document needs others."""
+    config = model.config.get_text_config()
+    ropes = getattr(config, "rope_parameters", None) or {}
+    kinds = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]  # one a kind of layer
+    for rope in kinds:
+        if rope.get("rope_type") not in ("longrope", "dynamic"):
+            continue
+        usual = rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
+        if usual is None or max(map(len, examples)) <= usual:
+            continue
+        if rope["rope_type"] == "dynamic" or min(map(len, examples)) <= usual:  # longrope has two sets of them
+            return True
+    return False
+
+
+def _kind(pack: Sequence[Tokens]) -> str:
+    return "an example" if len(pack) == 1 else "a pack of examples"
+
+
+def _family(model: PeftModel) -> str:
+    return str(getattr(model.config, "model_type", type(inner_model(model)).__name__))
+
+
+def _hint(pack: Sequence[Tokens]) -> str:
+    alone = "train.packing=false train.batch_size=1 may help; else " if len(pack) > 1 else ""
+    return f"{alone}models of this family cannot be trained here yet: choose another base model"

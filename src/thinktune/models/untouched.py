@@ -1,0 +1,208 @@
+"""A model as its authors wrote it: eager attention, forwards that nothing has been put in the place of, no dropout.
+
+Whatever thinktune does to be fast (attention of its own, fused layers and heads, packed weights, batches) must compute
+the same. What it is held against is this, one document at a time, and never another of its own ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+
+_OURS = __name__.partition(".")[0]
+_ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+
+def inner_model(model: Any) -> Any:
+    """The transformers model below a PeftModel, whose layers carry the adapter; else the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def at_rest(model: torch.nn.Module) -> Iterator[None]:
+    """Within, no module is in training mode. Afterwards modes, buffers and random numbers are what they were."""
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
+    buffers = [(module, dict(module._buffers)) for module in modules if module._buffers]
+    contents = [(tensor, tensor.clone()) for _, named in buffers for tensor in named.values() if tensor is not None]
+    # Rotary frequencies that follow the longest sequence remember it beside their buffer.
+    lengths = [(module, name, value) for module in modules for name, value in vars(module).items() if _remembers(name)]
+    devices = sorted({tensor.device.index for tensor in model.parameters() if tensor.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        try:
+            for module in training:
+                module.training = False
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            for module, named in buffers:
+                module._buffers.update(named)
+            with torch.no_grad():
+                for tensor, content in contents:
+                    if not torch.equal(tensor, content):
+                        tensor.copy_(content)
+            for module, name, value in lengths:
+                setattr(module, name, value)
+
+
+def _remembers(name: str) -> bool:
+    return name.endswith("max_seq_len_cached")
+
+
+@contextmanager
+def untouched(model: Any) -> Iterator[Any]:
+    """Yield the model that is in `model`, adapters included, with its own forwards and eager attention, at rest.
+
+    Weights are shared. Classes that choose their attention when they are made (Falcon) are made anew around them.
+    """
+    inner = inner_model(model)
+    with ExitStack() as stack:
+        stack.enter_context(at_rest(model))
+        stack.enter_context(_forwards_set_aside(model))
+        if inner._can_set_attn_implementation():
+            stack.enter_context(_attention_set(inner, "eager"))
+            yield inner
+        else:
+            yield _made_anew(inner)
+
+
+@contextmanager
+def _forwards_set_aside(model: torch.nn.Module) -> Iterator[None]:
+    """Within, no module has a forward that thinktune put in; those of other libraries (placement) stay."""
+    ours = [(module, vars(module)["forward"]) for module in model.modules() if _is_ours(vars(module).get("forward"))]
+    for module, _ in ours:
+        del module.forward
+    try:
+        yield
+    finally:
+        for module, forward in ours:
+            module.forward = forward
+
+
+def _is_ours(forward: Any) -> bool:
+    if forward is None:
+        return False
+    function = getattr(forward, "__func__", forward)
+    where = getattr(function, "__module__", None) or type(function).__module__
+    return str(where).partition(".")[0] == _OURS
+
+
+@contextmanager
+def _attention_set(model: Any, name: str) -> Iterator[None]:
+    """Within, the model and the models in it (of a vision tower, say) have the attention called `name`."""
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    for config in list(configs.values()):
+        for part in getattr(config, "sub_configs", None) or ():
+            if (inner := getattr(config, part, None)) is not None:
+                configs[id(inner)] = inner
+    before = [(config, config._attn_implementation) for config in configs.values() if _names_attention(config)]
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        for config, attention in before:
+            config._attn_implementation_internal = attention
+
+
+def _names_attention(config: Any) -> bool:
+    return hasattr(config, "_attn_implementation_internal")
+
+
+def _made_anew(model: Any) -> Any:
+    """Another model of the class, made for eager attention, over the same weights and adapters."""
+    config = deepcopy(model.config)
+    with torch.device("meta"):
+        twin = type(model)._from_config(config, attn_implementation="eager", dtype=model.dtype)
+    for name, module in model.named_modules():
+        parent = name.rpartition(".")[0]
+        if any(is_whole(model.get_submodule(above)) for above in _above(name)):
+            continue
+        if is_whole(module):
+            setattr(twin.get_submodule(parent), name.rpartition(".")[2], module)
+        else:
+            place = twin.get_submodule(name)
+            place._parameters.update(module._parameters)
+            place._buffers.update({key: value for key, value in module._buffers.items() if key in place._buffers})
+    return twin.eval()
+
+
+def is_whole(module: Any) -> bool:
+    """Whether a module has no parts, or is a layer under an adapter: what is taken over as one piece."""
+    return not any(True for _ in module.children()) or hasattr(module, "base_layer")
+
+
+def _above(name: str) -> Iterator[str]:
+    while name:
+        name = name.rpartition(".")[0]
+        if name:
+            yield name
+
+
+@contextmanager
+def rounded_otherwise(model: torch.nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[None]:
+    """Within, what every linear layer gives is off by as much as rounding to `dtype` may put it off, at random.
+
+    How far this moves a result says how far two right ways to compute it may be apart. In float32 nothing is changed.
+    """
+    width = _ROUNDING.get(dtype)
+    if width is None:
+        yield
+        return
+    linears = [module for module in model.modules() if _is_linear(module)]
+    device = next(model.parameters()).device
+    generator = torch.Generator(device=device).manual_seed(seed)
+
+    def disturb(_: Any, __: Any, output: Any) -> Any:
+        if not torch.is_tensor(output):
+            return output
+        noise = torch.rand(output.shape, generator=generator, device=output.device, dtype=torch.float32)
+        return (output.float() * (1 + width * (2 * noise - 1))).to(output.dtype)
+
+    handles = [module.register_forward_hook(disturb) for module in linears]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return (
+        torch.is_tensor(weight)
+        and not isinstance(module, torch.nn.Embedding)
+        and ("Linear" in type(module).__name__ or "Conv1D" in type(module).__name__)
+        and not hasattr(module, "base_layer")
+    )
+
+
+def size_widened(model: torch.nn.Module) -> int:
+    """Bytes that `widened` takes on top; 0 where nothing is to be widened, as with weights that are packed."""
+    narrow = {id(tensor): tensor for _, tensor in _floats(model)}
+    return sum(4 * tensor.numel() for tensor in narrow.values())
+
+
+@contextmanager
+def widened(model: torch.nn.Module) -> Iterator[None]:
+    """Within, all floating-point weights and buffers are in float32; afterwards they are the tensors they were."""
+    kept = []
+    try:
+        for _, tensor in _floats(model):
+            if tensor.dtype != torch.float32:  # tied ones come twice
+                kept.append((tensor, tensor.data))
+                tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, data in kept:
+            tensor.data = data
+
+
+def _floats(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            yield name, tensor
