@@ -327,10 +327,12 @@ def _predictions(model: Any, inputs: Sequence[tuple[list[int], list[int]]]) -> l
     """Log-probabilities of every token along each reply: float32 [tokens, vocabulary], on the CPU."""
     import torch
 
+    from thinktune.models.untouched import untouched
+
     found = []
-    for ids, reply in inputs:
-        with torch.inference_mode():
-            logits = model(torch.tensor([ids + reply], device=model.device)).logits[0, len(ids) - 1 : -1]
+    with torch.inference_mode(), untouched(model) as own:  # its eager forward: the engine has another one
+        for ids, reply in inputs:
+            logits = own(torch.tensor([ids + reply], device=model.device)).logits[0, len(ids) - 1 : -1]
             found.append(logits.float().log_softmax(-1).cpu())
     return found
 
