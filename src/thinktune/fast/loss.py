@@ -112,7 +112,8 @@ def has_plain_head(model: Any) -> bool:
     try:
         with at_rest(model), torch.no_grad():
             states = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
-            into.clear(), out.clear()  # of a model that is its own base
+            for seen in (into, out):
+                seen.clear()  # of a model that is its own base
             logits = model(input_ids=ids, use_cache=False).logits
     except torch.OutOfMemoryError:
         raise
@@ -134,4 +135,4 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
         return False
     one, other = one.float(), other.float()
     width = 0.01 * float(other.nan_to_num(posinf=0.0, neginf=0.0).abs().max())  # that a cap or a scale exceeds by far
-    return torch.allclose(one, other, rtol=0.01, atol=width, equal_nan=True)
+    return bool(torch.allclose(one, other, rtol=0.01, atol=width, equal_nan=True))
