@@ -80,10 +80,11 @@ def test_a_training_resumed_from_the_older_one_says_so_and_ends_as_ever(
 ) -> None:
     run, _, newer = copy_of(finished, tmp_path)
     zero(newer / "optimizer.pt")
-    console = Console(file=io.StringIO(), width=400)
+    said = io.StringIO()
+    console = Console(file=said, width=400)
     train(make_config(tiny_model, run, train={"max_steps": 4, "save_every": 2}), console=console, resume=True)
-    assert "checkpoint-4 is damaged" in console.file.getvalue()
-    assert "resuming after step 2" in console.file.getvalue()
+    assert "checkpoint-4 is damaged" in said.getvalue()
+    assert "resuming after step 2" in said.getvalue()
     assert_same_outcome(run, finished)
 
 

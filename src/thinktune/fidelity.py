@@ -94,7 +94,7 @@ def examine_in_float32(model: PeftModel, examples: Sequence[Tokens], dtype: torc
         return True
     try:
         with widened(model), packed_documents(inner_model(model)):
-            apart = documents_are_isolated(model, examples)
+            apart: bool = documents_are_isolated(model, examples)
             require_faithful(model, examples, torch.float32, together=packs and apart)
     except (torch.OutOfMemoryError, MemoryError):
         return True

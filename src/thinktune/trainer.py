@@ -282,7 +282,7 @@ def require_loaded(model: Any, checkpoint: Path) -> None:
 
 
 def _holds(weight: torch.Tensor, saved: torch.Tensor) -> bool:
-    return torch.equal(weight.detach().to(saved.dtype).cpu(), saved)
+    return bool(torch.equal(weight.detach().to(saved.dtype).cpu(), saved))
 
 
 def _not_of_this_training(checkpoint: str | None, what: str) -> RunFolderError:
