@@ -1,5 +1,6 @@
 """Runs one side of a program's trial, apart from everything else. Standard library only: it is started as
-`python -I -c <this file> SETTINGS MODULES`, also inside a container that has no thinktune.
+`python -I -c <this file> SETTINGS MODULES`, also inside a container that has no thinktune; by the scorer's own Python
+in the form that it is compiled to.
 
 Three ways (see `containment`; `side` picks one): bubblewrap has made the namespaces and the file system before this
 begins; or this file makes them; or neither is permitted. In all of them a process watches another, which gives up its
@@ -55,12 +56,29 @@ def main() -> None:
         size_scratch(settings["disk"])
     confine(settings)
     os.write(1, json.dumps(held(settings)).encode() + b"\n")
-    load(json.loads(sys.argv[2])).main()
+    load(modules_of(json.loads(sys.argv[2]))).main()
 
 
-def load(modules: "dict[str, str]") -> "Any":
-    """Modules from their texts, by name; the last one, which may import those before it."""
-    for name, text in modules.items():
+def modules_of(sent: "dict[str, Any]") -> "dict[str, Any]":
+    """The code of modules, by name, from their texts or as the scorer's Python compiled it.
+
+    Raises RuntimeError where that is another Python than this one.
+    """
+    if "texts" in sent:
+        return {name: compile(text, name, "exec", dont_inherit=True) for name, text in sent["texts"].items()}
+    import binascii
+    import marshal
+    import zlib
+
+    if sent["version"] != sys.version:
+        raise RuntimeError(f"compiled by Python {sent['version']}, run by {sys.version}")
+    modules: dict[str, Any] = marshal.loads(zlib.decompress(binascii.a2b_base64(sent["compiled"])))
+    return modules
+
+
+def load(modules: "dict[str, Any]") -> "Any":
+    """Modules from their code, by name; the last one, which may import those before it."""
+    for name, code in modules.items():
         module = sys.modules[name] = types.ModuleType(name)
         folder, _, last = name.rpartition(".")
         while folder:  # packages that hold nothing else: the real ones are not here
@@ -68,7 +86,7 @@ def load(modules: "dict[str, str]") -> "Any":
             package.__path__ = []
             setattr(package, last, sys.modules[f"{folder}.{last}"])
             folder, _, last = folder.rpartition(".")
-        exec(compile(text, name, "exec"), module.__dict__)
+        exec(code, module.__dict__)
     return module
 
 

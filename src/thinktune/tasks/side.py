@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
+import marshal
 import os
 import select
 import shlex
@@ -15,8 +17,9 @@ import sys
 import sysconfig
 import tempfile
 import time
+import zlib
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -88,7 +91,11 @@ class Side:
         self._held: dict[str, bool] | None = None
         runner = shlex.split(os.environ.get(RUNNER, "")) if role == "program" else []
         self._way: Way = "limits" if runner else way or best_way()  # a container has its own way
-        command = [*(runner or [*containment.begin(self._way), sys.executable]), "-I", "-c", _jail_source()]
+        if runner:  # it may have another Python
+            command, sent = [*runner, "-I", "-c", _jail_source()], json.dumps({"texts": modules})
+        else:
+            command = [*containment.begin(self._way), sys.executable, "-I", "-c", _START, _compiled_jail()]
+            sent = _compiled(tuple(modules.items()))
         self._scratch = tempfile.mkdtemp(prefix="thinktune-trial-")
         os.chmod(self._scratch, 0o777)  # the name is not to be guessed, and the owner another user
         settings = asdict(limits) | {"role": role, "scratch": self._scratch} | containment.settings(self._way, role)
@@ -98,7 +105,7 @@ class Side:
         home = self._scratch if self._way == "limits" else "/tmp"
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "USER": "nobody"}
         self._process = subprocess.Popen(
-            [*command, json.dumps(settings), json.dumps(modules)],
+            [*command, json.dumps(settings), sent],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -272,3 +279,25 @@ def best_way() -> Way:
 @cache
 def _jail_source() -> str:
     return Path(jail.__file__).read_text(encoding="utf-8")
+
+
+_START = (
+    "import binascii, marshal, sys, zlib; exec(marshal.loads(zlib.decompress(binascii.a2b_base64(sys.argv.pop(1)))))"
+)
+"""Runs `jail` as it was compiled here: a trial is short, and to compile it anew took a good part of its time."""
+
+
+@cache
+def _compiled_jail() -> str:
+    return _as_text(compile(_jail_source(), "jail", "exec", dont_inherit=True))
+
+
+@lru_cache(maxsize=16)
+def _compiled(modules: tuple[tuple[str, str], ...]) -> str:
+    code = {name: compile(text, name, "exec", dont_inherit=True) for name, text in modules}
+    return json.dumps({"version": sys.version, "compiled": _as_text(code)})
+
+
+def _as_text(compiled: Any) -> str:
+    """Compressed: Linux takes no argument of 128 KB."""
+    return base64.b64encode(zlib.compress(marshal.dumps(compiled))).decode()

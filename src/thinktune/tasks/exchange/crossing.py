@@ -1,16 +1,23 @@
 """How values get to the other side: by value, as a shared container, as an error, or as a number with a stand-in."""
 
+from __future__ import annotations
+
 import builtins
 import contextlib
 import importlib
 import sys
 import types
-from collections.abc import Callable
-from typing import Any, NoReturn, cast
 
 from thinktune.tasks.exchange import proxies, values
 from thinktune.tasks.exchange.permission import check_permission
-from thinktune.tasks.exchange.proxies import Asker, Meta, Method, is_proxy, number_of
+from thinktune.tasks.exchange.proxies import Meta, Method, is_proxy, number_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    from thinktune.tasks.exchange.proxies import Asker
 
 _UNUSED = 3  # references to a container that only the table of shared ones still has, while it is looked at
 
@@ -33,6 +40,10 @@ class Crossing:
         self._next = int(guarded)  # both sides number what they share: one oddly, one evenly
         self._unused: list[int] = []
         self.undecided: list[str] = []
+
+    @property
+    def _asker(self) -> Asker:
+        return self  # type: ignore[return-value]  # it is a Peer
 
     def refuse(self, why: str) -> NoReturn:
         self.undecided.append(why)
@@ -185,7 +196,7 @@ class Crossing:
     def _decode_class(self, number: int, name: str, about: dict[str, Any], bases: list[Any]) -> Any:
         if number not in self._theirs:
             extended = [self._decode(each) for each in bases]
-            self._theirs[number] = proxies.make_class(cast(Asker, self), number, name, about, extended)
+            self._theirs[number] = proxies.make_class(self._asker, number, name, about, extended)
         return self._theirs[number]
 
     def _decode_theirs(self, number: int, kind: Any, content: Any) -> Any:
@@ -195,13 +206,12 @@ class Crossing:
         return self._theirs[number]
 
     def _decode_coroutine(self, number: int) -> Any:
-        kind = proxies.make_class(
-            cast(Asker, self), -1, "coroutine", {"base": None, "specials": [], "module": "", "equal": False}
-        )
+        asker = self._asker
+        kind = proxies.make_class(asker, -1, "coroutine", {"base": None, "specials": [], "module": "", "equal": False})
         stand_in = proxies.make_instance(kind, number)
 
         async def wait() -> Any:
-            return cast(Asker, self).ask("await", stand_in)
+            return asker.ask("await", stand_in)
 
         coroutine = wait()
         self._theirs_of[id(coroutine)] = number
@@ -224,7 +234,11 @@ class Crossing:
         elif module == "builtins":
             found = getattr(builtins, name)
         else:
-            found = next(each for each in values.PLAIN if (each.__module__, each.__qualname__) == (module, name))
+            found = next(
+                each
+                for each in values.plain(all_modules=True)
+                if (each.__module__, each.__qualname__) == (module, name)
+            )
         if self._guarded and not isinstance(found, type):
             raise TypeError(f"{name} is no type")
         return found
@@ -295,7 +309,7 @@ def _name_of(value: Any, *, everything: bool) -> tuple[str, str] | None:
         return None
     module = getattr(value, "__module__", None) or getattr(getattr(value, "__objclass__", None), "__module__", None)
     name = getattr(value, "__qualname__", None)
-    if isinstance(value, type) and (getattr(builtins, str(name), None) is value or value in values.PLAIN):
+    if isinstance(value, type) and (getattr(builtins, str(name), None) is value or value in values.plain()):
         return value.__module__, value.__qualname__
     if not everything:
         return None

@@ -1,19 +1,23 @@
 """The tests' side: give the tests the names they need of the program, run them, and say what came of it."""
 
+from __future__ import annotations
+
 import ast
 import builtins
 import importlib.util
 import json
-import random
 import re
 import sys
 import types
-from typing import Any
 
 from thinktune.tasks.exchange.crossing import described
 from thinktune.tasks.exchange.peer import Lost, Peer
 from thinktune.tasks.exchange.pipes import take_over_pipes
 from thinktune.tasks.exchange.runners import Faulty, run_defined
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
+    from typing import Any
 
 _UNUSUAL = {
     "StopIteration",
@@ -48,7 +52,7 @@ class Trial:
         """`outcome`: passed, failed, or error where it cannot be told; and why."""
         try:
             self._tree = ast.parse(self._test)
-            code = compile(self._tree, "tests.py", "exec")
+            code = compile(self._tree, "tests.py", "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             return _verdict("error", f"the tests are no Python: {described(error)}")
         try:
@@ -72,7 +76,7 @@ class Trial:
         candidate = self._candidate(namespace)
         if "candidate" not in _bound_in(self._tree):
             namespace["candidate"] = candidate
-        run_defined(code, self._tree, namespace, candidate)
+        run_defined(self._test, code, self._tree, namespace, candidate)
 
     @property
     def _first(self) -> str:
@@ -95,7 +99,7 @@ class Trial:
 
     def _carry_seeds(self) -> None:
         """Let a seed that the tests set hold for the program too."""
-        modules: list[Any] = [random]
+        modules: list[Any] = [importlib.import_module("random")]
         if "numpy" in self._test and importlib.util.find_spec("numpy"):
             modules.append(importlib.import_module("numpy.random"))
         for module in modules:

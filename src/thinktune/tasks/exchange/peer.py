@@ -5,22 +5,26 @@ A line of JSON hands the turn over. It is a question, `{"ask": [what, …]}`, or
 Every line tells besides which shared containers were changed, and what was printed.
 """
 
+from __future__ import annotations
+
 import builtins
 import contextlib
-import copy
 import importlib
 import json
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
 from functools import cache
-from typing import IO, Any, NoReturn
 
 from thinktune.tasks.exchange import proxies, values
 from thinktune.tasks.exchange.crossing import BOUND, Crossing, Undecided, described
 from thinktune.tasks.exchange.permission import check_permission
 from thinktune.tasks.exchange.proxies import Meta, Method, is_proxy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
+    from collections.abc import Callable, Iterator
+    from typing import IO, Any, NoReturn
 
 _ENDINGS = (StopIteration, StopAsyncIteration)
 
@@ -96,7 +100,7 @@ class Peer(Crossing):
 
     def _compare(self, target: Any, other: Any) -> Any:
         """Never ask an object whether it is equal to a value of the tests: it may say yes to all of them."""
-        plain = isinstance(other, values.PLAIN) or type(other).__module__.partition(".")[0] in ("numpy", "pandas")
+        plain = isinstance(other, values.plain()) or type(other).__module__.partition(".")[0] in ("numpy", "pandas")
         if plain and getattr(type(target), "_thinktune_equal", False):
             self.refuse(f"the program's {type(target).__name__} would decide itself whether it is equal to a value")
         return NotImplemented
@@ -285,13 +289,19 @@ def _await(peer: Peer, awaitable: Any) -> Any:
     return peer.run_coroutine(awaitable)
 
 
+def _copied(way: str, target: Any) -> Any:
+    import copy
+
+    return getattr(copy, way)(target)
+
+
 _QUESTIONS: dict[str, Callable[..., Any]] = {
     "set": lambda _, target, name, value: setattr(target, name, value),
     "delete": lambda _, target, name: delattr(target, name),
     "iterate": lambda _, target: list(target),
     "item": lambda _, target, key: target[key],
-    "copy": lambda _, target: copy.copy(target),
-    "deepcopy": lambda _, target: copy.deepcopy(target),
+    "copy": lambda _, target: _copied("copy", target),
+    "deepcopy": lambda _, target: _copied("deepcopy", target),
     "await": _await,
     "input": lambda _, prompt: builtins.input(prompt),
     "line": lambda _, size: sys.stdin.readline(size),
@@ -308,7 +318,7 @@ _TELLING = {"exists", "is_file", "is_dir", "is_absolute", "empty", "equals", "al
 def _known_names(_: int) -> frozenset[str]:
     kinds = [
         kind
-        for kind in values.PLAIN
+        for kind in values.plain(all_modules=True)
         if kind.__module__ in ("builtins", "collections", "datetime", "fractions", "decimal")
     ]
     for module, names in (("numpy", ("ndarray",)), ("pandas", ("DataFrame", "Series", "Index"))):

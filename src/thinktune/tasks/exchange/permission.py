@@ -1,10 +1,15 @@
 """What a program may do with what the tests hand it."""
 
+from __future__ import annotations
+
 import types
-from typing import Any
 
 from thinktune.tasks.exchange import proxies
 from thinktune.tasks.exchange.proxies import Meta
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
+    from typing import Any
 
 
 def check_permission(what: str, target: Any, rest: list[Any]) -> None:

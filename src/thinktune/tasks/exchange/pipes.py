@@ -1,8 +1,13 @@
 """The pipes of one side to the scorer, taken over from its standard streams."""
 
+from __future__ import annotations
+
 import os
 import sys
-from typing import IO
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
+    from typing import IO
 
 
 def take_over_pipes() -> tuple[IO[str], IO[str]]:

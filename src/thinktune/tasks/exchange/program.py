@@ -1,15 +1,20 @@
 """The program's side: define it, say what it has of the names that the tests use, then answer."""
 
+from __future__ import annotations
+
 import builtins
 import io
 import json
 import sys
 import types
-from typing import IO, Any
 
 from thinktune.tasks.exchange.crossing import described
 from thinktune.tasks.exchange.peer import Peer
 from thinktune.tasks.exchange.pipes import take_over_pipes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
+    from typing import IO, Any
 
 _PRINTED = 2**20  # characters of output that one answer takes along
 
@@ -23,7 +28,7 @@ def main() -> None:
     sys.modules["solution"] = module
     try:
         for name in ("given", "source"):
-            exec(compile(message[name], "solution.py", "exec"), module.__dict__)
+            exec(compile(message[name], "solution.py", "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:  # noqa: BLE001 - whatever the code raises, SystemExit too, is its answer
         tell(outgoing, {"failed": described(error)})
         return

@@ -1,10 +1,25 @@
 """Stand-ins for what stays on the other side: objects, functions, classes, with the operators that their types have."""
 
-import sys
-from collections.abc import Sequence
-from typing import Any, Protocol
+from __future__ import annotations
 
-from thinktune.tasks.exchange.values import CONTAINERS, PLAIN
+import sys
+
+from thinktune.tasks.exchange.values import CONTAINERS, plain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
+    from collections.abc import Sequence
+    from typing import Any, Protocol
+
+    class Asker(Protocol):
+        """What a stand-in needs of its peer."""
+
+        def ask(self, what: str, *about: Any, named: dict[str, Any] | None = None) -> Any: ...
+        def ask_special(self, target: Any, name: str, arguments: tuple[Any, ...]) -> Any: ...
+        def ask_attribute(self, target: Any, name: str) -> Any: ...
+        def ask_method(self, target: Any, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any: ...
+        def refuse(self, why: str) -> Any: ...
+
 
 _ARITHMETIC = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift", "rshift")
 _LOGIC = ("and", "xor", "or")
@@ -23,16 +38,6 @@ _HARMLESS = set(dir(object)) | {"__class_getitem__", "__getnewargs__", "__call__
 _HARMLESS -= {"__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__getattribute__"}
 _KEPT = (int, str, float, bytes, tuple, frozenset)
 _PEER, _NUMBER = "_thinktune_peer", "_thinktune_number"
-
-
-class Asker(Protocol):
-    """What a stand-in needs of its peer."""
-
-    def ask(self, what: str, *about: Any, named: dict[str, Any] | None = None) -> Any: ...
-    def ask_special(self, target: Any, name: str, arguments: tuple[Any, ...]) -> Any: ...
-    def ask_attribute(self, target: Any, name: str) -> Any: ...
-    def ask_method(self, target: Any, name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any: ...
-    def refuse(self, why: str) -> Any: ...
 
 
 class Meta(type):
@@ -129,7 +134,7 @@ def make_class(peer: Asker, number: int, name: str, described: dict[str, Any], b
             itself what is equal to it.
         bases: stand-ins of the classes that it extends.
     """
-    base = next((each for each in PLAIN if each.__name__ == described["base"]), None)
+    base = next((each for each in plain() if each.__name__ == described["base"]), None)
     names: dict[str, Any] = {_PEER: peer, _NUMBER: number, "__module__": str(described["module"])}
     names |= {"__getattr__": _get, "__deepcopy__": _deepcopy, "_thinktune_equal": bool(described["equal"])}
     if base is None:
@@ -167,7 +172,7 @@ def _real_class(module: str, name: str) -> type | None:
     if module == "builtins":
         return {"generator": types.GeneratorType, "async_generator": types.AsyncGeneratorType}.get(name)
     found = getattr(sys.modules.get(module), name, None)
-    known = isinstance(found, type) and not issubclass(found, (*PLAIN, BaseException))
+    known = isinstance(found, type) and not issubclass(found, (*plain(), BaseException))
     outside = module.partition(".")[0] in ("numpy", "pandas", "__main__", "thinktune", "unittest", "solution")
     return found if known and not outside else None
 

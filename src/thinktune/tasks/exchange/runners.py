@@ -1,13 +1,18 @@
 """Runs what tests define: asserts where they stand, `check(candidate)`, unittest classes, pytest functions."""
 
+from __future__ import annotations
+
 import ast
-import inspect
 import itertools
 import re
+import sys
 import types
-import unittest
-from collections.abc import Callable, Iterator
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
+    import unittest
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 _CHECK = re.compile(r"_*(check|test|run_tests?|verify|validate)(?![a-z])\w*")
 _CANDIDATE = {"candidate", "func", "function", "fn", "f", "solution", "program", "candidate_function", "task_func"}
@@ -17,29 +22,38 @@ class Faulty(Exception):
     """Why the tests themselves cannot be run."""
 
 
-def run_defined(code: types.CodeType, tree: ast.Module, namespace: dict[str, Any], candidate: Any) -> None:
+def run_defined(text: str, code: types.CodeType, tree: ast.Module, namespace: dict[str, Any], candidate: Any) -> None:
     """Run the tests, and raise whatever they raise.
 
     Raises:
         Faulty: they ask for what is not here, such as fixtures.
     """
-    setattr(unittest, "main", _end_quietly)  # noqa: B010 - the classes are run below
+    if "unittest" in text or "TestCase" in text:  # it takes longer to import than all the rest
+        import unittest
+
+        setattr(unittest, "main", _end_quietly)  # noqa: B010 - the classes are run below
     try:
         exec(code, namespace)
     except SystemExit as end:
         if "_thinktune_theirs" in end.__dict__ or end.code not in (None, 0):
             raise
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    case = _case_of_unittest()
     for node in tree.body:
         value = namespace.get(getattr(node, "name", ""))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             if _CHECK.fullmatch(node.name) and node.name not in used:
                 _run_function(value, candidate)
         elif isinstance(node, ast.ClassDef) and isinstance(value, type):
-            if issubclass(value, unittest.TestCase):
+            if case and issubclass(value, case):
                 _run_unittest(value)
             elif node.name.startswith("Test") or node.name.endswith(("Test", "Tests")):
                 _run_class(value, candidate)
+
+
+def _case_of_unittest() -> type[unittest.TestCase] | None:
+    """None where nothing has imported unittest, so that no class can be one of its."""
+    return unittest.TestCase if (unittest := sys.modules.get("unittest")) else None
 
 
 def _end_quietly(*_: Any, **__: Any) -> None:
@@ -47,10 +61,12 @@ def _end_quietly(*_: Any, **__: Any) -> None:
 
 
 def _run_unittest(case: type[unittest.TestCase]) -> None:
+    import unittest
+
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(case)
     if not suite.countTestCases():
         return
-    result = _Result()
+    result = _first_error_kept()
     suite.run(result)
     if result.first is not None:
         raise result.first
@@ -60,26 +76,31 @@ def _run_unittest(case: type[unittest.TestCase]) -> None:
         raise Faulty(f"all tests of {case.__name__} are skipped: {result.skipped[0][1]}")
 
 
-class _Result(unittest.TestResult):
-    """Keeps the first error itself, where unittest keeps its text."""
+def _first_error_kept() -> Any:
+    import unittest
 
-    first: BaseException | None = None
+    class _Result(unittest.TestResult):
+        """Keeps the first error itself, where unittest keeps its text."""
 
-    def addError(self, test: Any, err: Any) -> None:
-        self._keep(err)
-        super().addError(test, err)
+        first: BaseException | None = None
 
-    def addFailure(self, test: Any, err: Any) -> None:
-        self._keep(err)
-        super().addFailure(test, err)
-
-    def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
-        if err is not None:
+        def addError(self, test: Any, err: Any) -> None:
             self._keep(err)
-        super().addSubTest(test, subtest, err)
+            super().addError(test, err)
 
-    def _keep(self, err: Any) -> None:
-        self.first = self.first or err[1]
+        def addFailure(self, test: Any, err: Any) -> None:
+            self._keep(err)
+            super().addFailure(test, err)
+
+        def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
+            if err is not None:
+                self._keep(err)
+            super().addSubTest(test, subtest, err)
+
+        def _keep(self, err: Any) -> None:
+            self.first = self.first or err[1]
+
+    return _Result()
 
 
 def _run_class(kind: type, candidate: Any) -> None:
@@ -95,19 +116,16 @@ def _run_class(kind: type, candidate: Any) -> None:
 
 
 def _call_with_method(function: Callable[..., Any], method: Any) -> None:
+    import inspect
+
     function(*[method] * len(inspect.signature(function).parameters))
 
 
 def _run_function(function: Any, candidate: Any) -> None:
-    parameters = [each for each in inspect.signature(function).parameters.values() if each.default is each.empty]
-    parameters = [
-        each
-        for each in parameters
-        if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
-    ]
+    parameters = _required(function)
     is_check = not function.__name__.startswith("test")
     for given in _parametrised(function):
-        missing = [each.name for each in parameters if each.name not in given]
+        missing = [name for name in parameters if name not in given]
         if len(missing) == 1 and (is_check or missing[0] in _CANDIDATE):
             given[missing[0]] = candidate
         elif missing and is_check:
@@ -116,7 +134,7 @@ def _run_function(function: Any, candidate: Any) -> None:
             raise Faulty(f"the test {function.__name__} asks for what only pytest has: {', '.join(missing)}")
         try:
             result = function(**given)
-            if inspect.isawaitable(result):
+            if result is not None and _is_awaitable(result):
                 import asyncio
 
                 asyncio.run(_wait(result))
@@ -124,6 +142,29 @@ def _run_function(function: Any, candidate: Any) -> None:
             if type(error).__module__ == "_pytest.outcomes" and type(error).__name__ == "Skipped":
                 raise Faulty(f"the test {function.__name__} is skipped: {error}") from None
             raise
+
+
+def _required(function: Any) -> list[str]:
+    """Names of the parameters that have no default."""
+    if type(function) is types.FunctionType and not function.__dict__:  # plain: spares the import of inspect
+        code, defaults = function.__code__, len(function.__defaults__ or ())
+        by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+        with_default = function.__kwdefaults__ or {}
+        return [
+            *code.co_varnames[: code.co_argcount - defaults],
+            *(name for name in by_name if name not in with_default),
+        ]
+    import inspect
+
+    parameters = inspect.signature(function).parameters.values()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [each.name for each in parameters if each.default is each.empty and each.kind not in several]
+
+
+def _is_awaitable(value: Any) -> bool:
+    import inspect
+
+    return inspect.isawaitable(value)
 
 
 async def _wait(awaitable: Any) -> Any:

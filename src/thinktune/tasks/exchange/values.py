@@ -3,20 +3,22 @@
 Subclasses are not known here, so that no method of a program's own (`__eq__` above all) comes along.
 """
 
-import base64
-import collections
-import datetime
-import decimal
-import fractions
-import pathlib
-import sys
-import uuid
-import zoneinfo
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
 
-Code = Callable[[Any], Any]
-"""Encodes or decodes what is inside a value."""
+import binascii
+import collections
+import importlib
+import sys
+from collections.abc import Callable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
+    from typing import Any
+
+    Code = Callable[[Any], Any]
+    """Encodes or decodes what is inside a value."""
+    Parts = dict[type, Callable[[Any], tuple[Any, ...]]]
+    """Types that cannot be changed, and the arguments that make an equal value again."""
 
 _DIRECT = 2**63  # integers beyond it go as hexadecimal text: JSON's decimal digits are limited and slow
 _SIMPLE = "biufcMmSU"  # NumPy's kinds of types whose bytes are all of a value
@@ -28,27 +30,63 @@ CONTAINERS: dict[str, type] = {
     )
 }  # fmt: skip
 """What can be changed: it is shared, not copied."""
-_KNOWN: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+_KNOWN: Parts = {
     complex: lambda v: (v.real, v.imag),
     range: lambda v: (v.start, v.stop, v.step),
     slice: lambda v: (v.start, v.stop, v.step),
-    fractions.Fraction: lambda v: (v.numerator, v.denominator),
-    decimal.Decimal: lambda v: (str(v),),
-    datetime.date: lambda v: (v.year, v.month, v.day),
-    datetime.datetime: lambda v: (v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond, v.tzinfo),
-    datetime.time: lambda v: (v.hour, v.minute, v.second, v.microsecond, v.tzinfo),
-    datetime.timedelta: lambda v: (v.days, v.seconds, v.microseconds),
-    datetime.timezone: lambda v: (v.utcoffset(None),),
-    zoneinfo.ZoneInfo: lambda v: (v.key,),
-    uuid.UUID: lambda v: (v.hex,),
-    type(pathlib.PurePath()): lambda v: (str(v),),
-    type(pathlib.Path()): lambda v: (str(v),),
 }
-"""Types that cannot be changed, and the arguments that make an equal value again."""
-_NAMED = {each.__qualname__: each for each in _KNOWN}
+_LATER: dict[str, Callable[[Any], Parts]] = {
+    "fractions": lambda module: {module.Fraction: lambda v: (v.numerator, v.denominator)},
+    "decimal": lambda module: {module.Decimal: lambda v: (str(v),)},
+    "datetime": lambda module: {
+        module.date: lambda v: (v.year, v.month, v.day),
+        module.datetime: lambda v: (v.year, v.month, v.day, v.hour, v.minute, v.second, v.microsecond, v.tzinfo),
+        module.time: lambda v: (v.hour, v.minute, v.second, v.microsecond, v.tzinfo),
+        module.timedelta: lambda v: (v.days, v.seconds, v.microseconds),
+        module.timezone: lambda v: (v.utcoffset(None),),
+    },
+    "zoneinfo": lambda module: {module.ZoneInfo: lambda v: (v.key,)},
+    "uuid": lambda module: {module.UUID: lambda v: (v.hex,)},
+    "pathlib": lambda module: {
+        type(module.PurePath()): lambda v: (str(v),),
+        type(module.Path()): lambda v: (str(v),),
+    },
+}
+"""By module, what of it is known. Few programs need them, and they take as long to import as all the rest: a module is
+looked into once something has imported it."""
 _SINGLE = {"Ellipsis": ..., "NotImplemented": NotImplemented}
 _VIEWS: dict[type, str] = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
-PLAIN = (str, bytes, int, float, tuple, frozenset, *CONTAINERS.values(), *_KNOWN)
+
+
+def plain(*, all_modules: bool = False) -> tuple[type, ...]:
+    """Types whose values cross by value, of the modules that are imported here, or of all."""
+    return (str, bytes, int, float, tuple, frozenset, *CONTAINERS.values(), *_known(all_modules=all_modules))
+
+
+def _known(*, all_modules: bool = False) -> Parts:
+    for name in [name for name in _LATER if all_modules or name in sys.modules]:
+        module = importlib.import_module(name) if all_modules else sys.modules[name]
+        try:
+            found = _LATER[name](module)
+        except AttributeError:  # it is being imported, in another thread
+            continue
+        if all(isinstance(kind, type) for kind in found):  # else somebody's replacement
+            _KNOWN.update(found)
+            del _LATER[name]
+    return _KNOWN
+
+
+def _named(name: str) -> type:
+    """A known type; this process may not have used it yet. Raises KeyError."""
+    for all_modules in (False, True):
+        for kind in _known(all_modules=all_modules):
+            if kind.__qualname__ == name:
+                return kind
+    raise KeyError(name)
+
+
+def _text_of(data: Any) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
 
 
 def encode_plain(value: Any, encode: Code) -> Any:
@@ -65,9 +103,9 @@ def encode_plain(value: Any, encode: Code) -> Any:
     if kind in (tuple, frozenset):
         return [kind.__name__, [encode(item) for item in value]]
     if kind is bytes:
-        return ["bytes", base64.b64encode(value).decode()]
-    if kind in _KNOWN:
-        return ["known", kind.__qualname__, [encode(item) for item in _KNOWN[kind](value)]]
+        return ["bytes", _text_of(value)]
+    if (parts := _known().get(kind)) is not None:
+        return ["known", kind.__qualname__, [encode(item) for item in parts(value)]]
     for name, single in _SINGLE.items():
         if value is single:
             return ["single", name]
@@ -87,9 +125,9 @@ def decode_plain(kind: str, content: list[Any], decode: Code) -> Any:
     if kind in ("tuple", "frozenset"):
         return {"tuple": tuple, "frozenset": frozenset}[kind](decode(item) for item in content[0])
     if kind == "bytes":
-        return base64.b64decode(content[0])
+        return binascii.a2b_base64(content[0])
     if kind == "known":
-        return _NAMED[content[0]](*(decode(item) for item in content[1]))
+        return _named(content[0])(*(decode(item) for item in content[1]))
     if kind == "single":
         return _SINGLE[content[0]]
     if kind == "view":
@@ -104,11 +142,11 @@ def decode_plain(kind: str, content: list[Any], decode: Code) -> Any:
 def encode_content(value: Any, encode: Code) -> Any:
     """What is in a container now."""
     if isinstance(value, bytearray):
-        return base64.b64encode(value).decode()
+        return _text_of(value)
     if is_array(value):
         if value.dtype.kind == "O":
             return ["objects", list(value.shape), [encode(item) for item in value.ravel()]]
-        return [value.dtype.str, list(value.shape), base64.b64encode(value.tobytes()).decode()]
+        return [value.dtype.str, list(value.shape), _text_of(value.tobytes())]
     if isinstance(value, dict):
         return [[encode(key), encode(item)] for key, item in dict.items(value)]
     return [encode(item) for item in value]
@@ -118,7 +156,7 @@ def fill(value: Any, content: Any, decode: Code) -> None:
     """Put a content into a container in place of what it has. No method of a subclass is called."""
     base: Any = base_of(value)
     if base is bytearray:
-        value[:] = base64.b64decode(content)
+        value[:] = binascii.a2b_base64(content)
     elif is_array(value):
         value[...] = new_array(content, decode)
     elif issubclass(base, dict):
@@ -193,7 +231,7 @@ def _array(kind: str, shape: list[int], data: str) -> Any:
 
     if numpy.dtype(kind).kind not in _SIMPLE:
         raise ValueError(f"no array of {kind}")
-    return numpy.frombuffer(base64.b64decode(data), dtype=kind).reshape(shape).copy()
+    return numpy.frombuffer(binascii.a2b_base64(data), dtype=kind).reshape(shape).copy()
 
 
 def _view(kind: str, items: list[Any]) -> Any:
@@ -206,9 +244,7 @@ def _encode_numpy(value: Any) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, numpy.generic) or type(value) is not value.dtype.type:
         return None
-    return (
-        ["scalar", value.dtype.str, base64.b64encode(value.tobytes()).decode()] if value.dtype.kind in _SIMPLE else None
-    )
+    return ["scalar", value.dtype.str, _text_of(value.tobytes())] if value.dtype.kind in _SIMPLE else None
 
 
 def _encode_pandas(value: Any, encode: Code) -> Any:
