@@ -182,6 +182,45 @@ def test_a_stop_ends_answers_and_keeps_what_was_written(pool: Pool) -> None:
     wait_for(lambda: not pool.take(pool.names()[0]).shared.busy)
 
 
+class Slow(Pool):
+    """A pool whose models are read until they are let go."""
+
+    def __init__(self, reference: str, runs: Path) -> None:
+        super().__init__([reference], runs)
+        self.read = threading.Event()
+
+    def _load_shared(self, base: str) -> Any:
+        assert self.read.wait(60)
+        return super()._load_shared(base)
+
+
+def test_nobody_waits_for_a_model_that_is_being_loaded_after_a_stop(runs: Path, tiny_model: Path) -> None:
+    pool, ticket = Slow(str(tiny_model), runs), Ticket()
+    turns = [[{"role": "user", "content": "Hi"}]]
+    answers = read_answers(pool, [str(tiny_model)], turns, Sampling(max_tokens=4), ticket)
+    assert next(answers)[0].state == "running"
+    ticket.stop()
+    assert [each.state for each in list(answers)[-1]] == ["stopped"]
+    assert not pool.read.is_set()
+    pool.read.set()
+    pool.close()
+
+
+def test_a_pool_is_closed_while_a_model_is_being_loaded_which_is_let_go_then(runs: Path, tiny_model: Path) -> None:
+    pool = Slow(str(tiny_model), runs)
+    loading = threading.Thread(target=pool.take, args=[str(tiny_model)])
+    loading.start()
+    while pool.loading is None:
+        time.sleep(0.01)
+    pool.close()
+    assert loading.is_alive()
+    pool.read.set()
+    loading.join()
+    assert not pool._shared
+    with pytest.raises(UsageError, match="closed"):
+        pool.take(str(tiny_model))
+
+
 def test_a_model_that_is_gone_is_an_answer_that_says_so(pool: Pool) -> None:
     *_, last = read_answers(pool, ["gone"], [[{"role": "user", "content": "q"}]], Sampling(), Ticket())
     assert last[0].state == "error"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Literal
@@ -67,7 +67,7 @@ def read_answers(
     for reader in readers:
         Thread(target=reader.read, args=(news,), daemon=True).start()
     shown = 0
-    while any(reader.answer.state == "running" for reader in readers):
+    while any(reader.now().state == "running" for reader in readers):
         with suppress(Empty):
             news.get(timeout=_LOOK_SECONDS)
         tokens = sum(reader.answer.tokens for reader in readers)
@@ -101,12 +101,16 @@ class _Reader:
         self._own = Ticket()  # its place in the queue is its own
         self._name = name
         self._tell_format = tell_format
+        self._seated = False
+        self._left: Answer | None = None  # what stood there when nobody waited for the model any more
 
     def now(self) -> Answer:
         if self._all.stopped:
             self._own.stop()
         self.answer.waiting = self._own.waiting
-        return self.answer
+        if self._all.stopped and not self._seated and self.answer.state == "running":
+            self._left = self._left or replace(self.answer, state="stopped")  # loading goes on, for others
+        return self._left or self.answer
 
     def read(self, news: SimpleQueue[None]) -> None:
         try:
@@ -122,6 +126,7 @@ class _Reader:
     def _read(self, news: SimpleQueue[None]) -> None:
         answer = self.answer
         seat = self._pool.take(answer.model)
+        self._seated = True
         turns = self._turns
         if self._tell_format and not seat.tuned:
             turns = [*turns[:-1], {**turns[-1], "content": f"{turns[-1]['content']}\n\n{tags.INSTRUCTION}"}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import signal
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from typing import TYPE_CHECKING, Any
 
 from thinktune.config import Load, Quantize
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TUNNEL = ".gradio.live"
 _PAGE_SECONDS = 3.0  # for the first page to come up in a browser, before the first model is loaded all the same
+_GRACEFUL_SECONDS = 1  # for open connections to end; a page that is open holds one, and waits for ever
+_END_SECONDS = 5.0  # for all of the end
 MOST_SESSIONS = 100
 """Pages that the server remembers the state of, a quarter of a MiB each; those not heard of for longest go first."""
 USER = "studio"
@@ -50,7 +53,7 @@ class Server:
         self._close = close
 
     def wait(self) -> None:
-        """Until Ctrl-C or SIGTERM; then close."""
+        """Until Ctrl-C or SIGTERM; then close, and end the process: at once where something would hold it up."""
         ended = Event()
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
         try:
@@ -58,10 +61,15 @@ class Server:
         except KeyboardInterrupt:
             pass
         finally:
+            # Nothing interrupts a library that reads weights or computes, in threads that Python would wait for.
+            limit = Timer(_END_SECONDS, os._exit, (0,))
+            limit.daemon = True
+            limit.start()
             self.close()
 
     def close(self) -> None:
         """Stop answering. Jobs and trainings go on: the ones with the next server, the others now."""
+        self._demo.server.config.timeout_graceful_shutdown = _GRACEFUL_SECONDS
         self._demo.close()
         self._close()
 
@@ -162,9 +170,10 @@ def open_page(
     studio.jobs.start()
 
     def close() -> None:
+        studio.sessions.stop_all()
+        shutil.rmtree(files, ignore_errors=True)
         studio.jobs.close()
         studio.pool.close()
-        shutil.rmtree(files, ignore_errors=True)
 
     return Server(demo, public or url, password, close, token=door.token)
 

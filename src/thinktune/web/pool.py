@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from thinktune.engines.shared import SharedModel
     from thinktune.models import Chat
 
+_CLOSING_SECONDS = 1.0  # that the end of the server waits for a model that is being loaded
+
 
 @dataclass(frozen=True)
 class Seat:
@@ -67,6 +69,7 @@ class Pool:
         self._shared: dict[tuple[str, str | None], SharedModel] = {}
         self._seats: dict[tuple[str, str], Seat] = {}
         self._adapters = 0
+        self._closed = threading.Event()
         self.loading: str | None = None
         """The model that is being loaded now."""
 
@@ -81,25 +84,36 @@ class Pool:
         """A model, loaded now if it is not in memory. One call loads, others wait for it.
 
         Raises:
-            UsageError: the studio does not offer this model.
+            UsageError: the studio does not offer this model, or has been closed.
             ThinktuneError: what loading it raises.
         """
         if reference not in self.names():
             raise UsageError(f"the studio has no model {reference!r}", hint=f"there are {', '.join(self.names())}")
         with self._lock:
+            if self._closed.is_set():
+                raise UsageError("the studio has been closed")
             self.loading = reference
             try:
                 return self._take(reference)
             finally:
                 self.loading = None
+                if self._closed.is_set():
+                    self._let_go()
 
     def close(self) -> None:
-        """Let go of every model."""
-        with self._lock:
-            for shared in self._shared.values():
-                shared.close()
-            self._shared.clear()
-            self._seats.clear()
+        """Let go of every model; of one that is being loaded, which nothing interrupts, when that is done."""
+        self._closed.set()
+        if self._lock.acquire(timeout=_CLOSING_SECONDS):
+            try:
+                self._let_go()
+            finally:
+                self._lock.release()
+
+    def _let_go(self) -> None:
+        for shared in self._shared.values():
+            shared.close()
+        self._shared.clear()
+        self._seats.clear()
 
     def _take(self, reference: str) -> Seat:
         from thinktune.models import resolve

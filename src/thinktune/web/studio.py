@@ -46,6 +46,13 @@ class Sessions:
             for ticket in self._tickets.pop(session, ()):
                 ticket.stop()
 
+    def stop_all(self) -> None:
+        """Stop what every page asked for: the server ends."""
+        with self._lock:
+            for tickets in self._tickets.values():
+                for ticket in tickets:
+                    ticket.stop()
+
     def holds(self, session: str, ticket: Ticket) -> bool:
         """Whether the page still wants what belongs to this ticket."""
         with self._lock:
