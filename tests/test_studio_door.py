@@ -134,6 +134,7 @@ def test_connections_that_say_nothing_do_not_keep_others_out(server: Server, mon
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
     monkeypatch.setattr(connections, "BODY_SECONDS", 0.3)
     monkeypatch.setattr(connections, "MOST_SILENT", 20)
+    monkeypatch.setattr(connections, "FRESH_SECONDS", 0.1)
     place = httpx.URL(base(server))
     heads = [
         b"",
@@ -154,3 +155,15 @@ def test_connections_that_say_nothing_do_not_keep_others_out(server: Server, mon
             pass
         each.close()
     assert httpx.get(f"{base(server)}config").status_code == 401
+
+
+def test_many_connections_at_once_are_all_answered(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MOST_SILENT", 5)
+    place = httpx.URL(base(server))
+    held = [socket.create_connection((place.host, place.port)) for _ in range(40)]
+    for each in held:
+        each.sendall(b"GET /config HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+    for each in held:
+        each.settimeout(10)
+        assert each.recv(4096).startswith(b"HTTP/1.1 401")
+        each.close()

@@ -19,9 +19,11 @@ DISCARD_SECONDS = 3.0
 """For the rest of a body that is too long."""
 MOST_SILENT = 300
 """Connections without a whole head at once; one more closes the oldest."""
+FRESH_SECONDS = 1.0
+"""For which no connection is closed because of others: the heads of many that come at once are on their way."""
 
 Message = MutableMapping[str, Any]
-_SILENT: dict[Any, None] = {}  # protocols that wait for a head, the oldest first
+_SILENT: dict[Any, float] = {}  # protocols that wait for a head, the oldest first, and since when
 
 
 class HurriedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
@@ -48,9 +50,9 @@ class HurriedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         return self.cycle is not None and not self.cycle.response_complete
 
     def _wait(self) -> None:
-        if len(_SILENT) >= MOST_SILENT:
-            next(iter(_SILENT))._give_up()
-        _SILENT[self] = None
+        _SILENT[self] = self.loop.time()
+        if len(_SILENT) > MOST_SILENT:
+            self.loop.call_later(FRESH_SECONDS, _close_oldest)
         self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
 
     def _heard(self) -> None:
@@ -63,6 +65,14 @@ class HurriedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._heard()
         if not self._answering() and not self.transport.is_closing():
             self.transport.close()
+
+
+def _close_oldest() -> None:
+    if len(_SILENT) <= MOST_SILENT:
+        return
+    oldest, since = next(iter(_SILENT.items()))
+    if oldest.loop.time() - since >= FRESH_SECONDS - 0.01:  # a younger one has a call of its own coming
+        oldest._give_up()
 
 
 class Body:
