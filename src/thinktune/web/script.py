@@ -7,7 +7,8 @@ SCRIPT = """() => {
         ArrowLeft: "left", ArrowRight: "right"};
     const wide = (element) => element && element !== document.body && element !== document.documentElement
         && (element.scrollWidth > element.clientWidth + 1 || wide(element.parentElement));
-    let last = 0;
+    const shown = () => document.getElementById("rate-progress")?.innerText;
+    let last = -Infinity, rated = null;
     document.addEventListener("keydown", (event) => {
         const writing = event.target.closest("input, textarea, select, [contenteditable], [role=tab], [role=slider]");
         const button = verdicts[event.key] && document.getElementById("rate-" + verdicts[event.key]);
@@ -15,10 +16,22 @@ SCRIPT = """() => {
         if (!button || !button.offsetParent) return;
         if (event.key.startsWith("Arrow") && wide(event.target)) return;
         event.preventDefault();
-        if (event.timeStamp - last < 600) return;  // the next pair is not even shown
-        last = event.timeStamp;
+        if (event.timeStamp - last < 600) return;  // nobody has read the next pair
         button.click();
     });
+    // A second verdict while the pair is still there, or with the same double click, would be one on the next pair.
+    document.addEventListener("click", (event) => {
+        const button = event.target.closest("button");
+        if (!Object.values(verdicts).some((verdict) => button?.id === "rate-" + verdict)) {
+            if (button) rated = null;  // undo, or another study
+        } else if (event.detail > 1 || (rated === shown() && event.timeStamp - last < 10000)) {
+            event.stopImmediatePropagation();
+            event.preventDefault();
+        } else {
+            rated = shown();
+            last = event.timeStamp;
+        }
+    }, true);
     document.addEventListener("click", (event) => {
         const icon = event.target.closest("#chat-left .message-buttons button, #chat-right .message-buttons button");
         if (!icon) return;
