@@ -16,6 +16,7 @@ import pytest
 from thinktune.tasks import TASKS, Score
 from thinktune.tasks.code import given_before, gold_fault
 from thinktune.tasks.trial import RUNNER, Limits, run_trial
+from trials import slow_but
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs process limits")
 
@@ -127,7 +128,11 @@ def test_tests_of_every_shape_are_run(gold: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["check", "abs", "len", "sorted", "all", "isinstance", "candidate", "expected", "AssertionError"]
+    "name",
+    slow_but(
+        ["check", "abs", "expected"],
+        ["check", "abs", "len", "sorted", "all", "isinstance", "candidate", "expected", "AssertionError"],
+    ),
 )
 def test_no_name_of_a_program_replaces_one_of_the_tests_or_of_python(name: str) -> None:
     test = "def expected(a, b):\n    return a + b\n\ndef check(candidate):\n"
@@ -205,28 +210,24 @@ def test_a_gold_record_without_tests_is_not_scored() -> None:
 
 
 @pytest.fixture
-def nothing_left_behind() -> Iterator[None]:
-    folders = [Path(tempfile.gettempdir()), Path.cwd(), Path("/dev/shm")]
-    files = {
-        file
-        for folder in folders
-        if folder.exists()
-        for file in folder.iterdir()
-        if file.name.startswith(("thinktune-trial", "mischief"))
-    }
+def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # nothing of other runs on this machine is in it
+    shared = [folder for folder in (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"), Path.cwd()) if folder.exists()]
+
+    def mischief() -> set[Path]:  # by name: a shared folder may hold a great many files
+        files = (folder / f"mischief{number}" for folder in shared for number in range(100))
+        return {file for file in files if file.exists()}
+
+    before = mischief()
     processes = {process.pid for process in psutil.Process().children(recursive=True)}
     yield
-    left = {
-        file
-        for folder in folders
-        if folder.exists()
-        for file in folder.iterdir()
-        if file.name.startswith(("thinktune-trial", "mischief"))
-    }
-    assert left == files
-    running = [each for each in psutil.process_iter(["cmdline"]) if "mischief" in " ".join(each.info["cmdline"] or [])]
+    assert not list(tmp_path.iterdir())
+    assert mischief() == before
     assert {process.pid for process in psutil.Process().children(recursive=True)} <= processes
-    assert not [each for each in running if "pytest" not in " ".join(each.info["cmdline"])]
+    deadline = time.monotonic() + 5  # the kernel ends those of a process table one after the other
+    while any(str(tmp_path) in " ".join(each.info["cmdline"] or []) for each in psutil.process_iter(["cmdline"])):
+        assert time.monotonic() < deadline, "a process of a trial is left"
+        time.sleep(0.02)
 
 
 HOSTILE = {
@@ -357,8 +358,23 @@ def add(a, b):
 }
 
 
+QUICK = {
+    "endless loop",
+    "fork bomb",
+    "memory",
+    "disk",
+    "kill parent",
+    "exit in the call",
+    "equal to everything",
+    "patched builtins",
+    "faked verdict",
+    "garbage on the pipe",
+}
+"""One of each kind; the others are slow."""
+
+
 @pytest.mark.usefixtures("nothing_left_behind")
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind", slow_but(QUICK, HOSTILE))
 def test_hostile_programs_are_wrong_end_in_time_and_leave_nothing(kind: str) -> None:
     started = time.monotonic()
     verdict = run_trial(HOSTILE[kind], GOLD["test"], GOLD["entry_point"], Limits(cpu_seconds=0.7, seconds=2))

@@ -22,6 +22,7 @@ from thinktune.tasks import containment, syscalls
 from thinktune.tasks.containment import WAYS, Way
 from thinktune.tasks.side import RUNNER, Limits, Side, Stopped, best_way, protections
 from thinktune.tasks.trial import run_trial
+from trials import slow_but
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="isolation is Linux's")
 
@@ -269,7 +270,7 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize("name", MORE)
+@pytest.mark.parametrize("name", slow_but(["time of orphans"], MORE))
 def test_limits_hold_for_all_processes_together(name: str) -> None:
     code, why = MORE[name]
     limits = Limits(cpu_seconds=30 if why == "of memory" else 0.7, memory=400 << 20, processes=4)
@@ -340,7 +341,7 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but(["bubblewrap"], WAYS))
 def test_a_killed_scorer_leaves_no_program_behind(way: Way, tmp_path: Path) -> None:
     scorer = subprocess.Popen(
         [sys.executable, "-c", SCORER, available(way)],
