@@ -167,3 +167,23 @@ def test_many_connections_at_once_are_all_answered(server: Server, monkeypatch: 
         each.settimeout(10)
         assert each.recv(4096).startswith(b"HTTP/1.1 401")
         each.close()
+
+
+@pytest.mark.parametrize(("piece", "failed"), [(b"x", True), (b"x" * 8192, False)])
+def test_a_body_that_trickles_is_not_waited_for_and_a_long_one_is(
+    piece: bytes, failed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "BODY_SECONDS", 0.5)
+    left = [True] * 19 + [False]
+
+    async def read() -> bool:
+        async def receive() -> connections.Message:
+            await asyncio.sleep(0.05)
+            return {"type": "http.request", "body": piece, "more_body": left.pop(0)}
+
+        body = connections.Body(receive, 2**20)
+        while (await body.receive()).get("more_body"):
+            pass
+        return body.failed
+
+    assert asyncio.run(read()) is failed

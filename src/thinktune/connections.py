@@ -14,7 +14,9 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 HEAD_SECONDS = 15.0
 """For the head of a request to arrive whole, from the moment that the connection is there or its first byte is."""
 BODY_SECONDS = 30.0
-"""For the next piece of a body."""
+"""For a body, and for its next piece; with more bytes come more seconds."""
+SLOWEST = 8192
+"""Bytes a second that a long body has to come with."""
 DISCARD_SECONDS = 3.0
 """For the rest of a body that is too long."""
 MOST_SILENT = 300
@@ -87,6 +89,7 @@ class Body:
         self._receive = receive
         self._most = most
         self._whole = False
+        self._since: float | None = None
         self.got = 0
         self.failed = False
 
@@ -99,13 +102,18 @@ class Body:
         except TimeoutError:
             pass
 
+    def _patience(self) -> float:
+        now = asyncio.get_running_loop().time()
+        self._since = now if self._since is None else self._since
+        return min(BODY_SECONDS, self._since + BODY_SECONDS + self.got / SLOWEST - now)
+
     async def receive(self) -> Message:
         if self.failed:
             return {"type": "http.disconnect"}
         if self._whole:  # from here on it is the client's leaving that is waited for
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), BODY_SECONDS)
+            message = await asyncio.wait_for(self._receive(), self._patience())
         except TimeoutError:
             self.failed = True
             return {"type": "http.disconnect"}
