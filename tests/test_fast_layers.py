@@ -27,13 +27,15 @@ CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config,
 LENGTHS = [19, 2, 30]
 
 
-def make(kind: str, *, targets: list[str] = ALL, r: int = 4, quantise: bool = False, **lora: Any) -> PeftModel:
+def make(
+    kind: str, *, targets: list[str] = ALL, r: int = 4, quantise: bool = False, vocabulary: int = 160, **lora: Any
+) -> PeftModel:
     """Two layers of awkward widths, with an adapter whose B matrices are not zero."""
     torch.manual_seed(0)
     more = {"sliding_window": None} if kind == "mistral" else {}
     config = CONFIGS[kind](
         hidden_size=96, intermediate_size=208, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=32, vocab_size=160, tie_word_embeddings=True, **more,
+        head_dim=32, vocab_size=vocabulary, tie_word_embeddings=True, **more,
     )  # fmt: skip
     base = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(DEVICE)
     for name, parameter in base.named_parameters():
@@ -145,8 +147,9 @@ def test_products_in_eight_bits_come_near_to_those_of_the_same_weights(kind: str
 @pytest.mark.parametrize("base", ["nf4", "int8"])
 def test_bases_of_bitsandbytes_train_as_in_plain_peft(base: Any, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    make("qwen2").unload().save_pretrained(tmp_path)
-    make_tiny_tokenizer().save_pretrained(tmp_path)
+    tokenizer = make_tiny_tokenizer()
+    make("qwen2", vocabulary=len(tokenizer)).unload().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
 
     def load() -> PeftModel:
         model = load_model(tmp_path, load=Load(device=DEVICE, dtype="float32"), quantize=base).model

@@ -202,3 +202,11 @@ def test_what_an_adapter_leaves_out_is_said_and_recorded(tmp_path: Path) -> None
     folder = make_family(tmp_path / "model", "Qwen3Moe", num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16)
     record = quietly(short(folder, tmp_path / "run", lora={"targets": ["q_proj", "o_proj"]}))
     assert record["uncovered"] == ["no adapter on mlp.experts"]
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+def test_a_quantised_base_is_trained(tmp_path: Path, base: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = make_family(tmp_path / "model", "Llama", hidden_size=64, head_dim=16)
+    record = quietly(short(model, tmp_path / "run", quantize=base, load={"dtype": "bfloat16", "device": "cpu"}))
+    assert record["steps"] == 2
