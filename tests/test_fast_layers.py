@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,18 @@ def test_products_in_eight_bits_come_near_to_those_of_the_same_weights(kind: str
     assert torch.cosine_similarity(*all_of, dim=0) > 0.98
     for name, grad in expected_grads.items():  # those of keys are small differences of large numbers
         assert torch.cosine_similarity(grads[name].flatten(), grad.flatten(), dim=0) > 0.93, name
+
+
+def test_products_in_eight_bits_can_be_set_aside_for_a_comparison() -> None:
+    fused = make("qwen2", quantise=True)
+    layers = fuse_layers(fused, Memory()).layers
+    kinds = [[type(each) for each in layer.projections.values()] for layer in layers]
+    assert {kind for of_layer in kinds for kind in of_layer} == {projection.Fp8Projection}
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(layer.without_fp8_products())
+        assert_same(fused, make("qwen2", quantise=True))
+    assert [[type(each) for each in layer.projections.values()] for layer in layers] == kinds
 
 
 @pytest.mark.parametrize("base", ["nf4", "int8"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -196,9 +196,19 @@ class _Seen:
 
 def _ours(model: PeftModel, documents: Sequence[Tokens], parameters: list[Any]) -> tuple[float, list[torch.Tensor]]:
     inputs = _batch(model, documents)
-    with _failing_as_told(model, "as it is trained here"), at_rest(model), torch.enable_grad():
+    with _failing_as_told(model, "as it is trained here"), _exact(model), torch.enable_grad():
         loss = model(**inputs, use_cache=False)["loss"]
         return float(loss.detach()), _gradients(loss, parameters)
+
+
+@contextmanager
+def _exact(model: PeftModel) -> Iterator[None]:
+    """At rest, and with no rounding but that of the model's dtype."""
+    with at_rest(model), ExitStack() as stack:
+        for module in model.modules():
+            if (fused := vars(module).get("fused")) is not None:
+                stack.enter_context(fused.without_fp8_products())
+        yield
 
 
 def _own(
@@ -310,7 +320,7 @@ def documents_are_isolated(model: PeftModel, examples: Sequence[Tokens]) -> bool
         return True
     other = replace(shortest, ids=array("i", reversed(shortest.ids)))
     exact = model.dtype == torch.float32
-    with _failing_as_told(model, "over packed documents"), at_rest(model):
+    with _failing_as_told(model, "over packed documents"), _exact(model):
         alone = _hidden(model, [longest])
         packed = _hidden(model, [shortest, longest])[-len(alone) :]
         behind_another = _hidden(model, [other, longest])[-len(alone) :]

@@ -15,6 +15,8 @@ they are; the adapters' master weights may be, and are in our trainings, float32
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +31,7 @@ from thinktune.fast.kernels.mlp import swiglu, swiglu_grad
 from thinktune.fast.kernels.rows import add_norm_project, input_grad, output_grad
 from thinktune.fast.memory import Level, Memory
 from thinktune.fast.offload import HostStore
-from thinktune.fast.projection import Scratch, join, make_projection
+from thinktune.fast.projection import Fp8Projection, Scratch, join, make_projection
 
 _GROUPS = {
     "qkv": ("q_proj", "k_proj", "v_proj"),
@@ -129,6 +131,23 @@ class FusedLayer:
     def is_disabled(self) -> bool:
         """Whether PEFT has switched the adapter off, or merged it."""
         return any(module.disable_adapters or module.merged for module in self._adapted)
+
+    @contextmanager
+    def without_fp8_products(self) -> Iterator[None]:
+        """Within, fp8 weights are multiplied in the model's dtype.
+
+        Activations and gradients of three bits of mantissa put a gradient off by a quarter, which hides all else that a
+        comparison with the model's own layers is there to find.
+        """
+        before = self.projections
+        self.projections = {
+            group: each.restored(Scratch()) if isinstance(each, Fp8Projection) else each
+            for group, each in before.items()
+        }
+        try:
+            yield
+        finally:
+            self.projections = before
 
     def forward(self, hidden: torch.Tensor, batch: Batch, *, keep: bool) -> tuple[torch.Tensor, Saved | None]:
         """[tokens, width] -> [tokens, width], and what the backward pass will want."""

@@ -31,6 +31,7 @@ class FusedLayers:
         self.layers = []
         for number, layer in enumerate(self._layers):
             self.layers.append(FusedLayer(layer, number, rank, scaling, memory, scratch))
+            layer.fused = self.layers[-1]
             layer.forward = types.MethodType(self._forward(self.layers[-1], type(layer).forward), layer)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # weights have moved: what the last layer's lay in
@@ -56,6 +57,7 @@ class FusedLayers:
         """Give the layers their own forward back."""
         for layer in self._layers:
             layer.__dict__.pop("forward", None)
+            layer.__dict__.pop("fused", None)
         del self._base.loss_chunk
 
     def _forward(self, fused: FusedLayer, original: Any) -> Any:

@@ -78,6 +78,7 @@ class Fp8Projection(Projection):
         weight = join([layer.weight.data for layer in layers])
         for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
             layer.weight.data = part
+        self._layers = layers
         self._weight = weight.view(FP8)
         self._dtype = dtype
         self.weight_scale = join([layer.weight_scale for layer in layers])
@@ -91,6 +92,10 @@ class Fp8Projection(Projection):
     def input_grad(self, g: Rows) -> torch.Tensor:
         assert isinstance(g, Quantised)
         return self._multiply(g, transpose(self._weight), self._ones)
+
+    def restored(self, scratch: Scratch) -> RestoredProjection:
+        """The same product without rounding of what it is multiplied with."""
+        return RestoredProjection(self._layers, self._dtype, scratch)
 
     def _multiply(self, x: Quantised, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return torch._scaled_mm(x.rows, weight.t(), x.scale, scale, out_dtype=self._dtype, use_fast_accum=True)
