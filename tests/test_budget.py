@@ -136,6 +136,7 @@ def test_noise_becomes_well_formed_and_repeats_itself(noisy: Any) -> None:
     assert {(each.request_id, each.index): each.text for each in engine.generate(requests[:7])}.items() <= found.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1900, 2000, 2040])
 def test_thought_and_answer_share_what_the_context_leaves(noisy: Any, length: int) -> None:
     engine = Budgeted(TransformersEngine(noisy.model, noisy.tokenizer, noisy.chat.stop_ids), noisy.chat)

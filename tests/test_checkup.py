@@ -66,6 +66,7 @@ def test_scores_are_logged_every_so_many_steps_and_drawn(examined: Path) -> None
     assert json.loads((examined / "run.json").read_text())["evaluation_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_training_is_the_same_with_and_without(examined: Path, tiny_model: Path, tmp_path: Path) -> None:
     run = tmp_path / "left-alone"
     quietly(make_config(tiny_model, run, every=None))
@@ -74,6 +75,7 @@ def test_training_is_the_same_with_and_without(examined: Path, tiny_model: Path,
     assert [line for line in metrics_of(examined) if "loss" in line] == metrics_of(run)
 
 
+@pytest.mark.slow
 def test_a_stopped_training_resumes_to_the_same_lines(examined: Path, tiny_model: Path, tmp_path: Path) -> None:
     run = tmp_path / "stopped"
     config = make_config(tiny_model, run)

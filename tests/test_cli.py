@@ -153,6 +153,7 @@ def test_debug_shows_the_trace(thinktune: Run) -> None:
         thinktune("--debug", "config", "nowhere.yaml")
 
 
+@pytest.mark.slow
 def test_the_whole_way_from_config_to_scores_and_each_step_is_skipped_when_done(
     thinktune: Run, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -196,6 +196,7 @@ def test_rows_sent_back_for_want_of_room_go_on_as_if_nothing_had_been(
     assert answers(small.generate(requests)) == answers(TransformersEngine(model, tokenizer, []).generate(requests))
 
 
+@pytest.mark.slow
 def test_no_row_is_lost_whichever_change_of_the_batch_fails(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def test_any_targets_and_ranks_may_be_trained(changes: dict[str, Any]) -> None:
     assert_same(fused, make("qwen2", **changes))
 
 
+@pytest.mark.slow
 def test_an_eight_bit_base_is_made_whole_for_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "_multiplies_fp8", lambda layers: False)  # as on GPUs before Hopper
     fused = make("qwen2", quantise=True)
@@ -145,6 +146,7 @@ def test_products_in_eight_bits_come_near_to_those_of_the_same_weights(kind: str
         assert torch.cosine_similarity(grads[name].flatten(), grad.flatten(), dim=0) > 0.93, name
 
 
+@pytest.mark.slow
 def test_products_in_eight_bits_can_be_set_aside_for_a_comparison() -> None:
     fused = make("qwen2", quantise=True)
     layers = fuse_layers(fused, Memory()).layers

@@ -44,6 +44,7 @@ def test_a_run_loads_its_tuned_model_once_for_every_engine_step_and_again_for_no
     assert loaded() == []
 
 
+@pytest.mark.slow
 def test_a_batch_file_for_the_unmerged_adapter_is_answered_when_the_merged_models_engine_has_gone(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

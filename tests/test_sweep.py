@@ -160,6 +160,7 @@ def test_a_failed_member_is_reported_and_the_others_go_on(tiny_model: Path, tmp_
     assert raised.value.exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_member_trained_with_other_settings_is_not_taken_for_done(tiny_model: Path, tmp_path: Path) -> None:
     quietly(make_file(tiny_model, tmp_path), "lora.r=2,4")
     swept = quietly(make_file(tiny_model, tmp_path, lora={"alpha": 32}), "lora.r=2,4")

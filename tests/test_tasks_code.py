@@ -385,7 +385,7 @@ def test_hostile_programs_are_wrong_end_in_time_and_leave_nothing(kind: str) -> 
 def test_a_program_sees_neither_the_environment_nor_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "mischief")
     program = """
-import glob, os
+import glob, os, sys
 def look():
     others = []
     for file in glob.glob("/proc/[0-9]*/environ"):
@@ -393,7 +393,8 @@ def look():
             others.append(open(file, "rb").read())
         except PermissionError:
             pass
-    return sorted(os.environ), os.listdir("."), others
+    files = [name for name in os.listdir(".") if not sys.prefix.startswith(os.path.join(os.getcwd(), name))]
+    return sorted(os.environ), files, others  # the way to Python's own folder is there, where that lies in it
 """
     test = (
         "names, files, others = look()\nassert not {'SECRET_TOKEN', 'PYTHONPATH'} & set(names), names\nassert not files"

@@ -462,6 +462,7 @@ def test_running_out_of_memory_says_what_to_change(
     assert "train.on_oom=retry" in raised.value.hint
 
 
+@pytest.mark.slow
 def test_a_folded_accumulation_takes_the_same_rows_in_the_same_steps(tiny_model: Path, tmp_path: Path) -> None:
     common = {"packing": False, "epochs": 2, "save_every": 100}  # 36 examples: the last step of an epoch has 4
     folded, spread, at_once = tmp_path / "folded", tmp_path / "spread", tmp_path / "at-once"
@@ -483,6 +484,7 @@ def test_a_folded_accumulation_takes_the_same_rows_in_the_same_steps(tiny_model:
         assert ours == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_folded_training_resumes_as_it_began(tiny_model: Path, tmp_path: Path) -> None:
     settings = {"packing": False, "epochs": 2, "accumulation": 8, "save_every": 3}
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -518,6 +520,7 @@ def run_with_little_memory(model: Path, run: Path, most_tokens: int, **settings:
     return record, console.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_retried_from_the_last_checkpoint_with_the_same_steps(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -533,6 +536,7 @@ def test_out_of_memory_is_retried_from_the_last_checkpoint_with_the_same_steps(
         assert ours == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_out_of_memory_before_the_first_checkpoint_begins_anew(tiny_model: Path, tmp_path: Path) -> None:
     settings = {"packing": False, "batch_size": 4, "max_steps": 5, "on_oom": "retry"}
     record, said = run_with_little_memory(tiny_model, tmp_path / "retried", 10_000, **settings)
@@ -541,12 +545,14 @@ def test_out_of_memory_before_the_first_checkpoint_begins_anew(tiny_model: Path,
     assert [line["step"] for line in metrics_of(tmp_path / "retried") if "loss" in line] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_when_nothing_is_left_to_give_up_the_shortage_is_told(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(OutOfMemory, match="GiB were predicted") as raised:
         run_with_little_memory(tiny_model, tmp_path / "run", 1, packing=False, batch_size=2, on_oom="retry")
     assert "quantize=nf4" in raised.value.hint
 
 
+@pytest.mark.slow
 def test_the_proof_leaves_no_trace(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"lora": {"dropout": 0.1}, "train": {"gradient_checkpointing": True, "max_steps": 3}}
     quietly(make_config(tiny_model, tmp_path / "plain", **settings))
