@@ -204,9 +204,20 @@ def test_what_an_adapter_leaves_out_is_said_and_recorded(tmp_path: Path) -> None
     assert record["uncovered"] == ["no adapter on mlp.experts"]
 
 
-@pytest.mark.parametrize("base", ["nf4", "int8"])
-def test_a_quantised_base_is_trained(tmp_path: Path, base: str) -> None:
+@pytest.mark.parametrize("base", ["nf4", "int8", "fp8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_quantised_base_is_trained(tmp_path: Path, base: str, dtype: str) -> None:
     pytest.importorskip("bitsandbytes")
     model = make_family(tmp_path / "model", "Llama", hidden_size=64, head_dim=16)
-    record = quietly(short(model, tmp_path / "run", quantize=base, load={"dtype": "bfloat16", "device": "cpu"}))
+    record = quietly(short(model, tmp_path / "run", quantize=base, load={"dtype": dtype, "device": "cpu"}))
     assert record["steps"] == 2
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8", "fp8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_engine_over_a_quantised_base_is_taken(tmp_path: Path, base: Any, dtype: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = make_family(tmp_path / "model", "Llama", hidden_size=64, head_dim=16)
+    loaded = load_model(folder, load=Load(device="cpu", dtype=dtype), quantize=base)
+    engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
+    compare(engine, prompts_for(engine, loaded.tokenizer))

@@ -22,7 +22,16 @@ from thinktune.data import Tokens
 from thinktune.errors import ModelError, ThinktuneError
 from thinktune.fast.attention import packed_documents
 from thinktune.models.fp8 import has_quantised_weights
-from thinktune.models.untouched import at_rest, inner_model, rounded_otherwise, size_widened, untouched, widened
+from thinktune.models.untouched import (
+    at_rest,
+    computes_in,
+    inner_model,
+    is_coarse,
+    rounded_otherwise,
+    size_widened,
+    untouched,
+    widened,
+)
 from thinktune.trainer import PackedCollator
 
 LOSS_BOUNDS = {torch.float32: 1e-4}
@@ -112,17 +121,8 @@ def examine_as_set_up(
 ) -> bool:
     """The same in the dtype of the training, of a model that is set up for it: `apart` is what was seen before."""
     apart = apart and documents_are_isolated(model, examples)
-    require_faithful(model, examples, dtype, together=packs and apart)
+    require_faithful(model, examples, computes_in(model, dtype), together=packs and apart)
     return apart
-
-
-def _is_coarse(model: PeftModel) -> bool:
-    return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
-
-
-def _rounding(dtype: torch.dtype) -> torch.dtype:
-    """The 16 bits that noise is drawn for: int8 layers compute in them, whatever is around them."""
-    return torch.bfloat16 if dtype == torch.float32 else dtype
 
 
 def _is_plain(model: PeftModel) -> bool:
@@ -165,12 +165,12 @@ def measure(model: PeftModel, documents: Sequence[Tokens], dtype: torch.dtype) -
     parts = [float((one - other).norm()) for one, other in zip(ours.gradients, own.gradients, strict=True)]
     worst = list(trained)[max(range(len(parts)), key=parts.__getitem__)]
     module = worst.replace("base_model.model.", "").partition(".lora_")[0]
-    coarse = _is_coarse(model)
+    coarse = is_coarse(model)
     gap = Gap(own.loss_gap(ours), own.gradient_gap(ours), 0.0, 0.0, module, coarse)
-    for seed in range(_TRIES if dtype != torch.float32 or coarse else 0):
+    for seed in range(_TRIES if dtype != torch.float32 else 0):
         if gap.problem(dtype) is None:
             break
-        noise = _Seen(*_own(model, documents, parameters, rounded=_rounding(dtype), seed=seed))
+        noise = _Seen(*_own(model, documents, parameters, rounded=dtype, seed=seed))
         gap = replace(
             gap,
             loss_noise=max(gap.loss_noise, own.loss_gap(noise)),
@@ -319,7 +319,7 @@ def documents_are_isolated(model: PeftModel, examples: Sequence[Tokens]) -> bool
     if len(longest) < 2:
         return True
     other = replace(shortest, ids=array("i", reversed(shortest.ids)))
-    exact = model.dtype == torch.float32
+    exact = computes_in(model, model.dtype) == torch.float32
     with _failing_as_told(model, "over packed documents"), _exact(model):
         alone = _hidden(model, [longest])
         packed = _hidden(model, [shortest, longest])[-len(alone) :]
@@ -329,8 +329,8 @@ def documents_are_isolated(model: PeftModel, examples: Sequence[Tokens]) -> bool
     seen, moved = _most(packed - behind_another, alone), _whole(packed - alone, alone)
     bound = 1e-3 if exact else 0.05  # bf16 rounds in every layer
     bounds = (bound, bound)
-    if _is_coarse(model):  # whose products depend a little on all rows of the batch, by design
-        with at_rest(model), rounded_otherwise(inner_model(model), _rounding(model.dtype)):
+    if is_coarse(model):  # whose products depend a little on all rows of the batch, by design
+        with at_rest(model), rounded_otherwise(inner_model(model), computes_in(model, model.dtype)):
             noise = _hidden(model, [longest]) - alone
         bounds = (max(bound, 2 * _most(noise, alone)), max(bound, 2 * _whole(noise, alone)))
     return seen <= bounds[0] and moved <= bounds[1]

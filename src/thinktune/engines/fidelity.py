@@ -26,11 +26,12 @@ from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import ModelError
 from thinktune.files import write_json
 from thinktune.models.cache import cache_folder
-from thinktune.models.untouched import inner_model, rounded_otherwise, untouched
+from thinktune.models.untouched import computes_in, inner_model, is_coarse, rounded_otherwise, untouched
 
 BOUND = 2e-3
 """Nats that the log-probability of a token may be off in float32, as the mean over what is likely at a position."""
 ROUNDED_BOUND = 0.05  # in 16 bits
+COARSE_BOUND = 0.4  # over int8
 _NOISE = 3.0  # times what rounding otherwise changes, in 16 bits
 _TRIES = 4
 _TOKENS = 5  # written to each prompt
@@ -86,7 +87,8 @@ def compare(engine: TransformersEngine, prompts: Sequence[list[int]]) -> float:
     own = _own_scores(engine.model, rows)
     apart = max(_gap(scores, torch.stack(seen[row.request.id])) for row, scores in zip(rows, own, strict=True))
     dtype = _dtype(engine.model)
-    bound = BOUND if dtype == torch.float32 else ROUNDED_BOUND
+    coarse = is_coarse(engine.model)
+    bound = COARSE_BOUND if coarse else BOUND if dtype == torch.float32 else ROUNDED_BOUND
     for seed in range(_TRIES if dtype != torch.float32 else 0):
         if apart <= bound:
             break
@@ -164,5 +166,4 @@ def _gap(own: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _dtype(model: Any) -> torch.dtype:
-    dtype: torch.dtype = inner_model(model).dtype
-    return dtype
+    return computes_in(model, inner_model(model).dtype)

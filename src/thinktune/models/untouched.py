@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from thinktune.models.fp8 import has_quantised_weights
+
 _OURS = __name__.partition(".")[0]
 _ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
@@ -169,6 +171,18 @@ def rounded_otherwise(model: torch.nn.Module, dtype: torch.dtype, seed: int = 0)
     finally:
         for handle in handles:
             handle.remove()
+
+
+def is_coarse(model: torch.nn.Module) -> bool:
+    """Whether a model rounds activations to int8, but for columns with a large value in any row: what shares a batch
+    then changes every result a little, by design."""
+    return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
+
+
+def computes_in(model: torch.nn.Module, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that results are rounded to: over packed weights products are in 16 bits, whatever is around them."""
+    packed = has_quantised_weights(model)
+    return torch.bfloat16 if packed and dtype == torch.float32 else dtype
 
 
 def _is_linear(module: torch.nn.Module) -> bool:
