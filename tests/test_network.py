@@ -73,8 +73,8 @@ def test_no_verb_asks_the_network_for_what_lies_here(tiny_model: Path, tmp_path:
         ["export", "run", "--gguf", "f16", "-o", "m.gguf", *brief],
         ["train", "c.yaml", "model=m.gguf", "output=rung"],  # PEFT looks for a base's config.json, which this has not
         ["ask", "run", "3 + 4?", "--max-tokens", "4", *brief],
-        ["infer", "run", "q.jsonl", "-o", "r.json", "--engine", "transformers", "--max-tokens", "4", *brief],
-        ["eval", "run", "rows.jsonl", "--sample", "2", "--engine", "transformers", "--max-tokens", "4", *brief],
+        ["infer", "run", "q.jsonl", "-o", "r.json", "--engine", "transformers", *brief],
+        ["eval", "run", "rows.jsonl", "--sample", "2", "--engine", "transformers", *brief],
         ["report", "run"],
     ]
     program = (
