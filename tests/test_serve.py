@@ -170,8 +170,8 @@ def free_port() -> int:
 
 
 def first_tokens(client: Any, model: str) -> str:
-    turns = [{"role": "user", "content": "What is the capital of France?"}]
-    answer = client.chat.completions.create(model=model, messages=turns, max_tokens=8, temperature=0)
+    turns = [{"role": "user", "content": "Paris is the capital of France. Which city is the capital of France?"}]
+    answer = client.chat.completions.create(model=model, messages=turns, max_tokens=16, temperature=0)
     return str(answer.choices[0].message.content)
 
 
@@ -181,9 +181,9 @@ def test_our_own_server_answers_openais_client() -> None:
     with running(server) as client:
         assert [each.id for each in client.models.list()] == list(server.models)
         assert "Paris" in first_tokens(client, server.models[0])
-        turns = [{"role": "user", "content": "What is the capital of France?"}]
+        turns = [{"role": "user", "content": "Paris is the capital of France. Which city is the capital of France?"}]
         stream = client.chat.completions.create(
-            model=server.models[0], messages=turns, max_tokens=8, temperature=0, stream=True
+            model=server.models[0], messages=turns, max_tokens=16, temperature=0, stream=True
         )
         assert "Paris" in "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
