@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from thinktune.tasks import TASKS
+from thinktune.scoring import TASKS
 
 
 def harness_judges(texts: list[str], references: list[str]) -> list[tuple[str, bool]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from thinktune.predictions import read_gold
-from thinktune.tasks import TASKS, Score
+from thinktune.scoring import TASKS, Score
 
 Pair = tuple[str, str, bool]
 """Reference, answer, and whether they are equal."""

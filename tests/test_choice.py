@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from thinktune.tasks import TASKS
-from thinktune.tasks.choice import gold_fault, reference_letters
-from thinktune.tasks.letters import read_letters
-from thinktune.tasks.options import options_of
+from thinktune.scoring import TASKS
+from thinktune.scoring.choice_answers.letters import read_letters
+from thinktune.scoring.choice_answers.options import options_of
+from thinktune.scoring.choice_scorer import gold_fault, reference_letters
 
 
 def score(answer: str, **gold: Any):  # type: ignore[no-untyped-def]

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from thinktune.tasks.base import Verdict
-from thinktune.tasks.trial import run_trial
+from thinktune.scoring.base import Verdict
+from thinktune.scoring.sandbox.run import run_trial
 from trials import slow_but, verdicts_on
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs process limits")

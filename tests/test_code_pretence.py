@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from thinktune.tasks.base import Verdict
+from thinktune.scoring.base import Verdict
 from trials import slow_but, verdicts_on
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs process limits")

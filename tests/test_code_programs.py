@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from thinktune.tasks.programs import program_in
+from thinktune.scoring.program_finder import program_in
 
 ANSWERS = {
     "helper first": "```python\ndef double(x):\n    return 2*x\n```\nand\n```python\ndef add(a,b):\n    return a+b+double(0)\n```",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from thinktune.tasks import TASKS
+from thinktune.scoring import TASKS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs process limits")
 

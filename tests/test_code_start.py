@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from thinktune.tasks import jail
-from thinktune.tasks.trial import run_trial
+from thinktune.scoring.sandbox import jail
+from thinktune.scoring.sandbox.run import run_trial
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs process limits")
 

@@ -36,7 +36,7 @@ from thinktune.infer import Inferred, infer, infer_file, infer_files, journal_of
 from thinktune.items import read_batch_file
 from thinktune.journal import Journal, Record, complete
 from thinktune.models import Chat
-from thinktune.tasks.profiles import samplings
+from thinktune.scoring.profiles import samplings
 
 SHORT = Sampling(max_tokens=100)
 PROFILES = {

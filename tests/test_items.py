@@ -12,8 +12,8 @@ import pytest
 from thinktune.config import Infer, Sampling, load_config
 from thinktune.errors import BatchFileError, ConfigError
 from thinktune.items import Item, read_batch_file
-from thinktune.tasks import TASKS
-from thinktune.tasks.profiles import PROFILES, samplings
+from thinktune.scoring import TASKS
+from thinktune.scoring.profiles import PROFILES, samplings
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from thinktune.tasks import TASKS
-from thinktune.tasks.math import compare
+from thinktune.scoring import TASKS
+from thinktune.scoring.math_scorer import compare
 
 Pairs = list[tuple[str, str]]
 

@@ -12,8 +12,8 @@ from thinktune import cli
 from thinktune.errors import DataError, MissingExtra
 from thinktune.evaluate import evaluate_items
 from thinktune.predictions import Prediction, _vote, read_gold, read_predictions, score_predictions, scores_table
-from thinktune.tasks import generic
-from thinktune.tasks.generic import similarity
+from thinktune.scoring import text_scorer
+from thinktune.scoring.text_scorer import similarity
 
 GOLD: list[dict[str, Any]] = [
     {"id": "m1", "type": "math", "reference": "1/2"},
@@ -214,9 +214,9 @@ def test_without_sacrebleu_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
     import sys
 
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    generic.scorer_name.cache_clear()
+    text_scorer.scorer_name.cache_clear()
     with pytest.raises(MissingExtra, match=r"thinktune\[eval\]"):
-        generic.score(written("a"), {"reference": "a"}, "stop")
+        text_scorer.score(written("a"), {"reference": "a"}, "stop")
 
 
 def test_strange_types_of_gold_are_faults_of_their_lines(tmp_path: Path) -> None:

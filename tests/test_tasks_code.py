@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from thinktune.tasks import TASKS, Score
-from thinktune.tasks.code import given_before, gold_fault
-from thinktune.tasks.trial import RUNNER, Limits, run_trial
+from thinktune.scoring import TASKS, Score
+from thinktune.scoring.code_scorer import given_before, gold_fault
+from thinktune.scoring.sandbox.run import RUNNER, Limits, run_trial
 from trials import slow_but
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs process limits")

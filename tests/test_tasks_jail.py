@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from thinktune.tasks import containment, syscalls
-from thinktune.tasks.containment import WAYS, Way
-from thinktune.tasks.side import RUNNER, Limits, Side, Stopped, best_way, protections
-from thinktune.tasks.trial import run_trial
+from thinktune.scoring.sandbox import containment, syscalls
+from thinktune.scoring.sandbox.containment import WAYS, Way
+from thinktune.scoring.sandbox.run import run_trial
+from thinktune.scoring.sandbox.side import RUNNER, Limits, Side, Stopped, best_way, protections
 from trials import slow_but
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="isolation is Linux's")

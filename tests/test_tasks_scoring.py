@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from thinktune.tasks import TASKS
-from thinktune.tasks.base import Verdict
-from thinktune.tasks.choice import letter
-from thinktune.tasks.forms import normalise
-from thinktune.tasks.last_number import last_number
-from thinktune.tasks.quantities import read_quantity
-from thinktune.tasks.worker import Verifier
+from thinktune.scoring import TASKS
+from thinktune.scoring.base import Verdict
+from thinktune.scoring.choice_scorer import letter
+from thinktune.scoring.math_answers.last_number import last_number
+from thinktune.scoring.math_answers.normalize import normalise
+from thinktune.scoring.math_answers.quantities import read_quantity
+from thinktune.scoring.math_answers.verify_worker import Verifier
 
 
 def written(answer: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from thinktune.tasks.base import Verdict
-from thinktune.tasks.trial import Limits, run_trial
+from thinktune.scoring.base import Verdict
+from thinktune.scoring.sandbox.run import Limits, run_trial
 
 
 def slow_but(quick: Collection[str], names: Iterable[str]) -> list[Any]:

@@ -20,7 +20,7 @@ from thinktune.data import Example, load_examples
 from thinktune.engines.base import Completion, Request
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.items import valid_text
-from thinktune.tasks import TASKS
+from thinktune.scoring import TASKS
 
 if TYPE_CHECKING:
     from thinktune.models import Loaded

@@ -230,7 +230,7 @@ def _confinement() -> dict[str, Any]:
     """How programs of models are confined here (one is started for each way), and what then holds."""
     if sys.platform == "win32":
         return {"way": None, "held": {}}
-    from thinktune.tasks.side import best_way, protections
+    from thinktune.scoring.sandbox.side import best_way, protections
 
     way = best_way()
     return {"way": way, "held": protections(way)}

@@ -28,9 +28,9 @@ from thinktune.items import Messages, read_batch_file, valid_text
 from thinktune.journal import Completed, Record, complete, telling_full_disk
 from thinktune.predictions import PredictionScores, read_gold, score_predictions
 from thinktune.scores import RATES, Problem, Scores, score_problems
+from thinktune.scoring import TASKS
+from thinktune.scoring.profiles import samplings
 from thinktune.statistics import Rate
-from thinktune.tasks import TASKS
-from thinktune.tasks.profiles import samplings
 
 if TYPE_CHECKING:
     from thinktune.data import Example

@@ -24,7 +24,7 @@ from thinktune.errors import GenerationError, ThinktuneError
 from thinktune.items import Item, read_batch_file, valid_text
 from thinktune.journal import Completed, complete, telling_full_disk
 from thinktune.results import Result, ResultFormat, write_results
-from thinktune.tasks.profiles import samplings
+from thinktune.scoring.profiles import samplings
 
 if TYPE_CHECKING:
     from thinktune.models import Chat

@@ -12,7 +12,7 @@ from thinktune.errors import GenerationError, UsageError
 from thinktune.infer import Inferred, infer
 from thinktune.items import as_messages, read_batch_file, valid_text
 from thinktune.results import ResultFormat
-from thinktune.tasks.profiles import samplings
+from thinktune.scoring.profiles import samplings
 
 Conversation = Sequence[Mapping[str, str]]
 

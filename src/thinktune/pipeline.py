@@ -27,7 +27,7 @@ from thinktune.merge import merge
 from thinktune.records import RunRecord, read_record
 from thinktune.report import write_report
 from thinktune.runs import RunFolder
-from thinktune.tasks.profiles import samplings
+from thinktune.scoring.profiles import samplings
 from thinktune.verify import Notify, verify
 
 

@@ -22,10 +22,10 @@ from thinktune.errors import DataError
 from thinktune.files import write_json, write_json_lines
 from thinktune.result_files import Prediction, identity, parse, read_predictions, read_result_file, read_text, some
 from thinktune.scores import RATES, Line, Problem, Scores, score_problems
+from thinktune.scoring import TASKS, Score, choice_scorer, code_scorer, math_scorer
+from thinktune.scoring.base import Verdict, reference_fault, reference_of
+from thinktune.scoring.text_scorer import similarity
 from thinktune.statistics import majority, pass_at_k
-from thinktune.tasks import TASKS, Score, choice, code, math
-from thinktune.tasks.base import Verdict, reference_fault, reference_of
-from thinktune.tasks.generic import similarity
 
 __all__ = [
     "Prediction",
@@ -40,7 +40,7 @@ __all__ = [
 _GOLD_LINE = 'a line of gold is {"id": …, "type": …, "reference": …}'
 _COMPARED = 200  # comparisons that the vote on one problem may take; what is left then is compared as text
 _UNCLEAR = 3  # of them may be of a kind that takes long, and is not decided
-_EQUAL: dict[str, Callable[[str, str], Verdict]] = {"math": math.compare, "choice": choice.compare}
+_EQUAL: dict[str, Callable[[str, str], Verdict]] = {"math": math_scorer.compare, "choice": choice_scorer.compare}
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ def _gold_problem(record: Any, records: Mapping[str, Any]) -> str | None:
     if record.get("type") not in tuple(TASKS):  # which, unlike a dictionary, may be asked for a list
         return f"type {record.get('type')!r} is not one of {', '.join(TASKS)}"
     if record["type"] == "code-generate":
-        return code.gold_fault(record)
-    return choice.gold_fault(record) if record["type"] == "choice" else reference_fault(record)
+        return code_scorer.gold_fault(record)
+    return choice_scorer.gold_fault(record) if record["type"] == "choice" else reference_fault(record)
 
 
 def _score(sample: Prediction, record: Mapping[str, Any]) -> Score:

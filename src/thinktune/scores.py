@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from thinktune.scoring import UNFINISHED
 from thinktune.statistics import Rate, wilson
-from thinktune.tasks import UNFINISHED
 
 Line = Mapping[str, Any]
 """Of samples.jsonl: what became of one completion."""

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from thinktune.errors import ThinktuneError
-from thinktune.tasks.profiles import PROFILES
+from thinktune.scoring.profiles import PROFILES
 from thinktune.web.jobs import Job, check, types_of
 from thinktune.web.markdown import plain
 from thinktune.web.pool import reason

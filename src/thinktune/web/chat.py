@@ -10,7 +10,7 @@ import gradio as gr
 
 from thinktune.config import SEED, Ask, Sampling
 from thinktune.errors import ConfigError
-from thinktune.tasks.profiles import PROFILES
+from thinktune.scoring.profiles import PROFILES
 from thinktune.web.answering import Answer, read_answers
 from thinktune.web.formulas import LATEX
 from thinktune.web.markdown import messages, plain

@@ -26,7 +26,7 @@ from thinktune.errors import BatchFileError, Interrupted, ThinktuneError, UsageE
 from thinktune.files import write_json
 from thinktune.infer import infer
 from thinktune.items import Item, read_batch_file
-from thinktune.tasks.profiles import samplings
+from thinktune.scoring.profiles import samplings
 from thinktune.web.pool import Pool, reason
 
 State = Literal["running", "done", "stopped", "failed"]

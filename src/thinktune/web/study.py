@@ -28,8 +28,8 @@ from thinktune.items import BUILTIN, Item, read_batch_file
 from thinktune.ratings import Rating, Ratings, Verdict, agreement, bradley_terry, win_rate
 from thinktune.records import read_records
 from thinktune.runs import RunFolder
+from thinktune.scoring.profiles import samplings
 from thinktune.statistics import Rate, wilson
-from thinktune.tasks.profiles import samplings
 from thinktune.web.jobs import count_lines
 from thinktune.web.pool import Pool
 

@@ -20,9 +20,9 @@ from typing import Any
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.tasks.base import TAIL, Outcome, Score, Task, Verdict, format_outcome
-from thinktune.tasks.programs import program_in
-from thinktune.tasks.trial import run_trial
+from thinktune.scoring.base import TAIL, Outcome, Score, Task, Verdict, format_outcome
+from thinktune.scoring.program_finder import program_in
+from thinktune.scoring.sandbox.run import run_trial
 
 SCORER = f"thinktune code 3, Python {platform.python_version()}"
 _START = re.compile(r"^(?:from|import|def|class|@|async def)\b|^@", re.MULTILINE)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from thinktune.tasks.base import FULL_WIDTH
+from thinktune.scoring.base import FULL_WIDTH
 
 Options = Mapping[str, str]
 """Texts by letter, from A on."""

@@ -26,8 +26,8 @@ from typing import Any, Literal
 
 import psutil
 
-from thinktune.tasks import containment, jail
-from thinktune.tasks.containment import WAYS, Way
+from thinktune.scoring.sandbox import containment, jail
+from thinktune.scoring.sandbox.containment import WAYS, Way
 
 log = logging.getLogger(__name__)
 

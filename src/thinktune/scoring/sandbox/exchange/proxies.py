@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from thinktune.tasks.exchange.values import CONTAINERS, plain
+from thinktune.scoring.sandbox.exchange.values import CONTAINERS, plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # it takes its time to be imported, in each process anew

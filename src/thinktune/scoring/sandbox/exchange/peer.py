@@ -16,10 +16,10 @@ import threading
 import types
 from functools import cache
 
-from thinktune.tasks.exchange import proxies, values
-from thinktune.tasks.exchange.crossing import BOUND, Crossing, Undecided, described
-from thinktune.tasks.exchange.permission import check_permission
-from thinktune.tasks.exchange.proxies import Meta, Method, is_proxy
+from thinktune.scoring.sandbox.exchange import proxies, values
+from thinktune.scoring.sandbox.exchange.crossing import BOUND, Crossing, Undecided, described
+from thinktune.scoring.sandbox.exchange.permission import check_permission
+from thinktune.scoring.sandbox.exchange.proxies import Meta, Method, is_proxy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # it takes its time to be imported, in each process anew

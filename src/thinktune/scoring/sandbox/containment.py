@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import psutil
 
-from thinktune.tasks import syscalls
+from thinktune.scoring.sandbox import syscalls
 
 Way = Literal["bubblewrap", "namespaces", "limits"]
 """From the best to what works everywhere: bubblewrap (a kept sandbox), our own namespaces, or no file system, network

@@ -11,7 +11,7 @@ from typing import Any
 from thinktune import tags
 from thinktune.config import Sampling
 from thinktune.errors import MissingExtra
-from thinktune.tasks.base import TAIL, Score, Task, format_outcome, reference_fault, reference_of
+from thinktune.scoring.base import TAIL, Score, Task, format_outcome, reference_fault, reference_of
 
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 

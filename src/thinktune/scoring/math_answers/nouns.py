@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from thinktune.tasks.plain import NAMES
+from thinktune.scoring.math_answers.plain_text import NAMES
 
 _STATEMENTS = """
 or and if when where not than plus minus times over to mod modulo least most between unless except remainder factorial

@@ -17,14 +17,20 @@ from typing import Any
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.tasks.base import TAIL, Score, Task, Verdict, score_by
-from thinktune.tasks.clock import Clock, read_clock, read_date, same_clock, same_date
-from thinktune.tasks.forms import normalise
-from thinktune.tasks.last_number import last_number
-from thinktune.tasks.numerals import chinese_number, english_number
-from thinktune.tasks.plain import NAMES, to_latex
-from thinktune.tasks.quantities import Quantity, beside, conversions, equal_quantities, read_measured, read_quantity
-from thinktune.tasks.shapes import (
+from thinktune.scoring.base import TAIL, Score, Task, Verdict, score_by
+from thinktune.scoring.math_answers.last_number import last_number
+from thinktune.scoring.math_answers.normalize import normalise
+from thinktune.scoring.math_answers.numerals import chinese_number, english_number
+from thinktune.scoring.math_answers.plain_text import NAMES, to_latex
+from thinktune.scoring.math_answers.quantities import (
+    Quantity,
+    beside,
+    conversions,
+    equal_quantities,
+    read_measured,
+    read_quantity,
+)
+from thinktune.scoring.math_answers.structures import (
     ELLIPSIS,
     Group,
     is_name,
@@ -35,7 +41,8 @@ from thinktune.tasks.shapes import (
     same_ratio,
     sides,
 )
-from thinktune.tasks.worker import verify
+from thinktune.scoring.math_answers.times import Clock, read_clock, read_date, same_clock, same_date
+from thinktune.scoring.math_answers.verify_worker import verify
 
 _LONGEST = 1000  # characters of an answer worth a symbolic comparison; a final answer is a fraction of that
 _DEEPEST = 20  # braces or parentheses in each other; parsers take exponential time over them

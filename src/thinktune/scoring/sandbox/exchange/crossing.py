@@ -8,16 +8,16 @@ import importlib
 import sys
 import types
 
-from thinktune.tasks.exchange import proxies, values
-from thinktune.tasks.exchange.permission import check_permission
-from thinktune.tasks.exchange.proxies import Meta, Method, is_proxy, number_of
+from thinktune.scoring.sandbox.exchange import proxies, values
+from thinktune.scoring.sandbox.exchange.permission import check_permission
+from thinktune.scoring.sandbox.exchange.proxies import Meta, Method, is_proxy, number_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-    from thinktune.tasks.exchange.proxies import Asker
+    from thinktune.scoring.sandbox.exchange.proxies import Asker
 
 _UNUSED = 3  # references to a container that only the table of shared ones still has, while it is looked at
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from thinktune.tasks.forms import CHARACTERS
-from thinktune.tasks.numerals import NUMERALS, chinese_number, english_number
+from thinktune.scoring.math_answers.normalize import CHARACTERS
+from thinktune.scoring.math_answers.numerals import NUMERALS, chinese_number, english_number
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)"

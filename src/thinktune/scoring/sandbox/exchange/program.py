@@ -8,9 +8,9 @@ import json
 import sys
 import types
 
-from thinktune.tasks.exchange.crossing import described
-from thinktune.tasks.exchange.peer import Peer
-from thinktune.tasks.exchange.pipes import take_over_pipes
+from thinktune.scoring.sandbox.exchange.crossing import described
+from thinktune.scoring.sandbox.exchange.peer import Peer
+from thinktune.scoring.sandbox.exchange.pipes import take_over_pipes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # it takes its time to be imported, in each process anew

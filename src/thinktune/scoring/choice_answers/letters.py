@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from thinktune import tags
-from thinktune.tasks.wordings import (
+from thinktune.scoring.choice_answers.wordings import (
     ABBREVIATION,
     AFTER,
     AFTER_SMALL,

@@ -10,10 +10,10 @@ import re
 import sys
 import types
 
-from thinktune.tasks.exchange.crossing import described
-from thinktune.tasks.exchange.peer import Lost, Peer
-from thinktune.tasks.exchange.pipes import take_over_pipes
-from thinktune.tasks.exchange.runners import Faulty, run_defined
+from thinktune.scoring.sandbox.exchange.crossing import described
+from thinktune.scoring.sandbox.exchange.peer import Lost, Peer
+from thinktune.scoring.sandbox.exchange.pipes import take_over_pipes
+from thinktune.scoring.sandbox.exchange.runners import Faulty, run_defined
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # it takes its time to be imported, in each process anew

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from thinktune.tasks.base import Verdict
+from thinktune.scoring.base import Verdict
 
 _SECONDS = 2.0  # of processor time, so that a busy machine changes no verdict
 _CLOCK = 10.0  # by the clock at most, where the process gets hardly any processor time; such a verdict is none
@@ -113,7 +113,7 @@ class Verifier:
     def _start(self) -> bool:
         self._lines = queue.Queue()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "thinktune.tasks.worker", str(self._seconds)],
+            [sys.executable, "-m", "thinktune.scoring.math_answers.verify_worker", str(self._seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -204,7 +204,7 @@ def verify(reference: str, answer: str) -> Verdict:
 def main() -> None:
     """The worker's side: have a child compare, and another one where that was killed."""
     _limit_memory()
-    from thinktune.tasks import symbolic
+    from thinktune.scoring.math_answers import symbolic
 
     symbolic.equal("x+1", "1+x")  # builds the parsers, once for all children
     while True:
@@ -218,7 +218,7 @@ def main() -> None:
 
 
 def _answer(seconds: float) -> None:
-    from thinktune.tasks import symbolic
+    from thinktune.scoring.math_answers import symbolic
 
     print(json.dumps({"child": os.getpid()}), flush=True)
     for line in sys.stdin:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import types
 
-from thinktune.tasks.exchange import proxies
-from thinktune.tasks.exchange.proxies import Meta
+from thinktune.scoring.sandbox.exchange import proxies
+from thinktune.scoring.sandbox.exchange.proxies import Meta
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # it takes its time to be imported, in each process anew

@@ -10,11 +10,11 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from thinktune.tasks.base import Verdict
-from thinktune.tasks.measures import Measure, named, read_unit
-from thinktune.tasks.nouns import SAID_BEFORE, STATEMENTS, nouns
-from thinktune.tasks.numerals import part_of, scale_of
-from thinktune.tasks.plain import NAMES
+from thinktune.scoring.base import Verdict
+from thinktune.scoring.math_answers.nouns import SAID_BEFORE, STATEMENTS, nouns
+from thinktune.scoring.math_answers.numerals import part_of, scale_of
+from thinktune.scoring.math_answers.plain_text import NAMES
+from thinktune.scoring.math_answers.units import Measure, named, read_unit
 
 LONGEST = 200  # characters; exact arithmetic on longer numbers is no longer quick
 

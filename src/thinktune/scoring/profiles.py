@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from thinktune.config import ITEM_TYPES, Infer, Profile, Sampling
 from thinktune.errors import ConfigError
-from thinktune.tasks import TASKS
+from thinktune.scoring import TASKS
 
 # repetition_penalty 1.5 damages numbers and code, which have to repeat themselves: it is here to be compared with.
 _ARTICLE = Sampling(temperature=0.3, top_p=0.9, repetition_penalty=1.5, max_tokens=1024)

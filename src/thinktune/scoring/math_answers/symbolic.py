@@ -20,7 +20,7 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig  # type: ignore[
 from math_verify import verify  # type: ignore[attr-defined,unused-ignore]
 from sympy.core.function import AppliedUndef  # type: ignore[import-untyped]
 
-from thinktune.tasks.shapes import is_relation, split_top
+from thinktune.scoring.math_answers.structures import is_relation, split_top
 
 _READ = NormalizationConfig(units=False, malformed_operators=True, nits=False, boxed="none")
 _KEEP_CASE = ConversionConfig(lowercase_symbols=False)

@@ -10,9 +10,9 @@ from typing import Any
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.tasks.base import TAIL, Score, Task, Verdict, reference_fault, reference_of, score_by
-from thinktune.tasks.letters import ALPHABET, Reading, read_letters, stated_last
-from thinktune.tasks.options import Options, as_text, labelled_text, letter_of_text, options_of
+from thinktune.scoring.base import TAIL, Score, Task, Verdict, reference_fault, reference_of, score_by
+from thinktune.scoring.choice_answers.letters import ALPHABET, Reading, read_letters, stated_last
+from thinktune.scoring.choice_answers.options import Options, as_text, labelled_text, letter_of_text, options_of
 
 SCORER = "thinktune choice 3"
 

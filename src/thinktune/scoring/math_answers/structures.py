@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from thinktune.tasks.plain import NAMES
+from thinktune.scoring.math_answers.plain_text import NAMES
 
 ELLIPSIS = r"\ldots"
 _OPENING = re.compile(r"\\begin\b|\\\{|[({\[]")

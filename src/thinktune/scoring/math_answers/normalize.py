@@ -11,8 +11,8 @@ import re
 from itertools import accumulate
 
 from thinktune import tags
-from thinktune.tasks.base import FULL_WIDTH
-from thinktune.tasks.numerals import NUMERALS, chinese_number, english_number
+from thinktune.scoring.base import FULL_WIDTH
+from thinktune.scoring.math_answers.numerals import NUMERALS, chinese_number, english_number
 
 _WRAPS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"), ('"', '"'), ("“", "”"))
 _INTRODUCED = re.compile(

@@ -13,9 +13,9 @@ import time
 from functools import cache
 from pathlib import Path
 
-from thinktune.tasks import exchange
-from thinktune.tasks.base import Verdict
-from thinktune.tasks.side import RUNNER, Limits, Side, Stopped
+from thinktune.scoring.base import Verdict
+from thinktune.scoring.sandbox import exchange
+from thinktune.scoring.sandbox.side import RUNNER, Limits, Side, Stopped
 
 __all__ = ["RUNNER", "Limits", "run_trial"]
 
@@ -67,4 +67,4 @@ _MODULES: dict[str, tuple[str, ...]] = {
 def _modules(role: str) -> dict[str, str]:
     folder = Path(str(exchange.__file__)).parent
     texts = {name: (folder / f"{name}.py").read_text(encoding="utf-8") for name in _MODULES[role]}
-    return {f"thinktune.tasks.exchange.{name}": text for name, text in texts.items()}
+    return {f"thinktune.scoring.sandbox.exchange.{name}": text for name, text in texts.items()}

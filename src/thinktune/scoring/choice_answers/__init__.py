@@ -1,0 +1,1 @@
+"""Reading the answers to multiple-choice questions."""
