@@ -332,7 +332,7 @@ def look():
 
 SCORER = """
 import sys, time
-from thinktune.tasks.side import *
+from thinktune.scoring.sandbox.side import *
 code = {"code": "import os\\ndef main():\\n    os.setsid()\\n    os.execvp('sleep', ['sleep', '4343.43'])"}
 side = Side("tests", code, Limits(seconds=1), time.monotonic() + 60, way=sys.argv[1])
 side.held()
