@@ -33,7 +33,7 @@ import psutil
 from thinktune.config import Load, Sampling
 from thinktune.engines.base import Request
 from thinktune.engines.tickets import Ticket
-from thinktune.web.pool import Pool
+from thinktune.studio.model_pool import Pool
 
 PARTS = ("page", "first", "sessions")
 QUESTION = "What is 7 times 8?"
@@ -76,7 +76,7 @@ def main() -> None:
 def serve(model: str, runs: Path, load: Load) -> None:
     """What `thinktune demo` does, with a choice of dtype."""
     from thinktune.cli.common import prepare_libraries
-    from thinktune.web.app import serve
+    from thinktune.studio.app import serve
 
     prepare_libraries()
     server = serve([model], runs=runs, load=load)

@@ -27,19 +27,19 @@ from thinktune.engines.tickets import Ticket
 from thinktune.errors import BatchFileError, ConfigError, RunFolderError, UsageError
 from thinktune.infer import infer_file
 from thinktune.ratings import Rating
-from thinktune.web import app
-from thinktune.web.answering import read_answers
-from thinktune.web.app import MOST_SESSIONS, USER, Server, open_page, serve
-from thinktune.web.chat import ChatTab, _turns
-from thinktune.web.guard import MOST_UPLOADED, Guard
-from thinktune.web.jobs import Jobs, check
-from thinktune.web.markdown import messages
-from thinktune.web.pool import Pool
-from thinktune.web.rate import RateTab
-from thinktune.web.studio import Studio
-from thinktune.web.study import Study, names, new_folder, study_of_models, study_of_scores
-from thinktune.web.texts import TEXTS, Words
-from thinktune.web.trainings import Trainings
+from thinktune.studio import app
+from thinktune.studio.answers import read_answers
+from thinktune.studio.app import MOST_SESSIONS, USER, Server, open_page, serve
+from thinktune.studio.batch_jobs import Jobs, check
+from thinktune.studio.guard import MOST_UPLOADED, Guard
+from thinktune.studio.markdown import messages
+from thinktune.studio.model_pool import Pool
+from thinktune.studio.state import Studio
+from thinktune.studio.study import Study, names, new_folder, study_of_models, study_of_scores
+from thinktune.studio.tabs.chat import ChatTab, _turns
+from thinktune.studio.tabs.rate import RateTab
+from thinktune.studio.training_jobs import Trainings
+from thinktune.studio.translations import TEXTS, Words
 
 WORDS = Words(None)
 

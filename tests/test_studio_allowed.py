@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from thinktune.errors import ConfigError
-from thinktune.web.training import shipped_configs
-from thinktune.web.trainings import Trainings
+from thinktune.studio.tabs.training_form import shipped_configs
+from thinktune.studio.training_jobs import Trainings
 
 QUICKSTART = next(file for file in shipped_configs() if file.stem == "quickstart")
 

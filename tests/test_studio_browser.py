@@ -17,10 +17,10 @@ import pytest
 from browsing import SECONDS, choose, go, open_tab, wait_for_text
 from conftest import make_tiny_model
 from test_compare import write_run
-from thinktune.web.app import open_page
-from thinktune.web.pool import Pool
-from thinktune.web.studio import Studio
-from thinktune.web.study import study_of_scores
+from thinktune.studio.app import open_page
+from thinktune.studio.model_pool import Pool
+from thinktune.studio.state import Studio
+from thinktune.studio.study import study_of_scores
 
 pytestmark = pytest.mark.slow
 MODEL = "builtin:smollm2"

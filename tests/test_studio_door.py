@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from thinktune import connections
-from thinktune.web.app import USER, Server, open_page
-from thinktune.web.door import Door
-from thinktune.web.pool import Pool
-from thinktune.web.studio import Studio
+from thinktune.studio.app import USER, Server, open_page
+from thinktune.studio.model_pool import Pool
+from thinktune.studio.sign_in import Door
+from thinktune.studio.state import Studio
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from thinktune.compare import compare
 from thinktune.engines.shared import SharedModel
 from thinktune.models import Chat
 from thinktune.report import write_comparison, write_report
-from thinktune.web.app import USER, open_page
-from thinktune.web.pool import Pool, Seat
-from thinktune.web.studio import Studio
-from thinktune.web.study import study_of_scores
+from thinktune.studio.app import USER, open_page
+from thinktune.studio.model_pool import Pool, Seat
+from thinktune.studio.state import Studio
+from thinktune.studio.study import study_of_scores
 
 pytestmark = pytest.mark.slow
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from thinktune.web.markdown import messages, plain, rendered, split_reply
-from thinktune.web.rate import _shown
-from thinktune.web.texts import Words
+from thinktune.studio.markdown import messages, plain, rendered, split_reply
+from thinktune.studio.tabs.rate import _shown
+from thinktune.studio.translations import Words
 
 WORDS = Words(None)
 

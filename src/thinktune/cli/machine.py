@@ -40,7 +40,7 @@ def demo(
     """Open the studio, a web page: chat, compare, rate blind, answer files, watch and start trainings."""
     prepare_libraries()
     from thinktune.config import parse_load
-    from thinktune.web.app import USER, serve
+    from thinktune.studio.app import USER, serve
 
     server = serve(
         models or [],

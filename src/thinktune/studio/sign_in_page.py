@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
-from thinktune.web.door import Door
+from thinktune.studio.sign_in import Door
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -16,8 +16,8 @@ from urllib.parse import unquote
 
 from thinktune.connections import Body
 from thinktune.hosts import why_foreign
-from thinktune.web.door import Door
-from thinktune.web.signing_in import let_in
+from thinktune.studio.sign_in import Door
+from thinktune.studio.sign_in_page import let_in
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

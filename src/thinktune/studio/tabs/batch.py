@@ -10,11 +10,11 @@ import gradio as gr
 
 from thinktune.errors import ThinktuneError
 from thinktune.scoring.profiles import PROFILES
-from thinktune.web.jobs import Job, check, types_of
-from thinktune.web.markdown import plain
-from thinktune.web.pool import reason
-from thinktune.web.studio import Studio, download
-from thinktune.web.texts import Words, label
+from thinktune.studio.batch_jobs import Job, check, types_of
+from thinktune.studio.markdown import plain
+from thinktune.studio.model_pool import reason
+from thinktune.studio.state import Studio, download
+from thinktune.studio.translations import Words, label
 
 _SHOWN = 20  # items of the check
 _LONGEST = 300  # characters of a prompt there

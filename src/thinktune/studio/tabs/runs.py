@@ -13,12 +13,12 @@ from thinktune.compare import differing_settings, read_scores, read_settings
 from thinktune.config import load_config
 from thinktune.data.show import first_batch
 from thinktune.errors import ThinktuneError
-from thinktune.web.markdown import plain
-from thinktune.web.pool import reason
-from thinktune.web.studio import Studio
-from thinktune.web.texts import Words, label
-from thinktune.web.training import TrainingForm
-from thinktune.web.trainings import Run
+from thinktune.studio.markdown import plain
+from thinktune.studio.model_pool import reason
+from thinktune.studio.state import Studio
+from thinktune.studio.tabs.training_form import TrainingForm
+from thinktune.studio.training_jobs import Run
+from thinktune.studio.translations import Words, label
 
 _POINTS = 400  # of one curve
 _SAMPLES = 50

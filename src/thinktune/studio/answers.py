@@ -16,7 +16,7 @@ from thinktune.engines.base import Request
 from thinktune.engines.tickets import Ticket
 from thinktune.errors import ThinktuneError
 from thinktune.items import valid_text
-from thinktune.web.pool import Pool, reason
+from thinktune.studio.model_pool import Pool, reason
 
 State = Literal["running", "done", "stopped", "error"]
 _LOOK_SECONDS = 0.25  # between two looks at the queue's place while nothing comes

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from thinktune.config import Load, Quantize
 from thinktune.errors import MissingExtra, ThinktuneError, UsageError
-from thinktune.web.door import Door
-from thinktune.web.jobs import MOST_BYTES
-from thinktune.web.preparing import prepare_gradio
+from thinktune.studio.batch_jobs import MOST_BYTES
+from thinktune.studio.gradio_setup import prepare_gradio
+from thinktune.studio.sign_in import Door
 
 if TYPE_CHECKING:
-    from thinktune.web.studio import Studio
+    from thinktune.studio.state import Studio
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TUNNEL = ".gradio.live"
@@ -103,8 +103,8 @@ def serve(
     """
     if find_spec("gradio") is None:
         raise MissingExtra("the studio needs gradio", hint="pip install 'thinktune[demo]'")
-    from thinktune.web.pool import Pool
-    from thinktune.web.studio import Studio
+    from thinktune.studio.model_pool import Pool
+    from thinktune.studio.state import Studio
 
     exposed = share or host not in _LOOPBACK
     pool = Pool(models or ["builtin:smollm2"], runs, load=load, quantize=quantize, notify=notify)
@@ -131,8 +131,8 @@ def open_page(
     """
     files = Path(tempfile.mkdtemp(prefix="thinktune-studio-"))
     prepare_gradio(files)
-    from thinktune.web.page import build
-    from thinktune.web.texts import translations
+    from thinktune.studio.page import build
+    from thinktune.studio.translations import translations
 
     use_hurried_connections()
     door = Door(password)
@@ -188,7 +188,7 @@ def use_hurried_connections() -> None:
 def _guard(host: str, share: bool, files: Path, door: Door) -> Any:
     from starlette.middleware import Middleware
 
-    from thinktune.web.guard import Guard
+    from thinktune.studio.guard import Guard
 
     names = {host.lower(), socket.gethostname().lower()}
     return Middleware(Guard, names=names, suffix=_TUNNEL if share else "", files=files, door=door)

@@ -18,8 +18,8 @@ from markdown_it.token import Token
 from markdown_it.utils import OptionsDict
 
 from thinktune import tags
-from thinktune.web.formulas import PRIVATE, add_formulas
-from thinktune.web.texts import Words
+from thinktune.studio.formulas import PRIVATE, add_formulas
+from thinktune.studio.translations import Words
 
 _WEB = re.compile(r"(https?://|mailto:)", re.IGNORECASE)
 _LONGEST = 200_000  # characters that are looked at as Markdown; longer texts are shown as they are

@@ -6,14 +6,14 @@ from typing import Any
 
 import gradio as gr
 
-from thinktune.web.batch import BatchTab
-from thinktune.web.chat import ChatTab
-from thinktune.web.markdown import plain
-from thinktune.web.rate import RateTab
-from thinktune.web.runs import RunsTab
-from thinktune.web.script import SCRIPT
-from thinktune.web.studio import Studio
-from thinktune.web.texts import Words, label
+from thinktune.studio.markdown import plain
+from thinktune.studio.page_script import SCRIPT
+from thinktune.studio.state import Studio
+from thinktune.studio.tabs.batch import BatchTab
+from thinktune.studio.tabs.chat import ChatTab
+from thinktune.studio.tabs.rate import RateTab
+from thinktune.studio.tabs.runs import RunsTab
+from thinktune.studio.translations import Words, label
 
 _SANS = ["system-ui", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
 _CSS = """

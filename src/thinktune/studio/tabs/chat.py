@@ -11,11 +11,11 @@ import gradio as gr
 from thinktune.config import SEED, Ask, Sampling
 from thinktune.errors import ConfigError
 from thinktune.scoring.profiles import PROFILES
-from thinktune.web.answering import Answer, read_answers
-from thinktune.web.formulas import LATEX
-from thinktune.web.markdown import messages, plain
-from thinktune.web.studio import Studio
-from thinktune.web.texts import Words, label
+from thinktune.studio.answers import Answer, read_answers
+from thinktune.studio.formulas import LATEX
+from thinktune.studio.markdown import messages, plain
+from thinktune.studio.state import Studio
+from thinktune.studio.translations import Words, label
 
 _ASK = Ask().sampling
 _FIELDS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "think_budget", "seed")

@@ -25,7 +25,7 @@ from thinktune.errors import ConfigError, RunFolderError, UsageError
 from thinktune.files import write_json, write_text
 from thinktune.records import MetricsLine, read_records
 from thinktune.runs import RunFolder
-from thinktune.web.allowed import require_allowed
+from thinktune.studio.allowed_settings import require_allowed
 
 State = Literal["trained", "training", "unfinished"]
 _NAME = re.compile(r"\w[\w.-]{0,63}")

@@ -30,8 +30,8 @@ from thinktune.records import read_records
 from thinktune.runs import RunFolder
 from thinktune.scoring.profiles import samplings
 from thinktune.statistics import Rate, wilson
-from thinktune.web.jobs import count_lines
-from thinktune.web.pool import Pool
+from thinktune.studio.batch_jobs import count_lines
+from thinktune.studio.model_pool import Pool
 
 _NAME = re.compile(r"[\w][\w .-]{0,63}")
 

@@ -16,12 +16,12 @@ from thinktune.files import write_text
 from thinktune.items import BUILTIN, read_batch_file
 from thinktune.ratings import Verdict
 from thinktune.statistics import Rate
-from thinktune.web.formulas import LATEX
-from thinktune.web.markdown import plain, rendered, reply
-from thinktune.web.pool import reason
-from thinktune.web.studio import Studio, download
-from thinktune.web.study import Pair, Study, finished, names, new_folder, study_of_models, study_of_scores
-from thinktune.web.texts import Words, label
+from thinktune.studio.formulas import LATEX
+from thinktune.studio.markdown import plain, rendered, reply
+from thinktune.studio.model_pool import reason
+from thinktune.studio.state import Studio, download
+from thinktune.studio.study import Pair, Study, finished, names, new_folder, study_of_models, study_of_scores
+from thinktune.studio.translations import Words, label
 
 _VERDICTS: dict[str, Verdict] = {
     "left": "first", "right": "second", "both_good": "both good", "both_bad": "both bad",

@@ -12,11 +12,11 @@ import gradio as gr
 
 from thinktune.config import Config, dump_config, load_config
 from thinktune.errors import ThinktuneError
-from thinktune.web.markdown import plain
-from thinktune.web.pool import reason
-from thinktune.web.studio import Studio
-from thinktune.web.texts import label
-from thinktune.web.trainings import in_words
+from thinktune.studio.markdown import plain
+from thinktune.studio.model_pool import reason
+from thinktune.studio.state import Studio
+from thinktune.studio.training_jobs import in_words
+from thinktune.studio.translations import label
 
 _NAME = "studio-run"
 
@@ -117,7 +117,7 @@ class TrainingForm:
 def shipped_configs() -> list[Path]:
     """The configs that come with thinktune."""
     packaged = Path(str(files("thinktune") / "configs"))
-    folder = packaged if packaged.is_dir() else Path(__file__).parents[3] / "configs"
+    folder = packaged if packaged.is_dir() else Path(__file__).parents[4] / "configs"
     return sorted(folder.glob("*.yaml"))
 
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from thinktune.engines.tickets import Ticket
-from thinktune.web.jobs import Jobs
-from thinktune.web.pool import Pool
-from thinktune.web.trainings import Trainings
+from thinktune.studio.batch_jobs import Jobs
+from thinktune.studio.model_pool import Pool
+from thinktune.studio.training_jobs import Trainings
 
 
 class Sessions:

@@ -27,7 +27,7 @@ from thinktune.files import write_json
 from thinktune.infer import infer
 from thinktune.items import Item, read_batch_file
 from thinktune.scoring.profiles import samplings
-from thinktune.web.pool import Pool, reason
+from thinktune.studio.model_pool import Pool, reason
 
 State = Literal["running", "done", "stopped", "failed"]
 MOST_BYTES = 16 * 2**20
