@@ -252,8 +252,8 @@ def measure_vllm(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def measure_ours(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """`infer` from items to result file, journal included, over an engine that is ready."""
-    from thinktune.infer import infer
-    from thinktune.items import Item
+    from thinktune.inference.batch import infer
+    from thinktune.inference.batch_file import Item
     from thinktune.models import Chat
 
     model = vllm_model(options)

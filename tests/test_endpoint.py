@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from thinktune.config import Load
-from thinktune.endpoint.app import MOST_BYTES, Endpoint, _HeldBack
 from thinktune.engines.shared import SharedModel
+from thinktune.inference.openai_server.app import MOST_BYTES, Endpoint, _HeldBack
 from thinktune.models import load_model
 
 TURNS = [{"role": "user", "content": "Hi"}]
@@ -292,7 +292,7 @@ def test_generation_ends_when_the_client_leaves(
 def test_more_than_can_be_held_is_a_clear_no_and_the_others_are_answered(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thinktune.endpoint.app.MOST_ANSWERS", 10)
+    monkeypatch.setattr("thinktune.inference.openai_server.app.MOST_ANSWERS", 10)
 
     async def many() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app=endpoint)

@@ -32,11 +32,11 @@ from thinktune.engines.budget import Budgeted
 from thinktune.engines.opening import EngineOnDemand
 from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import BatchFileError, DeviceError, DiskFull, GenerationError, Interrupted, UsageError
-from thinktune.infer import Inferred, infer, infer_file, infer_files, journal_of
-from thinktune.items import read_batch_file
-from thinktune.journal import Journal, Record, complete
+from thinktune.inference.batch import Inferred, infer, infer_file, infer_files, journal_of
+from thinktune.inference.batch_file import read_batch_file
+from thinktune.inference.journal import Journal, Record, complete
+from thinktune.inference.profiles import samplings
 from thinktune.models import Chat
-from thinktune.scoring.profiles import samplings
 
 SHORT = Sampling(max_tokens=100)
 PROFILES = {
@@ -348,7 +348,7 @@ def test_a_full_disk_ends_the_call_and_keeps_what_was_finished(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(descriptor, data)
 
-    monkeypatch.setattr("thinktune.journal.os.write", write)
+    monkeypatch.setattr("thinktune.inference.journal.os.write", write)
     with pytest.raises(DiskFull, match="no space left") as caught:
         bench.infer("".join(map(line, range(8))))
     assert str(journal_of(bench.out)) in caught.value.message
@@ -447,7 +447,7 @@ def test_the_speed_is_that_of_writing_without_the_time_to_load_the_model(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, clock = make_tiny_tokenizer(), [0.0]
-    monkeypatch.setattr("thinktune.journal.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("thinktune.inference.journal.time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def load() -> TransformersEngine:
         clock[0] += 10_000
@@ -585,7 +585,7 @@ def test_what_the_disk_refused_behind_our_back_is_told_at_the_end(
             told.set()
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("thinktune.journal.os.fsync", refuse_once)
+    monkeypatch.setattr("thinktune.inference.journal.os.fsync", refuse_once)
     journal = Journal(tmp_path / "j.jsonl")
     journal.add("key", Record("a", 0, "text", "stop", None, 1))
     assert told.wait(5)
@@ -596,7 +596,7 @@ def test_what_the_disk_refused_behind_our_back_is_told_at_the_end(
 def test_progress_is_told_now_and_then_where_there_is_no_terminal(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thinktune.journal._TELL_SECONDS", 0.0)
+    monkeypatch.setattr("thinktune.inference.journal._TELL_SECONDS", 0.0)
     bench.infer("".join(map(line, range(4))))
     assert re.search(r"^2 of 4 completions, [\d,]+ tokens/s, 0:00:00 left$", bench.said.getvalue(), re.MULTILINE)
 

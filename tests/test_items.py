@@ -11,9 +11,9 @@ import pytest
 
 from thinktune.config import Infer, Sampling, load_config
 from thinktune.errors import BatchFileError, ConfigError
-from thinktune.items import Item, read_batch_file
+from thinktune.inference.batch_file import Item, read_batch_file
+from thinktune.inference.profiles import PROFILES, samplings
 from thinktune.scoring import TASKS
-from thinktune.scoring.profiles import PROFILES, samplings
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,10 +18,10 @@ import pytest
 from conftest import make_base_model, make_tiny_tokenizer
 from thinktune.engines.process import PYTHON, has_vllm
 from thinktune.errors import ModelError, UsageError
+from thinktune.inference.serve import Server, serve
 from thinktune.models import load_tokenizer, write_settings
 from thinktune.models.chat import with_system_text
 from thinktune.models.folder import generation_ends
-from thinktune.serve import Server, serve
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_adapters_of_another_base_are_refused(tiny_model: Path, adapter: Path, t
 def test_without_vllm_one_model_is_served_by_a_server_of_our_own(tiny_model: Path, adapter: Path) -> None:
     server = serve(tiny_model, engine="transformers", port=8124)
     assert server.models == (str(tiny_model),)
-    assert server.command[2:5] == ("-m", "thinktune.endpoint", str(tiny_model))
+    assert server.command[2:5] == ("-m", "thinktune.inference.openai_server", str(tiny_model))
     assert (flag(server, "--host"), flag(server, "--port")) == ("127.0.0.1", "8124")
     assert "--trust-remote-code" not in server.command
     for call in ({"reference": adapter}, {"reference": tiny_model, "adapters": [f"a={adapter}"]}):

@@ -25,7 +25,7 @@ from thinktune.compare import compare, sentences
 from thinktune.config import Sampling
 from thinktune.engines.tickets import Ticket
 from thinktune.errors import BatchFileError, ConfigError, RunFolderError, UsageError
-from thinktune.infer import infer_file
+from thinktune.inference.batch import infer_file
 from thinktune.ratings import Rating
 from thinktune.studio import app
 from thinktune.studio.answers import read_answers

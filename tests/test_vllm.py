@@ -143,7 +143,7 @@ def test_a_prompt_beyond_the_context_is_refused_and_the_engine_goes_on(vllm: Ope
 
 def test_a_batch_file_is_answered_within_a_budget_and_nothing_stays_behind(tmp_path: Path) -> None:
     from thinktune.config import Infer
-    from thinktune.infer import infer_file
+    from thinktune.inference.batch import infer_file
 
     lines = [{"id": str(at), "type": "math", "prompt": text, "n": 2} for at, text in enumerate(QUESTIONS)]
     file = tmp_path / "in.jsonl"

@@ -8,7 +8,7 @@ from thinktune.errors import ThinktuneError
 from thinktune.tags import Parsed, parse, render
 
 if TYPE_CHECKING:
-    from thinktune.notebook import Infer
+    from thinktune.inference.python_api import Infer
 
 network.switch_off_telemetry()  # before any library reads the environment
 
@@ -18,7 +18,7 @@ __all__ = ["Config", "Infer", "Parsed", "ThinktuneError", "load_config", "parse"
 
 def __getattr__(name: str) -> Any:
     if name == "Infer":  # when it is first asked for: it brings the engines with it
-        from thinktune.notebook import Infer
+        from thinktune.inference.python_api import Infer
 
         return Infer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

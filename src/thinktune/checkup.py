@@ -19,7 +19,7 @@ from thinktune.config import Config, Data
 from thinktune.data import Example, load_examples
 from thinktune.engines.base import Completion, Request
 from thinktune.engines.transformers import TransformersEngine
-from thinktune.items import valid_text
+from thinktune.inference.batch_file import valid_text
 from thinktune.scoring import TASKS
 
 if TYPE_CHECKING:

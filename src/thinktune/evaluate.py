@@ -23,13 +23,13 @@ from thinktune.engines import Opened, open_engine
 from thinktune.engines.base import Engine, Request
 from thinktune.engines.opening import EngineName
 from thinktune.files import write_json, write_json_lines
-from thinktune.infer import infer
-from thinktune.items import Messages, read_batch_file, valid_text
-from thinktune.journal import Completed, Record, complete, telling_full_disk
+from thinktune.inference.batch import infer
+from thinktune.inference.batch_file import Messages, read_batch_file, valid_text
+from thinktune.inference.journal import Completed, Record, complete, telling_full_disk
+from thinktune.inference.profiles import samplings
 from thinktune.predictions import PredictionScores, read_gold, score_predictions
 from thinktune.scores import RATES, Problem, Scores, score_problems
 from thinktune.scoring import TASKS
-from thinktune.scoring.profiles import samplings
 from thinktune.statistics import Rate
 
 if TYPE_CHECKING:

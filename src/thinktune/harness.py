@@ -25,7 +25,7 @@ from thinktune.engines import Opened, open_engine
 from thinktune.engines.opening import EngineName
 from thinktune.errors import DataError, MissingExtra, UsageError
 from thinktune.files import write_json, write_json_lines
-from thinktune.journal import telling_full_disk
+from thinktune.inference.journal import telling_full_disk
 from thinktune.records import read_record
 
 FILE = "harness.json"

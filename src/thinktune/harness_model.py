@@ -17,8 +17,8 @@ from thinktune.dates import hold_date
 from thinktune.engines import Opened
 from thinktune.engines.base import Likelihood, Pair, Request
 from thinktune.errors import GenerationError
-from thinktune.items import valid_text
-from thinktune.journal import complete
+from thinktune.inference.batch_file import valid_text
+from thinktune.inference.journal import complete
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 

@@ -21,13 +21,13 @@ from thinktune.engines import Opened, open_engine
 from thinktune.errors import Interrupted
 from thinktune.evaluate import Summary, comparison_table, evaluate_data
 from thinktune.files import write_json
-from thinktune.infer import infer_file
-from thinktune.items import read_batch_file
+from thinktune.inference.batch import infer_file
+from thinktune.inference.batch_file import read_batch_file
+from thinktune.inference.profiles import samplings
 from thinktune.merge import merge
 from thinktune.records import RunRecord, read_record
 from thinktune.report import write_report
 from thinktune.runs import RunFolder
-from thinktune.scoring.profiles import samplings
 from thinktune.verify import Notify, verify
 
 

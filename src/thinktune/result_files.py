@@ -21,7 +21,7 @@ from typing import Any
 
 from thinktune.errors import DataError
 from thinktune.files import foreign_kind
-from thinktune.items import valid_text
+from thinktune.inference.batch_file import valid_text
 
 LISTED = 20
 """So many ids or lines are named where there may be thousands."""

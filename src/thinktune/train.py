@@ -21,7 +21,6 @@ from transformers import PrinterCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from thinktune import plots
-from thinktune.ask import answer
 from thinktune.checkpoints import newest_whole
 from thinktune.checkup import Checkup, checkup_problems
 from thinktune.config import Config, dump_config
@@ -48,6 +47,7 @@ from thinktune.fitting import (
     settle,
 )
 from thinktune.hardware import GIB
+from thinktune.inference.chat_cli import answer
 from thinktune.lengths import packs_of
 from thinktune.models import Loaded, write_settings
 from thinktune.models.chat import date_settings

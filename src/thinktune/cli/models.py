@@ -49,8 +49,8 @@ def ask(
 ) -> None:
     """Stream an answer, thinking dimmed; without a question, hold a conversation."""
     prepare_libraries()
-    from thinktune.ask import ask
     from thinktune.config import Sampling, parse_load
+    from thinktune.inference.chat_cli import ask
 
     sampling = Sampling().changed(temperature=temperature, max_tokens=max_tokens, seed=seed, think_budget=think_budget)
     ask(model, question, sampling=sampling, engine=engine, load=parse_load(how), quantize=quantize, raw=raw)
@@ -146,7 +146,7 @@ def infer(
     """Answer batch files, with the model loaded once; a stopped call goes on where it was."""
     prepare_libraries()
     from thinktune.config import parse_load
-    from thinktune.infer import infer_files
+    from thinktune.inference.batch import infer_files
 
     if retry_errors and overwrite:
         raise UsageError("--retry-errors and --overwrite exclude each other")
@@ -176,7 +176,7 @@ def infer(
 
 def _result_files(files: list[str], out: Path | None) -> dict[str | Path, Path]:
     """Where the answers of each batch file go."""
-    from thinktune.infer import journal_of
+    from thinktune.inference.batch import journal_of
 
     if len(files) == 1:
         found: dict[str | Path, Path] = {files[0]: out or Path("results.json")}
@@ -213,7 +213,7 @@ def serve(
     """Start an OpenAI-compatible server with the model, and its adapters under names of their own."""
     prepare_libraries()
     from thinktune.config import parse_load
-    from thinktune.serve import serve
+    from thinktune.inference.serve import serve
 
     settings = _settings(config, {})
     server = serve(

@@ -15,7 +15,7 @@ from thinktune.config import Sampling
 from thinktune.engines.base import Request
 from thinktune.engines.tickets import Ticket
 from thinktune.errors import ThinktuneError
-from thinktune.items import valid_text
+from thinktune.inference.batch_file import valid_text
 from thinktune.studio.model_pool import Pool, reason
 
 State = Literal["running", "done", "stopped", "error"]

@@ -24,9 +24,9 @@ from thinktune.config import SEED, Infer, Profile
 from thinktune.engines.tickets import Ticket
 from thinktune.errors import BatchFileError, Interrupted, ThinktuneError, UsageError
 from thinktune.files import write_json
-from thinktune.infer import infer
-from thinktune.items import Item, read_batch_file
-from thinktune.scoring.profiles import samplings
+from thinktune.inference.batch import infer
+from thinktune.inference.batch_file import Item, read_batch_file
+from thinktune.inference.profiles import samplings
 from thinktune.studio.model_pool import Pool, reason
 
 State = Literal["running", "done", "stopped", "failed"]

@@ -23,12 +23,12 @@ from thinktune.config import Infer, Sampling
 from thinktune.engines.tickets import Ticket
 from thinktune.errors import RunFolderError, UsageError
 from thinktune.files import write_json, write_text
-from thinktune.infer import infer
-from thinktune.items import BUILTIN, Item, read_batch_file
+from thinktune.inference.batch import infer
+from thinktune.inference.batch_file import BUILTIN, Item, read_batch_file
+from thinktune.inference.profiles import samplings
 from thinktune.ratings import Rating, Ratings, Verdict, agreement, bradley_terry, win_rate
 from thinktune.records import read_records
 from thinktune.runs import RunFolder
-from thinktune.scoring.profiles import samplings
 from thinktune.statistics import Rate, wilson
 from thinktune.studio.batch_jobs import count_lines
 from thinktune.studio.model_pool import Pool

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from thinktune.errors import ThinktuneError
-from thinktune.scoring.profiles import PROFILES
+from thinktune.inference.profiles import PROFILES
 from thinktune.studio.batch_jobs import Job, check, types_of
 from thinktune.studio.markdown import plain
 from thinktune.studio.model_pool import reason

@@ -10,7 +10,7 @@ import gradio as gr
 
 from thinktune.config import SEED, Ask, Sampling
 from thinktune.errors import ConfigError
-from thinktune.scoring.profiles import PROFILES
+from thinktune.inference.profiles import PROFILES
 from thinktune.studio.answers import Answer, read_answers
 from thinktune.studio.formulas import LATEX
 from thinktune.studio.markdown import messages, plain

@@ -13,7 +13,7 @@ import gradio as gr
 from thinktune.config import SEED
 from thinktune.errors import ThinktuneError, UsageError
 from thinktune.files import write_text
-from thinktune.items import BUILTIN, read_batch_file
+from thinktune.inference.batch_file import BUILTIN, read_batch_file
 from thinktune.ratings import Verdict
 from thinktune.statistics import Rate
 from thinktune.studio.formulas import LATEX

@@ -20,8 +20,8 @@ from typing import Any
 from thinktune.config import Infer, Sampling
 from thinktune.errors import BatchFileError, ConfigError, UsageError
 from thinktune.files import foreign_kind
+from thinktune.inference.profiles import samplings as samplings_of
 from thinktune.scoring import TASKS
-from thinktune.scoring.profiles import samplings as samplings_of
 
 BUILTIN = "builtin:questions"
 _OPENAI_TYPE = "generic-generate"  # OpenAI's shape says nothing of types; the body's settings are put over its profile

@@ -33,8 +33,8 @@ def _serve(given: argparse.Namespace) -> None:
 
     from thinktune.config import Load
     from thinktune.connections import HurriedProtocol
-    from thinktune.endpoint.app import Endpoint
     from thinktune.engines.shared import SharedModel
+    from thinktune.inference.openai_server.app import Endpoint
     from thinktune.models import load_model
 
     load = Load(device=given.device, dtype=given.dtype, trust_remote_code=given.trust_remote_code)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinktune.connections import Body
-from thinktune.endpoint.asked import Asked, Refused, read_body, read_request
 from thinktune.engines.base import Request
 from thinktune.engines.shared import SharedModel
 from thinktune.engines.tickets import Ticket
 from thinktune.errors import ThinktuneError
 from thinktune.hosts import why_foreign
+from thinktune.inference.openai_server.request_body import Asked, Refused, read_body, read_request
 from thinktune.models.chat import Chat
 
 Message = MutableMapping[str, Any]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from thinktune.files import replacing_text
-from thinktune.items import Item
-from thinktune.journal import Record
+from thinktune.inference.batch_file import Item
+from thinktune.inference.journal import Record
 
 ResultFormat = Literal["results", "lines", "openai"]
 

@@ -9,10 +9,10 @@ from thinktune import config, tags
 from thinktune.engines import open_engine
 from thinktune.engines.base import Request
 from thinktune.errors import GenerationError, UsageError
-from thinktune.infer import Inferred, infer
-from thinktune.items import as_messages, read_batch_file, valid_text
-from thinktune.results import ResultFormat
-from thinktune.scoring.profiles import samplings
+from thinktune.inference.batch import Inferred, infer
+from thinktune.inference.batch_file import as_messages, read_batch_file, valid_text
+from thinktune.inference.profiles import samplings
+from thinktune.inference.result_file import ResultFormat
 
 Conversation = Sequence[Mapping[str, str]]
 

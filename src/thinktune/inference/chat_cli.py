@@ -16,7 +16,7 @@ from thinktune.engines import open_engine
 from thinktune.engines.base import Engine, Request
 from thinktune.engines.opening import EngineName
 from thinktune.errors import GenerationError, UsageError
-from thinktune.items import valid_text
+from thinktune.inference.batch_file import valid_text
 
 if TYPE_CHECKING:
     from thinktune.models import Chat

@@ -1,7 +1,7 @@
 """`thinktune serve MODEL [--adapter NAME=RUN]…`: an OpenAI-compatible server, on this machine alone by default.
 
 vLLM's own server where vLLM is there, with the base model and every adapter under names of their own; else ours, with
-one model that transformers runs (`thinktune.endpoint`). Both render conversations with the chat template that the model
+one model that transformers runs (`thinktune.inference.openai_server`). Both render conversations with the chat template that the model
 was trained with, and its system text, so that clients need not know it.
 """
 
@@ -191,6 +191,6 @@ def _own_command(folder: str, name: str, host: str, port: int, device: str, dtyp
             "the server without vLLM needs uvicorn",
             hint="pip install 'thinktune[serve]'; or install vLLM: pip install 'thinktune[vllm]'",
         )
-    program = (sys.executable, "-P", "-m", "thinktune.endpoint", folder, "--name", name)
+    program = (sys.executable, "-P", "-m", "thinktune.inference.openai_server", folder, "--name", name)
     trusting = ("--trust-remote-code",) if load.trust_remote_code else ()
     return (*program, "--host", host, "--port", str(port), "--device", device, "--dtype", dtype, *trusting)

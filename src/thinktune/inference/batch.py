@@ -21,10 +21,10 @@ from thinktune.dates import hold_date
 from thinktune.engines import Opened, open_engine
 from thinktune.engines.base import Engine, Request
 from thinktune.errors import GenerationError, ThinktuneError
-from thinktune.items import Item, read_batch_file, valid_text
-from thinktune.journal import Completed, complete, telling_full_disk
-from thinktune.results import Result, ResultFormat, write_results
-from thinktune.scoring.profiles import samplings
+from thinktune.inference.batch_file import Item, read_batch_file, valid_text
+from thinktune.inference.journal import Completed, complete, telling_full_disk
+from thinktune.inference.profiles import samplings
+from thinktune.inference.result_file import Result, ResultFormat, write_results
 
 if TYPE_CHECKING:
     from thinktune.models import Chat

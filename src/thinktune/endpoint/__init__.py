@@ -1,1 +1,0 @@
-"""An OpenAI-compatible server of one model, where there is no vLLM: `python -m thinktune.endpoint MODEL`."""
