@@ -26,8 +26,8 @@ from typing import Any
 
 import thinktune
 from thinktune.config import Sampling, Vllm
-from thinktune.engines.base import Engine
-from thinktune.engines.vllm import OWN, VllmEngine, VllmModel, engine_arguments, vllm_environment
+from thinktune.inference.engines.base import Engine
+from thinktune.inference.engines.vllm.engine import OWN, VllmEngine, VllmModel, engine_arguments, vllm_environment
 
 SHAPE = {
     "vocab_size": 151936,
@@ -285,7 +285,7 @@ def transformers_engine(described: VllmModel) -> Engine:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from thinktune.engines.transformers import TransformersEngine
+    from thinktune.inference.engines.hf.engine import TransformersEngine
 
     model = AutoModelForCausalLM.from_pretrained(described.folder, dtype=torch.bfloat16)
     return TransformersEngine(model.to(described.device), described.tokenizer, ())

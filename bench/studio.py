@@ -31,8 +31,8 @@ import httpx
 import psutil
 
 from thinktune.config import Load, Sampling
-from thinktune.engines.base import Request
-from thinktune.engines.tickets import Ticket
+from thinktune.inference.engines.base import Request
+from thinktune.inference.engines.request_handle import Ticket
 from thinktune.studio.model_pool import Pool
 
 PARTS = ("page", "first", "sessions")

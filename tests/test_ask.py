@@ -12,9 +12,9 @@ from rich.console import Console
 from conftest import make_tiny_tokenizer
 from scripted import ScriptedModel
 from thinktune.config import Sampling
-from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import GenerationError, UsageError
 from thinktune.inference.chat_cli import answer, ask, chat_loop
+from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat
 
 SAMPLING = Sampling(max_tokens=150)

@@ -14,10 +14,10 @@ from conftest import make_tiny_tokenizer
 from scripted import ScriptedModel
 from thinktune import tags
 from thinktune.config import Load, Sampling
-from thinktune.engines.base import Completion, Engine, Request
-from thinktune.engines.budget import NO_ANSWER, Budgeted
-from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import ConfigError, UsageError
+from thinktune.inference.engines.base import Completion, Engine, Request
+from thinktune.inference.engines.hf.engine import TransformersEngine
+from thinktune.inference.engines.think_budget import NO_ANSWER, Budgeted
 from thinktune.models import Chat, load_model
 
 LIMITED = Sampling(max_tokens=60, think_budget=40)

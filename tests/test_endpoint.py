@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from thinktune.config import Load
-from thinktune.engines.shared import SharedModel
+from thinktune.inference.engines.shared_engine import SharedModel
 from thinktune.inference.openai_server.app import MOST_BYTES, Endpoint, _HeldBack
 from thinktune.models import load_model
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from thinktune.config import Sampling
-from thinktune.engines.sampling import NgramBlocker, Sampler, row_noise
+from thinktune.inference.engines.hf.sampler import NgramBlocker, Sampler, row_noise
 
 VOCABULARY = 1000
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from thinktune.config import Sampling
-from thinktune.engines.base import Request
-from thinktune.engines.shared import SharedModel
-from thinktune.engines.tickets import Ticket
-from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import GenerationError, Interrupted, ModelError
+from thinktune.inference.engines.base import Request
+from thinktune.inference.engines.hf.engine import TransformersEngine
+from thinktune.inference.engines.request_handle import Ticket
+from thinktune.inference.engines.shared_engine import SharedModel
 from thinktune.models import Loaded, load_model
 from thinktune.models.adapters import put_adapter
 

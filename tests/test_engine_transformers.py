@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scripted import GENERATION_PROMPT, ScriptedModel
 from thinktune.config import Sampling
-from thinktune.engines.base import Completion, Request
-from thinktune.engines.batch import Decoder
-from thinktune.engines.graphs import Recorder
-from thinktune.engines.sampling import Sampler
-from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import GenerationError, ModelError, OutOfMemory
+from thinktune.inference.engines.base import Completion, Request
+from thinktune.inference.engines.hf.batch import Decoder
+from thinktune.inference.engines.hf.cuda_graph import Recorder
+from thinktune.inference.engines.hf.engine import TransformersEngine
+from thinktune.inference.engines.hf.sampler import Sampler
 from thinktune.models.device import multiplies_bfloat16
 
 GREEDY = Sampling(max_tokens=12, stop=())
@@ -212,7 +212,7 @@ def test_no_row_is_lost_whichever_change_of_the_batch_fails(
             raise RuntimeError("no room for the sampler")
         return Sampler(rows, *rest)
 
-    monkeypatch.setattr("thinktune.engines.batch.Sampler", make)
+    monkeypatch.setattr("thinktune.inference.engines.hf.batch.Sampler", make)
     answers(small.generate(requests))
     for number in range(1, len(made) + 1):
         made.clear()
@@ -474,5 +474,5 @@ def test_packed_weights_change_no_result_and_are_gone_afterwards(
     requests = make_requests(6, GREEDY)
     packed = answers(engine.generate(requests))
     assert not any("forward" in vars(module) for module in half.modules())
-    monkeypatch.setattr("thinktune.engines.packed._SHARE_OF_MEMORY", 0)
+    monkeypatch.setattr("thinktune.inference.engines.hf.packed_linear._SHARE_OF_MEMORY", 0)
     assert answers(engine.generate(requests)) == packed

@@ -20,10 +20,17 @@ import pytest
 
 from conftest import make_tiny_tokenizer
 from thinktune.config import Sampling, Vllm
-from thinktune.engines import Request, open_engine
-from thinktune.engines.process import PYTHON
-from thinktune.engines.vllm import OWN, VllmEngine, VllmModel, engine_arguments, lora_rank, vllm_environment
 from thinktune.errors import GenerationError, MissingExtra, ModelError, UsageError
+from thinktune.inference.engines import Request, open_engine
+from thinktune.inference.engines.vllm.engine import (
+    OWN,
+    VllmEngine,
+    VllmModel,
+    engine_arguments,
+    lora_rank,
+    vllm_environment,
+)
+from thinktune.inference.engines.vllm.process import PYTHON
 
 FAKE = Path(__file__).with_name("fake_vllm")
 KILLER, RAISER, REFUSED = 66, 67, 68
@@ -354,7 +361,7 @@ def test_a_field_that_vllm_cannot_honour_is_named(fake_vllm: None, tiny_model: P
 
 def test_a_missing_engine_says_how_to_install_it(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PYTHON, raising=False)
-    monkeypatch.setattr("thinktune.engines.process.find_spec", lambda name: None)
+    monkeypatch.setattr("thinktune.inference.engines.vllm.process.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="vLLM is not installed") as caught:
         open_engine(tiny_model, engine="vllm")
     assert "thinktune[vllm]" in caught.value.hint
@@ -383,7 +390,9 @@ def test_quantised_models_are_not_for_vllm(fake_vllm: None, tiny_model: Path) ->
 
 
 def test_an_interrupt_while_vllm_starts_leaves_no_process(fake_vllm: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thinktune.engines.process.json.loads", lambda line: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(
+        "thinktune.inference.engines.process.json.loads", lambda line: signal.raise_signal(signal.SIGINT)
+    )
     before = {child.pid for child in psutil.Process().children()}
     with pytest.raises(KeyboardInterrupt):
         VllmEngine(make_model(), Vllm())

@@ -16,8 +16,8 @@ from scripted import ScriptedModel
 from thinktune import tags
 from thinktune.config import Sampling
 from thinktune.data import Example
-from thinktune.engines.transformers import TransformersEngine
 from thinktune.evaluate import Summary, comparison_table, evaluate, evaluate_data
+from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat
 from thinktune.statistics import wilson
 

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from conftest import CHAT_TEMPLATE, make_tiny_model, make_tiny_tokenizer
 from thinktune.cli import app
 from thinktune.config import Load, Sampling
-from thinktune.engines import Request, open_engine
 from thinktune.errors import ModelError, UsageError
 from thinktune.export import export, ollama_modelfile
+from thinktune.inference.engines import Request, open_engine
 from thinktune.models import Chat, load_model, load_tokenizer
 from thinktune.models.gguf import Precision
 

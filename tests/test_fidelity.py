@@ -11,12 +11,12 @@ import transformers
 
 from conftest import make_tiny_tokenizer
 from thinktune.config import Load
-from thinktune.engines.batch import Decoder
-from thinktune.engines.fidelity import compare, prompts_for, require_faithful
-from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import ModelError
 from thinktune.fast import attention
 from thinktune.fidelity import measure
+from thinktune.inference.engines.hf.batch import Decoder
+from thinktune.inference.engines.hf.engine import TransformersEngine
+from thinktune.inference.engines.hf.fidelity import compare, prompts_for, require_faithful
 from thinktune.models import Loaded, load_model
 from thinktune.models.untouched import untouched, widened
 from thinktune.workbench import Workbench, adapter_to_train
@@ -192,7 +192,7 @@ def test_an_engine_that_was_found_right_is_not_looked_at_again(
 ) -> None:
     engine, loaded = engine_of(tiny_model)
     require_faithful(engine, loaded.tokenizer, "these weights")
-    monkeypatch.setattr("thinktune.engines.fidelity.compare", lambda *_: pytest.fail("looked at again"))
+    monkeypatch.setattr("thinktune.inference.engines.hf.fidelity.compare", lambda *_: pytest.fail("looked at again"))
     require_faithful(engine, loaded.tokenizer, "these weights")
     with pytest.raises(pytest.fail.Exception):
         require_faithful(engine, loaded.tokenizer, "other weights")

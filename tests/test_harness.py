@@ -17,10 +17,10 @@ from test_compare import write_run
 from thinktune.cli import app
 from thinktune.compare import compare
 from thinktune.config import Load
-from thinktune.engines import Opened
-from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import DataError, MissingExtra, UsageError
 from thinktune.harness import Figure, evaluate_harness, read_figures
+from thinktune.inference.engines import Opened
+from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat
 from thinktune.report import write_report
 

@@ -27,13 +27,13 @@ from scripted import GENERATION_PROMPT, ScriptedModel
 from thinktune import tags
 from thinktune.cli import app
 from thinktune.config import Infer, Sampling
-from thinktune.engines.base import Request
-from thinktune.engines.budget import Budgeted
-from thinktune.engines.opening import EngineOnDemand
-from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import BatchFileError, DeviceError, DiskFull, GenerationError, Interrupted, UsageError
 from thinktune.inference.batch import Inferred, infer, infer_file, infer_files, journal_of
 from thinktune.inference.batch_file import read_batch_file
+from thinktune.inference.engines.base import Request
+from thinktune.inference.engines.hf.engine import TransformersEngine
+from thinktune.inference.engines.open_engine import EngineOnDemand
+from thinktune.inference.engines.think_budget import Budgeted
 from thinktune.inference.journal import Journal, Record, complete
 from thinktune.inference.profiles import samplings
 from thinktune.models import Chat

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from thinktune.engines.transformers import TransformersEngine
+from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.pipeline import run
 from training import make_config
 

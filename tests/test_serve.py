@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from conftest import make_base_model, make_tiny_tokenizer
-from thinktune.engines.process import PYTHON, has_vllm
 from thinktune.errors import ModelError, UsageError
+from thinktune.inference.engines.vllm.process import PYTHON, has_vllm
 from thinktune.inference.serve import Server, serve
 from thinktune.models import load_tokenizer, write_settings
 from thinktune.models.chat import with_system_text

@@ -10,10 +10,10 @@ from conftest import make_tiny_tokenizer
 from scripted import ScriptedModel
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.engines.base import Request
-from thinktune.engines.budget import Budgeted
-from thinktune.engines.text import Detokenizer, TextStream
-from thinktune.engines.transformers import TransformersEngine
+from thinktune.inference.engines.base import Request
+from thinktune.inference.engines.detokenizer import Detokenizer, TextStream
+from thinktune.inference.engines.hf.engine import TransformersEngine
+from thinktune.inference.engines.think_budget import Budgeted
 from thinktune.models import Chat
 from thinktune.models.tokenizer import set_pad_token
 

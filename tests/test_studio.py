@@ -23,9 +23,9 @@ from test_compare import write_run
 from test_engine_shared import make_adapter
 from thinktune.compare import compare, sentences
 from thinktune.config import Sampling
-from thinktune.engines.tickets import Ticket
 from thinktune.errors import BatchFileError, ConfigError, RunFolderError, UsageError
 from thinktune.inference.batch import infer_file
+from thinktune.inference.engines.request_handle import Ticket
 from thinktune.ratings import Rating
 from thinktune.studio import app
 from thinktune.studio.answers import read_answers

@@ -14,7 +14,7 @@ from scripted import ScriptedModel
 from test_compare import write_run
 from thinktune import tags
 from thinktune.compare import compare
-from thinktune.engines.shared import SharedModel
+from thinktune.inference.engines.shared_engine import SharedModel
 from thinktune.models import Chat
 from thinktune.report import write_comparison, write_report
 from thinktune.studio.app import USER, open_page

@@ -126,7 +126,7 @@ def test_each_member_is_scored_and_the_base_model_only_once(
 
 
 def count_requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    from thinktune.engines.transformers import TransformersEngine
+    from thinktune.inference.engines.hf.engine import TransformersEngine
 
     asked: list[str] = []
     original = TransformersEngine.generate

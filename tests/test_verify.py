@@ -19,8 +19,8 @@ from test_models_loading import FLOAT32, make_adapter, make_run
 from thinktune.agreement import wrong_weights
 from thinktune.cli import app
 from thinktune.config import Load
-from thinktune.engines import Completion, open_engine
 from thinktune.errors import ModelError
+from thinktune.inference.engines import Completion, open_engine
 from thinktune.merge import merge
 from thinktune.models import load_model
 from thinktune.verify import Verified, _real_ends, alike, verify

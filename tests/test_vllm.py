@@ -13,9 +13,9 @@ import torch
 
 from thinktune import tags
 from thinktune.config import Load, Sampling, Vllm
-from thinktune.engines import Opened, Request, open_engine
-from thinktune.engines.process import PYTHON, has_vllm
 from thinktune.errors import GenerationError
+from thinktune.inference.engines import Opened, Request, open_engine
+from thinktune.inference.engines.vllm.process import PYTHON, has_vllm
 
 pytestmark = [
     pytest.mark.slow,

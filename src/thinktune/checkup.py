@@ -17,9 +17,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from thinktune import tags
 from thinktune.config import Config, Data
 from thinktune.data import Example, load_examples
-from thinktune.engines.base import Completion, Request
-from thinktune.engines.transformers import TransformersEngine
 from thinktune.inference.batch_file import valid_text
+from thinktune.inference.engines.base import Completion, Request
+from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.scoring import TASKS
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from thinktune.engines.process import LOGS
 from thinktune.errors import UsageError
+from thinktune.inference.engines.vllm.process import LOGS
 from thinktune.models import read_settings
 from thinktune.models.builtin import MANIFEST
 from thinktune.models.cache import cache_folder

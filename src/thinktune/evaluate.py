@@ -19,12 +19,12 @@ from rich.table import Table
 from thinktune import tags
 from thinktune.config import Data, Format, Infer, Load, Quantize, Sampling, Vllm
 from thinktune.dates import hold_date
-from thinktune.engines import Opened, open_engine
-from thinktune.engines.base import Engine, Request
-from thinktune.engines.opening import EngineName
 from thinktune.files import write_json, write_json_lines
 from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import Messages, read_batch_file, valid_text
+from thinktune.inference.engines import Opened, open_engine
+from thinktune.inference.engines.base import Engine, Request
+from thinktune.inference.engines.open_engine import EngineName
 from thinktune.inference.journal import Completed, Record, complete, telling_full_disk
 from thinktune.inference.profiles import samplings
 from thinktune.predictions import PredictionScores, read_gold, score_predictions

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thinktune.config import QUESTIONS, Load
-from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import ModelError, UsageError
 from thinktune.files import replacing, write_text
+from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat, load_model, make_chat, resolve
 from thinktune.models.gguf import Precision, write_gguf
 from thinktune.models.tokenizer import read_tokenizer, require_gguf

@@ -21,10 +21,10 @@ from rich.table import Table
 from typing_extensions import TypedDict
 
 from thinktune.config import Load, Quantize
-from thinktune.engines import Opened, open_engine
-from thinktune.engines.opening import EngineName
 from thinktune.errors import DataError, MissingExtra, UsageError
 from thinktune.files import write_json, write_json_lines
+from thinktune.inference.engines import Opened, open_engine
+from thinktune.inference.engines.open_engine import EngineName
 from thinktune.inference.journal import telling_full_disk
 from thinktune.records import read_record
 

@@ -14,10 +14,10 @@ from rich.progress import track
 
 from thinktune.config import Sampling
 from thinktune.dates import hold_date
-from thinktune.engines import Opened
-from thinktune.engines.base import Likelihood, Pair, Request
 from thinktune.errors import GenerationError
 from thinktune.inference.batch_file import valid_text
+from thinktune.inference.engines import Opened
+from thinktune.inference.engines.base import Likelihood, Pair, Request
 from thinktune.inference.journal import complete
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")

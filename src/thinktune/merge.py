@@ -322,8 +322,8 @@ def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
 
 def _answer(model: Any, tokenizer: Any, chat: Chat, question: str, max_tokens: int) -> str:
     """The smoke generation, through the engine that later verbs use."""
-    from thinktune.engines.base import Request
-    from thinktune.engines.transformers import TransformersEngine
+    from thinktune.inference.engines.base import Request
+    from thinktune.inference.engines.hf.engine import TransformersEngine
 
     prompt = chat.prompt_ids([_user(question)])
     sampling = Sampling(temperature=0.1, max_tokens=max_tokens, seed=0)

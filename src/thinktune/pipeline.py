@@ -17,12 +17,12 @@ from typing import Any
 from rich.console import Console
 
 from thinktune.config import Config, load_config
-from thinktune.engines import Opened, open_engine
 from thinktune.errors import Interrupted
 from thinktune.evaluate import Summary, comparison_table, evaluate_data
 from thinktune.files import write_json
 from thinktune.inference.batch import infer_file
 from thinktune.inference.batch_file import read_batch_file
+from thinktune.inference.engines import Opened, open_engine
 from thinktune.inference.profiles import samplings
 from thinktune.merge import merge
 from thinktune.records import RunRecord, read_record

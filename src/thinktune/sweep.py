@@ -20,10 +20,10 @@ from pathlib import Path
 from rich.console import Console
 
 from thinktune.config import Config, load_config
-from thinktune.engines import open_engine
-from thinktune.engines.base import Engine
 from thinktune.errors import ConfigError, DiskFull, Interrupted, ThinktuneError
 from thinktune.evaluate import evaluate_data
+from thinktune.inference.engines import open_engine
+from thinktune.inference.engines.base import Engine
 from thinktune.report import write_report
 from thinktune.runs import RunFolder
 from thinktune.workbench import Workbench, adapter_to_ask, data_key, model_key
@@ -221,7 +221,7 @@ def _evaluate(config: Config, bench: Workbench, console: Console, before: Sequen
 
 
 def _start(config: Config, bench: Workbench, console: Console, adapter: Path | None, stack: ExitStack) -> Engine:
-    from thinktune.engines.transformers import TransformersEngine
+    from thinktune.inference.engines.hf.engine import TransformersEngine
 
     loaded = bench.take_model(config, console.print)
     model = stack.enter_context(adapter_to_ask(loaded, adapter)) if adapter else loaded.model

@@ -28,7 +28,6 @@ from thinktune.coverage import uncovered
 from thinktune.data import Example, Prepared
 from thinktune.data.sources import check_local
 from thinktune.dates import date_of
-from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
 from thinktune.fidelity import examine_as_set_up, examine_in_float32
 from thinktune.files import full_disk_as_oserror, replacing, write_json, write_text
@@ -48,6 +47,7 @@ from thinktune.fitting import (
 )
 from thinktune.hardware import GIB
 from thinktune.inference.chat_cli import answer
+from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.lengths import packs_of
 from thinktune.models import Loaded, write_settings
 from thinktune.models.chat import date_settings

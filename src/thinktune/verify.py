@@ -25,11 +25,11 @@ from rich.table import Table
 from thinktune import tags
 from thinktune.agreement import SUM_BOUND, TOP, cast_weights, comparison_dtype, folder_digest, noise, wrong_weights
 from thinktune.config import QUESTIONS, Data, Format, Load, Sampling, Vllm, load_config
-from thinktune.engines import Opened, open_engine
-from thinktune.engines.base import Completion, Engine, Request
-from thinktune.engines.opening import EngineName
 from thinktune.errors import GenerationError, ModelError
 from thinktune.files import write_json
+from thinktune.inference.engines import Opened, open_engine
+from thinktune.inference.engines.base import Completion, Engine, Request
+from thinktune.inference.engines.open_engine import EngineName
 from thinktune.models import Resolved, make_chat, resolve
 from thinktune.models.adapters import merge_adapter, put_adapter
 from thinktune.models.device import choose_device, choose_dtype, describe
@@ -356,7 +356,7 @@ def _write_greedily(
     model: Any, merged: Resolved, load: Load, rendered: Sequence[list[int]], limit: int, notify: Notify
 ) -> list[_Written]:
     """Greedy continuations of the merged model, with what else would have been likely at each place."""
-    from thinktune.engines.transformers import TransformersEngine
+    from thinktune.inference.engines.hf.engine import TransformersEngine
 
     tokenizer = read_tokenizer(merged, load, notify)
     chat = make_chat(tokenizer, merged.settings, stop_ids=generation_ends(merged.folder))

@@ -18,10 +18,10 @@ from rich.console import Console
 from thinktune import tags
 from thinktune.config import Infer, Load, Quantize
 from thinktune.dates import hold_date
-from thinktune.engines import Opened, open_engine
-from thinktune.engines.base import Engine, Request
 from thinktune.errors import GenerationError, ThinktuneError
 from thinktune.inference.batch_file import Item, read_batch_file, valid_text
+from thinktune.inference.engines import Opened, open_engine
+from thinktune.inference.engines.base import Engine, Request
 from thinktune.inference.journal import Completed, complete, telling_full_disk
 from thinktune.inference.profiles import samplings
 from thinktune.inference.result_file import Result, ResultFormat, write_results

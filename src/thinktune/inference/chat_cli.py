@@ -12,11 +12,11 @@ from rich.console import Console
 
 from thinktune import tags
 from thinktune.config import Load, Quantize, Sampling
-from thinktune.engines import open_engine
-from thinktune.engines.base import Engine, Request
-from thinktune.engines.opening import EngineName
 from thinktune.errors import GenerationError, UsageError
 from thinktune.inference.batch_file import valid_text
+from thinktune.inference.engines import open_engine
+from thinktune.inference.engines.base import Engine, Request
+from thinktune.inference.engines.open_engine import EngineName
 
 if TYPE_CHECKING:
     from thinktune.models import Chat

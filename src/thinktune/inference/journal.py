@@ -30,9 +30,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from thinktune.config import Sampling
-from thinktune.engines.base import Completion, Engine, FinishReason, Request
 from thinktune.errors import DiskFull, Interrupted, UsageError
 from thinktune.files import NO_SPACE
+from thinktune.inference.engines.base import Completion, Engine, FinishReason, Request
 
 _SYNC_SECONDS = 0.2
 _SHOW_SECONDS = 0.1

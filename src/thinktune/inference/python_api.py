@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from thinktune import config, tags
-from thinktune.engines import open_engine
-from thinktune.engines.base import Request
 from thinktune.errors import GenerationError, UsageError
 from thinktune.inference.batch import Inferred, infer
 from thinktune.inference.batch_file import as_messages, read_batch_file, valid_text
+from thinktune.inference.engines import open_engine
+from thinktune.inference.engines.base import Request
 from thinktune.inference.profiles import samplings
 from thinktune.inference.result_file import ResultFormat
 

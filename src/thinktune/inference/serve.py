@@ -15,11 +15,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from thinktune.config import Load, Vllm
-from thinktune.engines.opening import EngineName, adapter_beside, choose_engine, require_adapters_fit, vllm_model
-from thinktune.engines.process import vllm_python
-from thinktune.engines.vllm import OWN, engine_arguments, vllm_environment
 from thinktune.errors import MissingExtra, UsageError
 from thinktune.files import write_json, write_text
+from thinktune.inference.engines.open_engine import (
+    EngineName,
+    adapter_beside,
+    choose_engine,
+    require_adapters_fit,
+    vllm_model,
+)
+from thinktune.inference.engines.vllm.engine import OWN, engine_arguments, vllm_environment
+from thinktune.inference.engines.vllm.process import vllm_python
 from thinktune.models import make_chat, resolve
 from thinktune.models.cache import cache_folder
 from thinktune.models.device import choose_device, choose_dtype

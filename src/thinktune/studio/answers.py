@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.engines.base import Request
-from thinktune.engines.tickets import Ticket
 from thinktune.errors import ThinktuneError
 from thinktune.inference.batch_file import valid_text
+from thinktune.inference.engines.base import Request
+from thinktune.inference.engines.request_handle import Ticket
 from thinktune.studio.model_pool import Pool, reason
 
 State = Literal["running", "done", "stopped", "error"]

@@ -21,11 +21,11 @@ from typing import Literal
 from rich.console import Console
 
 from thinktune.config import SEED, Infer, Profile
-from thinktune.engines.tickets import Ticket
 from thinktune.errors import BatchFileError, Interrupted, ThinktuneError, UsageError
 from thinktune.files import write_json
 from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import Item, read_batch_file
+from thinktune.inference.engines.request_handle import Ticket
 from thinktune.inference.profiles import samplings
 from thinktune.studio.model_pool import Pool, reason
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 from thinktune import tags
 from thinktune.config import Load, Quantize
-from thinktune.engines import Opened, open_engine
-from thinktune.engines.base import Engine
-from thinktune.engines.budget import Budgeted
-from thinktune.engines.tickets import Ticket
 from thinktune.errors import GenerationError, ThinktuneError, UsageError
+from thinktune.inference.engines import Opened, open_engine
+from thinktune.inference.engines.base import Engine
+from thinktune.inference.engines.request_handle import Ticket
+from thinktune.inference.engines.think_budget import Budgeted
 from thinktune.models.adapters import changes_base
 from thinktune.models.folder import adapter_sha256, is_adapter
 
 if TYPE_CHECKING:
-    from thinktune.engines.shared import SharedModel
+    from thinktune.inference.engines.shared_engine import SharedModel
     from thinktune.models import Chat
 
 _CLOSING_SECONDS = 1.0  # that the end of the server waits for a model that is being loaded
@@ -145,9 +145,9 @@ class Pool:
 
     def _load_shared(self, base: str) -> SharedModel:
         # Imported when the page is there already: they bring torch with them.
-        from thinktune.engines.fidelity import require_faithful
-        from thinktune.engines.shared import SharedModel
-        from thinktune.engines.transformers import TransformersEngine
+        from thinktune.inference.engines.hf.engine import TransformersEngine
+        from thinktune.inference.engines.hf.fidelity import require_faithful
+        from thinktune.inference.engines.shared_engine import SharedModel
         from thinktune.models import load_model
 
         loaded = load_model(base, load=self._load, quantize=self._quantize, notify=self._notify)

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from thinktune.engines.tickets import Ticket
+from thinktune.inference.engines.request_handle import Ticket
 from thinktune.studio.batch_jobs import Jobs
 from thinktune.studio.model_pool import Pool
 from thinktune.studio.training_jobs import Trainings

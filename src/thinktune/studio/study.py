@@ -20,11 +20,11 @@ from rich.console import Console
 
 from thinktune.compare import read_scores
 from thinktune.config import Infer, Sampling
-from thinktune.engines.tickets import Ticket
 from thinktune.errors import RunFolderError, UsageError
 from thinktune.files import write_json, write_text
 from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import BUILTIN, Item, read_batch_file
+from thinktune.inference.engines.request_handle import Ticket
 from thinktune.inference.profiles import samplings
 from thinktune.ratings import Rating, Ratings, Verdict, agreement, bradley_terry, win_rate
 from thinktune.records import read_records

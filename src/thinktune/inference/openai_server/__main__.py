@@ -33,7 +33,7 @@ def _serve(given: argparse.Namespace) -> None:
 
     from thinktune.config import Load
     from thinktune.connections import HurriedProtocol
-    from thinktune.engines.shared import SharedModel
+    from thinktune.inference.engines.shared_engine import SharedModel
     from thinktune.inference.openai_server.app import Endpoint
     from thinktune.models import load_model
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinktune.connections import Body
-from thinktune.engines.base import Request
-from thinktune.engines.shared import SharedModel
-from thinktune.engines.tickets import Ticket
 from thinktune.errors import ThinktuneError
 from thinktune.hosts import why_foreign
+from thinktune.inference.engines.base import Request
+from thinktune.inference.engines.request_handle import Ticket
+from thinktune.inference.engines.shared_engine import SharedModel
 from thinktune.inference.openai_server.request_body import Asked, Refused, read_body, read_request
 from thinktune.models.chat import Chat
 

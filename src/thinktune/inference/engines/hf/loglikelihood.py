@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from thinktune.engines.base import Likelihood, Pair
+from thinktune.inference.engines.base import Likelihood, Pair
 
 _LOGITS = 2**26  # scores held at once, in float32
 _Inputs = tuple[int, ...]

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from thinktune import tags
 from thinktune.config import Load, Quantize, Sampling, Vllm
-from thinktune.engines.base import Completion, Engine, Likelihood, Pair, Request, unhonoured
-from thinktune.engines.budget import Budgeted
-from thinktune.engines.process import has_vllm, vllm_python
-from thinktune.engines.vllm import OWN, VLLM_CANNOT, VllmEngine, VllmModel
 from thinktune.errors import ModelError, UsageError
+from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request, unhonoured
+from thinktune.inference.engines.think_budget import Budgeted
+from thinktune.inference.engines.vllm.engine import OWN, VLLM_CANNOT, VllmEngine, VllmModel
+from thinktune.inference.engines.vllm.process import has_vllm, vllm_python
 
 if TYPE_CHECKING:
     import torch
@@ -110,8 +110,8 @@ def open_engine(
     fingerprint = f"{_fingerprint(resolved)} {dtype} {quantize}"
 
     def start_transformers() -> Engine:
-        from thinktune.engines.fidelity import require_faithful
-        from thinktune.engines.transformers import TransformersEngine
+        from thinktune.inference.engines.hf.engine import TransformersEngine
+        from thinktune.inference.engines.hf.fidelity import require_faithful
 
         loaded = load_model(reference, load=load, quantize=quantize, merge_adapter=merge, notify=notify)
         engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=batch_tokens)

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from thinktune.config import QUESTIONS, Sampling
-from thinktune.engines.base import Request
-from thinktune.engines.batch import Decoder, Row
-from thinktune.engines.cache import UNANSWERED
-from thinktune.engines.sampling import Sampler
-from thinktune.engines.scheduler import OUT_OF_MEMORY_HINT
-from thinktune.engines.transformers import TransformersEngine
 from thinktune.errors import ModelError
 from thinktune.files import write_json
+from thinktune.inference.engines.base import Request
+from thinktune.inference.engines.hf.batch import Decoder, Row
+from thinktune.inference.engines.hf.engine import TransformersEngine
+from thinktune.inference.engines.hf.kv_cache import UNANSWERED
+from thinktune.inference.engines.hf.sampler import Sampler
+from thinktune.inference.engines.hf.scheduler import OUT_OF_MEMORY_HINT
 from thinktune.models.cache import cache_folder
 from thinktune.models.untouched import computes_in, inner_model, is_coarse, rounded_otherwise, untouched
 

@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from thinktune.engines.base import Completion, Engine, Likelihood, Pair, Request, why_refused
-from thinktune.engines.batch import Decoder, Row
-from thinktune.engines.cache import ATTENTION, register_attention
-from thinktune.engines.graphs import Recorder, attends_to_all
-from thinktune.engines.likelihood import likelihoods
-from thinktune.engines.packed import packed_linears
-from thinktune.engines.scheduler import OUT_OF_MEMORY_HINT, Limits, Scheduler
-from thinktune.engines.text import Detokenizer, TextStream
 from thinktune.errors import GenerationError, ModelError, OutOfMemory
+from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request, why_refused
+from thinktune.inference.engines.detokenizer import Detokenizer, TextStream
+from thinktune.inference.engines.hf.batch import Decoder, Row
+from thinktune.inference.engines.hf.cuda_graph import Recorder, attends_to_all
+from thinktune.inference.engines.hf.kv_cache import ATTENTION, register_attention
+from thinktune.inference.engines.hf.loglikelihood import likelihoods
+from thinktune.inference.engines.hf.packed_linear import packed_linears
+from thinktune.inference.engines.hf.scheduler import OUT_OF_MEMORY_HINT, Limits, Scheduler
 
 _WINDOW = 4096  # requests sorted together; bounds what is in memory when the caller streams them
 _BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from thinktune.engines.base import Completion, Engine, Request
-from thinktune.engines.scheduler import Scheduler
-from thinktune.engines.tickets import Ticket
-from thinktune.engines.transformers import TransformersEngine, Writer
 from thinktune.errors import GenerationError, Interrupted, ModelError, ThinktuneError
+from thinktune.inference.engines.base import Completion, Engine, Request
+from thinktune.inference.engines.hf.engine import TransformersEngine, Writer
+from thinktune.inference.engines.hf.scheduler import Scheduler
+from thinktune.inference.engines.request_handle import Ticket
 from thinktune.models.adapters import put_adapter
 
 Result = TypeVar("Result")

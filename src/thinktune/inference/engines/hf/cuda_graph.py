@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from thinktune.engines.batch import Decoder
+    from thinktune.inference.engines.hf.batch import Decoder
 
 log = logging.getLogger(__name__)
 

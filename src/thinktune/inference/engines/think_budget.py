@@ -16,7 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from thinktune import tags
-from thinktune.engines.base import Completion, Engine, Likelihood, Pair, Request
+from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request
 
 if TYPE_CHECKING:
     from thinktune.models import Chat

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from thinktune.config import Sampling, Vllm
-from thinktune.engines.base import Completion, Engine, Request, why_refused
-from thinktune.engines.process import Crashed, Flight, WorkerProcess
-from thinktune.engines.text import Detokenizer, TextStream
 from thinktune.errors import GenerationError, ModelError
+from thinktune.inference.engines.base import Completion, Engine, Request, why_refused
+from thinktune.inference.engines.detokenizer import Detokenizer, TextStream
+from thinktune.inference.engines.vllm.process import Crashed, Flight, WorkerProcess
 from thinktune.models.adapters import touches_embeddings
 from thinktune.models.folder import ADAPTER_CONFIG, check_adapter_folder, read_json
 from thinktune.network import SILENT
 
-WORKER = Path(__file__).with_name("vllm_worker.py")
+WORKER = Path(__file__).with_name("worker.py")
 VLLM_CANNOT = Engine.unsupported | {"no_repeat_ngram_size"}
 OWN = "(own)"
 """Name of the adapter that is part of the model which was asked for."""

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from thinktune.config import Sampling
-from thinktune.engines.base import FinishReason, Request
-from thinktune.engines.cache import Piece, merge, new_cache, spread
-from thinktune.engines.graphs import RecordedStep, Recorder
-from thinktune.engines.sampling import NgramBlocker, Sampler, row_noise
-from thinktune.engines.text import Detokenizer
+from thinktune.inference.engines.base import FinishReason, Request
+from thinktune.inference.engines.detokenizer import Detokenizer
+from thinktune.inference.engines.hf.cuda_graph import RecordedStep, Recorder
+from thinktune.inference.engines.hf.kv_cache import Piece, merge, new_cache, spread
+from thinktune.inference.engines.hf.sampler import NgramBlocker, Sampler, row_noise
 
 SPARE = 64  # columns of cache written in place between two copies
 _WORTH_SHARING = 16  # tokens
