@@ -30,7 +30,7 @@ from thinktune.data import Tokens
 from thinktune.files import replacing
 from thinktune.fitting import plan_training, set_up, settle
 from thinktune.models import load_model, resolve
-from thinktune.plan import Setup
+from thinktune.planner.plan import Setup
 from thinktune.trainer import PackedCollator
 from thinktune.workbench import adapter_to_train
 from workload import TARGETS, as_tokens, byte_tokenizer

@@ -17,10 +17,10 @@ from thinktune.errors import ModelError
 from thinktune.fast import projection
 from thinktune.fast.attention import packed_documents
 from thinktune.fast.layers import fuse_layers
-from thinktune.fast.memory import Memory
 from thinktune.fast.support import why_not_fused
 from thinktune.models import load_model
 from thinktune.models.fp8 import quantise_to_fp8
+from thinktune.planner.recompute_policy import Memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -12,10 +12,10 @@ import torch
 from conftest import make_tiny_model
 from thinktune.config import Config, parse_config
 from thinktune.data import Tokens, prepare
-from thinktune.fast.memory import Memory
 from thinktune.fitting import plan_training, set_up, settle
 from thinktune.models import Loaded, load_model
-from thinktune.plan import Plan, Setup
+from thinktune.planner.plan import Plan, Setup
+from thinktune.planner.recompute_policy import Memory
 from thinktune.trainer import PackedCollator
 from thinktune.workbench import adapter_to_train
 

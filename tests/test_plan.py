@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 
 from thinktune.cli import app
 from thinktune.config import Config, parse_config
-from thinktune.cost import Batch, Work, work_of
 from thinktune.errors import ConfigError, UsageError
-from thinktune.fast.memory import Memory
 from thinktune.files import write_json_lines
-from thinktune.hardware import GIB, Hardware, find_gpu
-from thinktune.lengths import Rows, packs_of, read_rows
-from thinktune.plan import Setup, choose, fit, lighter, plan_rows
-from thinktune.shape import Shape, shape_of
+from thinktune.planner.cost_model import Batch, Work, work_of
+from thinktune.planner.hardware import GIB, Hardware, find_gpu
+from thinktune.planner.model_shape import Shape, shape_of
+from thinktune.planner.pack_lengths import Rows, packs_of, read_rows
+from thinktune.planner.plan import Setup, choose, fit, lighter, plan_rows
+from thinktune.planner.recompute_policy import Memory
 
 BATCH = Batch(tokens=12_000, trained=12_000, attended=8 * 1500**2)
 ROWS = Rows((((1500, 1400),),) * 100, 100, "made up")

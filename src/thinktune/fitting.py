@@ -18,14 +18,14 @@ from thinktune.errors import ModelError, OutOfMemory
 from thinktune.fast.attention import packed_documents, require_within
 from thinktune.fast.support import why_not_fused
 from thinktune.files import write_json
-from thinktune.hardware import GIB, hardware_here
-from thinktune.lengths import rows_of
 from thinktune.models import Loaded
-from thinktune.plan import Plan, Setup, lighter, plan_rows, smallest_factor
+from thinktune.planner.hardware import GIB, hardware_here
+from thinktune.planner.model_shape import shape_of
+from thinktune.planner.pack_lengths import rows_of
+from thinktune.planner.plan import Plan, Setup, lighter, plan_rows, smallest_factor
 from thinktune.progress import peak_memory_gib
 from thinktune.records import PlanRecord, read_record
 from thinktune.runs import RunFolder
-from thinktune.shape import shape_of
 from thinktune.trainer import ThinkTrainer
 
 Notify = Callable[[str], None]

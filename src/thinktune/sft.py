@@ -11,7 +11,7 @@ from trl import SFTConfig
 
 from thinktune.config import OWNED_TRAINER_FIELDS, Config
 from thinktune.errors import ConfigError
-from thinktune.plan import Setup
+from thinktune.planner.plan import Setup
 from thinktune.runs import RunFolder
 
 

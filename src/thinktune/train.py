@@ -45,14 +45,14 @@ from thinktune.fitting import (
     set_up,
     settle,
 )
-from thinktune.hardware import GIB
 from thinktune.inference.chat_cli import answer
 from thinktune.inference.engines.hf.engine import TransformersEngine
-from thinktune.lengths import packs_of
 from thinktune.models import Loaded, write_settings
 from thinktune.models.chat import date_settings
 from thinktune.models.device import describe_hardware
-from thinktune.plan import Plan, Setup
+from thinktune.planner.hardware import GIB
+from thinktune.planner.pack_lengths import packs_of
+from thinktune.planner.plan import Plan, Setup
 from thinktune.progress import MetricsFile, ProgressLine, StopSignals, peak_memory_gib, reset_peak_memory
 from thinktune.runs import RunFolder, library_versions
 from thinktune.sft import check_trainer_fields, sft_config

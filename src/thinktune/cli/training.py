@@ -72,7 +72,7 @@ def plan(
 ) -> None:
     """Predict memory by part, speed and hours of a training, without loading the model."""
     prepare_libraries()
-    from thinktune.plan_table import show
+    from thinktune.planner.table import show
 
     show(load(config, overrides), gpu=gpu, fitted=fit, json=json, notify=notify)
 

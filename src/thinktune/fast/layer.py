@@ -29,9 +29,9 @@ from thinktune.fast.kernels.heads import Heads, rotate, rotate_grad
 from thinktune.fast.kernels.launch import quantise
 from thinktune.fast.kernels.mlp import swiglu, swiglu_grad
 from thinktune.fast.kernels.rows import add_norm_project, input_grad, output_grad
-from thinktune.fast.memory import Level, Memory
 from thinktune.fast.offload import HostStore
 from thinktune.fast.projection import Fp8Projection, Scratch, join, make_projection
+from thinktune.planner.recompute_policy import Level, Memory
 
 _GROUPS = {
     "qkv": ("q_proj", "k_proj", "v_proj"),

@@ -11,9 +11,9 @@ from peft.tuners.lora import LoraLayer
 
 from thinktune.fast.adapters import Adapters, matrices
 from thinktune.fast.layer import Batch, FusedLayer, LayerNode
-from thinktune.fast.memory import Memory
 from thinktune.fast.offload import HostStore
 from thinktune.fast.projection import Scratch
+from thinktune.planner.recompute_policy import Memory
 
 
 class FusedLayers:

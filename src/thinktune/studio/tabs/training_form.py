@@ -98,7 +98,7 @@ class TrainingForm:
 
     def plan(self, file: str, name: str, *fields: Any) -> str:
         """What the training will take. The model's configuration, and no more of it, may have to be downloaded."""
-        from thinktune.plan import plan_config
+        from thinktune.planner.plan import plan_config
 
         try:
             config, _ = self._studio.trainings.plan(name, _shipped(file), list(_settings(file, *fields)))

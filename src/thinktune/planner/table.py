@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from thinktune.config import Config
-from thinktune.hardware import GIB
-from thinktune.plan import Plan, duration, plan_config
-from thinktune.shape import FUSED_MODELS
+from thinktune.planner.hardware import GIB
+from thinktune.planner.model_shape import FUSED_MODELS
+from thinktune.planner.plan import Plan, duration, plan_config
 
 
 def show(config: Config, *, gpu: str | None, fitted: bool, json: bool, notify: Callable[[str], None]) -> None:

@@ -9,11 +9,11 @@ from itertools import islice
 from pathlib import Path
 
 from thinktune.config import Config
-from thinktune.cost import Batch
 from thinktune.data.packing import pack
 from thinktune.data.report import LENGTH_FAULTS, SourceReport
 from thinktune.data.tokens import Tokens
 from thinktune.errors import ThinktuneError
+from thinktune.planner.cost_model import Batch
 
 Notify = Callable[[str], None]
 _DRAWN = 1000

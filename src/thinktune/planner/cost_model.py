@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from thinktune.config import Config, Quantize
-from thinktune.fast.memory import Memory
-from thinktune.hardware import Hardware
-from thinktune.shape import FUSED_MODELS, Shape
+from thinktune.planner.hardware import Hardware
+from thinktune.planner.model_shape import FUSED_MODELS, Shape
+from thinktune.planner.recompute_policy import Memory
 
 # Rates: of the published one, how much is reached.
 PRODUCT_SHARE = 0.72  # large matrix products in bf16: 630 to 790 of 989 TFLOP/s on an H100

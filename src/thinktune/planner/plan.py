@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from thinktune.config import Config, Quantize
-from thinktune.cost import FRAGMENTS, Batch, Work, work_of
-from thinktune.fast.memory import Level, Memory
-from thinktune.hardware import GIB, Hardware, find_gpu, hardware_here
-from thinktune.lengths import Rows, read_rows
-from thinktune.shape import Shape, shape_of
+from thinktune.planner.cost_model import FRAGMENTS, Batch, Work, work_of
+from thinktune.planner.hardware import GIB, Hardware, find_gpu, hardware_here
+from thinktune.planner.model_shape import Shape, shape_of
+from thinktune.planner.pack_lengths import Rows, read_rows
+from thinktune.planner.recompute_policy import Level, Memory
 
 __all__ = ["Batch", "Memory", "Plan", "Rows", "Setup", "choose", "fit", "lighter", "plan_config", "plan_rows"]
 
