@@ -25,10 +25,10 @@ from transformers import set_seed
 
 from thinktune.config import Load, parse_config
 from thinktune.data import Tokens, prepare
-from thinktune.fast.attention import packed_documents
-from thinktune.fast.lora import fuse_lora
 from thinktune.models import load_model
 from thinktune.trainer import PackedCollator, add_summed_loss
+from thinktune.training.fused.lora_linear import fuse_lora
+from thinktune.training.fused.packed_attention import packed_documents
 
 Step = Callable[[list[Tokens]], torch.Tensor]
 

@@ -12,10 +12,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from thinktune.errors import ModelError
-from thinktune.fast import attention, loss
-from thinktune.fast.attention import packed_documents
-from thinktune.fast.lora import fuse_lora
-from thinktune.fast.loss import has_plain_head, head_loss
+from thinktune.training.fused import chunked_loss, packed_attention
+from thinktune.training.fused.chunked_loss import has_plain_head, head_loss
+from thinktune.training.fused.lora_linear import fuse_lora
+from thinktune.training.fused.packed_attention import packed_documents
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -87,7 +87,7 @@ def test_fusing_changes_no_name_and_no_value_of_the_state_dict(tiny_model: Path)
 
 @pytest.mark.parametrize("chunk_bytes", [2**30, 4 * 50 * 7])  # all rows at once, and seven at a time
 def test_the_head_loss_is_cross_entropy_with_its_gradient(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
-    monkeypatch.setitem(loss._CHUNK_BYTES, "cpu", chunk_bytes)
+    monkeypatch.setitem(chunked_loss._CHUNK_BYTES, "cpu", chunk_bytes)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(50, 8, generator=generator)
     targets = torch.randint(0, 50, (30,), generator=generator)
@@ -151,12 +151,12 @@ def test_what_packed_attention_does_not_know_is_refused_by_name(keyword: str, va
     given = {"cu_seq_lens_q": torch.tensor([0, 4]), "max_length_q": 4, "document_lengths": [4], keyword: value}
     said = {"attention_mask": "mask", "is_causal": "what comes later"}.get(keyword, keyword)
     with pytest.raises(ModelError, match=said):
-        attention.packed_attention(torch.nn.Identity(), heads, heads, heads, **given)
+        packed_attention.packed_attention(torch.nn.Identity(), heads, heads, heads, **given)
 
 
 def test_keywords_that_change_nothing_or_are_not_set_are_taken() -> None:
     heads = torch.zeros(1, 2, 4, 4)
-    out, _ = attention.packed_attention(
+    out, _ = packed_attention.packed_attention(
         torch.nn.Identity(), heads, heads, heads, None, cu_seq_lens_q=torch.tensor([0, 4]), max_length_q=4,
         document_lengths=[4], softcap=None, output_attentions=False, position_ids=torch.arange(4), use_cache=False,
     )  # fmt: skip
@@ -169,7 +169,7 @@ def test_packed_documents_get_the_hidden_states_they_get_alone(tiny_model: Path)
     ids = torch.randint(3, 300, (1, sum(lengths)), generator=torch.Generator().manual_seed(0))
     with packed_documents(model):
         together = model.model(**packed(lengths, ids)).last_hidden_state[0].split(lengths)
-    assert model.config._attn_implementation != attention.NAME
+    assert model.config._attn_implementation != packed_attention.NAME
     for document, states in zip(ids[0].split(lengths), together, strict=True):
         torch.testing.assert_close(states, model.model(document[None]).last_hidden_state[0])
 
@@ -190,7 +190,7 @@ def test_a_document_longer_than_the_sliding_window_is_refused_with_the_length_to
     heads = torch.zeros(1, 2, 9, 4)
     lengths = torch.tensor([0, 9], dtype=torch.int32)
     with pytest.raises(ModelError, match="sliding window of 8") as raised:
-        attention.packed_attention(
+        packed_attention.packed_attention(
             torch.nn.Identity(),
             heads,
             heads,

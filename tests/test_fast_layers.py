@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from conftest import make_tiny_tokenizer
 from thinktune.config import Load
 from thinktune.errors import ModelError
-from thinktune.fast import projection
-from thinktune.fast.attention import packed_documents
-from thinktune.fast.layers import fuse_layers
-from thinktune.fast.support import why_not_fused
 from thinktune.models import load_model
 from thinktune.models.fp8 import quantise_to_fp8
 from thinktune.planner.recompute_policy import Memory
+from thinktune.training.fused import frozen_projection
+from thinktune.training.fused.fuse_model import fuse_layers
+from thinktune.training.fused.packed_attention import packed_documents
+from thinktune.training.fused.support import why_not_fused
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -127,7 +127,7 @@ def test_any_targets_and_ranks_may_be_trained(changes: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_an_eight_bit_base_is_made_whole_for_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "_multiplies_fp8", lambda layers: False)  # as on GPUs before Hopper
+    monkeypatch.setattr(frozen_projection, "_multiplies_fp8", lambda layers: False)  # as on GPUs before Hopper
     fused = make("qwen2", quantise=True)
     assert all(parameter.dtype == torch.float32 for parameter in fused.parameters() if parameter.requires_grad)
     fuse_layers(fused, Memory(("mlp",)))
@@ -151,7 +151,7 @@ def test_products_in_eight_bits_can_be_set_aside_for_a_comparison() -> None:
     fused = make("qwen2", quantise=True)
     layers = fuse_layers(fused, Memory()).layers
     kinds = [[type(each) for each in layer.projections.values()] for layer in layers]
-    assert {kind for of_layer in kinds for kind in of_layer} == {projection.Fp8Projection}
+    assert {kind for of_layer in kinds for kind in of_layer} == {frozen_projection.Fp8Projection}
     with ExitStack() as stack:
         for layer in layers:
             stack.enter_context(layer.without_fp8_products())

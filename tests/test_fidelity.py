@@ -12,13 +12,13 @@ import transformers
 from conftest import make_tiny_tokenizer
 from thinktune.config import Load
 from thinktune.errors import ModelError
-from thinktune.fast import attention
 from thinktune.fidelity import measure
 from thinktune.inference.engines.hf.batch import Decoder
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.hf.fidelity import compare, prompts_for, require_faithful
 from thinktune.models import Loaded, load_model
 from thinktune.models.untouched import untouched, widened
+from thinktune.training.fused import packed_attention
 from thinktune.workbench import Workbench, adapter_to_train
 from training import adapter_of, make_config, quietly
 
@@ -70,7 +70,7 @@ def test_a_family_whose_attention_wants_more_is_refused_by_name(tmp_path: Path, 
 def test_an_attention_that_is_off_is_refused_with_what_differs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, dtype: str
 ) -> None:
-    right = attention.packed_attention
+    right = packed_attention.packed_attention
 
     def wrong(module: Any, query: Any, key: Any, value: Any, mask: Any = None, **inputs: Any) -> Any:
         if fault == "scaling":
@@ -82,7 +82,7 @@ def test_an_attention_that_is_off_is_refused_with_what_differs(
         return right(module, query, key, value, mask, **inputs)
 
     model = make_family(tmp_path / "model", "Llama")
-    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, attention.NAME, wrong)
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, packed_attention.NAME, wrong)
     with pytest.raises(ModelError, match=r"gradient is \d+% off, most of all that of model.layers|see each other"):
         quietly(short(model, tmp_path / "run", load={"dtype": dtype, "device": "cpu"}))
 
@@ -123,7 +123,7 @@ def test_the_check_changes_nothing_in_the_training(
 def test_what_is_measured_leaves_no_gradient_and_no_other_mode(tiny_model: Path, tmp_path: Path) -> None:
     config = short(tiny_model, tmp_path / "run")
     loaded, prepared = Workbench().take(config, lambda line: None)
-    with adapter_to_train(loaded, config, lambda line: None) as model, attention.packed_documents(loaded.model):
+    with adapter_to_train(loaded, config, lambda line: None) as model, packed_attention.packed_documents(loaded.model):
         model.train()
         state = torch.get_rng_state()
         gap = measure(model, prepared.train[:2], torch.float32)
@@ -132,7 +132,7 @@ def test_what_is_measured_leaves_no_gradient_and_no_other_mode(tiny_model: Path,
         assert torch.equal(torch.get_rng_state(), state)
         assert all(parameter.grad is None for parameter in model.parameters())
         assert all(module.training for module in model.modules())
-        assert loaded.model.config._attn_implementation == attention.NAME
+        assert loaded.model.config._attn_implementation == packed_attention.NAME
 
 
 def test_widened_weights_come_back_as_the_same_tensors(tiny_model: Path) -> None:

@@ -16,7 +16,6 @@ from conftest import make_tiny_model
 from test_engine_sampling import Row
 from thinktune.config import Load, Sampling
 from thinktune.data import prepare
-from thinktune.fast.attention import packed_documents
 from thinktune.fitting import free_memory_of_the_past, plan_training, set_up
 from thinktune.inference.engines import Request, open_engine
 from thinktune.inference.engines.hf.sampler import Sampler, row_noise
@@ -24,6 +23,7 @@ from thinktune.models import load_model
 from thinktune.planner.plan import Setup
 from thinktune.planner.recompute_policy import Memory
 from thinktune.trainer import PackedCollator
+from thinktune.training.fused.packed_attention import packed_documents
 from thinktune.workbench import adapter_to_train
 from training import adapter_of, make_config, metrics_of, quietly
 

@@ -20,7 +20,6 @@ from peft import PeftModel
 
 from thinktune.data import Tokens
 from thinktune.errors import ModelError, ThinktuneError
-from thinktune.fast.attention import packed_documents
 from thinktune.models.fp8 import has_quantised_weights
 from thinktune.models.untouched import (
     at_rest,
@@ -33,6 +32,7 @@ from thinktune.models.untouched import (
     widened,
 )
 from thinktune.trainer import PackedCollator
+from thinktune.training.fused.packed_attention import packed_documents
 
 LOSS_BOUNDS = {torch.float32: 1e-4}
 """Largest difference of a document's loss, as a part of it, by the dtype of the training."""

@@ -15,8 +15,6 @@ from rich.console import Console
 from thinktune.config import Config
 from thinktune.data import Tokens
 from thinktune.errors import ModelError, OutOfMemory
-from thinktune.fast.attention import packed_documents, require_within
-from thinktune.fast.support import why_not_fused
 from thinktune.files import write_json
 from thinktune.models import Loaded
 from thinktune.planner.hardware import GIB, hardware_here
@@ -27,6 +25,8 @@ from thinktune.progress import peak_memory_gib
 from thinktune.records import PlanRecord, read_record
 from thinktune.runs import RunFolder
 from thinktune.trainer import ThinkTrainer
+from thinktune.training.fused.packed_attention import packed_documents, require_within
+from thinktune.training.fused.support import why_not_fused
 
 Notify = Callable[[str], None]
 
@@ -66,7 +66,9 @@ def set_up(model: PeftModel, loaded: Loaded, plan: Plan, setup: Setup) -> Iterat
     """Within, the model with its adapter takes packed batches and keeps what `setup` says; then it is as it was."""
     with packed_documents(loaded.model):
         if plan.fused:
-            from thinktune.fast.layers import fuse_layers  # needs Triton, which comes with PyTorch for GPUs only
+            from thinktune.training.fused.fuse_model import (
+                fuse_layers,  # needs Triton, which comes with PyTorch for GPUs only
+            )
 
             fused = fuse_layers(model, setup.memory)
             try:

@@ -21,9 +21,9 @@ from trl import SFTTrainer
 from thinktune.checkpoints import mark_whole, read_marker, whole_checkpoints
 from thinktune.data.tokens import IGNORED, Tokens
 from thinktune.errors import RunFolderError
-from thinktune.fast.loss import has_plain_head, head_loss
 from thinktune.files import full_disk_as_oserror
 from thinktune.models.folder import ADAPTER_WEIGHTS
+from thinktune.training.fused.chunked_loss import has_plain_head, head_loss
 
 
 @dataclass

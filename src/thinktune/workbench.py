@@ -18,13 +18,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from thinktune.config import Config
 from thinktune.data import Prepared, prepare
 from thinktune.errors import ConfigError
-from thinktune.fast.lora import fuse_lora
 from thinktune.models import Loaded, load_model, make_chat, resolve
 from thinktune.models.adapters import put_adapter, touches_embeddings
 from thinktune.models.chat import date_settings
 from thinktune.models.fp8 import has_quantised_weights
 from thinktune.network import keep_peft_local
 from thinktune.trainer import add_summed_loss
+from thinktune.training.fused.lora_linear import fuse_lora
 
 Notify = Callable[[str], None]
 

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from thinktune.fast.kernels.launch import blocks
+from thinktune.training.fused.kernels.common import blocks
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from thinktune.fast.kernels.launch import FP8, FP8_MAX, Quantised, Rows, blocks, dot, quantise, tile_of
+from thinktune.training.fused.kernels.common import FP8, FP8_MAX, Quantised, Rows, blocks, dot, quantise, tile_of
 
 
 @triton.jit(do_not_specialize=["tokens"])

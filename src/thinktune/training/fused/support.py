@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
-from thinktune.fast.adapters import base_of, matrices
+from thinktune.training.fused.lora_buffers import base_of, matrices
 
 _KNOWN = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 _LARGEST_RANK = 64

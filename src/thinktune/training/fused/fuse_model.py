@@ -9,11 +9,11 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
-from thinktune.fast.adapters import Adapters, matrices
-from thinktune.fast.layer import Batch, FusedLayer, LayerNode
-from thinktune.fast.offload import HostStore
-from thinktune.fast.projection import Scratch
 from thinktune.planner.recompute_policy import Memory
+from thinktune.training.fused.activation_offload import HostStore
+from thinktune.training.fused.decoder_layer import Batch, FusedLayer, LayerNode
+from thinktune.training.fused.frozen_projection import Scratch
+from thinktune.training.fused.lora_buffers import Adapters, matrices
 
 
 class FusedLayers:

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from thinktune.fast.kernels.launch import power_of_two
+from thinktune.training.fused.kernels.common import power_of_two
 
 
 @triton.jit

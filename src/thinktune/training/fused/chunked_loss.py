@@ -62,7 +62,7 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, grad: bool) -> t
 
 def _fused_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The same in one kernel, the gradient in place of the logits."""
-    from thinktune.fast.kernels.loss import cross_entropy
+    from thinktune.training.fused.kernels.cross_entropy import cross_entropy
 
     return cross_entropy(logits, targets, grad=grad).sum(), logits
 

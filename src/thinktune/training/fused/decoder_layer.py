@@ -23,15 +23,15 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
-from thinktune.fast.adapters import Adapter, Sums, base_of, make_sums
-from thinktune.fast.attention import packed_attention, window_of
-from thinktune.fast.kernels.heads import Heads, rotate, rotate_grad
-from thinktune.fast.kernels.launch import quantise
-from thinktune.fast.kernels.mlp import swiglu, swiglu_grad
-from thinktune.fast.kernels.rows import add_norm_project, input_grad, output_grad
-from thinktune.fast.offload import HostStore
-from thinktune.fast.projection import Fp8Projection, Scratch, join, make_projection
 from thinktune.planner.recompute_policy import Level, Memory
+from thinktune.training.fused.activation_offload import HostStore
+from thinktune.training.fused.frozen_projection import Fp8Projection, Scratch, join, make_projection
+from thinktune.training.fused.kernels.common import quantise
+from thinktune.training.fused.kernels.qkv_rotary import Heads, rotate, rotate_grad
+from thinktune.training.fused.kernels.rmsnorm_lora import add_norm_project, input_grad, output_grad
+from thinktune.training.fused.kernels.swiglu import swiglu, swiglu_grad
+from thinktune.training.fused.lora_buffers import Adapter, Sums, base_of, make_sums
+from thinktune.training.fused.packed_attention import packed_attention, window_of
 
 _GROUPS = {
     "qkv": ("q_proj", "k_proj", "v_proj"),

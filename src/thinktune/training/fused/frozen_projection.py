@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from thinktune.fast.kernels.launch import FP8, Quantised, Rows
-from thinktune.fast.kernels.weights import restore, transpose
-from thinktune.fast.support import interpreted
 from thinktune.models.device import multiplies_fp8
 from thinktune.models.fp8 import Fp8Linear
+from thinktune.training.fused.kernels.common import FP8, Quantised, Rows
+from thinktune.training.fused.kernels.dequantize import restore, transpose
+from thinktune.training.fused.support import interpreted
 
 
 class Scratch:

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from thinktune.fast.kernels.launch import Rows, blocks, dot, quantise, tile_of
+from thinktune.training.fused.kernels.common import Rows, blocks, dot, quantise, tile_of
 
 
 @dataclass(frozen=True)
