@@ -60,10 +60,10 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
     import torch
     from transformers import set_seed
 
-    from thinktune.fitting import plan_training, set_up, settle
     from thinktune.models import load_model
-    from thinktune.trainer import PackedCollator
-    from thinktune.workbench import adapter_to_train
+    from thinktune.training.base_model_cache import adapter_to_train
+    from thinktune.training.out_of_memory import plan_training, set_up, settle
+    from thinktune.training.trainer import PackedCollator
 
     config = config_for(task, quantize)
     loaded = load_model(config.model, load=config.load, quantize=config.quantize)

@@ -28,11 +28,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 from thinktune.config import Config, parse_config
 from thinktune.data import Tokens
 from thinktune.files import replacing
-from thinktune.fitting import plan_training, set_up, settle
 from thinktune.models import load_model, resolve
 from thinktune.planner.plan import Setup
-from thinktune.trainer import PackedCollator
-from thinktune.workbench import adapter_to_train
+from thinktune.training.base_model_cache import adapter_to_train
+from thinktune.training.out_of_memory import plan_training, set_up, settle
+from thinktune.training.trainer import PackedCollator
 from workload import TARGETS, as_tokens, byte_tokenizer
 
 Gradients = dict[str, torch.Tensor]

@@ -27,8 +27,8 @@ from torch.nn.utils.rnn import pad_sequence
 from thinktune.config import Config, parse_config
 from thinktune.data import Tokens
 from thinktune.models import load_model
-from thinktune.train import train
-from thinktune.workbench import Workbench
+from thinktune.training.base_model_cache import Workbench
+from thinktune.training.train import train
 
 VARIANTS = {"plain": "none", "ours": "none", "ours-fp8": "fp8", "ours-int8": "int8", "ours-nf4": "nf4"}
 
@@ -80,10 +80,10 @@ def learn(config: Config, *, plain: bool) -> dict[str, Any]:
     with ExitStack() as stack:
         if plain:
             for name, own in {
-                "thinktune.workbench.fuse_lora": lambda model: 0,
-                "thinktune.workbench.add_summed_loss": add_plain_loss,
-                "thinktune.fitting.packed_documents": lambda model: nullcontext(),
-                "thinktune.train.documents_are_isolated": lambda model, examples: True,  # as rows
+                "thinktune.training.base_model_cache.fuse_lora": lambda model: 0,
+                "thinktune.training.base_model_cache.add_summed_loss": add_plain_loss,
+                "thinktune.training.out_of_memory.packed_documents": lambda model: nullcontext(),
+                "thinktune.training.train.documents_are_isolated": lambda model, examples: True,  # as rows
             }.items():
                 stack.enter_context(mock.patch(name, own))
         return train(config, console=Console(file=io.StringIO()))

@@ -26,9 +26,9 @@ from transformers import set_seed
 from thinktune.config import Load, parse_config
 from thinktune.data import Tokens, prepare
 from thinktune.models import load_model
-from thinktune.trainer import PackedCollator, add_summed_loss
 from thinktune.training.fused.lora_linear import fuse_lora
 from thinktune.training.fused.packed_attention import packed_documents
+from thinktune.training.trainer import PackedCollator, add_summed_loss
 
 Step = Callable[[list[Tokens]], torch.Tensor]
 

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from thinktune.checkpoints import MARKER, damage, newest_whole, whole_checkpoints
 from thinktune.errors import RunFolderError
-from thinktune.train import train
+from thinktune.training.checkpoints import MARKER, damage, newest_whole, whole_checkpoints
+from thinktune.training.train import train
 from training import assert_same_outcome, make_config, quietly
 
 FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", MARKER)

@@ -16,7 +16,7 @@ from rich.console import Console
 from test_sweep import when
 from thinktune.config import Config, parse_config
 from thinktune.errors import ConfigError, Interrupted, MissingExtra
-from thinktune.train import train
+from thinktune.training.train import train
 from training import adapter_of
 
 SCORES = ("eval_format_rate", "eval_accuracy", "eval_accuracy_lenient", "eval_samples")

@@ -12,14 +12,14 @@ import transformers
 from conftest import make_tiny_tokenizer
 from thinktune.config import Load
 from thinktune.errors import ModelError
-from thinktune.fidelity import measure
 from thinktune.inference.engines.hf.batch import Decoder
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.hf.fidelity import compare, prompts_for, require_faithful
 from thinktune.models import Loaded, load_model
 from thinktune.models.untouched import untouched, widened
+from thinktune.training.base_model_cache import Workbench, adapter_to_train
+from thinktune.training.fidelity import measure
 from thinktune.training.fused import packed_attention
-from thinktune.workbench import Workbench, adapter_to_train
 from training import adapter_of, make_config, quietly
 
 
@@ -113,8 +113,8 @@ def test_the_check_changes_nothing_in_the_training(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
 ) -> None:
     quietly(short(tiny_model, tmp_path / "with", lora={"dropout": dropout}))
-    monkeypatch.setattr("thinktune.train.examine_in_float32", lambda *_, **__: True)
-    monkeypatch.setattr("thinktune.train.examine_as_set_up", lambda *_, **__: True)
+    monkeypatch.setattr("thinktune.training.train.examine_in_float32", lambda *_, **__: True)
+    monkeypatch.setattr("thinktune.training.train.examine_as_set_up", lambda *_, **__: True)
     quietly(short(tiny_model, tmp_path / "without", lora={"dropout": dropout}))
     ours, theirs = adapter_of(tmp_path / "with"), adapter_of(tmp_path / "without")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

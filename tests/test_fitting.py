@@ -12,12 +12,12 @@ import torch
 from conftest import make_tiny_model
 from thinktune.config import Config, parse_config
 from thinktune.data import Tokens, prepare
-from thinktune.fitting import plan_training, set_up, settle
 from thinktune.models import Loaded, load_model
 from thinktune.planner.plan import Plan, Setup
 from thinktune.planner.recompute_policy import Memory
-from thinktune.trainer import PackedCollator
-from thinktune.workbench import adapter_to_train
+from thinktune.training.base_model_cache import adapter_to_train
+from thinktune.training.out_of_memory import plan_training, set_up, settle
+from thinktune.training.trainer import PackedCollator
 
 
 @pytest.fixture(scope="module")

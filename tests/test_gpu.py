@@ -16,15 +16,15 @@ from conftest import make_tiny_model
 from test_engine_sampling import Row
 from thinktune.config import Load, Sampling
 from thinktune.data import prepare
-from thinktune.fitting import free_memory_of_the_past, plan_training, set_up
 from thinktune.inference.engines import Request, open_engine
 from thinktune.inference.engines.hf.sampler import Sampler, row_noise
 from thinktune.models import load_model
 from thinktune.planner.plan import Setup
 from thinktune.planner.recompute_policy import Memory
-from thinktune.trainer import PackedCollator
+from thinktune.training.base_model_cache import adapter_to_train
 from thinktune.training.fused.packed_attention import packed_documents
-from thinktune.workbench import adapter_to_train
+from thinktune.training.out_of_memory import free_memory_of_the_past, plan_training, set_up
+from thinktune.training.trainer import PackedCollator
 from training import adapter_of, make_config, metrics_of, quietly
 
 pytestmark = pytest.mark.gpu

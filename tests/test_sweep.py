@@ -20,8 +20,8 @@ from thinktune.config import Config, dump_config, load_config, parse_config
 from thinktune.errors import ConfigError, Interrupted, ThinktuneError
 from thinktune.models import load_model
 from thinktune.sweep import Swept, plan_sweep, split_values, sweep
-from thinktune.train import train
-from thinktune.workbench import Workbench, adapter_to_ask, adapter_to_train, checksum
+from thinktune.training.base_model_cache import Workbench, adapter_to_ask, adapter_to_train, checksum
+from thinktune.training.train import train
 from training import adapter_of
 
 

@@ -16,18 +16,18 @@ import torch
 from rich.console import Console
 
 from conftest import make_tiny_model, make_tiny_tokenizer
-from thinktune.checkpoints import whole_checkpoints
 from thinktune.config import Load
 from thinktune.data import Tokens, prepare
 from thinktune.data.examples import Example
 from thinktune.errors import ConfigError, Diverged, ModelError, OutOfMemory, RunFolderError
 from thinktune.files import write_json_lines
-from thinktune.fitting import prove
 from thinktune.models import load_model, load_tokenizer, make_chat, read_settings
 from thinktune.runs import RunFolder
-from thinktune.train import train
-from thinktune.trainer import PackedCollator, ThinkTrainer
-from thinktune.workbench import Workbench
+from thinktune.training.base_model_cache import Workbench
+from thinktune.training.checkpoints import whole_checkpoints
+from thinktune.training.out_of_memory import prove
+from thinktune.training.train import train
+from thinktune.training.trainer import PackedCollator, ThinkTrainer
 from training import (
     adapter_of,
     assert_same_outcome,

@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from thinktune.config import Config, dump_config, parse_config
-from thinktune.train import train
+from thinktune.training.train import train
 
 MEASURED = ("tokens_per_second", "memory_gib", "eval_seconds")
 """What metrics.jsonl has of the machine; everything else must be the same each time."""

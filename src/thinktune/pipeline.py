@@ -100,7 +100,7 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
 
 
 def _train(config: Config, folder: RunFolder, console: Console, overwrite: bool) -> None:
-    from thinktune.train import train
+    from thinktune.training.train import train
 
     if folder.is_trained and not overwrite:
         folder.require_same_config(config)

@@ -26,7 +26,7 @@ from thinktune.inference.engines import open_engine
 from thinktune.inference.engines.base import Engine
 from thinktune.report import write_report
 from thinktune.runs import RunFolder
-from thinktune.workbench import Workbench, adapter_to_ask, data_key, model_key
+from thinktune.training.base_model_cache import Workbench, adapter_to_ask, data_key, model_key
 
 _OPENING, _CLOSING = "[{(", "]})"
 
@@ -184,7 +184,7 @@ def _order_of_first_use(keys: list[tuple[object, object]]) -> Callable[[Member],
 
 
 def _train(config: Config, bench: Workbench, console: Console, overwrite: bool) -> None:
-    from thinktune.train import train
+    from thinktune.training.train import train
 
     folder = RunFolder(config.run_folder)
     if folder.is_trained and not overwrite:

@@ -89,6 +89,6 @@ def train(
         raise UsageError("--resume and --overwrite exclude each other")
     loaded = load(config, overrides)
     prepare_libraries(loaded)
-    from thinktune.train import train
+    from thinktune.training.train import train
 
     train(loaded, console=stderr(), resume=resume, overwrite=overwrite)

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from thinktune.errors import Diverged
 from thinktune.files import write_text
 from thinktune.records import MetricsLine, read_records
-from thinktune.trainer import ThinkTrainer
+from thinktune.training.trainer import ThinkTrainer
 
 _PLAIN_SECONDS = 15
 """Between two lines where the output is no terminal."""

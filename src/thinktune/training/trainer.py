@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from transformers import Trainer
 from trl import SFTTrainer
 
-from thinktune.checkpoints import mark_whole, read_marker, whole_checkpoints
 from thinktune.data.tokens import IGNORED, Tokens
 from thinktune.errors import RunFolderError
 from thinktune.files import full_disk_as_oserror
 from thinktune.models.folder import ADAPTER_WEIGHTS
+from thinktune.training.checkpoints import mark_whole, read_marker, whole_checkpoints
 from thinktune.training.fused.chunked_loss import has_plain_head, head_loss
 
 

@@ -21,17 +21,27 @@ from transformers import PrinterCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from thinktune import plots
-from thinktune.checkpoints import newest_whole
-from thinktune.checkup import Checkup, checkup_problems
 from thinktune.config import Config, dump_config
-from thinktune.coverage import uncovered
 from thinktune.data import Example, Prepared
 from thinktune.data.sources import check_local
 from thinktune.dates import date_of
 from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
-from thinktune.fidelity import examine_as_set_up, examine_in_float32
 from thinktune.files import full_disk_as_oserror, replacing, write_json, write_text
-from thinktune.fitting import (
+from thinktune.inference.chat_cli import answer
+from thinktune.inference.engines.hf.engine import TransformersEngine
+from thinktune.models import Loaded, write_settings
+from thinktune.models.chat import date_settings
+from thinktune.models.device import describe_hardware
+from thinktune.planner.hardware import GIB
+from thinktune.planner.pack_lengths import packs_of
+from thinktune.planner.plan import Plan, Setup
+from thinktune.runs import RunFolder, library_versions
+from thinktune.training.adapter_coverage import uncovered
+from thinktune.training.base_model_cache import Workbench, adapter_to_train
+from thinktune.training.checkpoints import newest_whole
+from thinktune.training.eval_callback import Checkup, checkup_problems
+from thinktune.training.fidelity import examine_as_set_up, examine_in_float32
+from thinktune.training.out_of_memory import (
     free_memory_of_the_past,
     go_lighter,
     memory_limited,
@@ -45,19 +55,9 @@ from thinktune.fitting import (
     set_up,
     settle,
 )
-from thinktune.inference.chat_cli import answer
-from thinktune.inference.engines.hf.engine import TransformersEngine
-from thinktune.models import Loaded, write_settings
-from thinktune.models.chat import date_settings
-from thinktune.models.device import describe_hardware
-from thinktune.planner.hardware import GIB
-from thinktune.planner.pack_lengths import packs_of
-from thinktune.planner.plan import Plan, Setup
-from thinktune.progress import MetricsFile, ProgressLine, StopSignals, peak_memory_gib, reset_peak_memory
-from thinktune.runs import RunFolder, library_versions
-from thinktune.sft import check_trainer_fields, sft_config
-from thinktune.trainer import PackedCollator, ThinkTrainer, as_dataset
-from thinktune.workbench import Workbench, adapter_to_train
+from thinktune.training.progress_bar import MetricsFile, ProgressLine, StopSignals, peak_memory_gib, reset_peak_memory
+from thinktune.training.trainer import PackedCollator, ThinkTrainer, as_dataset
+from thinktune.training.trl_config import check_trainer_fields, sft_config
 
 
 def train(

@@ -23,8 +23,8 @@ from thinktune.models.adapters import put_adapter, touches_embeddings
 from thinktune.models.chat import date_settings
 from thinktune.models.fp8 import has_quantised_weights
 from thinktune.network import keep_peft_local
-from thinktune.trainer import add_summed_loss
 from thinktune.training.fused.lora_linear import fuse_lora
+from thinktune.training.trainer import add_summed_loss
 
 Notify = Callable[[str], None]
 

@@ -24,8 +24,8 @@ from thinktune.scoring import TASKS
 
 if TYPE_CHECKING:
     from thinktune.models import Loaded
-    from thinktune.trainer import ThinkTrainer
-    from thinktune.workbench import Notify
+    from thinktune.training.base_model_cache import Notify
+    from thinktune.training.trainer import ThinkTrainer
 
 _STEP_SECONDS = 0.02
 """What decoding one token of all problems costs at least; with the tokens at the speed of training, a guess at what the

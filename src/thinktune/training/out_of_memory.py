@@ -21,12 +21,12 @@ from thinktune.planner.hardware import GIB, hardware_here
 from thinktune.planner.model_shape import shape_of
 from thinktune.planner.pack_lengths import rows_of
 from thinktune.planner.plan import Plan, Setup, lighter, plan_rows, smallest_factor
-from thinktune.progress import peak_memory_gib
 from thinktune.records import PlanRecord, read_record
 from thinktune.runs import RunFolder
-from thinktune.trainer import ThinkTrainer
 from thinktune.training.fused.packed_attention import packed_documents, require_within
 from thinktune.training.fused.support import why_not_fused
+from thinktune.training.progress_bar import peak_memory_gib
+from thinktune.training.trainer import ThinkTrainer
 
 Notify = Callable[[str], None]
 

@@ -31,8 +31,8 @@ from thinktune.models.untouched import (
     untouched,
     widened,
 )
-from thinktune.trainer import PackedCollator
 from thinktune.training.fused.packed_attention import packed_documents
+from thinktune.training.trainer import PackedCollator
 
 LOSS_BOUNDS = {torch.float32: 1e-4}
 """Largest difference of a document's loss, as a part of it, by the dtype of the training."""
