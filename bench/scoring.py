@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from thinktune.predictions import read_gold
+from thinktune.evaluation.predictions import read_gold
 from thinktune.scoring import TASKS, Score
 
 Pair = tuple[str, str, bool]

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from thinktune.cli import app
 from thinktune.compare import Comparison, compare, sentences
 from thinktune.errors import DataError, RunFolderError
+from thinktune.evaluation.ratings import Rating, Ratings
+from thinktune.evaluation.significance import wilson
 from thinktune.files import write_json_lines
-from thinktune.ratings import Rating, Ratings
 from thinktune.records import read_records
-from thinktune.statistics import wilson
 from thinktune.tags import INSTRUCTION
 
 GOOD = "<think>so</think> <answer>{}</answer>"

@@ -16,10 +16,10 @@ from scripted import ScriptedModel
 from thinktune import tags
 from thinktune.config import Sampling
 from thinktune.data import Example
-from thinktune.evaluate import Summary, comparison_table, evaluate, evaluate_data
+from thinktune.evaluation.evaluate import Summary, comparison_table, evaluate, evaluate_data
+from thinktune.evaluation.significance import wilson
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat
-from thinktune.statistics import wilson
 
 
 def make_examples(count: int) -> list[Example]:

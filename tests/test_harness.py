@@ -18,7 +18,7 @@ from thinktune.cli import app
 from thinktune.compare import compare
 from thinktune.config import Load
 from thinktune.errors import DataError, MissingExtra, UsageError
-from thinktune.harness import Figure, evaluate_harness, read_figures
+from thinktune.evaluation.lm_eval import Figure, evaluate_harness, read_figures
 from thinktune.inference.engines import Opened
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat

@@ -10,8 +10,15 @@ import pytest
 
 from thinktune import cli
 from thinktune.errors import DataError, MissingExtra
-from thinktune.evaluate import evaluate_items
-from thinktune.predictions import Prediction, _vote, read_gold, read_predictions, score_predictions, scores_table
+from thinktune.evaluation.evaluate import evaluate_items
+from thinktune.evaluation.predictions import (
+    Prediction,
+    _vote,
+    read_gold,
+    read_predictions,
+    score_predictions,
+    scores_table,
+)
 from thinktune.scoring import text_scorer
 from thinktune.scoring.text_scorer import similarity
 

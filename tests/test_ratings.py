@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from thinktune.errors import DataError, UsageError
-from thinktune.ratings import (
+from thinktune.evaluation.ratings import (
     DISPLAY,
     Rating,
     Ratings,
@@ -24,7 +24,7 @@ from thinktune.ratings import (
     conclude,
     win_rate,
 )
-from thinktune.statistics import wilson
+from thinktune.evaluation.significance import wilson
 
 
 def test_ratings_come_back_as_they_were_given_whichever_side_was_shown_first(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from thinktune.errors import DataError
-from thinktune.predictions import score_predictions
-from thinktune.result_files import Prediction, identity, read_predictions, read_result_file
+from thinktune.evaluation.predictions import score_predictions
+from thinktune.evaluation.result_reader import Prediction, identity, read_predictions, read_result_file
 
 DONE = "<think>so</think> <answer>7</answer>"
 RIGHT = Prediction(DONE)

@@ -12,7 +12,17 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from thinktune.statistics import Difference, bootstrap, compare, holm, majority, mcnemar, pass_at_k, sentence, wilson
+from thinktune.evaluation.significance import (
+    Difference,
+    bootstrap,
+    compare,
+    holm,
+    majority,
+    mcnemar,
+    pass_at_k,
+    sentence,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (8, 10), (57, 200), (1, 1000)])

@@ -14,16 +14,16 @@ from typing import Any, TypeVar
 
 from rich.table import Table
 
-from thinktune import statistics
 from thinktune.config import read_values
 from thinktune.errors import ConfigError, DataError, RunFolderError
-from thinktune.harness import Figure, read_figures
-from thinktune.problems import Place, Problem, place_of, problem_of
-from thinktune.ratings import Conclusions, Ratings, conclude, studio_ratings
+from thinktune.evaluation import significance
+from thinktune.evaluation.lm_eval import Figure, read_figures
+from thinktune.evaluation.problems import Place, Problem, place_of, problem_of
+from thinktune.evaluation.ratings import Conclusions, Ratings, conclude, studio_ratings
+from thinktune.evaluation.result_reader import some
+from thinktune.evaluation.significance import Difference, holm, sentence
 from thinktune.records import EvalSummary, MetricsLine, RunRecord, SampleLine, read_record, read_records
-from thinktune.result_files import some
 from thinktune.runs import RunFolder
-from thinktune.statistics import Difference, holm, sentence
 
 _FACTS = (
     "trainable_parameters",
@@ -366,7 +366,7 @@ def _pairs(candidates: list[Candidate]) -> tuple[list[Pair], list[str]]:
         if not scores[first].keys() & scores[second].keys():
             notes.append(f"{first} and {second} were given different problems: nothing to compare")
             continue
-        difference = statistics.compare(scores[first], scores[second])
+        difference = significance.compare(scores[first], scores[second])
         if difference.n < max(len(scores[first]), len(scores[second])):
             notes.append(f"{first} and {second} are compared on the {difference.n} problems that both were given")
         found.append((first, second, difference))

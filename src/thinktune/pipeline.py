@@ -18,7 +18,7 @@ from rich.console import Console
 
 from thinktune.config import Config, load_config
 from thinktune.errors import Interrupted
-from thinktune.evaluate import Summary, comparison_table, evaluate_data
+from thinktune.evaluation.evaluate import Summary, comparison_table, evaluate_data
 from thinktune.files import write_json
 from thinktune.inference.batch import infer_file
 from thinktune.inference.batch_file import read_batch_file

@@ -16,8 +16,8 @@ from typing import Any
 
 from thinktune import plots, tags
 from thinktune.compare import COLUMNS, NOT_SCORED, Candidate, Comparison, compare, sentences
+from thinktune.evaluation.problems import place_of, problem_of
 from thinktune.files import write_json, write_text
-from thinktune.problems import place_of, problem_of
 from thinktune.records import DataRecord, RunRecord, read_record
 from thinktune.runs import RunFolder
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from thinktune.config import Config, load_config
 from thinktune.errors import ConfigError, DiskFull, Interrupted, ThinktuneError
-from thinktune.evaluate import evaluate_data
+from thinktune.evaluation.evaluate import evaluate_data
 from thinktune.inference.engines import open_engine
 from thinktune.inference.engines.base import Engine
 from thinktune.report import write_report

@@ -28,7 +28,7 @@ from thinktune.cli.common import (
 from thinktune.errors import UsageError
 
 if TYPE_CHECKING:
-    from thinktune.predictions import PredictionScores
+    from thinktune.evaluation.predictions import PredictionScores
 
 Rated = Annotated[
     Path | None, typer.Option("--ratings", help="people's ratings of these models, from the demo", show_default=False)
@@ -120,7 +120,7 @@ def _eval_data(
     model: str, data: str, out: Path | None, *, changes: dict[str, Any], json: bool, **settings: Any
 ) -> None:
     from thinktune.config import Sampling
-    from thinktune.evaluate import comparison_table, evaluate_data
+    from thinktune.evaluation.evaluate import comparison_table, evaluate_data
 
     out = out or Path("eval") / f"{name_of(model)}-{name_of(data)}"
     sampling = Sampling().changed(**changes)
@@ -130,21 +130,21 @@ def _eval_data(
 
 
 def _eval_items(model: str, file: str, gold: Path, out: Path | None, *, json: bool, **settings: Any) -> None:
-    from thinktune.evaluate import evaluate_items
+    from thinktune.evaluation.evaluate import evaluate_items
 
     out = out or Path("eval") / f"{name_of(model)}-{name_of(file)}"
     _show_predictions(evaluate_items(model, file, gold, out, console=stderr(), **settings), out, json=json)
 
 
 def _eval_predictions(predictions: Path, gold: Path, out: Path | None, *, json: bool) -> None:
-    from thinktune.predictions import score_predictions
+    from thinktune.evaluation.predictions import score_predictions
 
     out = out or Path("eval") / predictions.stem
     _show_predictions(score_predictions(predictions, gold, out), out, json=json)
 
 
 def _show_predictions(scores: PredictionScores, out: Path, *, json: bool) -> None:
-    from thinktune.predictions import scores_table
+    from thinktune.evaluation.predictions import scores_table
 
     show(scores.as_dict(), scores_table(scores), json=json)
     for remark in scores.remarks():
@@ -156,7 +156,7 @@ def _eval_harness(model: str, tasks: str, out: Path | None, *, json: bool, **set
     from dataclasses import asdict
 
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; we show a line of our own
-    from thinktune.harness import evaluate_harness, figures_table
+    from thinktune.evaluation.lm_eval import evaluate_harness, figures_table
     from thinktune.runs import RunFolder
 
     run = RunFolder(Path(model))

@@ -1,7 +1,7 @@
 """A study: questions, the answers of several models to each, and what people say of them, in one folder.
 
 `study.json` names models and seed; `answers.jsonl` has a line a question: `{"id", "prompt", "answers": {model: text},
-"correct": {model: true, false or null}}`; `ratings.sqlite` is of `thinktune.ratings`. While answers are made, each
+"correct": {model: true, false or null}}`; `ratings.sqlite` is of `thinktune.evaluation.ratings`. While answers are made, each
 model's result file and journal lie beside them, so that a stopped preparation goes on.
 """
 
@@ -21,15 +21,15 @@ from rich.console import Console
 from thinktune.compare import read_scores
 from thinktune.config import Infer, Sampling
 from thinktune.errors import RunFolderError, UsageError
+from thinktune.evaluation.ratings import Rating, Ratings, Verdict, agreement, bradley_terry, win_rate
+from thinktune.evaluation.significance import Rate, wilson
 from thinktune.files import write_json, write_text
 from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import BUILTIN, Item, read_batch_file
 from thinktune.inference.engines.request_handle import Ticket
 from thinktune.inference.profiles import samplings
-from thinktune.ratings import Rating, Ratings, Verdict, agreement, bradley_terry, win_rate
 from thinktune.records import read_records
 from thinktune.runs import RunFolder
-from thinktune.statistics import Rate, wilson
 from thinktune.studio.batch_jobs import count_lines
 from thinktune.studio.model_pool import Pool
 

@@ -12,10 +12,10 @@ import gradio as gr
 
 from thinktune.config import SEED
 from thinktune.errors import ThinktuneError, UsageError
+from thinktune.evaluation.ratings import Verdict
+from thinktune.evaluation.significance import Rate
 from thinktune.files import write_text
 from thinktune.inference.batch_file import BUILTIN, read_batch_file
-from thinktune.ratings import Verdict
-from thinktune.statistics import Rate
 from thinktune.studio.formulas import LATEX
 from thinktune.studio.markdown import plain, rendered, reply
 from thinktune.studio.model_pool import reason

@@ -19,6 +19,9 @@ from rich.table import Table
 from thinktune import tags
 from thinktune.config import Data, Format, Infer, Load, Quantize, Sampling, Vllm
 from thinktune.dates import hold_date
+from thinktune.evaluation.metrics import RATES, Problem, Scores, score_problems
+from thinktune.evaluation.predictions import PredictionScores, read_gold, score_predictions
+from thinktune.evaluation.significance import Rate
 from thinktune.files import write_json, write_json_lines
 from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import Messages, read_batch_file, valid_text
@@ -27,10 +30,7 @@ from thinktune.inference.engines.base import Engine, Request
 from thinktune.inference.engines.open_engine import EngineName
 from thinktune.inference.journal import Completed, Record, complete, telling_full_disk
 from thinktune.inference.profiles import samplings
-from thinktune.predictions import PredictionScores, read_gold, score_predictions
-from thinktune.scores import RATES, Problem, Scores, score_problems
 from thinktune.scoring import TASKS
-from thinktune.statistics import Rate
 
 if TYPE_CHECKING:
     from thinktune.data import Example

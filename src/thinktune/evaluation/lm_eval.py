@@ -103,7 +103,7 @@ def evaluate_harness(
     console = console or Console(stderr=True)
     loaded = _load_tasks(tasks, path, shots)
     with opened or open_engine(reference, engine=engine, load=load, quantize=quantize, notify=console.print) as opened:
-        from thinktune.harness_model import HarnessModel
+        from thinktune.evaluation.lm_eval_model import HarnessModel
 
         model = HarnessModel(
             opened, out / "harness.journal.jsonl", max_tokens=max_tokens, overwrite=overwrite, console=console

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any, Literal, get_args
 
 from thinktune.errors import DataError, UsageError
-from thinktune.statistics import Rate, wilson
+from thinktune.evaluation.significance import Rate, wilson
 
 Verdict = Literal["first", "second", "both good", "both bad"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

@@ -19,13 +19,21 @@ from rich.table import Table
 
 from thinktune import tags
 from thinktune.errors import DataError
+from thinktune.evaluation.metrics import RATES, Line, Problem, Scores, score_problems
+from thinktune.evaluation.result_reader import (
+    Prediction,
+    identity,
+    parse,
+    read_predictions,
+    read_result_file,
+    read_text,
+    some,
+)
+from thinktune.evaluation.significance import majority, pass_at_k
 from thinktune.files import write_json, write_json_lines
-from thinktune.result_files import Prediction, identity, parse, read_predictions, read_result_file, read_text, some
-from thinktune.scores import RATES, Line, Problem, Scores, score_problems
 from thinktune.scoring import TASKS, Score, choice_scorer, code_scorer, math_scorer
 from thinktune.scoring.base import Verdict, reference_fault, reference_of
 from thinktune.scoring.text_scorer import similarity
-from thinktune.statistics import majority, pass_at_k
 
 __all__ = [
     "Prediction",

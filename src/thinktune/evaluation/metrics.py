@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from thinktune.evaluation.significance import Rate, wilson
 from thinktune.scoring import UNFINISHED
-from thinktune.statistics import Rate, wilson
 
 Line = Mapping[str, Any]
 """Of samples.jsonl: what became of one completion."""

@@ -1,0 +1,1 @@
+"""Scores of models and of result files, and how sure they are."""
