@@ -12,7 +12,7 @@ from test_models_loading import FLOAT32, make_run
 from thinktune.clean import KINDS, clean
 from thinktune.cli import app
 from thinktune.errors import UsageError
-from thinktune.merge import merge
+from thinktune.export.merge import merge
 from thinktune.models.cache import cache_folder
 
 ALL = frozenset(KINDS)

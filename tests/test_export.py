@@ -13,10 +13,10 @@ from conftest import CHAT_TEMPLATE, make_tiny_model, make_tiny_tokenizer
 from thinktune.cli import app
 from thinktune.config import Load, Sampling
 from thinktune.errors import ModelError, UsageError
-from thinktune.export import export, ollama_modelfile
+from thinktune.export.gguf import export, ollama_modelfile
+from thinktune.export.gguf_writer import Precision
 from thinktune.inference.engines import Request, open_engine
 from thinktune.models import Chat, load_model, load_tokenizer
-from thinktune.models.gguf import Precision
 
 FLOAT32 = Load(dtype="float32")
 

@@ -12,10 +12,10 @@ import torch
 
 from conftest import make_base_model, make_tiny_model
 from test_models_loading import FLOAT32, logits, make_adapter, make_run
-from thinktune.agreement import gap_of
 from thinktune.config import Load
 from thinktune.errors import DiskFull, ModelError, RunFolderError
-from thinktune.merge import Merged, _require_close, merge
+from thinktune.export.agreement import gap_of
+from thinktune.export.merge import Merged, _require_close, merge
 from thinktune.models import load_model, write_settings
 from thinktune.models.cache import space_required
 from thinktune.models.folder import check_model_folder, generation_ends, stored_dtype

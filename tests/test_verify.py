@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 
 from conftest import make_tiny_model
 from test_models_loading import FLOAT32, make_adapter, make_run
-from thinktune.agreement import wrong_weights
 from thinktune.cli import app
 from thinktune.config import Load
 from thinktune.errors import ModelError
+from thinktune.export.agreement import wrong_weights
+from thinktune.export.merge import merge
+from thinktune.export.verify import Verified, _real_ends, alike, verify
 from thinktune.inference.engines import Completion, open_engine
-from thinktune.merge import merge
 from thinktune.models import load_model
-from thinktune.verify import Verified, _real_ends, alike, verify
 
 
 @pytest.fixture(scope="module")

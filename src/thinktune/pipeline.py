@@ -19,16 +19,16 @@ from rich.console import Console
 from thinktune.config import Config, load_config
 from thinktune.errors import Interrupted
 from thinktune.evaluation.evaluate import Summary, comparison_table, evaluate_data
+from thinktune.export.merge import merge
+from thinktune.export.verify import Notify, verify
 from thinktune.files import write_json
 from thinktune.inference.batch import infer_file
 from thinktune.inference.batch_file import read_batch_file
 from thinktune.inference.engines import Opened, open_engine
 from thinktune.inference.profiles import samplings
-from thinktune.merge import merge
 from thinktune.records import RunRecord, read_record
 from thinktune.report import write_report
 from thinktune.runs import RunFolder
-from thinktune.verify import Notify, verify
 
 
 def quickstart(overrides: Sequence[str], *, console: Console, overwrite: bool = False) -> None:

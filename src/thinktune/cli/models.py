@@ -70,7 +70,7 @@ def merge(
     """Merge the adapter into the original, unquantised weights, and compare the two."""
     prepare_libraries()
     from thinktune.config import parse_load
-    from thinktune.merge import merge
+    from thinktune.export.merge import merge
 
     print(merge(run, out, load=parse_load(how), dtype=dtype, overwrite=overwrite, notify=notify).summary())
 
@@ -91,7 +91,7 @@ def verify(
     from rich.console import Console
 
     from thinktune.config import parse_load
-    from thinktune.verify import verify
+    from thinktune.export.verify import verify
 
     verified = verify(run, engine=engine, prompts=prompts, max_tokens=max_tokens, load=parse_load(how), notify=notify)
     if json:
@@ -251,7 +251,7 @@ def export(
     """Write a GGUF file for llama.cpp, and a Modelfile for Ollama; the file is read back and compared."""
     prepare_libraries()
     from thinktune.config import parse_load
-    from thinktune.export import export
+    from thinktune.export.gguf import export
 
     out = out or Path(f"{name_of(Path(model).name)}-{gguf}.gguf")
     print(export(model, out, gguf, load=parse_load(how), overwrite=overwrite, notify=notify))

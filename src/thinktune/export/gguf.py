@@ -16,12 +16,12 @@ from pathlib import Path
 
 from thinktune.config import QUESTIONS, Load
 from thinktune.errors import ModelError, UsageError
+from thinktune.export.gguf_writer import Precision, write_gguf
+from thinktune.export.verify import alike, continue_greedily
 from thinktune.files import replacing, write_text
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat, load_model, make_chat, resolve
-from thinktune.models.gguf import Precision, write_gguf
 from thinktune.models.tokenizer import read_tokenizer, require_gguf
-from thinktune.verify import alike, continue_greedily
 
 AGREEMENT: dict[Precision, float] = {"f16": 0.95, "q8_0": 0.8}
 """Share of greedy tokens that must be the same, counted up to where two continuations part."""

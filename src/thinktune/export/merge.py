@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from thinktune import tags
-from thinktune.agreement import Gap, allowed, cast_weights, comparison_dtype, gap_of
 from thinktune.config import QUESTIONS, Load, Sampling
 from thinktune.errors import ModelError, RunFolderError
+from thinktune.export.agreement import Gap, allowed, cast_weights, comparison_dtype, gap_of
 from thinktune.files import replacing
 from thinktune.models import Chat, Resolved, make_chat, read_settings, resolve, write_settings
 from thinktune.models.adapters import merge_adapter, put_adapter

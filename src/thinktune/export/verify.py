@@ -23,9 +23,17 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from thinktune import tags
-from thinktune.agreement import SUM_BOUND, TOP, cast_weights, comparison_dtype, folder_digest, noise, wrong_weights
 from thinktune.config import QUESTIONS, Data, Format, Load, Sampling, Vllm, load_config
 from thinktune.errors import GenerationError, ModelError
+from thinktune.export.agreement import (
+    SUM_BOUND,
+    TOP,
+    cast_weights,
+    comparison_dtype,
+    folder_digest,
+    noise,
+    wrong_weights,
+)
 from thinktune.files import write_json
 from thinktune.inference.engines import Opened, open_engine
 from thinktune.inference.engines.base import Completion, Engine, Request

@@ -1,0 +1,1 @@
+"""Models that leave: merged, verified, written as GGUF."""
