@@ -12,12 +12,12 @@ import yaml
 from typer.testing import CliRunner
 
 from thinktune.cli import app
-from thinktune.compare import Comparison, compare, sentences
 from thinktune.errors import DataError, RunFolderError
 from thinktune.evaluation.ratings import Rating, Ratings
 from thinktune.evaluation.significance import wilson
 from thinktune.files import write_json_lines
 from thinktune.records import read_records
+from thinktune.report.compare import Comparison, compare, sentences
 from thinktune.tags import INSTRUCTION
 
 GOOD = "<think>so</think> <answer>{}</answer>"

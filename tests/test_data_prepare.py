@@ -15,9 +15,9 @@ from rich.console import Console
 from thinktune.config import Config, Data, Format, Load, Source, parse_config
 from thinktune.data import Prepared, load_examples, pack, prepare
 from thinktune.data.prepare import shares
-from thinktune.data.show import show
 from thinktune.errors import ConfigError, DataError
 from thinktune.models.chat import Chat
+from thinktune.report.data_preview import show
 
 
 @pytest.fixture(scope="module")

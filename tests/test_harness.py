@@ -15,14 +15,14 @@ from conftest import make_tiny_tokenizer
 from scripted import ScriptedModel
 from test_compare import write_run
 from thinktune.cli import app
-from thinktune.compare import compare
 from thinktune.config import Load
 from thinktune.errors import DataError, MissingExtra, UsageError
 from thinktune.evaluation.lm_eval import Figure, evaluate_harness, read_figures
 from thinktune.inference.engines import Opened
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat
-from thinktune.report import write_report
+from thinktune.report.compare import compare
+from thinktune.report.html import write_report
 
 pytest.importorskip("lm_eval")
 

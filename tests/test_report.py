@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from test_compare import write_run
-from thinktune.compare import compare
 from thinktune.errors import ConfigError, RunFolderError
-from thinktune.report import MOST_PROBLEMS, write_comparison, write_report
+from thinktune.report.compare import compare
+from thinktune.report.html import MOST_PROBLEMS, write_comparison, write_report
 
 HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"

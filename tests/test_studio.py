@@ -21,12 +21,12 @@ import torch
 
 from test_compare import write_run
 from test_engine_shared import make_adapter
-from thinktune.compare import compare, sentences
 from thinktune.config import Sampling
 from thinktune.errors import BatchFileError, ConfigError, RunFolderError, UsageError
 from thinktune.evaluation.ratings import Rating
 from thinktune.inference.batch import infer_file
 from thinktune.inference.engines.request_handle import Ticket
+from thinktune.report.compare import compare, sentences
 from thinktune.studio import app
 from thinktune.studio.answers import read_answers
 from thinktune.studio.app import MOST_SESSIONS, USER, Server, open_page, serve

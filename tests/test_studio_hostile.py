@@ -13,10 +13,10 @@ from conftest import make_tiny_tokenizer
 from scripted import ScriptedModel
 from test_compare import write_run
 from thinktune import tags
-from thinktune.compare import compare
 from thinktune.inference.engines.shared_engine import SharedModel
 from thinktune.models import Chat
-from thinktune.report import write_comparison, write_report
+from thinktune.report.compare import compare
+from thinktune.report.html import write_comparison, write_report
 from thinktune.studio.app import USER, open_page
 from thinktune.studio.model_pool import Pool, Seat
 from thinktune.studio.state import Studio

@@ -27,7 +27,7 @@ from thinktune.inference.batch_file import read_batch_file
 from thinktune.inference.engines import Opened, open_engine
 from thinktune.inference.profiles import samplings
 from thinktune.records import RunRecord, read_record
-from thinktune.report import write_report
+from thinktune.report.html import write_report
 from thinktune.runs import RunFolder
 
 

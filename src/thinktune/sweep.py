@@ -24,7 +24,7 @@ from thinktune.errors import ConfigError, DiskFull, Interrupted, ThinktuneError
 from thinktune.evaluation.evaluate import evaluate_data
 from thinktune.inference.engines import open_engine
 from thinktune.inference.engines.base import Engine
-from thinktune.report import write_report
+from thinktune.report.html import write_report
 from thinktune.runs import RunFolder
 from thinktune.training.base_model_cache import Workbench, adapter_to_ask, data_key, model_key
 

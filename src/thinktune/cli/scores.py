@@ -204,7 +204,7 @@ def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run folders")], ratings: Rated = None
 ) -> None:
     """Write RUN/report.html: curves, data, config, scores and samples on one page that loads nothing."""
-    from thinktune.report import write_report
+    from thinktune.report.html import write_report
 
     for run in runs:
         print(write_report(run, ratings=ratings))
@@ -212,8 +212,8 @@ def report(
 
 def _print_comparison(runs: list[str], out: Path, *, ratings: Path | None = None, json: bool = False) -> None:
     """The tables and the differences in words, or JSON, on stdout; the page and the plot into `out`."""
-    from thinktune.compare import compare, harness_table, sentences, table
-    from thinktune.report import write_comparison
+    from thinktune.report.compare import compare, harness_table, sentences, table
+    from thinktune.report.html import write_comparison
 
     comparison = compare(runs, ratings=ratings)
     show(comparison.as_dict(), table(comparison), json=json)

@@ -54,7 +54,7 @@ def config(
 def data(config: ConfigFile, overrides: Overrides = None, json: AsJson = False) -> None:
     """Show what training would see: rows kept and dropped, lengths, examples, and one packed batch token by token."""
     prepare_libraries()
-    from thinktune.data.show import show
+    from thinktune.report.data_preview import show
 
     show(load(config, overrides), json=json)
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from rich.console import Console
 
-from thinktune.compare import read_scores
 from thinktune.config import Infer, Sampling
 from thinktune.errors import RunFolderError, UsageError
 from thinktune.evaluation.ratings import Rating, Ratings, Verdict, agreement, bradley_terry, win_rate
@@ -29,6 +28,7 @@ from thinktune.inference.batch_file import BUILTIN, Item, read_batch_file
 from thinktune.inference.engines.request_handle import Ticket
 from thinktune.inference.profiles import samplings
 from thinktune.records import read_records
+from thinktune.report.compare import read_scores
 from thinktune.runs import RunFolder
 from thinktune.studio.batch_jobs import count_lines
 from thinktune.studio.model_pool import Pool

@@ -20,7 +20,6 @@ from rich.console import Console
 from transformers import PrinterCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from thinktune import plots
 from thinktune.config import Config, dump_config
 from thinktune.data import Example, Prepared
 from thinktune.data.sources import check_local
@@ -35,6 +34,7 @@ from thinktune.models.device import describe_hardware
 from thinktune.planner.hardware import GIB
 from thinktune.planner.pack_lengths import packs_of
 from thinktune.planner.plan import Plan, Setup
+from thinktune.report import plots
 from thinktune.runs import RunFolder, library_versions
 from thinktune.training.adapter_coverage import uncovered
 from thinktune.training.base_model_cache import Workbench, adapter_to_train

@@ -9,10 +9,10 @@ from typing import Any
 
 import gradio as gr
 
-from thinktune.compare import differing_settings, read_scores, read_settings
 from thinktune.config import load_config
-from thinktune.data.show import first_batch
 from thinktune.errors import ThinktuneError
+from thinktune.report.compare import differing_settings, read_scores, read_settings
+from thinktune.report.data_preview import first_batch
 from thinktune.studio.markdown import plain
 from thinktune.studio.model_pool import reason
 from thinktune.studio.state import Studio

@@ -14,11 +14,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from thinktune import plots, tags
-from thinktune.compare import COLUMNS, NOT_SCORED, Candidate, Comparison, compare, sentences
+from thinktune import tags
 from thinktune.evaluation.problems import place_of, problem_of
 from thinktune.files import write_json, write_text
 from thinktune.records import DataRecord, RunRecord, read_record
+from thinktune.report import plots
+from thinktune.report.compare import COLUMNS, NOT_SCORED, Candidate, Comparison, compare, sentences
 from thinktune.runs import RunFolder
 
 MOST_PROBLEMS = 400
@@ -75,7 +76,7 @@ def _render(template: str, **values: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("thinktune", "templates"),
+        loader=PackageLoader("thinktune.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

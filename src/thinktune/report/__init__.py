@@ -1,0 +1,1 @@
+"""What people read: comparisons, report pages, figures, a look at the data."""
