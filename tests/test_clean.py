@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from test_models_loading import FLOAT32, make_run
-from thinktune.clean import KINDS, clean
 from thinktune.cli import app
 from thinktune.errors import UsageError
 from thinktune.export.merge import merge
 from thinktune.models.cache import cache_folder
+from thinktune.workflows.clean import KINDS, clean
 
 ALL = frozenset(KINDS)
 ENDED = 2**22 + 1  # no process has a number above Linux' limit

@@ -140,7 +140,7 @@ def test_a_full_disk_is_said_and_is_a_failure(thinktune: Run, monkeypatch: pytes
     def fill(**_: object) -> None:
         raise OSError(28, "No space left on device", "results.json")
 
-    monkeypatch.setattr("thinktune.doctor.show", fill)
+    monkeypatch.setattr("thinktune.workflows.doctor.show", fill)
     status, _, err = thinktune("doctor")
     assert status == 1
     assert "no space left" in err

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from thinktune import doctor
 from thinktune.models import builtin
+from thinktune.workflows import doctor
 
 
 @pytest.fixture(autouse=True)

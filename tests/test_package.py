@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import thinktune
-from thinktune import doctor
+from thinktune.workflows import doctor
 
 ROOT = Path(__file__).parents[1]
 

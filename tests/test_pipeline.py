@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from thinktune.inference.engines.hf.engine import TransformersEngine
-from thinktune.pipeline import run
+from thinktune.workflows.run import run
 from training import make_config
 
 

@@ -19,9 +19,9 @@ from conftest import make_tiny_model
 from thinktune.config import Config, dump_config, load_config, parse_config
 from thinktune.errors import ConfigError, Interrupted, ThinktuneError
 from thinktune.models import load_model
-from thinktune.sweep import Swept, plan_sweep, split_values, sweep
 from thinktune.training.base_model_cache import Workbench, adapter_to_ask, adapter_to_train, checksum
 from thinktune.training.train import train
+from thinktune.workflows.sweep import Swept, plan_sweep, split_values, sweep
 from training import adapter_of
 
 

@@ -72,7 +72,7 @@ def clean(
 ) -> None:
     """List what can be made again (merged models, converted models) and what crashes left over; --delete removes it."""
     prepare_libraries()
-    from thinktune.clean import KINDS, clean
+    from thinktune.workflows.clean import KINDS, clean
 
     report = clean(runs, only or list(KINDS), really=delete)
     if json:
@@ -89,6 +89,6 @@ def clean(
 def doctor(json: AsJson = False) -> None:
     """Tell what this machine and installation can do, what will be slow or impossible, and what to do about it."""
     prepare_libraries()
-    from thinktune.doctor import show
+    from thinktune.workflows.doctor import show
 
     show(json=json)

@@ -178,7 +178,7 @@ def sweep(
 ) -> None:
     """Train and score a grid of settings, with the base model loaded once; what is done already is skipped."""
     prepare_libraries()
-    from thinktune.sweep import sweep
+    from thinktune.workflows.sweep import sweep
 
     swept = sweep(config, overrides, console=stderr(), overwrite=overwrite)
     if swept.runs:

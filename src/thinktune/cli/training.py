@@ -18,7 +18,7 @@ def quickstart(
 ) -> None:
     """Train, merge, try and score the built-in model on built-in data: everything, in minutes, on a CPU."""
     prepare_libraries()
-    from thinktune.pipeline import quickstart
+    from thinktune.workflows.run import quickstart
 
     quickstart(overrides or [], console=stderr(), overwrite=overwrite)
 
@@ -28,7 +28,7 @@ def run(config: ConfigFile, overrides: Overrides = None, overwrite: Overwrite = 
     """Data, training, merge, inference and evaluation in one; what is done already and unchanged is skipped."""
     loaded = load(config, overrides)
     prepare_libraries(loaded)
-    from thinktune.pipeline import run
+    from thinktune.workflows.run import run
 
     run(loaded, console=stderr(), overwrite=overwrite)
 

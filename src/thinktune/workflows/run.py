@@ -192,4 +192,4 @@ class _Steps:
 def _shipped_config(name: str) -> Any:
     """A shipped config: inside the package where it was installed from a wheel, else beside the sources."""
     packaged = files("thinktune") / "configs" / name
-    return packaged if packaged.is_file() else Path(__file__).parents[2] / "configs" / name
+    return packaged if packaged.is_file() else Path(__file__).parents[3] / "configs" / name
