@@ -15,7 +15,7 @@ from conftest import make_tiny_tokenizer
 from thinktune.config import Load
 from thinktune.errors import ModelError
 from thinktune.models import load_model
-from thinktune.models.fp8 import quantise_to_fp8
+from thinktune.models.fp8_linear import quantise_to_fp8
 from thinktune.planner.recompute_policy import Memory
 from thinktune.training.fused import frozen_projection
 from thinktune.training.fused.fuse_model import fuse_layers

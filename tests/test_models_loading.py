@@ -19,7 +19,7 @@ from thinktune.errors import ModelError, RunFolderError, ThinktuneError
 from thinktune.models import load_model, load_tokenizer, resolve, write_settings
 from thinktune.models.adapters import require_fit
 from thinktune.models.folder import adapter_sha256, read_safetensors_header
-from thinktune.models.fp8 import Fp8Linear
+from thinktune.models.fp8_linear import Fp8Linear
 from thinktune.models.tokenizer import set_pad_token
 
 FLOAT32 = Load(dtype="float32", device="cpu")

@@ -10,11 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from thinktune import connections
 from thinktune.studio.app import USER, Server, open_page
 from thinktune.studio.model_pool import Pool
 from thinktune.studio.sign_in import Door
 from thinktune.studio.state import Studio
+from thinktune.web import connections
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from thinktune.data.examples import Example
 from thinktune.errors import ConfigError, Diverged, ModelError, OutOfMemory, RunFolderError
 from thinktune.files import write_json_lines
 from thinktune.models import load_model, load_tokenizer, make_chat, read_settings
-from thinktune.runs import RunFolder
+from thinktune.run_folder import RunFolder
 from thinktune.training.base_model_cache import Workbench
 from thinktune.training.checkpoints import whole_checkpoints
 from thinktune.training.out_of_memory import prove

@@ -7,7 +7,7 @@ import os
 import sys
 
 # Imported for the verbs that they add, in the order that --help has them.
-from thinktune.cli import training, models, scores, machine  # noqa: F401  # isort: skip
+from thinktune.cli import training, models, evaluation, machine  # noqa: F401  # isort: skip
 from thinktune.cli.common import app
 from thinktune.errors import DiskFull, ThinktuneError, UsageError
 from thinktune.files import NO_SPACE

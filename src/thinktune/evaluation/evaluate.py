@@ -18,7 +18,6 @@ from rich.table import Table
 
 from thinktune import tags
 from thinktune.config import Data, Format, Infer, Load, Quantize, Sampling, Vllm
-from thinktune.dates import hold_date
 from thinktune.evaluation.metrics import RATES, Problem, Scores, score_problems
 from thinktune.evaluation.predictions import PredictionScores, read_gold, score_predictions
 from thinktune.evaluation.significance import Rate
@@ -30,6 +29,7 @@ from thinktune.inference.engines.base import Engine, Request
 from thinktune.inference.engines.open_engine import EngineName
 from thinktune.inference.journal import Completed, Record, complete, telling_full_disk
 from thinktune.inference.profiles import samplings
+from thinktune.models.template_date import hold_date
 from thinktune.scoring import TASKS
 
 if TYPE_CHECKING:

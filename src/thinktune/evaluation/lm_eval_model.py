@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import track
 
 from thinktune.config import Sampling
-from thinktune.dates import hold_date
 from thinktune.errors import GenerationError
 from thinktune.inference.batch_file import valid_text
 from thinktune.inference.engines import Opened
 from thinktune.inference.engines.base import Likelihood, Pair, Request
 from thinktune.inference.journal import complete
+from thinktune.models.template_date import hold_date
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 

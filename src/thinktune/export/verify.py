@@ -51,7 +51,7 @@ from thinktune.models.folder import (
 )
 from thinktune.models.loading import load_weights
 from thinktune.models.tokenizer import read_tokenizer
-from thinktune.runs import RunFolder
+from thinktune.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from thinktune import tags
 from thinktune.config import Infer, Load, Quantize
-from thinktune.dates import hold_date
 from thinktune.errors import GenerationError, ThinktuneError
 from thinktune.inference.batch_file import Item, read_batch_file, valid_text
 from thinktune.inference.engines import Opened, open_engine
@@ -25,6 +24,7 @@ from thinktune.inference.engines.base import Engine, Request
 from thinktune.inference.journal import Completed, complete, telling_full_disk
 from thinktune.inference.profiles import samplings
 from thinktune.inference.result_file import Result, ResultFormat, write_results
+from thinktune.models.template_date import hold_date
 
 if TYPE_CHECKING:
     from thinktune.models import Chat

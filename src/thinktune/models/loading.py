@@ -116,7 +116,7 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from thinktune.models.fp8 import quantise_to_fp8
+    from thinktune.models.fp8_linear import quantise_to_fp8
 
     arguments: dict[str, Any] = {
         "dtype": dtype,

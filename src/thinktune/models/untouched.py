@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from thinktune.models.fp8 import has_quantised_weights
+from thinktune.models.fp8_linear import has_quantised_weights
 
 _OURS = __name__.partition(".")[0]
 _ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}

@@ -23,7 +23,7 @@ from thinktune.evaluation.ratings import Conclusions, Ratings, conclude, studio_
 from thinktune.evaluation.result_reader import some
 from thinktune.evaluation.significance import Difference, holm, sentence
 from thinktune.records import EvalSummary, MetricsLine, RunRecord, SampleLine, read_record, read_records
-from thinktune.runs import RunFolder
+from thinktune.run_folder import RunFolder
 
 _FACTS = (
     "trainable_parameters",

@@ -20,7 +20,7 @@ from thinktune.files import write_json, write_text
 from thinktune.records import DataRecord, RunRecord, read_record
 from thinktune.report import plots
 from thinktune.report.compare import COLUMNS, NOT_SCORED, Candidate, Comparison, compare, sentences
-from thinktune.runs import RunFolder
+from thinktune.run_folder import RunFolder
 
 MOST_PROBLEMS = 400
 """Problems that a page shows; a page of thousands would not open on a phone."""

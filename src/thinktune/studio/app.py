@@ -182,7 +182,7 @@ def use_hurried_connections() -> None:
     """Let the server that Gradio starts close connections that say nothing; Gradio has no setting for it."""
     import uvicorn.config
 
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = "thinktune.connections:HurriedProtocol"
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = "thinktune.web.connections:HurriedProtocol"
 
 
 def _guard(host: str, share: bool, files: Path, door: Door) -> Any:

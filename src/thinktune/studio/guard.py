@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from thinktune.connections import Body
-from thinktune.hosts import why_foreign
 from thinktune.studio.sign_in import Door
 from thinktune.studio.sign_in_page import let_in
+from thinktune.web.connections import Body
+from thinktune.web.hosts import why_foreign
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

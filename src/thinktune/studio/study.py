@@ -29,7 +29,7 @@ from thinktune.inference.engines.request_handle import Ticket
 from thinktune.inference.profiles import samplings
 from thinktune.records import read_records
 from thinktune.report.compare import read_scores
-from thinktune.runs import RunFolder
+from thinktune.run_folder import RunFolder
 from thinktune.studio.batch_jobs import count_lines
 from thinktune.studio.model_pool import Pool
 

@@ -24,7 +24,7 @@ from thinktune.config import Config, dump_config, load_config
 from thinktune.errors import ConfigError, RunFolderError, UsageError
 from thinktune.files import write_json, write_text
 from thinktune.records import MetricsLine, read_records
-from thinktune.runs import RunFolder
+from thinktune.run_folder import RunFolder
 from thinktune.studio.allowed_settings import require_allowed
 
 State = Literal["trained", "training", "unfinished"]

@@ -21,7 +21,7 @@ from thinktune.errors import ConfigError
 from thinktune.models import Loaded, load_model, make_chat, resolve
 from thinktune.models.adapters import put_adapter, touches_embeddings
 from thinktune.models.chat import date_settings
-from thinktune.models.fp8 import has_quantised_weights
+from thinktune.models.fp8_linear import has_quantised_weights
 from thinktune.network import keep_peft_local
 from thinktune.training.fused.lora_linear import fuse_lora
 from thinktune.training.trainer import add_summed_loss

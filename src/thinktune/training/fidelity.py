@@ -20,7 +20,7 @@ from peft import PeftModel
 
 from thinktune.data import Tokens
 from thinktune.errors import ModelError, ThinktuneError
-from thinktune.models.fp8 import has_quantised_weights
+from thinktune.models.fp8_linear import has_quantised_weights
 from thinktune.models.untouched import (
     at_rest,
     computes_in,

@@ -22,7 +22,7 @@ from thinktune.planner.model_shape import shape_of
 from thinktune.planner.pack_lengths import rows_of
 from thinktune.planner.plan import Plan, Setup, lighter, plan_rows, smallest_factor
 from thinktune.records import PlanRecord, read_record
-from thinktune.runs import RunFolder
+from thinktune.run_folder import RunFolder
 from thinktune.training.fused.packed_attention import packed_documents, require_within
 from thinktune.training.fused.support import why_not_fused
 from thinktune.training.progress_bar import peak_memory_gib

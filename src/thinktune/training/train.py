@@ -23,7 +23,6 @@ from transformers.integrations import TensorBoardCallback
 from thinktune.config import Config, dump_config
 from thinktune.data import Example, Prepared
 from thinktune.data.sources import check_local
-from thinktune.dates import date_of
 from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
 from thinktune.files import full_disk_as_oserror, replacing, write_json, write_text
 from thinktune.inference.chat_cli import answer
@@ -31,11 +30,12 @@ from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Loaded, write_settings
 from thinktune.models.chat import date_settings
 from thinktune.models.device import describe_hardware
+from thinktune.models.template_date import date_of
 from thinktune.planner.hardware import GIB
 from thinktune.planner.pack_lengths import packs_of
 from thinktune.planner.plan import Plan, Setup
 from thinktune.report import plots
-from thinktune.runs import RunFolder, library_versions
+from thinktune.run_folder import RunFolder, library_versions
 from thinktune.training.adapter_coverage import uncovered
 from thinktune.training.base_model_cache import Workbench, adapter_to_train
 from thinktune.training.checkpoints import newest_whole

@@ -12,7 +12,7 @@ from trl import SFTConfig
 from thinktune.config import OWNED_TRAINER_FIELDS, Config
 from thinktune.errors import ConfigError
 from thinktune.planner.plan import Setup
-from thinktune.runs import RunFolder
+from thinktune.run_folder import RunFolder
 
 
 def check_trainer_fields(config: Config) -> None:

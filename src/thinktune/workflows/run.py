@@ -28,7 +28,7 @@ from thinktune.inference.engines import Opened, open_engine
 from thinktune.inference.profiles import samplings
 from thinktune.records import RunRecord, read_record
 from thinktune.report.html import write_report
-from thinktune.runs import RunFolder
+from thinktune.run_folder import RunFolder
 
 
 def quickstart(overrides: Sequence[str], *, console: Console, overwrite: bool = False) -> None:

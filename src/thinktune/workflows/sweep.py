@@ -25,7 +25,7 @@ from thinktune.evaluation.evaluate import evaluate_data
 from thinktune.inference.engines import open_engine
 from thinktune.inference.engines.base import Engine
 from thinktune.report.html import write_report
-from thinktune.runs import RunFolder
+from thinktune.run_folder import RunFolder
 from thinktune.training.base_model_cache import Workbench, adapter_to_ask, data_key, model_key
 
 _OPENING, _CLOSING = "[{(", "]})"

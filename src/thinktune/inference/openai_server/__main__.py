@@ -32,10 +32,10 @@ def _serve(given: argparse.Namespace) -> None:
     import uvicorn
 
     from thinktune.config import Load
-    from thinktune.connections import HurriedProtocol
     from thinktune.inference.engines.shared_engine import SharedModel
     from thinktune.inference.openai_server.app import Endpoint
     from thinktune.models import load_model
+    from thinktune.web.connections import HurriedProtocol
 
     load = Load(device=given.device, dtype=given.dtype, trust_remote_code=given.trust_remote_code)
     loaded = load_model(given.model, load=load, notify=lambda line: print(line, file=sys.stderr))

@@ -12,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from thinktune.connections import Body
 from thinktune.errors import ThinktuneError
-from thinktune.hosts import why_foreign
 from thinktune.inference.engines.base import Request
 from thinktune.inference.engines.request_handle import Ticket
 from thinktune.inference.engines.shared_engine import SharedModel
 from thinktune.inference.openai_server.request_body import Asked, Refused, read_body, read_request
 from thinktune.models.chat import Chat
+from thinktune.web.connections import Body
+from thinktune.web.hosts import why_foreign
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from thinktune.models.device import multiplies_fp8
-from thinktune.models.fp8 import Fp8Linear
+from thinktune.models.fp8_linear import Fp8Linear
 from thinktune.training.fused.kernels.common import FP8, Quantised, Rows
 from thinktune.training.fused.kernels.dequantize import restore, transpose
 from thinktune.training.fused.support import interpreted

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, PreTrainedModel
 
 from thinktune.errors import ModelError
-from thinktune.models.keywords import refuse_unknown
+from thinktune.models.attention_keywords import refuse_unknown
 
 NAME = "thinktune_packed"
 _SHORT = 512

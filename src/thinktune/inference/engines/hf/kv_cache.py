@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from thinktune.models.keywords import refuse_unknown
+from thinktune.models.attention_keywords import refuse_unknown
 
 ATTENTION = "thinktune_decode"
 UNANSWERED = "the transformers engine cannot run models of this family yet: --engine vllm may"

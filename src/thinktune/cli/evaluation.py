@@ -157,7 +157,7 @@ def _eval_harness(model: str, tasks: str, out: Path | None, *, json: bool, **set
 
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; we show a line of our own
     from thinktune.evaluation.lm_eval import evaluate_harness, figures_table
-    from thinktune.runs import RunFolder
+    from thinktune.run_folder import RunFolder
 
     run = RunFolder(Path(model))
     out = out or (run.eval / "tuned" if run.is_trained else Path("eval") / f"{name_of(model)}-harness")
