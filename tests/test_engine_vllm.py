@@ -221,7 +221,7 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from test_engine_vllm import make_model
 from thinktune.config import Vllm
-from thinktune.engines.vllm import VllmEngine
+from thinktune.inference.engines.vllm.engine import VllmEngine
 engine = VllmEngine(make_model(), Vllm())
 print(engine._process._process.pid, flush=True)
 time.sleep(60)

@@ -39,12 +39,12 @@ def compile_only(self, *args, grid, warmup, num_warps=4, **named):
 
 JITFunction.run = compile_only
 
-from thinktune.fast.kernels.heads import Heads, rotate, rotate_grad
-from thinktune.fast.kernels.launch import quantise as to_fp8
-from thinktune.fast.kernels.loss import cross_entropy
-from thinktune.fast.kernels.mlp import swiglu, swiglu_grad
-from thinktune.fast.kernels.rows import add_norm_project, input_grad, output_grad
-from thinktune.fast.kernels.weights import restore, transpose
+from thinktune.training.fused.kernels.qkv_rotary import Heads, rotate, rotate_grad
+from thinktune.training.fused.kernels.common import quantise as to_fp8
+from thinktune.training.fused.kernels.cross_entropy import cross_entropy
+from thinktune.training.fused.kernels.swiglu import swiglu, swiglu_grad
+from thinktune.training.fused.kernels.rmsnorm_lora import add_norm_project, input_grad, output_grad
+from thinktune.training.fused.kernels.dequantize import restore, transpose
 
 def rows(*shape, dtype=torch.bfloat16):
     return torch.zeros(*shape, dtype=dtype)

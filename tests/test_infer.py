@@ -567,7 +567,7 @@ import sys
 from pathlib import Path
 import torch
 from thinktune.config import Infer, Sampling
-from thinktune.infer import infer_file
+from thinktune.inference.batch import infer_file
 torch.set_num_threads(1)
 sampling = Sampling(max_tokens=60, temperature=1.0, stop=())
 settings = Infer(profiles={"math": sampling}, batch_tokens=2000)

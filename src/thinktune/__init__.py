@@ -6,13 +6,13 @@ from thinktune import network
 from thinktune.config import Config, load_config
 from thinktune.errors import ThinktuneError
 from thinktune.tags import Parsed, parse, render
+from thinktune.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from thinktune.inference.python_api import Infer
 
 network.switch_off_telemetry()  # before any library reads the environment
 
-__version__ = "0.1.0"
 __all__ = ["Config", "Infer", "Parsed", "ThinktuneError", "load_config", "parse", "render"]
 
 

@@ -1,8 +1,8 @@
 """`thinktune serve MODEL [--adapter NAME=RUN]…`: an OpenAI-compatible server, on this machine alone by default.
 
 vLLM's own server where vLLM is there, with the base model and every adapter under names of their own; else ours, with
-one model that transformers runs (`thinktune.inference.openai_server`). Both render conversations with the chat template that the model
-was trained with, and its system text, so that clients need not know it.
+one model that transformers runs (`openai_server`). Both render conversations with the chat template that the model was
+trained with, and its system text, so that clients need not know it.
 """
 
 from __future__ import annotations

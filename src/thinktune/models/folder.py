@@ -30,7 +30,7 @@ def write_settings(folder: Path, settings: dict[str, Any]) -> None:
 
     `base_model` that is a local path is made absolute, so that the folder can be used from anywhere on the machine.
     """
-    from thinktune import __version__
+    from thinktune.version import __version__
 
     base = settings.get("base_model")
     if isinstance(base, str) and Path(base).expanduser().exists():

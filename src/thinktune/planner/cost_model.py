@@ -30,7 +30,7 @@ HOST_BANDWIDTH = 20e9  # bytes/s between GPU and pinned main memory
 CPU_PRODUCT_SHARE = 0.7  # of the time of a CPU, what products take
 
 # Bytes.
-CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 72 * 2**20}  # held at once by fast/loss.py: logits, on a CPU copies too
+CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 72 * 2**20}  # held at once by `chunked_loss`: logits, on a CPU copies too
 INPUT_BYTES = 64  # of a batch itself, a token, beside the rotary tables: ids, positions, targets, labels as int64
 MASTER_BYTES = 4 + 4  # of a trainable parameter: float32 weight and gradient
 STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # optimizer state of one
@@ -81,7 +81,7 @@ class Work:
 
     @property
     def fused(self) -> bool:
-        """Whether fast/ runs the decoder layers as one piece each, as far as sizes tell (fast/layers.py knows)."""
+        """Whether decoder layers are fused, as far as sizes tell (`fused.fuse_model` knows)."""
         heads = self.shape.q // self.shape.heads in (32, 64, 128, 256)
         known = self.shape.model_type in FUSED_MODELS and heads and self.rank <= 64
         return self.may_fuse and known and self.kind == "cuda" and self.width == 2 and not self.dropout

@@ -21,6 +21,7 @@ from thinktune.records import DataRecord, RunRecord, read_record
 from thinktune.report import plots
 from thinktune.report.compare import COLUMNS, NOT_SCORED, Candidate, Comparison, compare, sentences
 from thinktune.run_folder import RunFolder
+from thinktune.training import plots as training_plots
 
 MOST_PROBLEMS = 400
 """Problems that a page shows; a page of thousands would not open on a phone."""
@@ -46,7 +47,7 @@ def write_report(run: str | Path, *, ratings: Path | None = None) -> Path:
         title=folder.path.resolve().name,
         record=record,
         facts=_facts(record),
-        curves=plots.data_url(plots.training_figure(tuned.metrics)),
+        curves=plots.data_url(training_plots.training_figure(tuned.metrics)),
         data=read_record(folder.data_report, DataRecord) if folder.data_report.exists() else None,
         config=folder.config.read_text(encoding="utf-8"),
         **_scores(comparison),
@@ -58,7 +59,7 @@ def write_report(run: str | Path, *, ratings: Path | None = None) -> Path:
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """Write report.html, comparison.json and comparison.png to `folder` and return the path of the page."""
     figure = _comparison_figure(comparison)
-    plots.save(figure, folder / "comparison.png")
+    training_plots.save(figure, folder / "comparison.png")
     write_json(folder / "comparison.json", comparison.as_dict())
     page = _render(
         "comparison.html",
@@ -82,7 +83,7 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = (files("thinktune") / "templates" / "page.js").read_text(encoding="utf-8")
+    script = (files("thinktune.report") / "templates" / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return environment.get_template(template).render(script=script, script_digest=digest, **values)
 

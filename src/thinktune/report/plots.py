@@ -1,37 +1,16 @@
-"""The figures: how a training went, and how runs compare. Drawn by matplotlib, which is imported when one is drawn."""
+"""The figure of a comparison, and figures as data URLs for pages. Drawn by matplotlib, imported when one is drawn."""
 
 from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thinktune.files import replacing
+from thinktune.training.plots import Lines, running_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Lines = Sequence[Mapping[str, Any]]
-
-
-def training_figure(lines: Lines) -> Figure:
-    """Draw the lines of metrics.jsonl: loss (with a running mean), held-out loss, the scores of evaluations during
-    training where there were some, learning rate and gradient norm."""
-    from matplotlib.figure import Figure
-
-    steps = [line for line in lines if "loss" in line]
-    scored = [line for line in lines if "eval_accuracy" in line]
-    heights = (2, 1, 1) if scored else (2, 1)
-    figure = Figure(figsize=(8, 2 * sum(heights)), layout="constrained")
-    loss, *rest = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    _draw_loss(loss, steps, [line for line in lines if "eval_loss" in line])
-    if scored:
-        _draw_scores(rest[0], scored)
-    _draw_norm_and_rate(rest[-1], steps)
-    return figure
 
 
 def comparison_figure(
@@ -69,7 +48,7 @@ def comparison_figure(
     scores.grid(axis="x", alpha=0.3)
     for name, lines in zip(names, runs, strict=True):
         if steps := [line for line in lines if "loss" in line]:
-            loss.plot([line["step"] for line in steps], _running_mean([line["loss"] for line in steps]), label=name)
+            loss.plot([line["step"] for line in steps], running_mean([line["loss"] for line in steps]), label=name)
     loss.set_xlabel("optimizer step")
     loss.set_ylabel("loss, running mean")
     loss.grid(alpha=0.3)
@@ -78,61 +57,8 @@ def comparison_figure(
     return figure
 
 
-def save(figure: Figure, image: Path) -> None:
-    """Write a PNG, replacing an older one only when the new one is whole."""
-    image.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(image) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-
-
 def data_url(figure: Figure) -> str:
     """The figure as SVG in a data: URL, so that a page holds it without its names getting into the page."""
     stream = io.BytesIO()
     figure.savefig(stream, format="svg")
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-
-
-def _draw_loss(axes: Any, steps: Lines, held_out: Lines) -> None:
-    at = [line["step"] for line in steps]
-    values = [line["loss"] for line in steps]
-    axes.plot(at, values, color="tab:blue", alpha=0.35, linewidth=1, label="training, each line")
-    axes.plot(at, _running_mean(values), color="tab:blue", label="training, running mean")
-    if held_out:
-        places, losses = [line["step"] for line in held_out], [line["eval_loss"] for line in held_out]
-        axes.plot(places, losses, "o-", color="tab:orange", label="held out")
-    axes.set_ylabel("loss (nats a trained token)")
-    axes.legend()
-    axes.grid(alpha=0.3)
-
-
-def _draw_scores(axes: Any, scored: Lines) -> None:
-    at = [line["step"] for line in scored]
-    axes.plot(at, [100 * line["eval_format_rate"] for line in scored], "o-", color="tab:gray", label="well-formed")
-    axes.plot(at, [100 * line["eval_accuracy"] for line in scored], "o-", color="tab:blue", label="right")
-    axes.set_ylim(-5, 105)
-    axes.set_ylabel(f"% of {scored[-1]['eval_samples']}")
-    axes.legend()
-    axes.grid(alpha=0.3)
-
-
-def _draw_norm_and_rate(axes: Any, steps: Lines) -> None:
-    at = [line["step"] for line in steps]
-    axes.plot(at, [line.get("grad_norm", math.nan) for line in steps], color="tab:green", linewidth=1)
-    axes.set_ylabel("gradient norm", color="tab:green")
-    axes.set_xlabel("optimizer step")
-    axes.grid(alpha=0.3)
-    rate = axes.twinx()
-    rate.plot(
-        at, [line.get("learning_rate", math.nan) for line in steps], color="tab:gray", linestyle="--", linewidth=1
-    )
-    rate.set_ylabel("learning rate", color="tab:gray")
-
-
-def _running_mean(values: Sequence[float]) -> list[float]:
-    """Exponential, over about a twentieth of the run, not biased towards the first value."""
-    decay = 1 - 1 / max(1.0, len(values) / 20)
-    means, mean, weight = [], 0.0, 0.0
-    for value in values:
-        mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
-        means.append(mean / weight)
-    return means

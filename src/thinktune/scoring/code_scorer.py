@@ -1,4 +1,4 @@
-"""Programs: the function of an answer, run against the tests of its gold record (see `trial` for how, and how safe).
+"""Programs: the function of an answer, run against the tests of its gold record (see `sandbox` for how, and how safe).
 
 The gold record is HumanEval's, MBPP's or BigCodeBench's: `test` (or `test_list`, behind `test_imports` and
 `test_setup_code`) holds assertions, by themselves, in `check(candidate)`, in a unittest class or in pytest functions;

@@ -1,8 +1,8 @@
 r"""Mathematics: a reference answer and one that may be written differently.
 
-Both are first written in one way (`forms`). Numbers with what stands beside them, times, ratios and numbers of a base
-are then decided here, exactly; lists, tuples and equations are taken apart (`shapes`). What remains, expressions, goes
-to a process that can be killed, because sympy hangs on some inputs (`worker`, `symbolic`). Two answers that cannot be
+Both are first normalized (`normalize`). Numbers with units, times, ratios and numbers of a base are then decided here,
+exactly; lists, tuples and equations are taken apart (`structures`). What remains, expressions, goes to a process that
+can be killed, because sympy hangs on some inputs (`verify_worker`, `symbolic`). Two answers that cannot be
 decided to be equal are not, and the verdict's note says so.
 """
 

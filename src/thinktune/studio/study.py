@@ -1,7 +1,7 @@
 """A study: questions, the answers of several models to each, and what people say of them, in one folder.
 
 `study.json` names models and seed; `answers.jsonl` has a line a question: `{"id", "prompt", "answers": {model: text},
-"correct": {model: true, false or null}}`; `ratings.sqlite` is of `thinktune.evaluation.ratings`. While answers are made, each
+"correct": {model: true, false or null}}`; `ratings.sqlite` is of `evaluation.ratings`. While answers are made, each
 model's result file and journal lie beside them, so that a stopped preparation goes on.
 """
 

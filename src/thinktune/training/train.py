@@ -34,8 +34,8 @@ from thinktune.models.template_date import date_of
 from thinktune.planner.hardware import GIB
 from thinktune.planner.pack_lengths import packs_of
 from thinktune.planner.plan import Plan, Setup
-from thinktune.report import plots
 from thinktune.run_folder import RunFolder, library_versions
+from thinktune.training import plots
 from thinktune.training.adapter_coverage import uncovered
 from thinktune.training.base_model_cache import Workbench, adapter_to_train
 from thinktune.training.checkpoints import newest_whole

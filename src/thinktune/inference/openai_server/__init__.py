@@ -1,1 +1,3 @@
-"""An OpenAI-compatible server of one model, where there is no vLLM: `python -m thinktune.inference.openai_server MODEL`."""
+"""An OpenAI-compatible server of one model, for machines without vLLM.
+
+`python -m thinktune.inference.openai_server MODEL` starts it."""

@@ -1,10 +1,10 @@
 """math-verify in a process of its own, which gives up, or is killed, when it takes too long.
 
-`python -m thinktune.scoring.math_answers.verify_worker SECONDS` reads `{"number", "reference", "answer"}` lines and writes `{"number",
-"equal", "note"}` or `{"number", "error"}` lines, after a line `{"child"}` that says which process will compare. It
-breaks off by itself after so much processor time; what does not come back to Python by then is killed. What is killed
-is only the child that compares: its parent, which has imported sympy in seconds, forks another one at once. All of it
-is started when the first comparison needs it.
+`python -m thinktune.scoring.math_answers.verify_worker SECONDS` reads `{"number", "reference", "answer"}` lines and
+writes `{"number", "equal", "note"}` or `{"number", "error"}` lines, after a line `{"child"}` that says which process
+will compare. It breaks off by itself after so much processor time; what does not come back to Python by then is killed.
+What is is only the child that compares: its parent, which has imported sympy in seconds, forks another one at once. All
+of it is started when the first comparison needs it.
 """
 
 from __future__ import annotations

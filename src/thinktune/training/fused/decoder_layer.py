@@ -1,6 +1,6 @@
 """A decoder layer with its adapters as one autograd node, for Llama-, Mistral-, Qwen2- and Qwen3-style models on CUDA.
 
-Between the matrix products there is nothing but the kernels of fast/kernels: each reads the residual stream, or a
+Between the matrix products there is nothing but the kernels of `fused.kernels`: each reads the residual stream, or a
 product, once, and does there everything that is to be done: bias, low-rank update, norm, rotary, SwiGLU, quantisation,
 and in the backward pass the adapters' gradients. What autograd would keep for itself, here is kept by choice
 (`Memory`): norms, activations and low-rank products are always computed again, products where memory is short.

@@ -1,19 +1,10 @@
-"""The typed configuration: one YAML file, `key=value` overrides, every default written once, here.
-
-Unknown keys are refused with the nearest valid one. `configs/*.yaml` are the shipped ones; `thinktune config FILE`
-prints what a file resolves to, and `thinktune config --schema` the JSON schema for editors.
-"""
+"""The typed configuration, section by section; every default is written once, here."""
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -27,17 +18,15 @@ from pydantic import (
 )
 
 from thinktune import tags
+from thinktune.config.explain import LIST, NAME, explain
+from thinktune.config.trainer_fields import OWNED_TRAINER_FIELDS
 from thinktune.errors import ConfigError
-from thinktune.files import read_text
 
 Quantize = Literal["none", "int8", "nf4", "fp8"]
 Logger = Literal["tensorboard", "wandb", "mlflow", "swanlab", "trackio"]
 ItemType = Literal["math", "choice", "code-generate", "generic-generate"]
 ITEM_TYPES: tuple[str, ...] = get_args(ItemType)
 Profile = Literal["default", "article"]
-_LONGEST = 4 * 2**20
-"""Bytes of a config file."""
-_MOST_VALUES = 10**6
 SEED = 3407
 """Where no other is given; the command line's too."""
 
@@ -94,16 +83,12 @@ class Source(_Section):
     split: str | None = Field(None, description="overrides data.split")
 
 
-_NAME, _LIST = "(name)", "(list)"
-"""The two ways to write data.source, told apart before checking, so that a mistake is reported for one of them."""
-
-
 class Data(_Section):
     """Rows: where from, how many, and what makes one unusable."""
 
     source: Annotated[
-        Annotated[str, Tag(_NAME)] | Annotated[list[Source], Tag(_LIST)],
-        Discriminator(lambda value: _NAME if isinstance(value, str) else _LIST),
+        Annotated[str, Tag(NAME)] | Annotated[list[Source], Tag(LIST)],
+        Discriminator(lambda value: NAME if isinstance(value, str) else LIST),
     ] = Field("builtin:arithmetic", description="file, folder, hub id, ms: id or builtin:")
     split: str = "train"
     sample: int | None = Field(None, ge=1, description="usable examples to keep, drawn by seed; null: all")
@@ -160,50 +145,6 @@ class Lora(_Section):
         None, description="a run or adapter folder to continue from; its own rank, scale, dropout and targets hold"
     )
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead of alpha / r")
-
-
-OWNED_TRAINER_FIELDS = {
-    "output_dir": "output",
-    "max_length": "data.max_length",
-    "per_device_train_batch_size": "train.batch_size",
-    "per_device_eval_batch_size": "train.batch_size",
-    "gradient_accumulation_steps": "train.accumulation",
-    "num_train_epochs": "train.epochs",
-    "max_steps": "train.max_steps",
-    "learning_rate": "train.learning_rate",
-    "lr_scheduler_type": "train.scheduler",
-    "warmup_steps": "train.warmup_steps",
-    "weight_decay": "train.weight_decay",
-    "max_grad_norm": "train.max_grad_norm",
-    "optim": "train.optimizer",
-    "seed": "train.seed",
-    "data_seed": "train.seed",
-    "logging_steps": "train.log_every",
-    "save_steps": "train.save_every",
-    "save_strategy": "train.save_every",
-    "save_total_limit": "train.keep_checkpoints",
-    "eval_steps": "train.eval_every",
-    "eval_strategy": "train.eval_every",
-    "gradient_checkpointing": "train.gradient_checkpointing",
-    "gradient_checkpointing_kwargs": "",
-    "packing": "train.packing",
-    "padding_free": "train.packing",
-    "report_to": "train.report_to",
-    "run_name": "output",
-    "bf16": "load.dtype",
-    "fp16": "load.dtype",
-    "use_cpu": "load.device",
-    "remove_unused_columns": "",
-    "disable_tqdm": "",
-    "logging_nan_inf_filter": "",
-    "dataset_kwargs": "",
-    "assistant_only_loss": "",
-    "completion_only_loss": "",
-    "loss_type": "",
-    "label_smoothing_factor": "",
-    "use_liger_kernel": "",
-}
-"""SFTConfig fields that thinktune sets itself, and the setting to use instead ("" where there is none)."""
 
 
 class Train(_Section):
@@ -303,7 +244,7 @@ class Sampling(_Section):
         try:
             return Sampling.model_validate({**self.model_dump(), **values})
         except ValidationError as error:
-            raise ConfigError("; ".join(_explain(item, Sampling) for item in error.errors())) from None
+            raise ConfigError("; ".join(explain(item, Sampling) for item in error.errors())) from None
 
 
 QUESTIONS = (
@@ -406,179 +347,3 @@ class Config(_Section):
     @property
     def run_folder(self) -> Path:
         return self.output or Path("runs/run")
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file and apply `a.b=value` overrides (values are YAML).
-
-    Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, a value does not fit.
-    """
-    path = Path(path)
-    values = read_values(path)
-    for override in overrides:
-        _apply_override(values, override)
-    config = parse_config(values, where=str(path))
-    if config.output is None:
-        config = config.model_copy(update={"output": Path("runs") / path.stem})
-    return config
-
-
-def parse_config(values: dict[str, Any], where: str = "config") -> Config:
-    """Check plain values (from YAML, JSON or a form) and return the typed config.
-
-    Raises:
-        ConfigError: all problems at once, a line each.
-    """
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        problems = [_explain(item) for item in error.errors()]
-        hint = "thinktune config --schema lists every key"
-        raise ConfigError(f"{where}: " + "\n".join(problems), hint) from None
-
-
-def parse_load(settings: Sequence[str] | None, base: Load | None = None) -> Load:
-    """`load.*` settings as `device=cpu`, over those of `base`.
-
-    Raises:
-        ConfigError: as `load_config`.
-    """
-    values = {"load": (base or Load()).model_dump()}
-    for setting in settings or ():
-        _apply_override(values, f"load.{setting}")
-    return parse_config(values, where="--load").load
-
-
-def dump_config(config: Config) -> str:
-    """The resolved config as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True)
-
-
-def read_values(path: Path) -> dict[str, Any]:
-    """The values of a config file, unchecked.
-
-    Raises:
-        ConfigError: the file is missing, not YAML, or no mapping.
-    """
-    try:
-        text = read_text(path, _LONGEST)
-    except FileNotFoundError:
-        raise ConfigError(f"no config file {path}", hint="shipped ones are in configs/") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    values = _parse_yaml(text, str(path))
-    if values is None:
-        raise ConfigError(f"{path}: is empty", hint="at least `model:` and `data:` belong in it")
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must be a mapping of settings, not a {type(values).__name__}")
-    return values
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        values = yaml.load(text, Loader=_Loader)
-        written_out = _size(values, {})
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {error}") from None
-    except UnicodeEncodeError:
-        raise ConfigError(f"{where} holds half of a surrogate pair, which is no text") from None
-    except RecursionError:
-        raise ConfigError(f"{where} is nested too deep") from None
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-    ) as error:  # as YAML's types fail: a 32nd of May, `!!bool 5`
-        raise ConfigError(f"{where} holds a value that cannot be read: {error}") from None
-    if written_out > _MOST_VALUES:
-        raise ConfigError(f"{where} has aliases (*name) that stand for {written_out:,} values")
-    return values
-
-
-def _size(value: Any, known: dict[int, int]) -> int:
-    """How many values there are once aliases are written out; `known` has those of lists and mappings by identity.
-
-    Raises:
-        UnicodeEncodeError: a text is none.
-        RecursionError: an alias stands for what it is part of.
-    """
-    if isinstance(value, str):
-        value.encode()
-    if not isinstance(value, (dict, list)):
-        return 1
-    if id(value) not in known:
-        inner = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_size(each, known) for each in inner)
-    return known[id(value)]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-4 is a number (YAML 1.1 reads a text), and a key set twice is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key} is set twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {key: list(pairs) for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r} is not key=value", hint="for example lora.r=16")
-    value = _parse_yaml(text, f"override {override!r}: the value")
-    *path, last = key.split(".")
-    section = values
-    for name in path:
-        inner = section.get(name)
-        if inner is None:
-            inner = section[name] = {}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"override {override!r}: {name} is not a section")
-        section = inner
-    section[last] = value
-
-
-def _explain(problem: Any, root: type[BaseModel] = Config) -> str:
-    where = ".".join(str(part) for part in problem["loc"] if part not in (_NAME, _LIST))
-    if problem["type"] != "extra_forbidden":
-        message = problem["msg"].removeprefix("Value error, ")
-        return f"{where}: {message}" if where else message
-    known = list(_keys_beside(problem["loc"], root))
-    near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-    return f"{where}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}")
-
-
-def _keys_beside(location: tuple[Any, ...], root: type[BaseModel]) -> Iterator[str]:
-    model: Any = root
-    for part in location[:-1]:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            continue
-        model = next((kind for kind in _models_in(field.annotation)), model)
-    yield from model.model_fields
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
-
-
-def config_schema() -> str:
-    """The JSON schema of config files, for editors (configs/schema.json is this text)."""
-    return json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False)

@@ -1,0 +1,44 @@
+"""The typed configuration: sections with their defaults, and how files become them."""
+
+from thinktune.config.load import config_schema, dump_config, load_config, parse_config, parse_load, read_values
+from thinktune.config.sections import (
+    ITEM_TYPES,
+    QUESTIONS,
+    SEED,
+    Ask,
+    Config,
+    Data,
+    Format,
+    Infer,
+    Load,
+    Profile,
+    Quantize,
+    Sampling,
+    Source,
+    Vllm,
+)
+from thinktune.config.trainer_fields import OWNED_TRAINER_FIELDS
+
+__all__ = [
+    "ITEM_TYPES",
+    "OWNED_TRAINER_FIELDS",
+    "QUESTIONS",
+    "SEED",
+    "Ask",
+    "Config",
+    "Data",
+    "Format",
+    "Infer",
+    "Load",
+    "Profile",
+    "Quantize",
+    "Sampling",
+    "Source",
+    "Vllm",
+    "config_schema",
+    "dump_config",
+    "load_config",
+    "parse_config",
+    "parse_load",
+    "read_values",
+]
