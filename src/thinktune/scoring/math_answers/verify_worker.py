@@ -3,7 +3,7 @@
 `python -m thinktune.scoring.math_answers.verify_worker SECONDS` reads `{"number", "reference", "answer"}` lines and
 writes `{"number", "equal", "note"}` or `{"number", "error"}` lines, after a line `{"child"}` that says which process
 will compare. It breaks off by itself after so much processor time; what does not come back to Python by then is killed.
-What is is only the child that compares: its parent, which has imported sympy in seconds, forks another one at once. All
+Only the child that compares is killed: its parent, which has imported sympy in seconds, forks another one at once. All
 of it is started when the first comparison needs it.
 """
 
