@@ -10,10 +10,7 @@ columns are counted as unused (`unused_columns`).
 
 from __future__ import annotations
 
-import importlib
-import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +20,7 @@ from thinktune.config import Format
 from thinktune.data.examples import Example, Message, Parts, Row, RowFault
 from thinktune.data.replies import ANY_MARK, extract_answer, leaves_boxes_out, split_gsm8k, split_reply
 from thinktune.errors import ConfigError
+from thinktune.plugins import load_function
 
 Convert = Callable[[dict[str, Any]], Parts]
 
@@ -99,19 +97,7 @@ def import_shape(reference: str) -> Shape:
     Raises:
         ConfigError: there is no such function.
     """
-    module, _, name = reference.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # an installed command does not look into the current folder by itself
-    try:
-        convert = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"data.shape: cannot import {reference!r}: {error}",
-            hint="write module:function, with the module in the current folder or installed",
-        ) from None
-    if not callable(convert):
-        raise ConfigError(f"data.shape: {reference!r} is not a function")
-    return Shape(reference, frozenset(), convert)
+    return Shape(reference, frozenset(), load_function(reference, "data.shape"))
 
 
 def to_example(
