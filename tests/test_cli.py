@@ -58,7 +58,24 @@ def test_importing_thinktune_imports_neither_torch_nor_transformers(statement: s
     assert done.stdout.strip() == "[]"
 
 
-def test_help_names_every_verb_without_importing_the_config(thinktune: Run) -> None:
+@pytest.mark.parametrize("verb", [[], ["train"], ["eval"]])
+def test_help_is_printed_before_anything_heavy_is_imported(verb: list[str]) -> None:
+    heavy = ("pydantic", "yaml", "rich", "numpy", "torch", "transformers", "thinktune.config", "importlib.metadata")
+    code = f"""
+import sys
+from thinktune.cli import main
+sys.argv = ["thinktune", *{verb}, "--help"]
+try:
+    main()
+finally:
+    print([name for name in {heavy} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage: " in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_names_every_verb(thinktune: Run) -> None:
     status, out, _ = thinktune("--help")
     assert status == 0
     for verb in ("quickstart", "run", "config", "data", "train", "ask", "merge", "infer", "eval", "doctor"):

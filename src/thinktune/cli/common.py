@@ -71,9 +71,20 @@ Seed = Annotated[int, typer.Option("--seed", help="of all that is drawn")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 
 
-@app.callback()
+def _show_help(context: typer.Context, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        print(context.get_help())
+        raise typer.Exit()
+
+
+@app.callback(add_help_option=False)
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="show the trace of an error")] = False,
+    # Typer's own has no default, and to coerce that it imports pydantic before a verb's --help is printed.
+    show_help: Annotated[
+        bool,
+        typer.Option("--help", "-h", is_eager=True, callback=_show_help, help="Show this message and exit."),
+    ] = False,
 ) -> None:
     if debug:
         os.environ["THINKTUNE_DEBUG"] = "1"
