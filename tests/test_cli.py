@@ -78,7 +78,20 @@ finally:
 def test_help_names_every_verb(thinktune: Run) -> None:
     status, out, _ = thinktune("--help")
     assert status == 0
-    for verb in ("quickstart", "run", "config", "data", "train", "ask", "merge", "infer", "eval", "doctor"):
+    for verb in (
+        "quickstart",
+        "run",
+        "config",
+        "data",
+        "train",
+        "ask",
+        "merge",
+        "infer",
+        "eval",
+        "score",
+        "harness",
+        "doctor",
+    ):
         assert f"  {verb} " in out
 
 
@@ -270,7 +283,7 @@ def test_a_file_where_the_run_folder_should_be_is_said_before_the_model_is_loade
 def test_a_place_that_cannot_be_written_is_one_line_and_wrong_use(thinktune: Run, tmp_path: Path) -> None:
     (tmp_path / "res.json").write_text('[{"id": 1, "content": "<think>a</think> <answer>4</answer>"}]')
     (tmp_path / "gold.jsonl").write_text('{"id": 1, "type": "math", "reference": "4"}\n')
-    status, _, err = thinktune("eval", "--predictions", "res.json", "--gold", "gold.jsonl", "-o", "res.json")
+    status, _, err = thinktune("score", "res.json", "gold.jsonl", "-o", "res.json")
     assert (status, err.count("\n")) == (2, 2)
     assert "thinktune: res.json" in err
 
@@ -290,7 +303,7 @@ def test_a_disk_that_fills_up_while_a_file_is_written_is_told_with_the_file(
     (tmp_path / "res.json").write_text('[{"id": 1, "content": "<think>a</think> <answer>4</answer>"}]')
     (tmp_path / "gold.jsonl").write_text('{"id": 1, "type": "math", "reference": "4"}\n')
     monkeypatch.setattr("thinktune.files.os.fsync", fill)
-    status, _, err = thinktune("eval", "--predictions", "res.json", "--gold", "gold.jsonl", "-o", "out")
+    status, _, err = thinktune("score", "res.json", "gold.jsonl", "-o", "out")
     assert (status, "no space left on the disk: out/samples.jsonl" in err) == (1, True)
     assert list((tmp_path / "out").iterdir()) == []
 

@@ -201,11 +201,16 @@ def test_without_the_harness_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
 def test_the_verb_prints_figures_and_refuses_what_the_harness_brings_itself(
     tiny_model: Path, tasks: Path, tmp_path: Path
 ) -> None:
-    call = ["eval", str(tiny_model), "--harness", "chosen, read", "--harness-path", str(tasks), "-o", str(tmp_path)]
-    result = CliRunner().invoke(app, [*call, "--json", "--sample", "2"])
+    where = ["-o", str(tmp_path), "--json"]
+    call = ["harness", str(tiny_model), "chosen, read", "--include-path", str(tasks), "--limit", "2"]
+    result = CliRunner().invoke(app, [*call, *where])
     assert result.exit_code == 0, result.output
     assert [each["metric"] for each in json.loads(result.stdout)] == ["acc", "acc_norm", "word_perplexity"]
-    assert isinstance(CliRunner().invoke(app, [*call, "--n", "2"]).exception, UsageError)
+    old = ["eval", str(tiny_model), "--harness", "chosen, read", "--harness-path", str(tasks), "--sample", "2"]
+    again = CliRunner().invoke(app, [*old, *where])
+    assert json.loads(again.stdout) == json.loads(result.stdout)
+    assert f"write: thinktune harness {tiny_model} 'chosen, read'" in again.stderr
+    assert isinstance(CliRunner().invoke(app, [*old, "--n", "2"]).exception, UsageError)
 
 
 def test_figures_reach_the_report_and_the_comparison(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from thinktune import cli
-from thinktune.errors import DataError, MissingExtra
+from thinktune.errors import DataError, MissingExtra, UsageError
 from thinktune.evaluation.evaluate import evaluate_items
 from thinktune.evaluation.predictions import (
     Prediction,
@@ -163,7 +164,7 @@ def test_the_command_line_scores_a_result_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ["eval", "--predictions", str(write_results(tmp_path)), "--gold", str(write_gold(tmp_path)), "--json"]
+    arguments = ["score", str(write_results(tmp_path)), str(write_gold(tmp_path)), "--json"]
     monkeypatch.setattr("sys.argv", ["thinktune", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -172,11 +173,18 @@ def test_the_command_line_scores_a_result_file(
     assert json.loads(out)["types"]["math"]["outcomes"]["right"] == 1
     assert "1 gold items have no prediction and count as wrong: m4" in err
     assert (tmp_path / "eval/res/samples.jsonl").is_file()
-    monkeypatch.setattr("sys.argv", ["thinktune", *arguments[:3]])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
-    assert "--predictions goes with --gold" in capsys.readouterr().err
+
+
+def test_the_old_spelling_scores_the_same_and_says_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    results, gold = str(write_results(tmp_path)), str(write_gold(tmp_path))
+    old = CliRunner().invoke(cli.app, ["eval", "--predictions", results, "--gold", gold, "--json"])
+    new = CliRunner().invoke(cli.app, ["score", results, gold, "--json"])
+    assert json.loads(old.stdout) == json.loads(new.stdout)
+    assert f"eval --predictions is deprecated; write: thinktune score {results} {gold}\n" in old.stderr
+    assert "deprecated" not in new.stderr
+    with pytest.raises(UsageError, match="thinktune score PREDICTIONS GOLD"):
+        CliRunner().invoke(cli.app, ["eval", "--predictions", results], catch_exceptions=False)
 
 
 def test_a_batch_file_is_answered_and_scored_in_one_call(

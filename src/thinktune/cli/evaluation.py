@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from thinktune.cli.common import (
     ConfigFile,
     Engine,
     HowLoaded,
+    ModelReference,
     Overwrite,
     Quantization,
     Seed,
@@ -46,36 +48,34 @@ def eval(
             show_default=False,
         ),
     ] = None,
-    predictions: Annotated[
-        Path | None, typer.Option(help="score this result file instead of a model", show_default=False)
-    ] = None,
     gold: Annotated[
-        Path | None, typer.Option(help="references by id: JSON lines {id, type, reference}", show_default=False)
-    ] = None,
-    harness: Annotated[
-        str | None,
-        typer.Option(help="take these tasks of lm-evaluation-harness instead: gsm8k,arc_easy", show_default=False),
-    ] = None,
-    harness_path: Annotated[
-        Path | None, typer.Option(help="a folder with tasks of your own for --harness", show_default=False)
-    ] = None,
-    shots: Annotated[
-        int | None, typer.Option(min=0, help="solved examples in a --harness prompt", show_default="the task's")
+        Path | None,
+        typer.Option(help="references of a batch file by id: JSON lines {id, type, reference}", show_default=False),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="default: eval/MODEL-DATA; of a run's --harness RUN/eval/tuned"),
+        Path | None, typer.Option("--out", "-o", help="output folder; default: eval/MODEL-DATA", show_default=False)
     ] = None,
-    split: Annotated[str, typer.Option(help="which split of the data")] = "test",
+    split: Annotated[str, typer.Option(help="split of the data")] = "test",
     sample: Annotated[
-        int | None, typer.Option(min=1, help="so many problems, drawn by seed; with --harness the first of each task")
+        int | None, typer.Option(min=1, help="number of problems, drawn by seed; default: all", show_default=False)
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, show_default="1024, or the item type's")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, show_default="0, or the item type's")] = None,
-    n: Annotated[int | None, typer.Option(min=1, help="completions a problem", show_default="1, or its type's")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="max tokens of a completion", show_default="1024, or the item type's")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="0 is greedy", show_default="0, or the item type's")
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option(min=1, help="completions per problem", show_default="1, or the item type's")
+    ] = None,
     think_budget: ThinkBudget = None,
     tell_format: Annotated[
-        bool | None, typer.Option("--tell-format/--no-tell-format", help="default: only untuned models are told")
+        bool | None,
+        typer.Option(
+            "--tell-format/--no-tell-format",
+            help="explain the format in the prompt; default: only to untuned models",
+            show_default=False,
+        ),
     ] = None,
     seed: Seed = SEED,
     engine: Engine = "auto",
@@ -83,60 +83,77 @@ def eval(
     how: HowLoaded = None,
     overwrite: Overwrite = False,
     json: AsJson = False,
+    predictions: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    harness_tasks: Annotated[str | None, typer.Option("--harness", hidden=True)] = None,
+    harness_path: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    shots: Annotated[int | None, typer.Option(min=0, hidden=True)] = None,
 ) -> None:
-    """Score a model, or a result file: well-formed completions and accuracy, strict and lenient, with 95% intervals."""
-    prepare_libraries()
-    from thinktune.config import parse_load
-
-    load = parse_load(how)
+    """Ask a model problems and score its answers: format rate and accuracy, strict and lenient, with 95% intervals."""
     given = {"max_tokens": max_tokens, "temperature": temperature, "n": n, "think_budget": think_budget}
     sampling = {name: value for name, value in given.items() if value is not None}
     if predictions is not None:
-        if gold is None or model is not None or harness is not None:
-            raise UsageError("--predictions goes with --gold, and without a MODEL or --harness")
-        _eval_predictions(predictions, gold, out, json=json)
-    elif model is not None and harness is not None:
+        if gold is None or model is not None or harness_tasks is not None:
+            raise UsageError("a result file is scored by its references: thinktune score PREDICTIONS GOLD")
+        _tell_new_spelling("eval --predictions", "score", predictions, gold)
+        score(predictions, gold, out, json)
+    elif model is not None and harness_tasks is not None:
         if data is not None or gold is not None or sampling.keys() - {"max_tokens"}:
-            raise UsageError("--harness brings data and sampling of its own: only --max-tokens, where a task sets none")
-        _eval_harness(
-            model, harness, out, path=harness_path, sample=sample, shots=shots, max_tokens=max_tokens or 1024,
-            engine=engine, load=load, quantize=quantize, overwrite=overwrite, json=json,
+            raise UsageError("lm-evaluation-harness brings data and sampling of its own: thinktune harness MODEL TASKS")
+        _tell_new_spelling("eval --harness", "harness", model, harness_tasks)
+        harness(
+            model, harness_tasks, harness_path, shots, sample, max_tokens or 1024, out, engine, quantize, how,
+            overwrite, json,
         )  # fmt: skip
     elif model is None or data is None:
-        raise UsageError("name a MODEL and DATA, or --predictions and --gold, or a MODEL and --harness")
-    elif gold is not None:
-        _eval_items(
-            model, data, gold, out, changes=sampling, tell_format=tell_format, engine=engine, load=load,
-            quantize=quantize, seed=seed, overwrite=overwrite, json=json,
-        )  # fmt: skip
+        raise UsageError(
+            "name a MODEL and DATA",
+            hint="thinktune score PREDICTIONS GOLD scores a result file, thinktune harness MODEL TASKS takes tasks of "
+            "lm-evaluation-harness",
+        )
     else:
-        _eval_data(
-            model, data, out, split=split, sample=sample, changes=sampling, tell_format=tell_format, engine=engine,
-            load=load, quantize=quantize, seed=seed, overwrite=overwrite, json=json,
-        )  # fmt: skip
+        prepare_libraries()
+        from thinktune.config import parse_load
+
+        out = out or Path("eval") / f"{name_of(model)}-{name_of(data)}"
+        settings: dict[str, Any] = {
+            "tell_format": tell_format, "engine": engine, "load": parse_load(how), "quantize": quantize, "seed": seed,
+            "overwrite": overwrite, "console": stderr(),
+        }  # fmt: skip
+        if gold is not None:
+            from thinktune.evaluation.evaluate import evaluate_items
+
+            _show_predictions(evaluate_items(model, data, gold, out, changes=sampling, **settings), out, json=json)
+        else:
+            _eval_rows(model, data, out, split=split, sample=sample, changes=sampling, json=json, **settings)
 
 
-def _eval_data(
-    model: str, data: str, out: Path | None, *, changes: dict[str, Any], json: bool, **settings: Any
-) -> None:
+def _tell_new_spelling(old: str, verb: str, *arguments: object) -> None:
+    notify(f"{old} is deprecated; write: thinktune {shlex.join([verb, *map(str, arguments)])}")
+
+
+def _eval_rows(model: str, data: str, out: Path, *, changes: dict[str, Any], json: bool, **settings: Any) -> None:
     from thinktune.config import Sampling
     from thinktune.evaluation.evaluate import comparison_table, evaluate_data
 
-    out = out or Path("eval") / f"{name_of(model)}-{name_of(data)}"
-    sampling = Sampling().changed(**changes)
-    summary = evaluate_data(model, data, out, sampling=sampling, console=stderr(), **settings)
+    summary = evaluate_data(model, data, out, sampling=Sampling().changed(**changes), **settings)
     show(summary.as_dict(), comparison_table({model: summary}), json=json)
     notify(f"every sample is in {out / 'samples.jsonl'}")
 
 
-def _eval_items(model: str, file: str, gold: Path, out: Path | None, *, json: bool, **settings: Any) -> None:
-    from thinktune.evaluation.evaluate import evaluate_items
-
-    out = out or Path("eval") / f"{name_of(model)}-{name_of(file)}"
-    _show_predictions(evaluate_items(model, file, gold, out, console=stderr(), **settings), out, json=json)
-
-
-def _eval_predictions(predictions: Path, gold: Path, out: Path | None, *, json: bool) -> None:
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="a result file, of infer or another tool")],
+    gold: Annotated[
+        Path, typer.Argument(metavar="GOLD", help="references by id: JSON lines {id, type, reference}, or with tests")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="output folder; default: eval/PREDICTIONS", show_default=False),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Score a result file made anywhere, by item type: math, multiple choice, code, free text."""
+    prepare_libraries()
     from thinktune.evaluation.predictions import score_predictions
 
     out = out or Path("eval") / predictions.stem
@@ -152,17 +169,48 @@ def _show_predictions(scores: PredictionScores, out: Path, *, json: bool) -> Non
     notify(f"every sample is in {out / 'samples.jsonl'}")
 
 
-def _eval_harness(model: str, tasks: str, out: Path | None, *, json: bool, **settings: Any) -> None:
+@app.command()
+def harness(
+    model: ModelReference,
+    tasks: Annotated[str, typer.Argument(metavar="TASKS", help="names, groups, tags or patterns: gsm8k,arc_easy")],
+    include_path: Annotated[
+        Path | None, typer.Option(help="a folder with tasks of your own", show_default=False)
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="few-shot examples in the prompt", show_default="the task's")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="only the first problems of each task", show_default=False)
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="max tokens of a completion where a task sets none")] = 1024,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="output folder; default: RUN/eval/tuned, or eval/MODEL-harness", show_default=False
+        ),
+    ] = None,
+    engine: Engine = "auto",
+    quantize: Quantization = "none",
+    how: HowLoaded = None,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+) -> None:
+    """Run tasks of lm-evaluation-harness on our engines; their metrics go into report and compare."""
+    prepare_libraries()
     from dataclasses import asdict
 
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; we show a line of our own
+    from thinktune.config import parse_load
     from thinktune.evaluation.lm_eval import evaluate_harness, figures_table
     from thinktune.run_folder import RunFolder
 
     run = RunFolder(Path(model))
     out = out or (run.eval / "tuned" if run.is_trained else Path("eval") / f"{name_of(model)}-harness")
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    figures = evaluate_harness(model, names, out, console=stderr(), **settings)
+    figures = evaluate_harness(
+        model, [name.strip() for name in tasks.split(",") if name.strip()], out, path=include_path, sample=limit,
+        shots=shots, max_tokens=max_tokens, engine=engine, load=parse_load(how), quantize=quantize,
+        overwrite=overwrite, console=stderr(),
+    )  # fmt: skip
     show([asdict(each) for each in figures], figures_table(figures), json=json)
     notify(f"every sample is in {out / 'harness-samples.jsonl'}")
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's own tasks on our engines: `thinktune eval MODEL --harness gsm8k,…`.
+"""lm-evaluation-harness's own tasks on our engines: `thinktune harness MODEL gsm8k,…`.
 
 Tasks, prompts, filters and metrics are the harness's, so that its figures can be set beside published ones; rendering
 (its chat templates are our `Chat`) and generation are ours. A run keeps them in `eval/tuned/harness.json`, where
@@ -165,7 +165,7 @@ def _load_tasks(names: Sequence[str], path: Path | None, shots: int | None) -> A
     else:
         raise UsageError(
             f"lm-evaluation-harness has no task {', '.join(map(repr, unknown))}",
-            hint="`lm-eval ls tasks` lists them; --harness-path names a folder with tasks of your own",
+            hint="`lm-eval ls tasks` lists them; --include-path names a folder with tasks of your own",
         )
     random.seed(0)
     numpy.random.seed(_SEED)
@@ -180,7 +180,7 @@ def _load_tasks(names: Sequence[str], path: Path | None, shots: int | None) -> A
         if getattr(task, "UNSAFE_CODE", False):
             raise UsageError(
                 f"{task.task_name} would run what the model writes in this process, unconfined",
-                hint="score programs by `thinktune eval --predictions`, which confines them",
+                hint="score programs by `thinktune score`, which confines them",
             )
         # A task may be written for a number of examples; where it says none, the prompts have none.
         if task.get_config("num_fewshot") is None or (shots is not None and task.get_config("num_fewshot") != 0):

@@ -1,4 +1,4 @@
-"""Scores of a result file, wherever it was made: `thinktune eval --predictions res.json --gold gold.jsonl`.
+"""Scores of a result file, wherever it was made: `thinktune score res.json gold.jsonl`.
 
 Gold is JSON lines `{"id", "type", "reference", …}`; code carries `test` and `entry_point`. What predictions may be is
 said in `result_files`.
@@ -86,7 +86,7 @@ class PredictionScores:
 def score_predictions(
     predictions: Path, gold: Path, out: Path | None = None, *, prompts: Mapping[str, str] | None = None
 ) -> PredictionScores:
-    """`thinktune eval --predictions`: score, and write summary.json, samples.jsonl and predictions.jsonl to `out`.
+    """`thinktune score`: score a result file, and write summary.json, samples.jsonl and predictions.jsonl to `out`.
 
     Args:
         prompts: by id, for the options of choices whose gold records have none.
