@@ -12,8 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from thinktune.errors import ModelError
-from thinktune.training.fused import chunked_loss, packed_attention
-from thinktune.training.fused.chunked_loss import has_plain_head, head_loss
+from thinktune.training.fused import chunked_loss as loss_module
+from thinktune.training.fused import packed_attention
+from thinktune.training.fused.chunked_loss import chunked_logprobs, chunked_loss, has_plain_head
 from thinktune.training.fused.lora_linear import fuse_lora
 from thinktune.training.fused.packed_attention import packed_documents
 
@@ -85,27 +86,88 @@ def test_fusing_changes_no_name_and_no_value_of_the_state_dict(tiny_model: Path)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("chunk_bytes", [2**30, 4 * 50 * 7])  # all rows at once, and seven at a time
-def test_the_head_loss_is_cross_entropy_with_its_gradient(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
-    monkeypatch.setitem(chunked_loss._CHUNK_BYTES, "cpu", chunk_bytes)
+WEIGHTS: dict[str, torch.Tensor | None] = {
+    "none": None,
+    "ones": torch.ones(30),
+    "random": torch.rand(30, generator=torch.Generator().manual_seed(3)),
+    "of both signs": torch.randn(30, generator=torch.Generator().manual_seed(4)),
+    "zero here and there": torch.tensor([0.0, 1.0, -0.5] * 10),
+}
+CHUNKS = [2**30, 4 * 50 * 7]  # all rows at once, and seven at a time
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU machine compiles the kernels")
+
+
+@pytest.fixture(params=["torch", pytest.param("kernel", marks=interpreted)])
+def either_cross_entropy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU take torch's functions, then the kernel that a GPU takes, interpreted."""
+    if request.param == "kernel":
+        pytest.importorskip("triton")
+        monkeypatch.setattr(loss_module, "_cross_entropy", loss_module._fused_cross_entropy)
+
+
+def thirty_tokens(vocabulary: int = 50) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(50, 8, generator=generator)
-    targets = torch.randint(0, 50, (30,), generator=generator)
-    ours = torch.randn(30, 8, generator=generator).requires_grad_()
-    theirs = ours.detach().clone().requires_grad_()
-    (head_loss(ours, weight, targets) / 30).backward()
-    F.cross_entropy(theirs @ weight.t(), targets).backward()
-    torch.testing.assert_close(
-        head_loss(ours, weight, targets), F.cross_entropy(ours @ weight.t(), targets, reduction="sum")
-    )
-    torch.testing.assert_close(ours.grad, theirs.grad)
+    head = torch.randn(vocabulary, 8, generator=generator)
+    targets = torch.randint(0, vocabulary, (30,), generator=generator)
+    return torch.randn(30, 8, generator=generator).requires_grad_(), head, targets
 
 
-def test_the_head_loss_of_no_trained_token_is_zero() -> None:
+def plain_losses(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of every token in float64, and the hidden states that it is a function of."""
+    states = hidden.detach().double().requires_grad_()
+    return F.cross_entropy(states @ head.double().t(), targets, reduction="none"), states
+
+
+@pytest.mark.usefixtures("either_cross_entropy")
+@pytest.mark.parametrize("chunk_bytes", CHUNKS)
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_the_chunked_loss_is_weighted_cross_entropy_with_its_gradient(case: str, chunk_bytes: int) -> None:
+    hidden, head, targets = thirty_tokens()
+    weights = WEIGHTS[case]
+    losses, states = plain_losses(hidden, head, targets)
+    expected = (losses * (1.0 if weights is None else weights.double())).sum()
+    total = chunked_loss(hidden, head, targets, weights, chunk_bytes=chunk_bytes)
+    (total / 30).backward()
+    (expected / 30).backward()
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-5)
+    assert states.grad is not None
+    torch.testing.assert_close(hidden.grad, states.grad.float())
+
+
+@pytest.mark.usefixtures("either_cross_entropy")
+@pytest.mark.parametrize("chunk_bytes", CHUNKS)
+def test_the_chunked_log_probabilities_are_those_of_log_softmax_with_their_gradient(chunk_bytes: int) -> None:
+    hidden, head, targets = thirty_tokens(vocabulary=53)
+    losses, states = plain_losses(hidden, head, targets)
+    found = chunked_logprobs(hidden, head, targets, chunk_bytes=chunk_bytes)
+    torch.testing.assert_close(found, -losses.float())
+    found.exp().sum().backward()
+    (-losses).exp().sum().backward()
+    assert states.grad is not None
+    torch.testing.assert_close(hidden.grad, states.grad.float())
+    with torch.no_grad():
+        assert torch.equal(chunked_logprobs(hidden.detach(), head, targets, chunk_bytes=chunk_bytes), found)
+
+
+def test_weights_of_one_change_no_bit_of_the_loss_and_its_gradient() -> None:
+    seen = []
+    for weights in (None, torch.ones(30)):
+        hidden, head, targets = thirty_tokens()
+        total = chunked_loss(hidden, head, targets, weights, chunk_bytes=4 * 50 * 7)
+        (total / 30).backward()
+        seen.append((total, hidden.grad))
+    assert torch.equal(seen[0][0], seen[1][0])
+    assert torch.equal(seen[0][1], seen[1][1])
+
+
+def test_the_chunked_loss_of_no_trained_token_is_zero() -> None:
     hidden = torch.zeros(0, 8, requires_grad=True)
-    total = head_loss(hidden, torch.randn(50, 8), torch.zeros(0, dtype=torch.long))
+    none = torch.zeros(0, dtype=torch.long)
+    total = chunked_loss(hidden, torch.randn(50, 8), none)
     total.backward()
     assert total.item() == 0.0
+    assert chunked_logprobs(hidden, torch.randn(50, 8), none).shape == (0,)
 
 
 HEADS: dict[str, tuple[str, dict[str, Any], bool]] = {

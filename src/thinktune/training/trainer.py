@@ -23,7 +23,7 @@ from thinktune.errors import RunFolderError
 from thinktune.files import full_disk_as_oserror
 from thinktune.models.folder import ADAPTER_WEIGHTS
 from thinktune.training.checkpoints import mark_whole, read_marker, whole_checkpoints
-from thinktune.training.fused.chunked_loss import has_plain_head, head_loss
+from thinktune.training.fused.chunked_loss import chunked_loss, has_plain_head
 
 
 @dataclass
@@ -122,7 +122,7 @@ def add_summed_loss(model: Any) -> None:
         if plain:
             chunk = getattr(self, "loss_chunk", None)
             hidden = self.base_model(**inputs).last_hidden_state[0, positions]
-            return {"loss": head_loss(hidden, self.get_output_embeddings().weight, targets, chunk_bytes=chunk)}
+            return {"loss": chunked_loss(hidden, self.get_output_embeddings().weight, targets, chunk_bytes=chunk)}
         logits = original(**inputs).logits[0, positions].float()
         return {"loss": torch.nn.functional.cross_entropy(logits, targets, reduction="sum")}
 

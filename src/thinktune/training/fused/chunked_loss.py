@@ -1,8 +1,8 @@
-"""Cross-entropy straight from hidden states, for a frozen head, without ever building the full logits.
+"""Cross-entropy and log-probabilities straight from hidden states, for a frozen head, without building the full logits.
 
 Only trained positions reach the head: with a vocabulary of 151,936, the logits of 12,000 tokens would be 7 GB in
 float32, more than the model. Each chunk's gradient is computed while its logits are there (a frozen head needs
-none itself), so that the backward pass is one multiplication by the incoming gradient.
+none itself), so that the backward pass is one multiplication by the incoming gradient of each token.
 """
 
 from __future__ import annotations
@@ -23,68 +23,88 @@ _ENLARGED = 64.0
 """How many times larger the hidden states are made for that."""
 
 
-class _HeadLoss(torch.autograd.Function):
+class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_bytes: int
-    ) -> torch.Tensor:
-        rows = max(1, chunk_bytes // (hidden.element_size() * weight.shape[0]))
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, rows: int) -> torch.Tensor:
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        entropy = _fused_cross_entropy if hidden.is_cuda else _cross_entropy
+        cross_entropy = _fused_cross_entropy if hidden.is_cuda else _cross_entropy
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
-            loss, g_logits = entropy(hidden[chunk] @ weight.t(), targets[chunk], grad is not None)
-            total += loss
+            losses[chunk], g_logits = cross_entropy(hidden[chunk] @ head.t(), targets[chunk], grad is not None)
             if grad is not None:
-                torch.mm(g_logits, weight, out=grad[chunk])
+                torch.mm(g_logits, head, out=grad[chunk])
             del g_logits  # before the next chunk's are made
         if grad is not None:
             ctx.save_for_backward(grad)
-        return total
+        return losses
 
     @staticmethod
-    def backward(ctx: Any, grad_total: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, grad_losses: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad * grad_total.to(grad.dtype), None, None, None
+        return grad * grad_losses[:, None].to(grad.dtype), None, None, None
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed loss, and its gradient in the dtype of the logits where it is wanted."""
+    """Compute the loss of every row, and its gradient in the dtype of the logits where it is wanted."""
     wide, column = logits.float(), targets[:, None]
     log_normalizer = wide.logsumexp(-1, keepdim=True)
-    loss = (log_normalizer - wide.gather(-1, column)).sum()
+    losses = (log_normalizer - wide.gather(-1, column)).squeeze(-1)
     if grad:
         wide = wide.sub_(log_normalizer).exp_()
         wide.scatter_add_(-1, column, wide.new_full(column.shape, -1.0))
-    return loss, wide.to(logits.dtype)
+    return losses, wide.to(logits.dtype)
 
 
 def _fused_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same in one kernel, the gradient in place of the logits."""
+    """Compute the same in one kernel, the gradient in place of the logits."""
     from thinktune.training.fused.kernels.cross_entropy import cross_entropy
 
-    return cross_entropy(logits, targets, grad=grad).sum(), logits
+    return cross_entropy(logits, targets, grad=grad), logits
 
 
-def head_loss(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, chunk_bytes: int | None = None
+def chunked_loss(
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    *,
+    chunk_bytes: int | None = None,
 ) -> torch.Tensor:
-    """Summed cross-entropy in nats.
+    """Sum the weighted cross-entropy of all tokens, in nats: Σ wₜ·CEₜ.
 
     Args:
         hidden: [tokens, width], the hidden states of trained positions only.
-        weight: [vocabulary, width] of a frozen, bias-free head; it receives no gradient.
+        head: [vocabulary, width], the weight of a frozen, bias-free head; it receives no gradient.
         targets: int64 [tokens], the token each position must predict.
-        chunk_bytes: of logits, in the dtype of `hidden`, that are there at once; None for a good size.
+        weights: float32 [tokens], of any sign, taken as constants; None: 1 for every token.
+        chunk_bytes: most bytes of logits, in the dtype of `hidden`, held at once; None: a good size for the device.
 
     Returns:
-        float32 scalar, the sum over tokens (0 for none).
+        float32 scalar (0 for no tokens).
     """
-    loss: torch.Tensor = _HeadLoss.apply(
-        hidden, weight, targets, chunk_bytes or _CHUNK_BYTES.get(hidden.device.type, 2**27)
-    )
-    return loss
+    rows = _rows(hidden, head, chunk_bytes)
+    losses: torch.Tensor = _CrossEntropy.apply(hidden, head, targets, rows)
+    if weights is not None:
+        losses = losses * weights.detach()
+    return sum((part.sum() for part in losses.split(rows)), losses.new_zeros(()))
+
+
+def chunked_logprobs(
+    hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, *, chunk_bytes: int | None = None
+) -> torch.Tensor:
+    """Compute the log-probability of every target, in nats, float32 [tokens]; arguments as for `chunked_loss`.
+
+    The gradient with respect to `hidden` is exact where it is wanted, and is not computed where it is not.
+    """
+    losses: torch.Tensor = _CrossEntropy.apply(hidden, head, targets, _rows(hidden, head, chunk_bytes))
+    return -losses
+
+
+def _rows(hidden: torch.Tensor, head: torch.Tensor, chunk_bytes: int | None) -> int:
+    """Count the tokens whose logits are held at once."""
+    held = chunk_bytes or _CHUNK_BYTES.get(hidden.device.type, 2**27)
+    return max(1, held // (hidden.element_size() * head.shape[0]))
 
 
 def has_plain_head(model: Any) -> bool:
