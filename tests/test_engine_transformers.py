@@ -17,8 +17,8 @@ from scripted import GENERATION_PROMPT, ScriptedModel
 from thinktune.config import Sampling
 from thinktune.errors import GenerationError, ModelError, OutOfMemory
 from thinktune.inference.engines.base import Completion, Request
-from thinktune.inference.engines.hf.batch import Decoder
 from thinktune.inference.engines.hf.cuda_graph import Recorder
+from thinktune.inference.engines.hf.decoder import Decoder
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.hf.sampler import Sampler
 from thinktune.models.device import multiplies_bfloat16

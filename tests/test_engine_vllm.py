@@ -391,7 +391,7 @@ def test_quantised_models_are_not_for_vllm(fake_vllm: None, tiny_model: Path) ->
 
 def test_an_interrupt_while_vllm_starts_leaves_no_process(fake_vllm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "thinktune.inference.engines.process.json.loads", lambda line: signal.raise_signal(signal.SIGINT)
+        "thinktune.inference.engines.vllm.process.json.loads", lambda line: signal.raise_signal(signal.SIGINT)
     )
     before = {child.pid for child in psutil.Process().children()}
     with pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,7 @@ import transformers
 from conftest import make_tiny_tokenizer
 from thinktune.config import Load
 from thinktune.errors import ModelError
-from thinktune.inference.engines.hf.batch import Decoder
+from thinktune.inference.engines.hf.decoder import Decoder
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.hf.fidelity import compare, prompts_for, require_faithful
 from thinktune.models import Loaded, load_model

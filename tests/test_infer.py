@@ -30,11 +30,12 @@ from thinktune.config import Infer, Sampling
 from thinktune.errors import BatchFileError, DeviceError, DiskFull, GenerationError, Interrupted, UsageError
 from thinktune.inference.batch import Inferred, infer, infer_file, infer_files, journal_of
 from thinktune.inference.batch_file import read_batch_file
+from thinktune.inference.complete import complete
 from thinktune.inference.engines.base import Request
 from thinktune.inference.engines.hf.engine import TransformersEngine
-from thinktune.inference.engines.open_engine import EngineOnDemand
+from thinktune.inference.engines.lazy import EngineOnDemand
 from thinktune.inference.engines.think_budget import Budgeted
-from thinktune.inference.journal import Journal, Record, complete
+from thinktune.inference.journal import Journal, Record
 from thinktune.inference.profiles import samplings
 from thinktune.models import Chat
 
@@ -447,7 +448,7 @@ def test_the_speed_is_that_of_writing_without_the_time_to_load_the_model(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, clock = make_tiny_tokenizer(), [0.0]
-    monkeypatch.setattr("thinktune.inference.journal.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("thinktune.inference.complete.time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def load() -> TransformersEngine:
         clock[0] += 10_000
@@ -596,7 +597,7 @@ def test_what_the_disk_refused_behind_our_back_is_told_at_the_end(
 def test_progress_is_told_now_and_then_where_there_is_no_terminal(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thinktune.inference.journal._TELL_SECONDS", 0.0)
+    monkeypatch.setattr("thinktune.inference.complete._TELL_SECONDS", 0.0)
     bench.infer("".join(map(line, range(4))))
     assert re.search(r"^2 of 4 completions, [\d,]+ tokens/s, 0:00:00 left$", bench.said.getvalue(), re.MULTILINE)
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from thinktune.errors import DiskFull
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 """How the system says that a disk, or a person's share of it, is full."""
 _STARTS = {
@@ -37,6 +39,20 @@ def full_disk_as_oserror(place: Path) -> Iterator[None]:
         if any(part in str(error) for part in _TOLD_OTHERWISE):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)) from error
         raise
+
+
+@contextmanager
+def telling_full_disk(file: Path) -> Iterator[None]:
+    """Turn "no space left" into a `DiskFull` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise DiskFull(
+            f"no space left on the disk while writing {file}",
+            hint="free some space and give the same command again: what was finished is kept",
+        ) from error
 
 
 def foreign_kind(start: bytes) -> str | None:

@@ -21,13 +21,14 @@ from thinktune.config import Data, Format, Infer, Load, Quantize, Sampling, Vllm
 from thinktune.evaluation.metrics import RATES, Problem, Scores, score_problems
 from thinktune.evaluation.predictions import PredictionScores, read_gold, score_predictions
 from thinktune.evaluation.significance import Rate
-from thinktune.files import write_json, write_json_lines
+from thinktune.files import telling_full_disk, write_json, write_json_lines
 from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import Messages, read_batch_file, valid_text
+from thinktune.inference.complete import Completed, complete
 from thinktune.inference.engines import Opened, open_engine
 from thinktune.inference.engines.base import Engine, Request
-from thinktune.inference.engines.open_engine import EngineName
-from thinktune.inference.journal import Completed, Record, complete, telling_full_disk
+from thinktune.inference.engines.registry import EngineName
+from thinktune.inference.journal import Record
 from thinktune.inference.profiles import samplings
 from thinktune.models.template_date import hold_date
 from thinktune.scoring import TASKS
@@ -201,7 +202,7 @@ def evaluate(
         overwrite: forget what was finished before.
 
     Raises:
-        Interrupted, DiskFull, OutOfMemory, GenerationError: see `journal.complete`.
+        Interrupted, DiskFull, OutOfMemory, GenerationError: see `complete`.
     """
     console = console or Console(stderr=True)
     if sampling.seed is None:

@@ -22,10 +22,9 @@ from typing_extensions import TypedDict
 
 from thinktune.config import Load, Quantize
 from thinktune.errors import DataError, MissingExtra, UsageError
-from thinktune.files import write_json, write_json_lines
+from thinktune.files import telling_full_disk, write_json, write_json_lines
 from thinktune.inference.engines import Opened, open_engine
-from thinktune.inference.engines.open_engine import EngineName
-from thinktune.inference.journal import telling_full_disk
+from thinktune.inference.engines.registry import EngineName
 from thinktune.records import read_record
 
 FILE = "harness.json"
@@ -97,7 +96,7 @@ def evaluate_harness(
         MissingExtra: lm-evaluation-harness is not installed.
         UsageError: a task is unknown, or would run programs of the model in this process.
         DataError: a task's data cannot be had.
-        ModelError, …: see `open_engine`, `journal.complete` and `Engine.likelihoods`.
+        ModelError, …: see `open_engine`, `complete` and `Engine.likelihoods`.
     """
     harness = _import_harness()
     console = console or Console(stderr=True)

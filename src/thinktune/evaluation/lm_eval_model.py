@@ -15,9 +15,9 @@ from rich.progress import track
 from thinktune.config import Sampling
 from thinktune.errors import GenerationError
 from thinktune.inference.batch_file import valid_text
+from thinktune.inference.complete import complete
 from thinktune.inference.engines import Opened
 from thinktune.inference.engines.base import Likelihood, Pair, Request
-from thinktune.inference.journal import complete
 from thinktune.models.template_date import hold_date
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
@@ -63,7 +63,7 @@ class HarnessModel(LM):
 
         Raises:
             GenerationError: every single one failed.
-            Interrupted, DiskFull, OutOfMemory: see `journal.complete`.
+            Interrupted, DiskFull, OutOfMemory: see `complete`.
         """
         asked = [self._request(f"{each.task_name}:{at}", *each.args) for at, each in enumerate(requests)]
         done = complete(

@@ -37,7 +37,7 @@ from thinktune.export.agreement import (
 from thinktune.files import write_json
 from thinktune.inference.engines import Opened, open_engine
 from thinktune.inference.engines.base import Completion, Engine, Request
-from thinktune.inference.engines.open_engine import EngineName
+from thinktune.inference.engines.registry import EngineName
 from thinktune.models import Resolved, make_chat, resolve
 from thinktune.models.adapters import merge_adapter, put_adapter
 from thinktune.models.device import choose_device, choose_dtype, describe

@@ -18,10 +18,11 @@ from rich.console import Console
 from thinktune import tags
 from thinktune.config import Infer, Load, Quantize
 from thinktune.errors import GenerationError, ThinktuneError
+from thinktune.files import telling_full_disk
 from thinktune.inference.batch_file import Item, read_batch_file, valid_text
+from thinktune.inference.complete import Completed, complete
 from thinktune.inference.engines import Opened, open_engine
 from thinktune.inference.engines.base import Engine, Request
-from thinktune.inference.journal import Completed, complete, telling_full_disk
 from thinktune.inference.profiles import samplings
 from thinktune.inference.result_file import Result, ResultFormat, write_results
 from thinktune.models.template_date import hold_date
@@ -142,7 +143,7 @@ def infer(
 
     Raises:
         GenerationError: every single item failed (the result, all errors, is written nevertheless).
-        UsageError, Interrupted, DiskFull, OutOfMemory: see `journal.complete`.
+        UsageError, Interrupted, DiskFull, OutOfMemory: see `complete`.
     """
     console = console or Console(stderr=True)
     hold_date(chat, journal_of(out), overwrite=overwrite)

@@ -16,7 +16,7 @@ from thinktune.errors import GenerationError, UsageError
 from thinktune.inference.batch_file import valid_text
 from thinktune.inference.engines import open_engine
 from thinktune.inference.engines.base import Engine, Request
-from thinktune.inference.engines.open_engine import EngineName
+from thinktune.inference.engines.registry import EngineName
 
 if TYPE_CHECKING:
     from thinktune.models import Chat

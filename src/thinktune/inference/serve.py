@@ -18,12 +18,11 @@ from thinktune.config import Load, Vllm
 from thinktune.errors import MissingExtra, UsageError
 from thinktune.files import write_json, write_text
 from thinktune.inference.engines.open_engine import (
-    EngineName,
     adapter_beside,
-    choose_engine,
     require_adapters_fit,
     vllm_model,
 )
+from thinktune.inference.engines.registry import EngineName, choose_engine
 from thinktune.inference.engines.vllm.engine import OWN, engine_arguments, vllm_environment
 from thinktune.inference.engines.vllm.process import vllm_python
 from thinktune.models import make_chat, resolve

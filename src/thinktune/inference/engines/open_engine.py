@@ -1,4 +1,4 @@
-"""From a model reference to an engine: the one place that chooses which engine runs a model.
+"""Open the model that a reference names: find it, choose its engine (`registry`), and lay think budgets over it.
 
 The model itself is loaded when the first completion is asked for: a call whose journal is complete ends at once.
 """
@@ -6,25 +6,26 @@ The model itself is loaded when the first completion is asked for: a call whose 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from thinktune import tags
 from thinktune.config import Load, Quantize, Sampling, Vllm
 from thinktune.errors import ModelError, UsageError
-from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request, unhonoured
+from thinktune.inference.engines.base import Engine
+from thinktune.inference.engines.lazy import EngineOnDemand
+from thinktune.inference.engines.registry import EngineName, choose_engine
 from thinktune.inference.engines.think_budget import Budgeted
 from thinktune.inference.engines.vllm.engine import OWN, VLLM_CANNOT, VllmEngine, VllmModel
-from thinktune.inference.engines.vllm.process import has_vllm, vllm_python
+from thinktune.inference.engines.vllm.process import vllm_python
 
 if TYPE_CHECKING:
     import torch
 
     from thinktune.models import Chat, Resolved
 
-EngineName = Literal["auto", "transformers", "vllm"]
 _BLOCK = 4096  # bytes
 _BLOCKS = 64  # of each weight file: training changes nearly every weight, so that a sample of them tells
 
@@ -178,45 +179,6 @@ def vllm_model(
     )
 
 
-def choose_engine(
-    engine: EngineName,
-    reference: str | Path,
-    resolved: Resolved,
-    quantize: Quantize,
-    samplings: Iterable[Sampling] = (),
-    *,
-    lacks_gpu: bool,
-) -> Literal["transformers", "vllm"]:
-    """The engine that was asked for; for "auto" vLLM, if it is here and can do all that is wanted.
-
-    Args:
-        lacks_gpu: no GPU is there, without which "auto" leaves vLLM alone.
-
-    Raises:
-        UsageError: vLLM was asked for, and cannot run this model.
-    """
-    if engine == "transformers":
-        return engine
-    problem = _why_not_vllm(resolved, quantize)
-    if engine == "vllm":
-        if problem:
-            raise UsageError(f"vLLM cannot run {reference}: {problem}", hint="use --engine transformers")
-        return engine
-    unsupported = VLLM_CANNOT - {"think_budget"}  # which is a layer over engines
-    honoured = not any(unhonoured(sampling, unsupported) for sampling in samplings)
-    return "vllm" if not lacks_gpu and not problem and has_vllm() and honoured else "transformers"
-
-
-def _why_not_vllm(resolved: Resolved, quantize: Quantize) -> str | None:
-    if quantize != "none":
-        return f"quantize: {quantize} is for the transformers engine"
-    if resolved.gguf:
-        return "it is a GGUF file"
-    if len(resolved.adapters) > 1:
-        return "its adapter lies over another one (thinktune merge makes them one model)"
-    return None
-
-
 def adapter_beside(reference: str | Path, base: Resolved, load: Load) -> Path:
     """The folder of an adapter that goes beside others on a base.
 
@@ -234,54 +196,6 @@ def adapter_beside(reference: str | Path, base: Resolved, load: Load) -> Path:
             hint="adapters in one engine share their base; give that as the model",
         )
     return resolved.adapters[0]
-
-
-class EngineOnDemand(Engine):
-    """Starts the real engine at its first use."""
-
-    def __init__(
-        self,
-        make: Callable[[], Engine],
-        unsupported: frozenset[str] = Engine.unsupported,
-        context_setting: int | None = None,
-    ) -> None:
-        self._make = make
-        self.unsupported = unsupported
-        self.context_setting = context_setting
-        self._engine: Engine | None = None
-
-    @property
-    def context_length(self) -> int:  # type: ignore[override]
-        return self._started().context_length
-
-    @property
-    def slots(self) -> int:  # type: ignore[override]
-        return self._started().slots
-
-    def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
-        yield from self._started().generate(requests)
-
-    def stream(self, request: Request) -> Iterator[str]:
-        yield from self._started().stream(request)
-
-    def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
-        return self._started().logprobs(prompt_ids, continuation_ids)
-
-    def likelihoods(self, pairs: Sequence[Pair]) -> Iterator[Likelihood]:
-        yield from self._started().likelihoods(pairs)
-
-    def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None  # lets go of the model, so that the next one has its memory
-
-    def start(self) -> None:
-        self._started()
-
-    def _started(self) -> Engine:
-        if self._engine is None:
-            self._engine = self._make()
-        return self._engine
 
 
 def _reading(tokenizer: Any) -> str:

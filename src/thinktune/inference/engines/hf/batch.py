@@ -2,110 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from thinktune.config import Sampling
-from thinktune.inference.engines.base import FinishReason, Request
-from thinktune.inference.engines.detokenizer import Detokenizer
-from thinktune.inference.engines.hf.cuda_graph import RecordedStep, Recorder
+from thinktune.inference.engines.hf.decoder import Decoder, Row
+from thinktune.inference.engines.hf.graphed_step import RecordedStep
 from thinktune.inference.engines.hf.kv_cache import Piece, merge, new_cache, spread
-from thinktune.inference.engines.hf.sampler import NgramBlocker, Sampler, row_noise
+from thinktune.inference.engines.hf.sampler import Sampler
 
 SPARE = 64  # columns of cache written in place between two copies
 _WORTH_SHARING = 16  # tokens
-
-
-@dataclass(eq=False)
-class Row:
-    """One completion in the making. It can leave a batch at any time and go on in another from its ids."""
-
-    request: Request
-    index: int
-    limit: int
-    ids: list[int] = field(default_factory=list)
-    reason: FinishReason | None = None
-    error: str | None = None
-    noise: random.Random = field(default_factory=random.Random)
-    ngrams: NgramBlocker | None = None
-
-    def enter(self) -> None:
-        """Make ready to join a batch: all that sampling needs follows from the ids written so far."""
-        self.noise = row_noise(self.sampling.seed, self.request.id, self.index)
-        for _ in self.ids:
-            self.noise.random()
-        if size := self.sampling.no_repeat_ngram_size:
-            self.ngrams = NgramBlocker(size, self.all_ids())
-
-    @property
-    def sampling(self) -> Sampling:
-        return self.request.sampling
-
-    @property
-    def length(self) -> int:
-        return len(self.request.prompt_ids) + len(self.ids)
-
-    def all_ids(self) -> list[int]:
-        return [*self.request.prompt_ids, *self.ids]
-
-    def fail(self, error: str) -> None:
-        self.reason, self.error = "error", error
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """What every batch of one model shares."""
-
-    model: Any
-    detokenizer: Detokenizer
-    stop_ids: frozenset[int]
-    vocabulary: int
-    context_length: int
-    layers: int
-    device: torch.device
-    recorder: Recorder | None = None
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Logits `(rows, vocabulary)` after the last of ids `(rows, n)`; mask is True at attended columns, `(rows,
-        columns)` or `(rows, 1, n, columns)`."""
-        logits: torch.Tensor = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        return logits[:, -1]
-
-    def accept(self, rows: Sequence[Row], logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:
-        """Draw a token for each row, note it and what it ends; returns the ids `(rows,)`."""
-        picked, sound = sampler.pick(logits)
-        for row, token, usable in zip(rows, picked.tolist(), sound.tolist(), strict=True):
-            if row.reason is None:
-                self._append(row, token, usable)
-        return picked
-
-    def _append(self, row: Row, token: int, usable: bool) -> None:
-        if not usable:
-            row.fail("the model's output is not a number: its weights or this prompt make it overflow")
-            return
-        row.ids.append(token)
-        if row.ngrams is not None:
-            row.ngrams.add(token)
-        if token in self.stop_ids or self._completes_stop(row, token):
-            row.reason = "stop"
-        elif len(row.ids) >= row.limit:
-            row.reason = "length"
-
-    def _completes_stop(self, row: Row, token: int) -> bool:
-        stops = row.sampling.stop
-        closers = self.detokenizer.closers(stops)
-        return (closers is None or token in closers) and self.detokenizer.has_stop(row.ids, stops)
 
 
 class Batch:

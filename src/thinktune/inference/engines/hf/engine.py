@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from thinktune.errors import GenerationError, ModelError, OutOfMemory
 from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request, why_refused
 from thinktune.inference.engines.detokenizer import Detokenizer, TextStream
-from thinktune.inference.engines.hf.batch import Decoder, Row
 from thinktune.inference.engines.hf.cuda_graph import Recorder, attends_to_all
+from thinktune.inference.engines.hf.decoder import Decoder, Row
 from thinktune.inference.engines.hf.kv_cache import ATTENTION, register_attention
 from thinktune.inference.engines.hf.loglikelihood import likelihoods
 from thinktune.inference.engines.hf.packed_linear import packed_linears

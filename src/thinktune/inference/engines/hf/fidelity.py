@@ -20,7 +20,7 @@ from thinktune.config import QUESTIONS, Sampling
 from thinktune.errors import ModelError
 from thinktune.files import write_json
 from thinktune.inference.engines.base import Request
-from thinktune.inference.engines.hf.batch import Decoder, Row
+from thinktune.inference.engines.hf.decoder import Decoder, Row
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.hf.kv_cache import UNANSWERED
 from thinktune.inference.engines.hf.sampler import Sampler

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from thinktune.errors import GenerationError
-from thinktune.inference.engines.hf.batch import SPARE, Batch, Decoder, Prefilled, Row, prefill
+from thinktune.inference.engines.hf.batch import SPARE, Batch, Prefilled, prefill
+from thinktune.inference.engines.hf.decoder import Decoder, Row
 
 OUT_OF_MEMORY_HINT = "lower infer.batch_tokens, max_tokens or the length of the prompts, or use a smaller model"
 
