@@ -5,7 +5,7 @@
 
 Each batch is trained by both, one after the other, so that a busy machine slows both alike. Plain means: the rows of a
 batch padded to its longest, transformers' own loss, PEFT's own LoRA linears. Ours means: the documents of a batch laid
-end to end, what fast/ has. Both start from the same weights and see the same batches, so their losses and gradient
+end to end, by training/fused/. Both start from the same weights and see the same batches, so their losses and gradient
 norms have to agree; tokens are real ones, padding is never counted. The first batch warms up and is left out.
 """
 

@@ -152,7 +152,7 @@ def evaluate_items(
         out: also gets `predictions.jsonl`, and its journal.
 
     Raises:
-        BatchFileError, DataError, …: see `items.read_batch_file`, `read_gold`, `open_engine` and `infer`.
+        BatchFileError, DataError, …: see `batch_file.read_batch_file`, `read_gold`, `open_engine` and `infer`.
     """
     console = console or Console(stderr=True)
     read_gold(gold)  # what is wrong with it is told before a model is loaded

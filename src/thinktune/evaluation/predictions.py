@@ -1,7 +1,7 @@
 """Scores of a result file, wherever it was made: `thinktune score res.json gold.jsonl`.
 
 Gold is JSON lines `{"id", "type", "reference", …}`; code carries `test` and `entry_point`. What predictions may be is
-said in `result_files`.
+said in `result_reader`.
 """
 
 from __future__ import annotations

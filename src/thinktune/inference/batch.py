@@ -1,6 +1,6 @@
 """Batch items to a result file: `thinktune infer MODEL FILE -o res.json`.
 
-What goes in and comes out is described in `items` and `results`. Beside the result file lies the journal from which a
+`batch_file` and `result_file` describe the input and the output. Beside the result file lies the journal from which a
 stopped call goes on.
 """
 
@@ -81,7 +81,7 @@ def infer_files(
     """`thinktune infer`: answer batch files, one after the other, with the model that a reference names.
 
     All files are checked before the model is loaded, which happens once, and only if a journal lacks something.
-    Arguments and errors as for `read_batch_file`, `tasks.profiles.samplings`, `models.load_model` and `infer`.
+    Arguments and errors as for `read_batch_file`, `profiles.samplings`, `models.load_model` and `infer`.
 
     Args:
         files: the result file of each batch file.

@@ -1,7 +1,7 @@
 """Frozen linear layers in 8 bits: e4m3 weights with one float32 scale an output row, quantised once, after loading.
 
-Half the memory of bfloat16, and on GPUs with fp8 tensor cores twice its speed (fast/ multiplies them directly).
-Anywhere else, and wherever fast/ is not at work, the weights are made whole again for each product.
+Half the memory of bfloat16, and on GPUs with fp8 tensor cores twice its speed (fused/ multiplies them directly).
+Anywhere else, and wherever fused/ is not at work, the weights are made whole again for each product.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Hardware:
     Attributes:
         memory: bytes that a training may use.
         bf16: FLOP/s of dense matrix products in bfloat16 (on a CPU: in the dtype it trains in).
-        fp8: the same in 8-bit floating point; 0 where fast/ has no such products, which is before Hopper.
+        fp8: the same in 8-bit floating point; 0 where fused/ has no such products, which is before Hopper.
         bandwidth: bytes/s of its memory.
         source: where the figures come from.
         rated: whether the rates are those of this device; else they only tell which of two ways is faster.

@@ -9,7 +9,7 @@ from typing import Any
 from thinktune.errors import ConfigError
 
 FUSED_MODELS = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose decoder layers fast/ runs as one piece each; others train by PEFT."""
+"""Model types whose decoder layers fused/ runs as one piece each; others train by PEFT."""
 
 
 @dataclass(frozen=True)

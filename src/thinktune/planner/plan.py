@@ -38,7 +38,7 @@ class Plan:
 
     Attributes:
         rows, accumulation: packs a forward pass takes, and passes an optimizer step adds up.
-        fused: whether fast/ runs the decoder layers.
+        fused: whether fused/ runs the decoder layers.
         parts: bytes by part; "peak" is their peak, "logits" and "workspace" are never there together.
         limit: bytes that may be used.
         longest: tokens of the longest batch, which the peak is for.
@@ -151,7 +151,7 @@ def plan_rows(
 
     Args:
         width: bytes of a number in the model's dtype.
-        may_fuse: False where fast/ has said that it cannot run this model's layers.
+        may_fuse: False where fused/ has said that it cannot run this model's layers.
     """
     factors = _divisors(config.train.accumulation) if config.train.fold_accumulation else [1]
     choices = [config.train.batch_size * factor for factor in factors]

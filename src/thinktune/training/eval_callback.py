@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _STEP_SECONDS = 0.02
 """What decoding one token of all problems costs at least; with the tokens at the speed of training, a guess at what the
-first checkup will take."""
+first evaluation will take."""
 
 
 def checkup_problems(config: Config, notify: Notify) -> list[Example]:

@@ -48,7 +48,7 @@ def settle(
     setup: Setup,
     notify: Notify,
 ) -> tuple[Plan, Setup]:
-    """Plan and setup as they are, or those for layers that are not fused where fast/ cannot run this model's.
+    """Plan and setup as they are, or those for layers that are not fused where fused/ cannot run this model's.
 
     On a GPU it is said why they are not, unless that was asked for.
     """

@@ -51,7 +51,7 @@ class MetricsFile:
     `step, epoch, loss` (nats a trained token since the last line) `, grad_norm, learning_rate, tokens, trained_tokens`
     depend on config and data alone; `tokens_per_second` (since the last line) and `memory_gib` (peak) on the machine.
     A line with `eval_loss` comes after each evaluation of the held-out loss, one with `eval_accuracy` after each
-    evaluation by generation (see checkup.py). Lines after `after_step` are cut off: a resumed training
+    evaluation by generation (see eval_callback.py). Lines after `after_step` are cut off: a resumed training
     writes them again.
     """
 

@@ -1,7 +1,7 @@
 """`thinktune train`: a config becomes a run folder with an adapter in it.
 
 Read `train` top to bottom: load, prepare, check, train, save, answer. The optimisation itself is TRL's; what we change
-in it is in trainer.py and fast/.
+in it is in trainer.py and fused/.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""vLLM behind the contract of every engine, in a process of its own (`vllm_worker`).
+"""vLLM behind the contract of every engine, in a process of its own (`worker`).
 
 Its crash is an error that we report, and not our end: what was in flight is halved and tried again until the request
 that brings it down is found. Closing leaves no process behind, nor does our being killed. Several adapters share one

@@ -1,4 +1,4 @@
-"""The process that an engine runs in, and requests in flight to it: JSON lines over a socket (`vllm_worker`).
+"""The process that an engine runs in, and requests in flight to it: JSON lines over a socket (`worker`).
 
 The process leads a group of its own, so that Ctrl-C in a terminal does not reach it, and ending it ends all that it
 started. It ends by itself when this one does.

@@ -1,4 +1,4 @@
-"""The process that vLLM runs in: `python -P vllm_worker.py FD`, started by `engines.vllm`.
+"""The process that vLLM runs in: `python -P worker.py FD`, started by `process`.
 
 It may be run by the interpreter of another environment, one that has vLLM and no thinktune, and therefore imports
 nothing of ours. It reads JSON lines from the socket FD and writes JSON lines to it:
@@ -152,7 +152,7 @@ def _read(connection: socket.socket, inbox: queue.SimpleQueue[Message | None]) -
 
 
 def _kill_group() -> None:
-    """This process and all that vLLM started from it; `engines.vllm` made it the leader of a group of its own."""
+    """This process and all that vLLM started from it; `process` made it the leader of a group of its own."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.killpg(os.getpgid(0), signal.SIGKILL)
