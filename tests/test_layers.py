@@ -33,7 +33,7 @@ def _imports(file: Path) -> Iterator[str]:
                 yield from (alias.name if alias.name in LEVELS else "__init__" for alias in node.names)
 
 
-def test_no_module_imports_from_its_own_floor_or_one_above():
+def test_no_module_imports_from_its_own_floor_or_one_above() -> None:
     upward = {
         f"{file.relative_to(ROOT)} imports {other}"
         for file in ROOT.rglob("*.py")
