@@ -139,7 +139,7 @@ def test_a_number_too_long_for_python_is_a_fault_of_its_line(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
-        (gzip.compress(b"{}"), "is gzip,"),
+        (gzip.compress(b"{}", mtime=0), "is gzip,"),
         ('{"id": 1}\n'.encode("utf-16"), "is UTF-16 text,"),
         (b"PK\x03\x04...", "is a zip archive,"),
         (b'[\n  {"id": 1, "type": "math", "prompt": "q"}\n]\n', "is one JSON list,"),
