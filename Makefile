@@ -29,8 +29,11 @@ quickstart: $(VENV)/.installed ## train, merge, try and score the built-in model
 	$(BIN)/thinktune quickstart $(ARGS)
 	@echo '(once in a shell, so that it finds thinktune: . $(BIN)/activate)'
 
+# A process a core, each with one thread: files stay together, since their tests share models and runs.
+SPREAD = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+
 test: $(VENV)/.installed-dev ## quick tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(SPREAD) $(ARGS)
 
 # vLLM is for Linux; elsewhere its tests are skipped.
 ifeq ($(shell uname -s),Linux)

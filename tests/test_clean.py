@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,17 @@ def _own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
+@pytest.fixture(scope="module")
+def merged_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("merged") / "one"
+    merge(make_run(tiny_model, run), load=FLOAT32, max_tokens=2)
+    return run
+
+
 @pytest.fixture
-def runs(tiny_model: Path, tmp_path: Path) -> Path:
+def runs(merged_run: Path, tmp_path: Path) -> Path:
     runs = tmp_path / "runs"
-    merge(make_run(tiny_model, runs / "one"), load=FLOAT32, max_tokens=2)
+    shutil.copytree(merged_run, runs / "one")
     (runs / "one" / f".merged.{ENDED}.tmp").mkdir()
     (runs / "one" / f".results.json.{ENDED}.tmp").write_text("half")
     (runs / "one" / f".summary.json.{os.getpid()}.tmp").write_text("at work")

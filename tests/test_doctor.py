@@ -54,7 +54,7 @@ def test_a_library_of_another_version_is_told() -> None:
 def test_a_machine_without_pytorch_is_examined_all_the_same() -> None:
     script = (
         "import sys, json; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
-        "from thinktune import doctor; from rich.console import Console\n"
+        "from thinktune.workflows import doctor; from rich.console import Console\n"
         "facts = doctor.report(); doctor.print_report(facts, Console(stderr=True)); print(json.dumps(facts))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

@@ -109,7 +109,14 @@ def test_a_document_longer_than_the_sliding_window_is_refused_by_fused_layers_to
         outcome(fused)
 
 
-@pytest.mark.parametrize("memory", [Memory(("mlp",)), Memory(("full",)), Memory(("none", "full"), mlp_chunks=3)])
+@pytest.mark.parametrize(
+    "memory",
+    [
+        Memory(("mlp",)),
+        pytest.param(Memory(("full",)), marks=pytest.mark.slow),
+        pytest.param(Memory(("none", "full"), mlp_chunks=3), marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_computed_again_is_the_same(memory: Memory) -> None:
     fused = make("qwen3")
     fuse_layers(fused, memory)
@@ -117,7 +124,12 @@ def test_what_is_computed_again_is_the_same(memory: Memory) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"targets": ["q_proj", "v_proj", "down_proj"]}, {"r": 20}, {"targets": ["up_proj"], "use_rslora": True}]
+    "changes",
+    [
+        {"targets": ["q_proj", "v_proj", "down_proj"]},
+        pytest.param({"r": 20}, marks=pytest.mark.slow),
+        pytest.param({"targets": ["up_proj"], "use_rslora": True}, marks=pytest.mark.slow),
+    ],
 )
 def test_any_targets_and_ranks_may_be_trained(changes: dict[str, Any]) -> None:
     fused = make("qwen2", **changes)
@@ -134,6 +146,7 @@ def test_an_eight_bit_base_is_made_whole_for_its_products(monkeypatch: pytest.Mo
     assert_same(fused, make("qwen2", quantise=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "memory"), [("qwen2", Memory()), ("qwen3", Memory(("full",), mlp_chunks=2))])
 def test_products_in_eight_bits_come_near_to_those_of_the_same_weights(kind: str, memory: Memory) -> None:
     fused = make(kind, quantise=True)
@@ -159,7 +172,7 @@ def test_products_in_eight_bits_can_be_set_aside_for_a_comparison() -> None:
     assert [[type(each) for each in layer.projections.values()] for layer in layers] == kinds
 
 
-@pytest.mark.parametrize("base", ["nf4", "int8"])
+@pytest.mark.parametrize("base", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_bases_of_bitsandbytes_train_as_in_plain_peft(base: Any, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     tokenizer = make_tiny_tokenizer()

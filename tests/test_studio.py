@@ -102,8 +102,8 @@ def test_every_text_has_the_same_blanks_in_both_languages() -> None:
 
 
 def test_every_text_is_used_and_every_text_that_is_asked_for_is_there() -> None:
-    folder = Path(__file__).parents[1] / "src/thinktune/web"
-    source = "".join(file.read_text() for file in folder.glob("*.py") if file.name != "texts.py")
+    folder = Path(__file__).parents[1] / "src/thinktune/studio"
+    source = "".join(file.read_text() for file in folder.rglob("*.py") if file.name != "translations.py")
     computed = {
         f"state_{state}" for state in ("running", "done", "stopped", "failed", "trained", "training", "unfinished")
     }
