@@ -35,6 +35,15 @@ if TYPE_CHECKING:
 Rated = Annotated[
     Path | None, typer.Option("--ratings", help="people's ratings of these models, from the demo", show_default=False)
 ]
+OwnScorer = Annotated[
+    str | None,
+    typer.Option(
+        "--scorer",
+        metavar="MODULE:FUNCTION",
+        help="your own function(answer, gold) -> True or False instead of the built-in scorers",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -52,6 +61,7 @@ def eval(
         Path | None,
         typer.Option(help="references of a batch file by id: JSON lines {id, type, reference}", show_default=False),
     ] = None,
+    scorer: OwnScorer = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="output folder; default: eval/MODEL-DATA", show_default=False)
     ] = None,
@@ -95,7 +105,7 @@ def eval(
         if gold is None or model is not None or harness_tasks is not None:
             raise UsageError("a result file is scored by its references: thinktune score PREDICTIONS GOLD")
         _tell_new_spelling("eval --predictions", "score", predictions, gold)
-        score(predictions, gold, out, json)
+        score(predictions, gold, scorer, out, json)
     elif model is not None and harness_tasks is not None:
         if data is not None or gold is not None or sampling.keys() - {"max_tokens"}:
             raise UsageError("lm-evaluation-harness brings data and sampling of its own: thinktune harness MODEL TASKS")
@@ -117,7 +127,7 @@ def eval(
         out = out or Path("eval") / f"{name_of(model)}-{name_of(data)}"
         settings: dict[str, Any] = {
             "tell_format": tell_format, "engine": engine, "load": parse_load(how), "quantize": quantize, "seed": seed,
-            "overwrite": overwrite, "console": stderr(),
+            "scorer": scorer, "overwrite": overwrite, "console": stderr(),
         }  # fmt: skip
         if gold is not None:
             from thinktune.evaluation.evaluate import evaluate_items
@@ -146,6 +156,7 @@ def score(
     gold: Annotated[
         Path, typer.Argument(metavar="GOLD", help="references by id: JSON lines {id, type, reference}, or with tests")
     ],
+    scorer: OwnScorer = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="output folder; default: eval/PREDICTIONS", show_default=False),
@@ -157,7 +168,7 @@ def score(
     from thinktune.evaluation.predictions import score_predictions
 
     out = out or Path("eval") / predictions.stem
-    _show_predictions(score_predictions(predictions, gold, out), out, json=json)
+    _show_predictions(score_predictions(predictions, gold, out, scorer=scorer), out, json=json)
 
 
 def _show_predictions(scores: PredictionScores, out: Path, *, json: bool) -> None:

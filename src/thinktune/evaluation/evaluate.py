@@ -31,7 +31,7 @@ from thinktune.inference.engines.registry import EngineName
 from thinktune.inference.journal import Record
 from thinktune.inference.profiles import samplings
 from thinktune.models.template_date import hold_date
-from thinktune.scoring import TASKS
+from thinktune.scoring import ROW_TASK, Scorer, tasks_scored_by
 
 if TYPE_CHECKING:
     from thinktune.data import Example
@@ -83,6 +83,7 @@ def evaluate_data(
     vllm: Vllm | None = None,
     batch_tokens: int | None = None,
     seed: int = 0,
+    scorer: str | None = None,
     overwrite: bool = False,
     console: Console | None = None,
     opened: Opened | None = None,
@@ -93,6 +94,7 @@ def evaluate_data(
         source: as in `data.source`.
         tell_format: explain the format in the prompt; None: only to models that were not trained for it.
         engine, vllm, batch_tokens: as in the config's `infer`.
+        scorer: `module:function` of a user's own, in place of the comparison as mathematics (see `scoring.own_scorer`).
         opened: the model, where it is open already; closed in the end, unless this is within a `with` of it.
 
     Raises:
@@ -102,6 +104,7 @@ def evaluate_data(
 
     console = console or Console(stderr=True)
     load = load or Load()
+    score = tasks_scored_by(scorer)[ROW_TASK.name].score
     with opened or open_engine(
         reference,
         engine=engine,
@@ -124,6 +127,7 @@ def evaluate_data(
             tell_format=not opened.tuned if tell_format is None else tell_format,
             model=opened.fingerprint,
             seed=seed,
+            scorer=score,
             overwrite=overwrite,
             console=console,
         )
@@ -141,6 +145,7 @@ def evaluate_items(
     load: Load | None = None,
     quantize: Quantize = "none",
     seed: int = 0,
+    scorer: str | None = None,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> PredictionScores:
@@ -148,14 +153,14 @@ def evaluate_items(
 
     Args:
         changes: settings over the sampling of each type.
-        tell_format: as for `evaluate_data`.
+        tell_format, scorer: as for `evaluate_data`.
         out: also gets `predictions.jsonl`, and its journal.
 
     Raises:
         BatchFileError, DataError, …: see `batch_file.read_batch_file`, `read_gold`, `open_engine` and `infer`.
     """
     console = console or Console(stderr=True)
-    read_gold(gold)  # what is wrong with it is told before a model is loaded
+    read_gold(gold, tasks_scored_by(scorer))  # what is wrong with it is told before a model is loaded
     profiles = {name: sampling.changed(**(changes or {})) for name, sampling in samplings(Infer(), seed).items()}
     items = read_batch_file(file, samplings=profiles)
     prompts = {str(item.id): item.messages[-1]["content"] for item in items}
@@ -176,7 +181,7 @@ def evaluate_items(
             form="lines",
             console=console,
         )
-    return score_predictions(answers, gold, out, prompts=prompts)
+    return score_predictions(answers, gold, out, prompts=prompts, scorer=scorer)
 
 
 def evaluate(
@@ -189,6 +194,7 @@ def evaluate(
     tell_format: bool,
     model: str,
     seed: int = 0,
+    scorer: Scorer = ROW_TASK.score,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> Summary:
@@ -215,7 +221,10 @@ def evaluate(
     ]
     done = complete(engine, requests, out / "journal.jsonl", model=model, console=console, overwrite=overwrite)
     samples = [
-        [_sample(example, prompt[-1]["content"], done.records[request.id, index]) for index in range(sampling.n)]
+        [
+            _sample(example, prompt[-1]["content"], done.records[request.id, index], scorer)
+            for index in range(sampling.n)
+        ]
         for example, prompt, request in zip(examples, prompts, requests, strict=True)
     ]
     summary = _summarise(samples, done, told_format=tell_format)
@@ -254,10 +263,10 @@ def _told(messages: Messages) -> Messages:
     return (*context, {**last, "content": f"{last['content']}\n\n{tags.INSTRUCTION}"})
 
 
-def _sample(example: Example, prompt: str, record: Record) -> dict[str, Any]:
-    """One line of samples.jsonl."""
+def _sample(example: Example, prompt: str, record: Record, scorer: Scorer) -> dict[str, Any]:
+    """Make one line of samples.jsonl."""
     text, reference = valid_text(record.text), valid_text(example.answer)
-    score = TASKS["math"].score(text, {"reference": reference}, record.finish_reason)
+    score = scorer(text, {"reference": reference, "prompt": prompt}, record.finish_reason)
     return {
         "source": example.source,
         "row": example.row,

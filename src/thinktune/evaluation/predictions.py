@@ -31,9 +31,7 @@ from thinktune.evaluation.result_reader import (
 )
 from thinktune.evaluation.significance import majority, pass_at_k
 from thinktune.files import write_json, write_json_lines
-from thinktune.scoring import TASKS, Score, choice_scorer, code_scorer, math_scorer
-from thinktune.scoring.base import Verdict, reference_fault, reference_of
-from thinktune.scoring.text_scorer import similarity
+from thinktune.scoring import TASKS, Score, Task, tasks_scored_by
 
 __all__ = [
     "Prediction",
@@ -46,9 +44,6 @@ __all__ = [
 ]
 
 _GOLD_LINE = 'a line of gold is {"id": …, "type": …, "reference": …}'
-_COMPARED = 200  # comparisons that the vote on one problem may take; what is left then is compared as text
-_UNCLEAR = 3  # of them may be of a kind that takes long, and is not decided
-_EQUAL: dict[str, Callable[[str, str], Verdict]] = {"math": math_scorer.compare, "choice": choice_scorer.compare}
 
 
 @dataclass(frozen=True)
@@ -84,20 +79,28 @@ class PredictionScores:
 
 
 def score_predictions(
-    predictions: Path, gold: Path, out: Path | None = None, *, prompts: Mapping[str, str] | None = None
+    predictions: Path,
+    gold: Path,
+    out: Path | None = None,
+    *,
+    prompts: Mapping[str, str] | None = None,
+    scorer: str | None = None,
 ) -> PredictionScores:
     """`thinktune score`: score a result file, and write summary.json, samples.jsonl and predictions.jsonl to `out`.
 
     Args:
-        prompts: by id, for the options of choices whose gold records have none.
+        prompts: by id, for gold records without the prompt that scoring needs (see `Task.needs_prompt`).
+        scorer: `module:function` of a user's own, in place of those of the item types (see `scoring.own_scorer`).
 
     Raises:
+        ConfigError: the scorer cannot be used.
         DataError: a file is missing, empty or not what it should be; the two share no id.
         MissingExtra: there is free text, and sacrebleu is not installed.
     """
-    references, found = read_gold(gold), read_result_file(predictions)
+    tasks = tasks_scored_by(scorer)
+    references, found = read_gold(gold, tasks), read_result_file(predictions)
     for name, prompt in (prompts or {}).items():
-        if name in references and references[name]["type"] == "choice":
+        if name in references and tasks[references[name]["type"]].needs_prompt:
             references[name].setdefault("prompt", prompt)
     samples = found.samples
     if not references.keys() & samples.keys():
@@ -113,15 +116,15 @@ def score_predictions(
     ]
     # Threads: what takes long are processes of their own, which are waited for.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        scores = list(pool.map(lambda job: _score(job[2], job[3]), jobs))
+        scores = list(pool.map(lambda job: _score(job[2], job[3], tasks), jobs))
     lines = [
         _line(name, index, sample, record, score)
         for (name, index, sample, record), score in zip(jobs, scores, strict=True)
     ]
     result = PredictionScores(
         {
-            kind: _summarise(kind, [line for line in lines if line["type"] == kind])
-            for kind in TASKS
+            kind: _summarise(task, [line for line in lines if line["type"] == kind])
+            for kind, task in tasks.items()
             if kind in {line["type"] for line in lines}
         },
         [name for name in references if name not in samples],
@@ -136,8 +139,8 @@ def score_predictions(
     return result
 
 
-def read_gold(file: Path) -> dict[str, dict[str, Any]]:
-    """Gold records by id (ids are compared as text), in the order of the file.
+def read_gold(file: Path, tasks: Mapping[str, Task] = TASKS) -> dict[str, dict[str, Any]]:
+    """Read gold records by id (ids are compared as text), in the order of the file.
 
     Raises:
         DataError: the file cannot be read or is empty; or, listing all faults, lines cannot be used.
@@ -152,7 +155,7 @@ def read_gold(file: Path) -> dict[str, dict[str, Any]]:
         except ValueError as error:
             problems.append(f"line {number}: {str(error).replace('JSON', 'a JSON object')}")
             continue
-        problem = _gold_problem(record, records)
+        problem = _gold_problem(record, records, tasks)
         if problem:
             problems.append(f"line {number}: {problem}")
         else:
@@ -164,7 +167,7 @@ def read_gold(file: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
-def _gold_problem(record: Any, records: Mapping[str, Any]) -> str | None:
+def _gold_problem(record: Any, records: Mapping[str, Any], tasks: Mapping[str, Task]) -> str | None:
     if not isinstance(record, dict):
         return "is not a JSON object"
     if "id" not in record:
@@ -174,15 +177,13 @@ def _gold_problem(record: Any, records: Mapping[str, Any]) -> str | None:
         return f"the id {record['id']!r} is neither a text nor a whole number"
     if name in records:
         return f"id {name!r} is there already"
-    if record.get("type") not in tuple(TASKS):  # which, unlike a dictionary, may be asked for a list
-        return f"type {record.get('type')!r} is not one of {', '.join(TASKS)}"
-    if record["type"] == "code-generate":
-        return code_scorer.gold_fault(record)
-    return choice_scorer.gold_fault(record) if record["type"] == "choice" else reference_fault(record)
+    if record.get("type") not in tuple(tasks):  # which, unlike a dictionary, may be asked for a list
+        return f"type {record.get('type')!r} is not one of {', '.join(tasks)}"
+    return tasks[record["type"]].gold_fault(record)
 
 
-def _score(sample: Prediction, record: Mapping[str, Any]) -> Score:
-    score = TASKS[record["type"]].score(sample.text, record, sample.finish_reason)
+def _score(sample: Prediction, record: Mapping[str, Any], tasks: Mapping[str, Task]) -> Score:
+    score = tasks[record["type"]].score(sample.text, record, sample.finish_reason)
     return replace(score, note=score.note or sample.error)
 
 
@@ -200,31 +201,33 @@ def _line(name: str, index: int, sample: Prediction, record: Mapping[str, Any], 
     }
 
 
-def _summarise(kind: str, lines: Sequence[Line]) -> TypeScores:
+def _summarise(task: Task, lines: Sequence[Line]) -> TypeScores:
     problems: dict[str, list[Line]] = {}
     for line in lines:
         problems.setdefault(line["id"], []).append(line)
     groups = list(problems.values())
     # Errors are wrong whatever they are errors of, and so do not tell whether there is a right.
     told = [line["correct"] is not None for line in lines if line["outcome"] != "error"]
-    decided = any(told) if told else kind != "generic-generate"
-    measures = _of_several(groups) if decided else _of_text(lines)
+    decided = any(told) if told else task.metrics is None
+    measures = _of_several(groups, task) if decided else {}
+    if task.metrics is not None and not decided:
+        measures = task.metrics(lines)
     return TypeScores(**vars(score_problems(groups, decided=decided)), measures=measures)
 
 
-def _of_several(groups: Sequence[Problem]) -> dict[str, float]:
+def _of_several(groups: Sequence[Problem], task: Task) -> dict[str, float]:
     """pass@k for every k that each problem has samples for, and what a vote of all samples would get."""
     least = min((len(group) for group in groups if any(line["error"] is None for line in group)), default=1)
     if least < 2:
         return {}
     right = [(max(len(group), least), sum(bool(line["correct"]) for line in group)) for group in groups]
     measures = {f"pass@{k}": fmean(pass_at_k(n, count, k) for n, count in right) for k in range(1, least + 1)}
-    if groups[0][0]["type"] in _EQUAL:  # programs are rarely the same twice
-        measures[f"maj@{least}"] = fmean(map(_vote, groups))
+    if task.vote_keys is not None:
+        measures[f"maj@{least}"] = fmean(_vote(group, task.vote_keys) for group in groups)
     return measures
 
 
-def _vote(group: Problem) -> float:
+def _vote(group: Problem, keys: Callable[[Sequence[str]], list[int]]) -> float:
     """1 if the answer that most samples gave is right, else 0.
 
     Answers are one where the comparison that scores go by has them equal: all that are right are one, since they are
@@ -235,37 +238,8 @@ def _vote(group: Problem) -> float:
     right = [bool(line["correct"]) for line in voters]
     if not any(right) or 2 * sum(right) > len(voters):
         return float(any(right))  # whatever the others agree in
-    classes = iter(_classes(group[0]["type"], [line["extracted"] for line in voters if not line["correct"]]))
-    return float(majority([-1 if each else next(classes) for each in right]) == -1)
-
-
-def _classes(kind: str, answers: Sequence[str]) -> list[int]:
-    """A number for each answer; those of equal answers are equal. The effort is bounded, see `_COMPARED`."""
-    first: list[str] = []
-    numbers: dict[str, int] = {}
-    left, unclear = _COMPARED, 0
-    for answer in answers:
-        if (text := " ".join(answer.split())) in numbers:
-            continue
-        for number, other in enumerate(first):
-            if left <= 0 or unclear >= _UNCLEAR:
-                break
-            verdict = _EQUAL[kind](other, answer)
-            left, unclear = left - 1, unclear + bool(verdict.note and kind == "math")
-            if verdict.equal:
-                numbers[text] = number
-                break
-        if text not in numbers:
-            numbers[text] = len(first)
-            first.append(answer)
-    return [numbers[" ".join(answer.split())] for answer in answers]
-
-
-def _of_text(lines: Sequence[Line]) -> dict[str, float]:
-    compared = [line for line in lines if line["reference"] is not None and line["type"] == "generic-generate"]
-    if not compared:
-        return {}
-    return similarity([line["extracted"] or "" for line in compared], [reference_of(line) for line in compared])
+    wrong = iter(keys([line["extracted"] for line in voters if not line["correct"]]))
+    return float(majority([-1 if each else next(wrong) for each in right]) == -1)
 
 
 def scores_table(scores: PredictionScores) -> Table:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from thinktune import tags
+from thinktune.scoring import ROW_TASK
 
 Problem = tuple[str, str, str]
 """What makes two problems one, wherever they stand: item type, question, reference. See `problem_of`."""
@@ -18,7 +19,7 @@ def problem_of(line: Mapping[str, Any]) -> Problem:
     format or not, in whatever row. Where a line has no question (as of a result file) its id stands for it."""
     question = line.get("prompt")
     asked = str(line.get("id")) if question is None else f"{question.strip().removesuffix(tags.INSTRUCTION).strip()}\n"
-    return str(line.get("type", "math")), asked, str(line.get("reference"))
+    return str(line.get("type", ROW_TASK.name)), asked, str(line.get("reference"))
 
 
 def place_of(line: Mapping[str, Any]) -> Place:

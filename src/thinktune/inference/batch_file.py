@@ -21,10 +21,10 @@ from thinktune.config import Infer, Sampling
 from thinktune.errors import BatchFileError, ConfigError, UsageError
 from thinktune.files import foreign_kind
 from thinktune.inference.profiles import samplings as samplings_of
-from thinktune.scoring import TASKS
+from thinktune.scoring import DEFAULT_TASK, TASKS
 
 BUILTIN = "builtin:questions"
-_OPENAI_TYPE = "generic-generate"  # OpenAI's shape says nothing of types; the body's settings are put over its profile
+_OPENAI_TYPE = DEFAULT_TASK.name  # OpenAI's shape says nothing of types; the body's settings are put over its profile
 _FIELDS = ("id", "type", "prompt", "messages", "system", "sampling", "n")
 _ROLES = ("system", "user", "assistant")
 Messages = tuple[Mapping[str, str], ...]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from thinktune.config import ITEM_TYPES, Infer, Profile, Sampling
+from thinktune.config import Infer, Profile, Sampling
 from thinktune.errors import ConfigError
 from thinktune.scoring import TASKS
 
 # repetition_penalty 1.5 damages numbers and code, which have to repeat themselves: it is here to be compared with.
-_ARTICLE = Sampling(temperature=0.3, top_p=0.9, repetition_penalty=1.5, max_tokens=1024)
+_ARTICLE = Sampling(temperature=0.3, top_p=0.9, repetition_penalty=1.5)
 
 PROFILES: dict[Profile, Mapping[str, Sampling]] = {
     "default": {name: task.sampling for name, task in TASKS.items()},
     "article": {
-        name: _ARTICLE.changed(max_tokens=2048, n=3) if name == "code-generate" else _ARTICLE for name in ITEM_TYPES
+        name: _ARTICLE.changed(max_tokens=task.sampling.max_tokens, n=task.sampling.n) for name, task in TASKS.items()
     },
 }
 

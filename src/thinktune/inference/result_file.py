@@ -16,6 +16,7 @@ from typing import Any, Literal, TextIO
 from thinktune.files import replacing_text
 from thinktune.inference.batch_file import Item
 from thinktune.inference.journal import Record
+from thinktune.scoring import TASKS
 
 ResultFormat = Literal["results", "lines", "openai"]
 
@@ -61,7 +62,7 @@ def _our_result(result: Result) -> dict[str, Any]:
     item = result.item
     if result.error is not None:
         return {"id": item.id, "error": result.error}
-    several = item.type == "code-generate" or len(result.records) > 1
+    several = TASKS[item.type].sampling.n > 1 or len(result.records) > 1
     texts = [record.text for record in result.records]
     return {"id": item.id, "content": texts if several else texts[0]}
 

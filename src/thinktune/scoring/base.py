@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
@@ -23,6 +23,8 @@ TAIL = 20_000
 
 FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 """East Asian full-width forms of ASCII and what they stand for, as `str.translate` takes it."""
+
+_COMPARED = 200  # comparisons that the vote on one problem may take; what is left then is compared as text
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,7 @@ class Verdict:
 
 
 Scorer = Callable[[str, Mapping[str, Any], str], Score]
-
-
-@dataclass(frozen=True)
-class Task:
-    """An item type. `score(completion, gold, finish_reason)` takes the whole gold record."""
-
-    name: str
-    sampling: Sampling
-    score: Scorer
+"""`score(completion, gold, finish_reason)`, with the whole gold record."""
 
 
 def reference_of(gold: Mapping[str, Any]) -> str:
@@ -96,6 +90,28 @@ def reference_fault(gold: Mapping[str, Any]) -> str | None:
         count = f"a list of {len(value)}" if value else "an empty list"
         return f'the reference is {count}: write one text, such as "2, 3" or "AC" where all are asked for'
     return "the reference is an object, not a text"
+
+
+@dataclass(frozen=True)
+class Task:
+    """An item type: all that the rest of thinktune knows of it.
+
+    Attributes:
+        sampling: the default. Above one completion, a result file has a list of them for each item.
+        metrics: measures of all samples (lines of samples.jsonl) together, where answers have degrees. None: answers
+            are right or wrong, which gives pass@k.
+        vote_keys: a key for each answer of a problem, the same for equal answers, which gives maj@n. None: no vote.
+        gold_fault: tells why a gold record cannot be used; None where it can.
+        needs_prompt: the score depends on the item's prompt, such as on the options in it.
+    """
+
+    name: str
+    sampling: Sampling
+    score: Scorer
+    metrics: Callable[[Sequence[Mapping[str, Any]]], dict[str, float]] | None = None
+    vote_keys: Callable[[Sequence[str]], list[int]] | None = None
+    gold_fault: Callable[[Mapping[str, Any]], str | None] = reference_fault
+    needs_prompt: bool = False
 
 
 def _reference(gold: Mapping[str, Any]) -> Any:
@@ -152,3 +168,31 @@ def score_by(
         answer, verdict = None, Verdict(False)
     forgiven = verdict.equal or any(compare(reference, each).equal for each in lenient(text) if each != answer)
     return Score(verdict.equal, float(verdict.equal), outcome, answer, forgiven, scorer, verdict.note)
+
+
+def keys_of_equal(
+    answers: Sequence[str], *, compare: Callable[[str, str], Verdict], most_unclear: int | None = None
+) -> list[int]:
+    """Return a number for each answer, the same for equal answers. The effort is bounded, see `_COMPARED`.
+
+    Args:
+        most_unclear: comparisons that may end with a note, where those take long. None: any number.
+    """
+    first: list[str] = []
+    numbers: dict[str, int] = {}
+    left, unclear = _COMPARED, 0
+    for answer in answers:
+        if (text := " ".join(answer.split())) in numbers:
+            continue
+        for number, other in enumerate(first):
+            if left <= 0 or (most_unclear is not None and unclear >= most_unclear):
+                break
+            verdict = compare(other, answer)
+            left, unclear = left - 1, unclear + bool(verdict.note)
+            if verdict.equal:
+                numbers[text] = number
+                break
+        if text not in numbers:
+            numbers[text] = len(first)
+            first.append(answer)
+    return [numbers[" ".join(answer.split())] for answer in answers]

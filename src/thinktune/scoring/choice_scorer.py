@@ -4,13 +4,13 @@ where the gold record has the options (see `options`)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from string import ascii_uppercase
 from typing import Any
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.scoring.base import TAIL, Score, Task, Verdict, reference_fault, reference_of, score_by
+from thinktune.scoring.base import TAIL, Score, Task, Verdict, keys_of_equal, reference_fault, reference_of, score_by
 from thinktune.scoring.choice_answers.letters import ALPHABET, Reading, read_letters, stated_last
 from thinktune.scoring.choice_answers.options import Options, as_text, labelled_text, letter_of_text, options_of
 
@@ -134,4 +134,11 @@ def _lenient_answers(text: str, options: Options, alphabet: str) -> list[str]:
     return []
 
 
-TASK = Task("choice", Sampling(max_tokens=1024), score)
+TASK = Task(
+    "choice",
+    Sampling(max_tokens=1024),
+    score,
+    vote_keys=partial(keys_of_equal, compare=compare),
+    gold_fault=gold_fault,
+    needs_prompt=True,
+)

@@ -137,4 +137,4 @@ def given_before(gold: Mapping[str, Any]) -> str:
 
 
 # Three programs are worth having only if they differ.
-TASK = Task("code-generate", Sampling(temperature=0.6, top_p=0.95, max_tokens=2048, n=3), score)
+TASK = Task("code-generate", Sampling(temperature=0.6, top_p=0.95, max_tokens=2048, n=3), score, gold_fault=gold_fault)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from typing import Any
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.scoring.base import TAIL, Score, Task, Verdict, score_by
+from thinktune.scoring.base import TAIL, Score, Task, Verdict, keys_of_equal, score_by
 from thinktune.scoring.math_answers.last_number import last_number
 from thinktune.scoring.math_answers.normalize import normalise
 from thinktune.scoring.math_answers.numerals import chinese_number, english_number
@@ -349,4 +349,9 @@ def lenient_answers(text: str) -> list[str]:
     return [candidate for candidate in candidates if candidate]
 
 
-TASK = Task("math", Sampling(max_tokens=1024), score)
+TASK = Task(
+    "math",
+    Sampling(max_tokens=1024),
+    score,
+    vote_keys=partial(keys_of_equal, compare=compare, most_unclear=3),  # what is not decided may have taken seconds
+)

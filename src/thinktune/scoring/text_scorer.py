@@ -65,4 +65,12 @@ def _sacrebleu() -> Any:
     return sacrebleu
 
 
-TASK = Task("generic-generate", Sampling(temperature=0.3, top_p=0.9, max_tokens=1024), score)
+def metrics(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Measure the samples that have a reference as one corpus."""
+    compared = [line for line in lines if line["reference"] is not None]
+    if not compared:
+        return {}
+    return similarity([line["extracted"] or "" for line in compared], [reference_of(line) for line in compared])
+
+
+TASK = Task("generic-generate", Sampling(temperature=0.3, top_p=0.9, max_tokens=1024), score, metrics)

@@ -20,7 +20,7 @@ from thinktune.data import Example, load_examples
 from thinktune.inference.batch_file import valid_text
 from thinktune.inference.engines.base import Completion, Request
 from thinktune.inference.engines.hf.engine import TransformersEngine
-from thinktune.scoring import TASKS
+from thinktune.scoring import ROW_TASK
 
 if TYPE_CHECKING:
     from thinktune.models import Loaded
@@ -129,7 +129,7 @@ class Checkup(TrainerCallback):
 
     def _score(self, completions: Sequence[Completion]) -> dict[str, float]:
         scores = [
-            TASKS["math"].score(each.text, {"reference": self._references[int(each.request_id)]}, each.finish_reason)
+            ROW_TASK.score(each.text, {"reference": self._references[int(each.request_id)]}, each.finish_reason)
             for each in completions
         ]
         count = len(scores)

@@ -1,0 +1,83 @@
+"""A user's own function scores what the built-in comparisons cannot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from thinktune.cli import app
+from thinktune.errors import ConfigError
+from thinktune.scoring import TASKS, tasks_scored_by
+
+FUNCTIONS = """
+def within_a_percent(answer, gold):
+    return abs(float(answer) - float(gold["reference"])) <= 0.01 * float(gold["reference"])
+
+def echoes_the_prompt(answer, gold):
+    return gold["prompt"] != "" and gold["reference"] != ""
+
+def by_degrees(answer, gold):
+    return 0.7
+
+def nothing(answer, gold):
+    pass
+"""
+GOLD = [{"id": name, "type": "math", "reference": "100"} for name in "abcde"]
+CONTENTS = {
+    "a": "<think>so</think> <answer>100.9</answer>",
+    "b": "<think>so</think> <answer>102</answer>",
+    "c": "<think>so</think> <answer>a hundred</answer>",
+    "d": "<think>so</think> 99.5",
+    "e": "",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "own_scorers.py").write_text(FUNCTIONS)
+    (tmp_path / "gold.jsonl").write_text("".join(json.dumps(record) + "\n" for record in GOLD))
+    (tmp_path / "res.json").write_text(json.dumps([{"id": name, "content": text} for name, text in CONTENTS.items()]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_a_result_file_is_scored_by_ones_own_function(folder: Path) -> None:
+    call = ["score", "res.json", "gold.jsonl", "-o", "out", "--json", "--scorer", "own_scorers:within_a_percent"]
+    result = CliRunner().invoke(app, call, catch_exceptions=False)
+    scores = json.loads(result.stdout)["types"]["math"]
+    assert scores["strict"]["value"] == 0.2
+    assert scores["lenient"]["value"] == 0.4
+    lines = [json.loads(line) for line in (folder / "out/samples.jsonl").read_text().splitlines()]
+    assert [line["outcome"] for line in lines] == ["right", "wrong", "error", "no answer", "no answer"]
+    assert lines[2]["note"] == "ValueError: could not convert string to float: 'a hundred'"
+    assert {line["scorer"] for line in lines} == {"own_scorers:within_a_percent"}
+
+
+def test_rows_are_scored_by_ones_own_function(folder: Path, tiny_model: Path) -> None:
+    call = ["eval", str(tiny_model), "builtin:arithmetic", "--sample", "2", "--max-tokens", "3", "-o", "out", "--json"]
+    result = CliRunner().invoke(app, [*call, "--scorer", "own_scorers:echoes_the_prompt"], catch_exceptions=False)
+    summary = json.loads(result.stdout)
+    assert (summary["accuracy"], summary["accuracy_lenient"]) == (0, 1)
+    assert summary["scorer"] == "own_scorers:echoes_the_prompt"
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("by_degrees", "returned 0.7"),
+        ("nothing", "returned None"),
+        ("missing", "cannot import 'own_scorers:missing'"),
+    ],
+)
+def test_a_function_that_is_no_scorer_is_refused(folder: Path, function: str, said: str) -> None:
+    call = ["score", "res.json", "gold.jsonl", "--scorer", f"own_scorers:{function}"]
+    with pytest.raises(ConfigError, match=said):
+        CliRunner().invoke(app, call, catch_exceptions=False)
+
+
+def test_without_a_scorer_of_ones_own_each_task_has_its_own() -> None:
+    assert tasks_scored_by(None) is TASKS
