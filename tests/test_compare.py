@@ -18,6 +18,7 @@ from thinktune.evaluation.significance import wilson
 from thinktune.files import write_json_lines
 from thinktune.records import read_records
 from thinktune.report.compare import Comparison, compare, sentences
+from thinktune.studio.study import study_of_scores
 from thinktune.tags import INSTRUCTION
 
 GOOD = "<think>so</think> <answer>{}</answer>"
@@ -163,6 +164,23 @@ def test_peoples_ratings_stand_beside_the_scores(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file of ratings"):
         compare([run], ratings=tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_studios_ratings_of_several_samples_count_problems_and_are_set_beside_the_scores(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", tuned="r" * 6, base="w" * 6)
+    samples = {"sample": lambda n: n % 2, "row": lambda n: (n + 1) // 2, "prompt": lambda n: f"What is {(n + 1) // 2}?"}
+    write_scores(run / "eval/tuned", "r" * 6, **samples)
+    write_scores(run / "eval/base", "w" * 6, **samples)
+    study = study_of_scores(tmp_path / "studio/studies/s", [run], seed=1)
+    for rater in ("ann", "bob"):
+        for question in study.questions:
+            study.ratings.add(Rating(rater, question.id, "a", "base of a", "first"))
+    for judged in (compare([run]).judged, compare([run], ratings=study.folder / "ratings.sqlite").judged):
+        assert judged is not None
+        assert (judged.ratings, judged.items) == (12, 6)
+        assert judged.win_rates == {("a", "base"): wilson(0, 3)}
+        assert judged.with_scores == wilson(3, 3)
+    assert study.results()["wins"] == [("a", "base of a", wilson(3, 3))]
 
 
 def test_the_verb_prints_a_table_or_json_and_writes_a_page_and_a_plot(tmp_path: Path) -> None:

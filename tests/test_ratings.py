@@ -130,6 +130,19 @@ def test_people_agree_with_the_score_where_they_prefer_what_it_has_ahead() -> No
     assert agreement_with_scores(RATED, {"base": {"1": 0}}) is None
 
 
+def test_raters_samples_and_pairs_of_one_problem_are_not_further_problems() -> None:
+    items = [f"q{n}:{sample}" for n in range(3) for sample in "01"]
+    ratings = [Rating(rater, item, "a", "b", "first") for rater in "xy" for item in items]
+    ratings += [Rating("x", "q0:0", "a", "c", "first"), Rating("x", "q0:0", "b", "c", "both bad")]
+    problems = {item: ("math", item.partition(":")[0], "") for item in items}
+    scores = {model: dict.fromkeys(problems, score) for model, score in (("a", 2), ("b", 1), ("c", 0))}
+    found = conclude(ratings, scores, problems)
+    assert found.win_rates["a", "b"] == wilson(0, 3)
+    # Of the first problem: sample 0 agrees in 3 of 4 ratings and is tied in one, sample 1 agrees.
+    assert found.with_scores == wilson((3.5 / 4 + 1) / 2 + 2, 3)
+    assert agreement_with_scores(ratings, scores) == wilson(3.5 / 4 + 5, 6)
+
+
 def test_conclusions_hold_every_measure_and_say_it_in_words() -> None:
     found = conclude(RATED, {"base": {"1": 0}, "tuned": {"1": 1}})
     assert (found.ratings, found.raters, found.items) == (6, 2, 5)

@@ -24,6 +24,7 @@ from test_engine_shared import make_adapter
 from thinktune.config import Sampling
 from thinktune.errors import BatchFileError, ConfigError, RunFolderError, UsageError
 from thinktune.evaluation.ratings import Rating
+from thinktune.evaluation.significance import wilson
 from thinktune.inference.batch import infer_file
 from thinktune.inference.engines.request_handle import Ticket
 from thinktune.report.compare import compare, sentences
@@ -271,7 +272,8 @@ def test_results_say_who_wins_and_whether_people_agree_with_scores(tmp_path: Pat
             study.rate(rater, pair, "first" if pair.left == "run" else "second", "")
     results = study.results()
     (_, _, win), scores = results["wins"][0], results["scores_agree"]
-    assert (win.value, scores.value, results["raters"], results["ratings"]) == (1.0, 1.0, 2, 10)
+    assert (win, scores) == (wilson(5, 5), wilson(5, 5))  # two raters of a problem say less than two problems do
+    assert (results["raters"], results["ratings"]) == (2, 10)
     assert results["raters_agree"] is None  # always the same verdict says nothing of agreement
     assert [json.loads(line)["rater"] for line in study.export().splitlines()].count("ann") == 5
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +18,9 @@ from statistics import fmean
 from typing import Any, Literal, get_args
 
 from thinktune.errors import DataError, UsageError
+from thinktune.evaluation.problems import Problem, problem_of
 from thinktune.evaluation.significance import Rate, wilson
+from thinktune.records import read_records
 
 Verdict = Literal["first", "second", "both good", "both bad"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -132,16 +134,32 @@ class Ratings:
             database.close()
 
 
-def win_rate(ratings: Iterable[Rating], model: str, other: str) -> Rate | None:
-    """How often a model is preferred to another, ties counting half, with a 95% Wilson interval. None: never rated.
+Problems = Mapping[str, Problem]
+"""The problem of each item; several items of one problem are several samples of it. An item without one is its own."""
 
-    Items are the unit: several raters of one item are averaged.
+
+def win_rate(ratings: Iterable[Rating], model: str, other: str, problems: Problems | None = None) -> Rate | None:
+    """Estimate how often a model is preferred to another, ties counting half, with a 95% Wilson interval.
+
+    Problems are the unit: several raters of one, and several samples of one, are averaged. None: never rated.
     """
-    points: dict[str, list[float]] = defaultdict(list)
-    for rating in ratings:
-        if {rating.first, rating.second} == {model, other}:
-            points[rating.item].append(_points(rating if rating.first == model else _flipped(rating)))
-    return wilson(sum(map(fmean, points.values())), len(points)) if points else None
+    points = (
+        (rating.item, _points(rating if rating.first == model else _flipped(rating)))
+        for rating in ratings
+        if {rating.first, rating.second} == {model, other}
+    )
+    return _rate(points, problems)
+
+
+def _rate(points: Iterable[tuple[str, float]], problems: Problems | None) -> Rate | None:
+    """Average points by problem, then over problems; of the raters of one item first."""
+    items: dict[str, list[float]] = defaultdict(list)
+    for item, value in points:
+        items[item].append(value)
+    units: dict[Hashable, list[float]] = defaultdict(list)
+    for item, values in items.items():
+        units[(problems or {}).get(item, item)].append(fmean(values))
+    return wilson(sum(map(fmean, units.values())), len(units)) if units else None
 
 
 def bradley_terry(ratings: Sequence[Rating], *, rounds: int = 10_000, tolerance: float = 1e-10) -> dict[str, float]:
@@ -191,35 +209,66 @@ def agreement(ratings: Iterable[Rating]) -> float | None:
     return 1 - observed / expected
 
 
-def agreement_with_scores(ratings: Iterable[Rating], scores: Mapping[str, Mapping[str, float]]) -> Rate | None:
-    """How often people prefer the model that an automatic score has ahead, a tie of theirs counting half, with a 95%
-    Wilson interval. None: no item was rated whose two scores differ.
+def agreement_with_scores(
+    ratings: Iterable[Rating], scores: Mapping[str, Mapping[str, float]], problems: Problems | None = None
+) -> Rate | None:
+    """Estimate how often people prefer the model that an automatic score has ahead, ties of theirs counting half, with
+    a 95% Wilson interval. None: no item was rated whose two scores differ.
 
-    Items are the unit: several raters of one item are averaged.
+    Problems are the unit, as in `win_rate`; so several pairs of models on one problem are averaged too.
 
     Args:
         scores: by model and item, the higher the better.
     """
-    points: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for rating in map(_ordered, ratings):
+    points = []
+    for rating in ratings:
         first, second = (scores.get(name, {}).get(rating.item) for name in (rating.first, rating.second))
         if first is not None and second is not None and first != second:
             share = _points(rating)
-            points[rating.item, rating.first, rating.second].append(share if first > second else 1 - share)
-    return wilson(sum(map(fmean, points.values())), len(points)) if points else None
+            points.append((rating.item, share if first > second else 1 - share))
+    return _rate(points, problems)
 
 
-def studio_ratings(runs: Iterable[Path]) -> list[Rating]:
-    """All ratings of the studies that the studio keeps beside these run folders, in studio/studies.
+@dataclass
+class Judgements:
+    """Ratings, and what a study knows of their items: `scores` by model and item, and the problems."""
+
+    ratings: list[Rating] = field(default_factory=list)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    problems: dict[str, Problem] = field(default_factory=dict)
+
+    def add_study(self, file: Path, prefix: str = "") -> None:
+        """Read a file of ratings, and the answers.jsonl beside it where it is a study's.
+
+        Args:
+            prefix: put before the name of each item.
+
+        Raises:
+            DataError: the file of ratings cannot be read.
+            RunFolderError: the answers cannot be read.
+        """
+        self.ratings += [replace(rating, item=prefix + rating.item) for rating in Ratings(file).all()]
+        if not file.with_name("study.json").is_file():
+            return
+        for line in read_records(file.with_name("answers.jsonl"), dict[str, Any]):
+            item = f"{prefix}{line['id']}"
+            self.problems[item] = problem_of({"prompt": line["prompt"]})
+            for model, correct in line["correct"].items():
+                if correct is not None:
+                    self.scores.setdefault(model, {})[item] = correct
+
+
+def studio_ratings(runs: Iterable[Path]) -> Judgements:
+    """Read all ratings of the studies that the studio keeps beside these run folders, in studio/studies.
 
     Raises:
-        DataError: a file of ratings cannot be read.
+        DataError, RunFolderError: see `Judgements.add_study`.
     """
     folders = {parent / "studio" / "studies" for run in runs for parent in run.resolve().parents[:2]}
-    files = sorted(file for folder in folders for file in folder.glob("*/ratings.sqlite"))
-    return [  # items of two studies are never the same item
-        replace(rating, item=f"{file.parent.name}: {rating.item}") for file in files for rating in Ratings(file).all()
-    ]
+    found = Judgements()
+    for file in sorted(file for folder in folders for file in folder.glob("*/ratings.sqlite")):
+        found.add_study(file, f"{file.parent.name}: ")  # items of two studies are never the same item
+    return found
 
 
 @dataclass(frozen=True)
@@ -270,11 +319,15 @@ class Conclusions:
             yield f"people prefer what the automatic score has ahead: {self.with_scores}"
 
 
-def conclude(ratings: Sequence[Rating], scores: Mapping[str, Mapping[str, float]] | None = None) -> Conclusions:
-    """All that may be concluded from ratings, where there are scores by model and item with them too."""
+def conclude(
+    ratings: Sequence[Rating],
+    scores: Mapping[str, Mapping[str, float]] | None = None,
+    problems: Problems | None = None,
+) -> Conclusions:
+    """Conclude all that may be concluded from ratings, where there are scores by model and item with them too."""
     ordered = [_ordered(rating) for rating in ratings]
     pairs = sorted({(rating.first, rating.second) for rating in ordered})
-    rates = {(first, second): win_rate(ordered, second, first) for first, second in pairs}
+    rates = {(first, second): win_rate(ordered, second, first, problems) for first, second in pairs}
     return Conclusions(
         ratings=len(ordered),
         raters=len({rating.rater for rating in ordered}),
@@ -282,7 +335,7 @@ def conclude(ratings: Sequence[Rating], scores: Mapping[str, Mapping[str, float]
         win_rates={pair: rate for pair, rate in rates.items() if rate is not None},
         strengths=bradley_terry(ordered),
         agreement=agreement(ordered),
-        with_scores=agreement_with_scores(ordered, scores or {}),
+        with_scores=agreement_with_scores(ordered, scores or {}, problems),
         old_display=sum(rating.display is None for rating in ordered),
     )
 

@@ -19,7 +19,7 @@ from thinktune.errors import ConfigError, DataError, RunFolderError
 from thinktune.evaluation import significance
 from thinktune.evaluation.lm_eval import Figure, read_figures
 from thinktune.evaluation.problems import Place, Problem, place_of, problem_of
-from thinktune.evaluation.ratings import Conclusions, Ratings, conclude, studio_ratings
+from thinktune.evaluation.ratings import Conclusions, Judgements, conclude, studio_ratings
 from thinktune.evaluation.result_reader import some
 from thinktune.evaluation.significance import Difference, holm, sentence
 from thinktune.records import EvalSummary, MetricsLine, RunRecord, SampleLine, read_record, read_records
@@ -302,7 +302,10 @@ def _judge(
     """What people's ratings say of the candidates; None where there is neither a file nor anything in the studio."""
     if file is not None and not file.is_file():
         raise DataError(f"there is no file of ratings {file}")
-    given = studio_ratings([folder.path for folder in folders]) if file is None else Ratings(file).all()
+    judged = Judgements() if file is not None else studio_ratings([folder.path for folder in folders])
+    if file is not None:
+        judged.add_study(file)
+    given = judged.ratings
     names = {called: each.name for each in candidates for called in (each.name, *each.also_called)}
     ours = [
         replace(each, first=names[each.first], second=names[each.second])
@@ -317,7 +320,10 @@ def _judge(
         each.name: {f"{source}:{row}": score for (source, row), score in each.scores_by_place().items()}
         for each in candidates
     }
-    return conclude(ours, scores)
+    for model, of_items in judged.scores.items():  # of the very answers that people were shown
+        if model in names:
+            scores[names[model]] |= of_items
+    return conclude(ours, scores, judged.problems)
 
 
 def _differing(runs: list[Candidate]) -> dict[str, list[Any]]:

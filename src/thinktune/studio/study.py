@@ -20,8 +20,16 @@ from rich.console import Console
 
 from thinktune.config import Infer, Sampling
 from thinktune.errors import RunFolderError, UsageError
-from thinktune.evaluation.ratings import Rating, Ratings, Verdict, agreement, bradley_terry, win_rate
-from thinktune.evaluation.significance import Rate, wilson
+from thinktune.evaluation.ratings import (
+    Judgements,
+    Rating,
+    Ratings,
+    Verdict,
+    agreement,
+    agreement_with_scores,
+    bradley_terry,
+    win_rate,
+)
 from thinktune.files import write_json, write_text
 from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import BUILTIN, Item, read_batch_file
@@ -102,30 +110,19 @@ class Study:
         """`first` is the left side. Raises as `Ratings.add` does."""
         self.ratings.add(Rating(rater, pair.question.id, pair.left, pair.right, verdict, comment))
 
-    def agreement_with_scores(self) -> Rate | None:
-        """How often people prefer the right one of two answers, where exactly one is right; ties count half."""
-        correct = {question.id: question.correct for question in self.questions}
-        points = []
-        for rating in self.ratings.all():
-            scores = correct.get(rating.item, {})
-            first, second = scores.get(rating.first), scores.get(rating.second)
-            if first is None or second is None or first == second:
-                continue
-            preferred = {"first": 1.0, "second": 0.0}.get(rating.verdict, 0.5)
-            points.append(preferred if first else 1 - preferred)
-        return wilson(sum(points), len(points)) if points else None
-
     def results(self) -> dict[str, Any]:
-        """Win rates of every two models, strengths, agreement; plain values are left to who shows them."""
-        ratings = self.ratings.all()
+        """Compute win rates of every two models, strengths, agreement; plain values are left to who shows them."""
+        judged = Judgements()
+        judged.add_study(self.folder / "ratings.sqlite")
+        ratings, problems = judged.ratings, judged.problems
         return {
             "ratings": len(ratings),
             "raters": len({rating.rater for rating in ratings}),
             "old_display": sum(rating.display is None for rating in ratings),
-            "wins": [(one, two, win_rate(ratings, one, two)) for one, two in combinations(self.models, 2)],
+            "wins": [(one, two, win_rate(ratings, one, two, problems)) for one, two in combinations(self.models, 2)],
             "strengths": bradley_terry(ratings) if len(self.models) > 2 else {},
             "raters_agree": agreement(ratings),
-            "scores_agree": self.agreement_with_scores(),
+            "scores_agree": agreement_with_scores(ratings, judged.scores, problems),
         }
 
     def export(self) -> str:
