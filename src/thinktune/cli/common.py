@@ -32,7 +32,9 @@ app = typer.Typer(
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="settings over the file's: lora.r=16", show_default=False),
+    typer.Argument(
+        metavar="KEY=VALUE", help="settings that override the config's, such as lora.r=16", show_default=False
+    ),
 ]
 ModelReference = Annotated[
     str,
@@ -40,16 +42,16 @@ ModelReference = Annotated[
         metavar="MODEL", help="a run, adapter or model folder, a GGUF file, a hub id, ms:ID, builtin:smollm2"
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what is there")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing results")]
 Quantization = Annotated[
-    Literal["none", "int8", "nf4", "fp8"], typer.Option("--quantize", help="hold the weights in fewer bits")
+    Literal["none", "int8", "nf4", "fp8"], typer.Option("--quantize", help="quantize the base weights")
 ]
 HowLoaded = Annotated[
     list[str] | None,
     typer.Option(
         "--load",
         metavar="KEY=VALUE",
-        help="a load.* setting: device=cpu, dtype=float32, trust_remote_code=true; repeat for more",
+        help="a load.* setting, such as device=cpu, dtype=float32 or trust_remote_code=true; can be repeated",
         show_default=False,
     ),
 ]
@@ -58,17 +60,17 @@ ThinkBudget = Annotated[
     typer.Option(
         "--think-budget",
         min=1,
-        help="so many tokens of thought at most, then the answer: every completion is well-formed",
+        help="max thinking tokens; every completion is then well-formed",
         show_default=False,
     ),
 ]
 Engine = Annotated[
     Literal["auto", "vllm", "transformers"],
-    typer.Option("--engine", help="auto: vLLM where it is installed and there is a GPU"),
+    typer.Option("--engine", help="auto: vLLM if it is installed and there is a GPU, else transformers"),
 ]
 SEED = 3407  # config.SEED, without the time that importing it takes
-Seed = Annotated[int, typer.Option("--seed", help="of all that is drawn")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
+Seed = Annotated[int, typer.Option("--seed", help="random seed")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def _show_help(context: typer.Context, wanted: bool) -> None:
@@ -79,7 +81,7 @@ def _show_help(context: typer.Context, wanted: bool) -> None:
 
 @app.callback(add_help_option=False)
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="show the trace of an error")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
     # Typer's own has no default, and to coerce that it imports pydantic before a verb's --help is printed.
     show_help: Annotated[
         bool,

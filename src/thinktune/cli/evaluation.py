@@ -33,14 +33,15 @@ if TYPE_CHECKING:
     from thinktune.evaluation.predictions import PredictionScores
 
 Rated = Annotated[
-    Path | None, typer.Option("--ratings", help="people's ratings of these models, from the demo", show_default=False)
+    Path | None,
+    typer.Option("--ratings", help="human ratings of these models; default: the studio's", show_default=False),
 ]
 OwnScorer = Annotated[
     str | None,
     typer.Option(
         "--scorer",
         metavar="MODULE:FUNCTION",
-        help="your own function(answer, gold) -> True or False instead of the built-in scorers",
+        help="score with a function of your own: (answer, gold) -> True or False",
         show_default=False,
     ),
 ]
@@ -48,18 +49,20 @@ OwnScorer = Annotated[
 
 @app.command()
 def eval(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="as for ask", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="a model, named as for ask", show_default=False)
+    ] = None,
     data: Annotated[
         str | None,
         typer.Argument(
             metavar="DATA",
-            help="rows with answers: a file, hub id or builtin:arithmetic; with --gold, a batch file as for infer",
+            help="rows with answers: a file, a hub id or builtin:arithmetic; with --gold, a batch file as for infer",
             show_default=False,
         ),
     ] = None,
     gold: Annotated[
         Path | None,
-        typer.Option(help="references of a batch file by id: JSON lines {id, type, reference}", show_default=False),
+        typer.Option(help="references of the batch file: JSON lines {id, type, reference}", show_default=False),
     ] = None,
     scorer: OwnScorer = None,
     out: Annotated[
@@ -70,10 +73,10 @@ def eval(
         int | None, typer.Option(min=1, help="number of problems, drawn by seed; default: all", show_default=False)
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="max tokens of a completion", show_default="1024, or the item type's")
+        int | None, typer.Option(min=1, help="max new tokens", show_default="1024, or the item type's")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, help="0 is greedy", show_default="0, or the item type's")
+        float | None, typer.Option(min=0.0, help="0: greedy", show_default="0, or the item type's")
     ] = None,
     n: Annotated[
         int | None, typer.Option(min=1, help="completions per problem", show_default="1, or the item type's")
@@ -98,7 +101,10 @@ def eval(
     harness_path: Annotated[Path | None, typer.Option(hidden=True)] = None,
     shots: Annotated[int | None, typer.Option(min=0, hidden=True)] = None,
 ) -> None:
-    """Ask a model problems and score its answers: format rate and accuracy, strict and lenient, with 95% intervals."""
+    """Ask a model problems and score its answers.
+
+    Prints format rate and accuracy, strict and lenient, with 95% intervals.
+    """
     given = {"max_tokens": max_tokens, "temperature": temperature, "n": n, "think_budget": think_budget}
     sampling = {name: value for name, value in given.items() if value is not None}
     if predictions is not None:
@@ -152,9 +158,9 @@ def _eval_rows(model: str, data: str, out: Path, *, changes: dict[str, Any], jso
 
 @app.command()
 def score(
-    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="a result file, of infer or another tool")],
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="result file, of infer or any other tool")],
     gold: Annotated[
-        Path, typer.Argument(metavar="GOLD", help="references by id: JSON lines {id, type, reference}, or with tests")
+        Path, typer.Argument(metavar="GOLD", help="references: JSON lines {id, type, reference}; code has tests")
     ],
     scorer: OwnScorer = None,
     out: Annotated[
@@ -163,7 +169,10 @@ def score(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Score a result file made anywhere, by item type: math, multiple choice, code, free text."""
+    """Score a result file of this or any other tool.
+
+    By item type: math, multiple choice, code, free text.
+    """
     prepare_libraries()
     from thinktune.evaluation.predictions import score_predictions
 
@@ -183,7 +192,9 @@ def _show_predictions(scores: PredictionScores, out: Path, *, json: bool) -> Non
 @app.command()
 def harness(
     model: ModelReference,
-    tasks: Annotated[str, typer.Argument(metavar="TASKS", help="names, groups, tags or patterns: gsm8k,arc_easy")],
+    tasks: Annotated[
+        str, typer.Argument(metavar="TASKS", help="names, groups, tags or patterns of tasks, such as gsm8k,arc_easy")
+    ],
     include_path: Annotated[
         Path | None, typer.Option(help="a folder with tasks of your own", show_default=False)
     ] = None,
@@ -193,7 +204,7 @@ def harness(
     limit: Annotated[
         int | None, typer.Option(min=1, help="only the first problems of each task", show_default=False)
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="max tokens of a completion where a task sets none")] = 1024,
+    max_tokens: Annotated[int, typer.Option(min=1, help="max new tokens where a task sets none")] = 1024,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -206,7 +217,10 @@ def harness(
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
-    """Run tasks of lm-evaluation-harness on our engines; their metrics go into report and compare."""
+    """Run tasks of lm-evaluation-harness on a model.
+
+    Generation is by thinktune's engines; report and compare show the metrics.
+    """
     prepare_libraries()
     from dataclasses import asdict
 
@@ -231,11 +245,14 @@ def sweep(
     config: ConfigFile,
     overrides: Annotated[
         list[str],
-        typer.Argument(metavar="KEY=VALUE,VALUE...", help="settings to try, all combinations: lora.r=4,8,16"),
+        typer.Argument(metavar="KEY=VALUE,VALUE", help="settings to try in all combinations, such as lora.r=4,8,16"),
     ],
     overwrite: Overwrite = False,
 ) -> None:
-    """Train and score a grid of settings, with the base model loaded once; what is done already is skipped."""
+    """Train and score a grid of settings.
+
+    The base model is loaded once, and runs that are done are skipped.
+    """
     prepare_libraries()
     from thinktune.workflows.sweep import sweep
 
@@ -247,22 +264,28 @@ def sweep(
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run folders")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="run folders")],
     ratings: Rated = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder for report.html, comparison.json and .png")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder of report.html, comparison.json and .png")] = Path(
         "comparison"
     ),
     json: AsJson = False,
 ) -> None:
-    """Set runs side by side: cost, loss, scores with intervals, and which differences are real."""
+    """Compare runs side by side.
+
+    Cost, loss, scores with intervals, and which differences are significant.
+    """
     _print_comparison(runs, out, ratings=ratings, json=json)
 
 
 @app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run folders")], ratings: Rated = None
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="run folders")], ratings: Rated = None
 ) -> None:
-    """Write RUN/report.html: curves, data, config, scores and samples on one page that loads nothing."""
+    """Write an HTML report of a run.
+
+    RUN/report.html has curves, data, config, scores and samples, and needs no network.
+    """
     from thinktune.report.html import write_report
 
     for run in runs:

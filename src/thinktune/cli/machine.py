@@ -15,29 +15,40 @@ from thinktune.cli.common import AsJson, HowLoaded, Quantization, app, notify, p
 def demo(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="as for ask; runs with an adapter are offered besides"),
+        typer.Argument(metavar="MODEL", help="models to offer, named as for ask; trained runs are offered anyway"),
     ] = None,
-    runs: Annotated[Path, typer.Option("--runs", help="the folder of your run folders")] = Path("runs"),
+    runs: Annotated[Path, typer.Option("--runs", help="folder with the run folders")] = Path("runs"),
     host: Annotated[
-        str, typer.Option("--host", help="another than this machine's own asks for a password")
+        str, typer.Option("--host", help="address to listen on; any but this machine's own asks for a password")
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option("--port", min=1, max=65535, help="default: the first free one from 7860 on", show_default=False),
+        typer.Option(
+            "--port",
+            min=1,
+            max=65535,
+            help="port to listen on; default: the first free one from 7860",
+            show_default=False,
+        ),
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="publish through Gradio's relay, behind the password")] = False,
     password: Annotated[
         str | None,
-        typer.Option("--password", envvar="THINKTUNE_PASSWORD", help="to sign in with, as studio", show_default=False),
+        typer.Option("--password", envvar="THINKTUNE_PASSWORD", help="password of the user studio", show_default=False),
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", help="data that trainings of the page may use; repeat for more", show_default=False),
+        typer.Option(
+            "--data", help="data that trainings started on the page may use; can be repeated", show_default=False
+        ),
     ] = None,
     quantize: Quantization = "none",
     how: HowLoaded = None,
 ) -> None:
-    """Open the studio, a web page: chat, compare, rate blind, answer files, watch and start trainings."""
+    """Open the studio, a web page.
+
+    Chat with models side by side, rate them blind, answer batch files, watch and start trainings.
+    """
     prepare_libraries()
     from thinktune.config import parse_load
     from thinktune.studio.app import USER, serve
@@ -62,15 +73,18 @@ def demo(
 
 @app.command()
 def clean(
-    runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="the folder of your run folders")] = Path("runs"),
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="folder with the run folders")] = Path("runs"),
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="left-over, merged or cache; can be given several times", show_default=False),
+        typer.Option("--only", help="left-over, merged or cache; can be repeated", show_default=False),
     ] = None,
-    delete: Annotated[bool, typer.Option("--delete", help="remove it; else it is listed only")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="delete the files instead of listing them")] = False,
     json: AsJson = False,
 ) -> None:
-    """List what can be made again (merged models, converted models) and what crashes left over; --delete removes it."""
+    """List, or delete, files that are not needed.
+
+    Merged and converted models, which can be made again, and leftovers of crashes.
+    """
     prepare_libraries()
     from thinktune.workflows.clean import KINDS, clean
 
@@ -87,7 +101,10 @@ def clean(
 
 @app.command()
 def doctor(json: AsJson = False) -> None:
-    """Tell what this machine and installation can do, what will be slow or impossible, and what to do about it."""
+    """Check this machine and this installation.
+
+    Says what works, what will be slow or impossible, and what to do about it.
+    """
     prepare_libraries()
     from thinktune.workflows.doctor import show
 

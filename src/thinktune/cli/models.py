@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 @app.command()
 def ask(
     model: ModelReference,
-    question: Annotated[str | None, typer.Argument(help="leave out for a conversation")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="print exactly what the model writes")] = False,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 0.1,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 2048,
+    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="leave out to chat")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="print the completion as generated, with its tags")] = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: greedy")] = 0.1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="max new tokens")] = 2048,
     think_budget: ThinkBudget = None,
     seed: Seed = SEED,
     engine: Annotated[
@@ -47,7 +47,10 @@ def ask(
     quantize: Quantization = "none",
     how: HowLoaded = None,
 ) -> None:
-    """Stream an answer, thinking dimmed; without a question, hold a conversation."""
+    """Ask a model a question, or chat with it.
+
+    Answers are streamed, with the thinking dimmed.
+    """
     prepare_libraries()
     from thinktune.config import Sampling, parse_load
     from thinktune.inference.chat_cli import ask
@@ -59,15 +62,20 @@ def ask(
 @app.command()
 def merge(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a run or adapter folder")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="default: RUN/merged", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="output folder; default: RUN/merged", show_default=False)
+    ] = None,
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"] | None,
-        typer.Option("--dtype", help="of the merged weights; default: the base's own", show_default=False),
+        typer.Option("--dtype", help="dtype of the merged weights; default: the base model's", show_default=False),
     ] = None,
     how: HowLoaded = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Merge the adapter into the original, unquantised weights, and compare the two."""
+    """Merge an adapter into its base model.
+
+    The base weights are the original, unquantized ones; merged model and adapter are compared.
+    """
     prepare_libraries()
     from thinktune.config import parse_load
     from thinktune.export.merge import merge
@@ -78,15 +86,19 @@ def merge(
 @app.command()
 def verify(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder with a merged model")],
-    prompts: Annotated[int, typer.Option(min=1, help="held-out prompts to compare on")] = 8,
+    prompts: Annotated[int, typer.Option(min=1, help="number of held-out prompts to compare on")] = 8,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="default: 256 on a GPU, 48 on a CPU", show_default=False)
+        int | None,
+        typer.Option(min=1, help="max new tokens per prompt; default: 256 on a GPU, 48 on a CPU", show_default=False),
     ] = None,
     engine: Engine = "auto",
     how: HowLoaded = None,
     json: AsJson = False,
 ) -> None:
-    """Prove that adapter, merged model and engine are the same model, and that it ends its turns; else exit with 1."""
+    """Check that adapter, merged model and engine agree.
+
+    Also checks that the model ends its turns. Exits with 1 if a check fails.
+    """
     prepare_libraries()
     from rich.console import Console
 
@@ -106,44 +118,49 @@ def verify(
 def infer(
     model: ModelReference,
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="JSON lines {id, type, prompt}, or builtin:questions")
+        list[str], typer.Argument(metavar="FILE", help="JSON lines {id, type, prompt}, or builtin:questions")
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="the result file; of several, their folder (default: results)", show_default=False
+            "--out", "-o", help="result file, or their folder; default: results.json, or results", show_default=False
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="take infer.* and load.* settings from it")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="config file to take infer.* and load.* from")] = None,
     profile: Annotated[
         Literal["default", "article"] | None,
-        typer.Option("--profile", help="sampling: default, or article (the guide's)", show_default=False),
+        typer.Option("--profile", help="sampling settings: default, or article (the guide's)", show_default=False),
     ] = None,
     think_budget: ThinkBudget = None,
     form: Annotated[
         Literal["results", "lines", "openai"],
-        typer.Option("--format", help="of the result: results, lines (JSON lines), or openai (its batch API's)"),
+        typer.Option("--format", help="result format: results, lines (JSON lines) or openai (its batch API)"),
     ] = "results",
     engine: Annotated[
         Literal["auto", "vllm", "transformers"] | None,
-        typer.Option("--engine", help="auto: vLLM where it is installed and there is a GPU", show_default=False),
+        typer.Option("--engine", help="auto: vLLM if it is installed and there is a GPU", show_default=False),
     ] = None,
     unmerged: Annotated[
-        bool, typer.Option("--unmerged", help="run an adapter beside its base, not the merged model")
+        bool, typer.Option("--unmerged", help="run the adapter beside its base instead of a merged model")
     ] = False,
     quantize: Quantization = "none",
     how: HowLoaded = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="of all that is drawn; default: the config's, else 3407", show_default=False),
+        typer.Option("--seed", help="random seed; default: the config's, else 3407", show_default=False),
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="faulty lines become error items")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="turn invalid lines into error items instead of stopping")
+    ] = False,
     overwrite: Overwrite = False,
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="generate only for items that failed before")
+        bool, typer.Option("--retry-errors", help="only generate items that failed before")
     ] = False,
 ) -> None:
-    """Answer batch files, with the model loaded once; a stopped call goes on where it was."""
+    """Answer batch files.
+
+    The model is loaded once for all files, and a stopped call resumes where it was.
+    """
     prepare_libraries()
     from thinktune.config import parse_load
     from thinktune.inference.batch import infer_files
@@ -200,17 +217,25 @@ def serve(
     model: ModelReference,
     adapter: Annotated[
         list[str] | None,
-        typer.Option("--adapter", metavar="NAME=RUN", help="a further adapter of the same base; repeat for more"),
+        typer.Option("--adapter", metavar="NAME=RUN", help="another adapter of the same base; can be repeated"),
     ] = None,
     engine: Annotated[
-        Literal["auto", "vllm", "transformers"], typer.Option("--engine", help="auto: vLLM where it is installed")
+        Literal["auto", "vllm", "transformers"],
+        typer.Option("--engine", help="auto: vLLM if it is installed, else transformers"),
     ] = "auto",
-    host: Annotated[str, typer.Option(help="0.0.0.0 lets everybody in, unasked")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    config: Annotated[Path | None, typer.Option("--config", help="take infer.vllm and load.* settings from it")] = None,
+    host: Annotated[
+        str, typer.Option(help="address to listen on; 0.0.0.0 lets everybody in, without a password")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 8000,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="config file to take infer.vllm and load.* from")
+    ] = None,
     how: HowLoaded = None,
 ) -> None:
-    """Start an OpenAI-compatible server with the model, and its adapters under names of their own."""
+    """Serve a model through an OpenAI-compatible API.
+
+    Adapters are served as models of their own names.
+    """
     prepare_libraries()
     from thinktune.config import parse_load
     from thinktune.inference.serve import serve
@@ -241,14 +266,17 @@ def _settings(file: Path | None, given: dict[str, Any]) -> Config:
 @app.command()
 def export(
     model: ModelReference,
-    gguf: Annotated[Literal["f16", "q8_0"], typer.Option("--gguf", help="the numbers in the file")] = "q8_0",
+    gguf: Annotated[Literal["f16", "q8_0"], typer.Option("--gguf", help="precision of the weights")] = "q8_0",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="default: MODEL-PRECISION.gguf", show_default=False)
+        Path | None, typer.Option("--out", "-o", help="output file; default: MODEL-PRECISION.gguf", show_default=False)
     ] = None,
     how: HowLoaded = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a GGUF file for llama.cpp, and a Modelfile for Ollama; the file is read back and compared."""
+    """Export a model as a GGUF file, for llama.cpp and Ollama.
+
+    The file is read back and compared, and a Modelfile for Ollama is written beside it.
+    """
     prepare_libraries()
     from thinktune.config import parse_load
     from thinktune.export.gguf import export

@@ -16,7 +16,10 @@ def quickstart(
     overrides: Overrides = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train, merge, try and score the built-in model on built-in data: everything, in minutes, on a CPU."""
+    """Train, merge, ask and score a small model within minutes.
+
+    Model and data come with the package, and a CPU is enough.
+    """
     prepare_libraries()
     from thinktune.workflows.run import quickstart
 
@@ -25,7 +28,10 @@ def quickstart(
 
 @app.command()
 def run(config: ConfigFile, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
-    """Data, training, merge, inference and evaluation in one; what is done already and unchanged is skipped."""
+    """Run the whole pipeline of a config.
+
+    Data, training, merge, verification, inference and evaluation; steps that are done and unchanged are skipped.
+    """
     loaded = load(config, overrides)
     prepare_libraries(loaded)
     from thinktune.workflows.run import run
@@ -39,7 +45,10 @@ def config(
     overrides: Overrides = None,
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of config files")] = False,
 ) -> None:
-    """Print what a config resolves to, or the schema that editors complete and check with."""
+    """Print a config with all its defaults.
+
+    --schema prints the JSON schema, with which editors complete and check config files.
+    """
     from thinktune.config import config_schema, dump_config
 
     if schema:
@@ -52,7 +61,10 @@ def config(
 
 @app.command()
 def data(config: ConfigFile, overrides: Overrides = None, json: AsJson = False) -> None:
-    """Show what training would see: rows kept and dropped, lengths, examples, and one packed batch token by token."""
+    """Show the training data as the model will see it.
+
+    Rows kept and dropped, lengths, examples, and one packed batch token by token.
+    """
     prepare_libraries()
     from thinktune.report.data_preview import show
 
@@ -65,12 +77,19 @@ def plan(
     overrides: Overrides = None,
     gpu: Annotated[
         str | None,
-        typer.Option("--gpu", help="plan for h100, rtx4090, 16GiB, …; default: what is here", show_default=False),
+        typer.Option(
+            "--gpu", help="GPU to plan for: h100, rtx4090, 16GiB, …; default: this machine's", show_default=False
+        ),
     ] = None,
-    fit: Annotated[bool, typer.Option("--fit", help="find the fastest settings that fit, for the same steps")] = False,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="find the fastest settings that fit, with the same optimizer steps")
+    ] = False,
     json: AsJson = False,
 ) -> None:
-    """Predict memory by part, speed and hours of a training, without loading the model."""
+    """Predict a training's memory, speed and duration.
+
+    The model is not loaded.
+    """
     prepare_libraries()
     from thinktune.planner.table import show
 
@@ -81,10 +100,13 @@ def plan(
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest whole checkpoint")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="resume from the newest complete checkpoint")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fine-tune: a config becomes a run folder with an adapter in it."""
+    """Fine-tune a LoRA adapter.
+
+    The result is a run folder with the adapter, checkpoints and metrics.
+    """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
     loaded = load(config, overrides)

@@ -60,12 +60,12 @@ class _Section(BaseModel):
 class Load(_Section):
     """How a model gets into memory."""
 
-    attempts: int = Field(3, ge=1, description="tries for a download that may succeed later")
-    wait: float = Field(5.0, ge=0, description="seconds before the second try; doubles after each")
-    max_memory: float = Field(0.7, gt=0, le=1, description="share of each GPU's memory for quantised weights")
+    attempts: int = Field(3, ge=1, description="download attempts")
+    wait: float = Field(5.0, ge=0, description="seconds before the second attempt; doubles after each")
+    max_memory: float = Field(0.7, gt=0, le=1, description="fraction of each GPU's memory for quantized weights")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="auto: bfloat16 where the hardware multiplies it fast, else float32"
+        "auto", description="auto: bfloat16 if the hardware is fast with it, else float32"
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
@@ -91,14 +91,18 @@ class Data(_Section):
         Discriminator(lambda value: NAME if isinstance(value, str) else LIST),
     ] = Field("builtin:arithmetic", description="file, folder, hub id, ms: id or builtin:")
     split: str = "train"
-    sample: int | None = Field(None, ge=1, description="usable examples to keep, drawn by seed; null: all")
+    sample: int | None = Field(None, ge=1, description="number of usable examples, drawn by seed; null: all")
     seed: int | None = Field(None, description="null: the top-level seed")
-    max_length: int = Field(2048, ge=16, description="tokens of one example, prompt and end-of-turn included")
-    overlong: Literal["drop", "error", "cut"] = "drop"
+    max_length: int = Field(2048, ge=16, description="max tokens of an example, prompt and end-of-turn token included")
+    overlong: Literal["drop", "error", "cut"] = Field(
+        "drop", description="examples above max_length: drop them, stop with an error, or truncate them"
+    )
     system: str = Field("drop", description="drop or keep the row's own system text, or a text to use instead")
     shape: str | None = Field(None, description="'module:function' that turns a row into an example")
-    eval_fraction: float = Field(0.0, ge=0, lt=1, description="share of the examples held out for evaluation loss")
-    cache: Path = Field(Path("data/reasoning"), description="where hub data sets are kept")
+    eval_fraction: float = Field(
+        0.0, ge=0, lt=1, description="fraction of the examples held out for the evaluation loss"
+    )
+    cache: Path = Field(Path("data/reasoning"), description="folder of downloaded hub data sets")
 
     @property
     def sources(self) -> list[Source]:
@@ -118,8 +122,10 @@ class Data(_Section):
 class Format(_Section):
     """How an example becomes the assistant's text."""
 
-    template: str = tags.TEMPLATE
-    answer: Literal["boxed", "solution"] = Field("boxed", description="last balanced box of the solution, or all of it")
+    template: str = Field(tags.TEMPLATE, description="completion text, with {think} and {answer} once each")
+    answer: Literal["boxed", "solution"] = Field(
+        "boxed", description="boxed: the last box of the solution; solution: all of it"
+    )
     clean_prompt: bool = Field(True, description=r"remove 'Return your final response within \boxed{}.' from prompts")
 
     @field_validator("template")
@@ -135,14 +141,16 @@ class Format(_Section):
 class Lora(_Section):
     """The adapter."""
 
-    r: int = Field(16, ge=1, le=2**16)
-    alpha: float = Field(32, gt=0)
+    r: int = Field(16, ge=1, le=2**16, description="rank")
+    alpha: float = Field(32, gt=0, description="the adapter is scaled by alpha / r")
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] = Field(
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], min_length=1
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="names of the linear layers that get an adapter",
     )
     init: str | None = Field(
-        None, description="a run or adapter folder to continue from; its own rank, scale, dropout and targets hold"
+        None, description="run or adapter folder to continue from, with its rank, scale, dropout and targets"
     )
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead of alpha / r")
 
@@ -151,15 +159,17 @@ class Train(_Section):
     """The optimisation."""
 
     epochs: float = Field(1.0, gt=0)
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps; null: as many as the epochs hold")
-    batch_size: int = Field(1, ge=1, description="rows a device takes at once; with packing, packs of pack_length")
-    accumulation: int = Field(1, ge=1, description="batches an optimizer step adds up")
-    fused: bool = Field(True, description="on GPUs, each decoder layer as one node; false: transformers' own layers")
-    packing: bool = Field(True, description="fill each row with whole examples that cannot see each other")
-    pack_length: int | None = Field(None, ge=16, description="tokens of a pack; null: data.max_length")
-    learning_rate: float = Field(2e-4, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps; null: as many as the epochs have")
+    batch_size: int = Field(1, ge=1, description="rows per device and forward pass; with packing, packs of pack_length")
+    accumulation: int = Field(1, ge=1, description="gradient accumulation: batches per optimizer step")
+    fused: bool = Field(
+        True, description="on GPUs, run each decoder layer as one fused operation; false: transformers' layers"
+    )
+    packing: bool = Field(True, description="fill each row with whole examples that cannot attend to each other")
+    pack_length: int | None = Field(None, ge=16, description="max tokens of a pack; null: data.max_length")
+    learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "cosine"
-    warmup_steps: float = Field(0.03, ge=0, description="optimizer steps, or below 1 a share of all of them")
+    warmup_steps: float = Field(0.03, ge=0, description="optimizer steps, or below 1 a fraction of all steps")
     weight_decay: float = Field(0.0, ge=0)
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     max_grad_norm: float = Field(1.0, gt=0)
@@ -167,21 +177,23 @@ class Train(_Section):
         True, description="run the batches of an accumulation as one where that fits: same steps, same gradients"
     )
     gradient_checkpointing: bool | Literal["auto"] = Field(
-        "auto", description="recompute activations: auto, what the memory demands; true, all of them; false, none"
+        "auto", description="recompute activations; auto: as many as the memory demands; true: all; false: none"
     )
     offload_checkpoints: bool | Literal["auto"] = Field(
-        "auto", description="keep what layers are recomputed from in main memory; auto: where nothing else makes it fit"
+        "auto", description="keep checkpointed activations in main memory; auto: only if nothing else fits"
     )
-    memory: float | None = Field(None, gt=0, description="GiB of GPU memory to use at most; null: what is free")
+    memory: float | None = Field(None, gt=0, description="max GiB of GPU memory to use; null: all that is free")
     on_oom: Literal["error", "retry"] = Field(
-        "error", description="retry: go on from the last checkpoint with less memory and the same optimizer steps"
+        "error", description="retry: resume from the last checkpoint with less memory and the same optimizer steps"
     )
     seed: int | None = Field(None, ge=0, lt=2**32, description="null: the top-level seed")
-    log_every: int = Field(1, ge=1, description="optimizer steps between two lines of metrics.jsonl")
-    save_every: int = Field(100, ge=1, description="optimizer steps between two checkpoints")
-    keep_checkpoints: int = Field(2, ge=1)
-    eval_every: int | None = Field(None, ge=1, description="steps between evaluation losses; null: at the end")
-    report_to: list[Logger] = Field([], description="where to log as well, through the trainer's own integrations")
+    log_every: int = Field(1, ge=1, description="optimizer steps between lines of metrics.jsonl")
+    save_every: int = Field(100, ge=1, description="optimizer steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="number of checkpoints to keep")
+    eval_every: int | None = Field(
+        None, ge=1, description="optimizer steps between evaluation losses; null: only at the end"
+    )
+    report_to: list[Logger] = Field([], description="further loggers, through the trainer's own integrations")
     trainer: dict[str, Any] = Field({}, description="any further field of TRL's SFTConfig, checked by it")
 
     @field_validator("trainer")
@@ -206,21 +218,23 @@ class Train(_Section):
 class Sampling(_Section):
     """How tokens are drawn. Temperature 0 is greedy."""
 
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(0.0, ge=0, description="0: greedy")
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, description="0: all")
+    top_k: int = Field(0, ge=0, description="0: all tokens")
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0)
-    presence_penalty: float = Field(0.0, ge=-2, le=2, description="off the score of each token written already")
-    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="the same, once for each time it was written")
-    no_repeat_ngram_size: int = Field(0, ge=0)
-    max_tokens: int = Field(1024, ge=1)
-    think_budget: int | None = Field(
-        None, ge=1, description="of max_tokens, so many for the thought, the rest for the answer; null: as it comes"
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="subtracted from the logit of each token that the completion already has"
     )
-    stop: tuple[str, ...] = Field((tags.STOP,), description="generation ends after any of these; it is kept")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="the same, once per occurrence")
+    no_repeat_ngram_size: int = Field(0, ge=0)
+    max_tokens: int = Field(1024, ge=1, description="max new tokens")
+    think_budget: int | None = Field(
+        None, ge=1, description="max thinking tokens, the rest of max_tokens is for the answer; null: no limit"
+    )
+    stop: tuple[str, ...] = Field((tags.STOP,), description="stop strings; kept in the completion")
     seed: int | None = Field(None, description="null: the top-level seed")
-    n: int = Field(1, ge=1, le=10_000, description="completions a prompt")
+    n: int = Field(1, ge=1, le=10_000, description="completions per prompt")
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -266,15 +280,17 @@ class Vllm(_Section):
     """vLLM's own settings."""
 
     gpu_memory_utilization: float = Field(
-        0.9, gt=0, le=1, description="share of the GPU's memory for weights, cache and graphs together"
+        0.9, gt=0, le=1, description="fraction of GPU memory for weights, KV cache and CUDA graphs"
     )
     max_model_len: int | None = Field(
-        None, ge=16, description="tokens of prompt and answer; null: the model's, or what the memory has room for"
+        None,
+        ge=16,
+        description="max tokens of prompt and completion; null: the model's context, or what fits in memory",
     )
-    max_num_seqs: int = Field(512, ge=1, description="completions that are written at the same time")
-    max_num_batched_tokens: int | None = Field(None, ge=16, description="tokens of one step; null: vLLM's choice")
+    max_num_seqs: int = Field(512, ge=1, description="max concurrent sequences")
+    max_num_batched_tokens: int | None = Field(None, ge=16, description="max tokens per step; null: vLLM's choice")
     enforce_eager: bool | None = Field(
-        None, description="no compilation, no CUDA graphs: starts sooner, runs slower; null: on a CPU only"
+        None, description="no compilation or CUDA graphs: faster start, slower generation; null: on a CPU only"
     )
     item_noise: bool = Field(
         True,
@@ -288,38 +304,40 @@ class Infer(_Section):
     engine: Literal["auto", "transformers", "vllm"] = Field(
         "auto", description="auto: vLLM where it is installed and there is a GPU, else transformers"
     )
-    merge: bool = Field(True, description="false: run an adapter beside its base, unmerged, which is slower")
+    merge: bool = Field(True, description="false: run the adapter beside its base, unmerged, which is slower")
     vllm: Vllm = Vllm()
-    file: str | None = Field(None, description="batch file, or builtin:questions; null: no inference in run")
+    file: str | None = Field(None, description="batch file, or builtin:questions; null: `run` skips inference")
     out: Path | None = Field(None, description="result file; null: RUN/infer/results.json")
     profile: Profile = Field("default", description="sampling of all types: default, or article (the guide's values)")
     profiles: dict[ItemType, Sampling] = Field({}, description="sampling by item type, over the profile's")
-    think_budget: int | None = Field(None, ge=1, description="think_budget of all types that set none themselves")
+    think_budget: int | None = Field(None, ge=1, description="max thinking tokens of item types that set none")
     batch_tokens: int | None = Field(
-        None, ge=1, description="tokens the transformers engine holds at once; null: from free memory"
+        None, ge=1, description="max tokens in the transformers engine's KV cache; null: from free memory"
     )
 
 
 class Eval(_Section):
     """Scores on held-out problems."""
 
-    data: str | None = Field(None, description="rows with references; null: no evaluation in run")
+    data: str | None = Field(None, description="rows with references; null: `run` skips evaluation")
     split: str = "test"
-    sample: int | None = Field(None, ge=1, description="problems to score, drawn by seed; null: all")
+    sample: int | None = Field(None, ge=1, description="number of problems, drawn by seed; null: all")
     sampling: Sampling = Sampling()
     every: int | None = Field(50, ge=1, description="optimizer steps between small evaluations during training")
-    every_sample: int = Field(16, ge=1, description="problems of such an evaluation, always the same")
-    every_tokens: int = Field(512, ge=1, description="most tokens of an answer there, greedy")
-    every_share: float = Field(0.1, gt=0, le=1, description="most of the training time they may take; 1: all of it")
-    base: bool = Field(True, description="score the untuned model too, told the format in its prompt")
+    every_sample: int = Field(16, ge=1, description="problems of a small evaluation, always the same ones")
+    every_tokens: int = Field(512, ge=1, description="max new tokens in a small evaluation, which is greedy")
+    every_share: float = Field(
+        0.1, gt=0, le=1, description="max fraction of the training time for small evaluations; 1: no limit"
+    )
+    base: bool = Field(True, description="also score the base model, with the format explained in its prompt")
 
 
 class Config(_Section):
     """Everything a run needs."""
 
-    model: str = "builtin:smollm2"
-    seed: int = Field(SEED, ge=0, lt=2**32)
-    quantize: Quantize = "none"
+    model: str = Field("builtin:smollm2", description="base model: folder, hub id, ms: id or builtin:")
+    seed: int = Field(SEED, ge=0, lt=2**32, description="random seed")
+    quantize: Quantize = Field("none", description="quantize the base weights")
     load: Load = Load()
     data: Data = Data()
     format: Format = Format()
@@ -328,7 +346,7 @@ class Config(_Section):
     ask: Ask = Ask()
     infer: Infer = Infer()
     eval: Eval = Eval()
-    output: Path | None = Field(None, description="the run folder; null: runs/CONFIG-STEM")
+    output: Path | None = Field(None, description="run folder; null: runs/CONFIG-STEM")
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
