@@ -93,7 +93,7 @@ def test_help_names_every_verb(thinktune: Run) -> None:
         "doctor",
     ):
         assert f"  {verb} " in out
-    assert "..." not in out  # no summary is too long for its line
+    assert "..." not in out.partition("Commands:")[2]  # no summary is too long for its line
 
 
 def test_an_unknown_key_is_one_line_with_the_nearest_and_status_2(thinktune: Run, tmp_path: Path) -> None:
