@@ -1,7 +1,7 @@
 """rows → examples → tokens with a loss mask → packs. Nothing heavy is imported until rows are read.
 
-prepared = prepare(config, chat)         # what training takes
-examples, report = load_examples(data, fmt, seed, load=load)      # what evaluation takes
+prepared = prepare(config, chat)         # for training
+examples, report = load_examples(data, fmt, seed, load=load)      # for evaluation
 """
 
 from thinktune.data.examples import Example, Message, Parts, Row, RowFault

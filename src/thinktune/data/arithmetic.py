@@ -31,21 +31,21 @@ BOXES = ("boxes", "bags", "baskets", "packs", "jars")
 
 
 class Work:
-    """Computes and writes down every step. Each method returns the result and adds one sentence to `steps`."""
+    """Arithmetic that writes down every step. Each method returns the result and adds one sentence to `steps`."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
 
     def add(self, a: int, b: int) -> int:
-        """47 + 38: 47 + 30 = 77, 77 + 8 = 85."""
+        """Add as in 47 + 38: 47 + 30 = 77, 77 + 8 = 85."""
         return self._by_parts(a, "+", b, lambda value, part: value + part)
 
     def subtract(self, a: int, b: int) -> int:
-        """85 - 38: 85 - 30 = 55, 55 - 8 = 47."""
+        """Subtract as in 85 - 38: 85 - 30 = 55, 55 - 8 = 47."""
         return self._by_parts(a, "-", b, lambda value, part: value - part)
 
     def multiply(self, a: int, b: int) -> int:
-        """23 * 4: 20 * 4 = 80, 3 * 4 = 12, 80 + 12 = 92."""
+        """Multiply as in 23 * 4: 20 * 4 = 80, 3 * 4 = 12, 80 + 12 = 92."""
         parts = _places(a)
         products = [f"{part} * {b} = {part * b}" for part in parts]
         if len(parts) > 1:
@@ -55,7 +55,7 @@ class Work:
         return a * b
 
     def divide(self, a: int, b: int) -> int:
-        """84 / 6: 60 / 6 = 10, 24 / 6 = 4, 10 + 4 = 14. `b` divides `a`."""
+        """Divide as in 84 / 6: 60 / 6 = 10, 24 / 6 = 4, 10 + 4 = 14. `b` divides `a`."""
         parts = _places(a // b)
         quotients = [f"{part * b} / {b} = {part}" for part in parts]
         if len(parts) > 1:
@@ -90,7 +90,7 @@ class Problem:
 
     @property
     def split(self) -> Split:
-        """Decided by the numbers alone, so it holds for every seed, count and kind."""
+        """The split, decided by the numbers alone, so that it holds for every seed, count and kind."""
         digest = hashlib.sha256(repr(sorted(self.numbers)).encode()).digest()
         return "test" if int.from_bytes(digest[:4], "big") < TEST_SHARE * 2**32 else "train"
 
@@ -135,7 +135,7 @@ def _row(problem: Problem, kind: str, level: int) -> dict[str, Any]:
 
 
 def _places(number: int) -> list[int]:
-    """The non-zero place values: 407 is [400, 7]."""
+    """Return the non-zero place values: 407 gives [400, 7]."""
     digits = str(number)
     return [int(digit) * 10 ** (len(digits) - at - 1) for at, digit in enumerate(digits) if digit != "0"]
 
@@ -145,19 +145,19 @@ def _at(level: int, *limits: int) -> int:
 
 
 def _subtrahend(random: Random, value: int, low: int, high: int, level: int) -> int:
-    """What to take from `value`; below level 3 with nothing to borrow, which is what small models learn last."""
+    """Draw a number to subtract from `value`; below level 3 without borrowing, which small models learn last."""
     choices = [number for number in range(low, high + 1) if level == 3 or number % 10 <= value % 10]
     return random.choice(choices)
 
 
 def _addend(random: Random, value: int, low: int, high: int, level: int) -> int:
-    """What to add to `value`; below level 3 with nothing to carry, so that taking it off again borrows nothing."""
+    """Draw a number to add to `value`; below level 3 without a carry, so that subtracting it again borrows nothing."""
     choices = [number for number in range(low, high + 1) if level == 3 or number % 10 + value % 10 < 10]
     return random.choice(choices)
 
 
 def _ask(random: Random, wordings: tuple[str, ...], **values: object) -> str:
-    """One of the wordings, with names and things drawn for those it mentions."""
+    """Draw one of the wordings, with names and things for its placeholders."""
     name, other = random.sample(NAMES, 2)
     drawn = {"name": name, "other": other, "thing": random.choice(ITEMS), "box": random.choice(BOXES)}
     question = random.choice(wordings).format(**{**drawn, **values})

@@ -1,4 +1,4 @@
-"""What rows become, and why some do not."""
+"""Rows, examples, and the reasons for which rows are dropped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Row:
-    """A raw record: its 1-based number in its source, and its fields; or `fault`, where it could not even be read."""
+    """A raw record: its 1-based number in its source and its fields; or `fault` if it could not even be read."""
 
     number: int
     fields: dict[str, Any]
@@ -22,13 +22,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a shape takes out of a row, before marks are read and answers extracted.
+    """The parts of a row as its shape separates them, before marks are read and answers extracted.
 
     Attributes:
         context: turns before the reply, `{"role", "content"}`; the last is the user's, the first may be the system's.
             An assistant's may keep its thought apart, under `think`.
-        reply: what the assistant says. Its thought is inside, between marks, unless `think` holds it.
-        think: the thought, where the row keeps it apart.
+        reply: the assistant's text, with its thought between marks, unless `think` holds it.
+        think: the thought, if the row has a field for it.
     """
 
     context: Sequence[Message]
@@ -41,9 +41,9 @@ class Example:
     """One thing to learn: after these messages, this thought and this answer.
 
     Attributes:
-        messages: context turns, the last is the user's; a system message first only where data.system asks for it.
+        messages: context turns, the last is the user's; a system message first only if data.system asks for it.
         row: 1-based number of the row it came from, in `source`.
-        boxes_left_out: the solution has boxes that hold something else than the answer does.
+        boxes_left_out: whether the solution has boxes with other contents than the answer.
     """
 
     messages: tuple[Message, ...]
@@ -58,7 +58,7 @@ class Example:
         return sum(message["role"] == "user" for message in self.messages) > 1
 
     def reply(self, template: str) -> str:
-        """The assistant's text as it is trained, without the end-of-turn token."""
+        """Return the assistant's text as it is trained, without the end-of-turn token."""
         return tags.render(self.think, self.answer, template)
 
 

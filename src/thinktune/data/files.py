@@ -1,4 +1,4 @@
-"""Rows out of local files: JSON lines, JSON, CSV, Parquet; all but Parquet also gzipped; or a folder of them."""
+"""Rows of local files: JSON lines, JSON, CSV, Parquet; all but Parquet also gzipped; or a folder of them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_path(path: Path, split: str) -> Iterator[Row]:
     Rows are numbered from 1 through all files, in the order of their names.
 
     Raises:
-        DataError: missing, empty, of an unknown kind, or not what its name says (with the line).
+        DataError: missing, empty, of an unknown kind, or of another format than its name says (with the line).
     """
     files = _files_of_split(path, split) if path.is_dir() else [path]
     number = 0
@@ -97,7 +97,7 @@ def _hidden(path: Path, folder: Path) -> bool:
 
 
 def _split_named_by(path: Path) -> str | None:
-    """The split a name like `data/train-00000-of-00001.parquet` speaks of."""
+    """Return the split that a name like `data/train-00000-of-00001.parquet` speaks of."""
     words = re.split(r"[^a-z]+", str(path).lower())
     return next((_SPLIT_NAMES[word] for word in words if word in _SPLIT_NAMES), None)
 

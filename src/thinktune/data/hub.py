@@ -1,6 +1,6 @@
 """Data sets from the Hugging Face hub (through `datasets`) and from ModelScope (through its own client).
 
-Both keep what they fetched in `data.cache`, and use it, with a notice, when the network is down.
+Both keep their downloads in `data.cache`, and use them, with a notice, when the network is down.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The way from sources to what is trained: read, check, draw, tokenise, hold some out, report."""
+"""From sources to training data: read, check, draw, tokenise, hold some out, report."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _ROWS_TO_SEE = 100_000  # of a source, after which, where none was usable, no mo
 
 
 def say(message: str) -> None:
-    """A notice to the person, beside the results."""
+    """Print a notice on stderr, apart from the results."""
     print(message, file=sys.stderr)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training takes. No prompt of `held_out` is in `train`."""
+    """The data of a training. No prompt of `held_out` is in `train`."""
 
     train: list[Tokens]
     held_out: list[Tokens]
@@ -74,8 +74,8 @@ def load_examples(
     """Read, check and draw examples, without a tokenizer: `data.max_length` plays no part here.
 
     Args:
-        seed: of the draw, unless data.seed is set.
-        split: instead of data.split.
+        seed: random seed of the draw, unless data.seed is set.
+        split: overrides data.split.
         need_thought: False also keeps rows that have an answer but no thought, good enough for evaluation.
 
     Raises:
@@ -156,7 +156,7 @@ def _read_pools(
 
 
 def shares(sources: Sequence[Source], sample: int | None) -> list[int | None]:
-    """How many examples each source gives: `sample` split by weight, the largest remainders rounded up.
+    """Split `sample` over the sources by weight, the largest remainders rounded up.
 
     Raises:
         ConfigError: weights differ, but there is no `sample` to split.
@@ -201,7 +201,7 @@ def _tokenize(pools: list[_Pool], data: Data, chat: Renders, fmt: Format, notify
 
 
 def _fit(encoded: Iterable[Tokens], data: Data, report: SourceReport) -> Iterator[Tokens]:
-    """Pass on what fits into data.max_length; the rest goes the way of data.overlong."""
+    """Yield the examples that fit into data.max_length; the rest is treated as data.overlong says."""
     for item in encoded:
         row = item.example.row
         if len(item) <= data.max_length:
@@ -220,7 +220,7 @@ def _fit(encoded: Iterable[Tokens], data: Data, report: SourceReport) -> Iterato
 
 
 def _hold_out(tokens: list[Tokens], fraction: float) -> tuple[list[Tokens], list[Tokens]]:
-    """Split off the first of the (shuffled) examples, and with each all that share its prompt."""
+    """Split off the first of the (shuffled) examples, and with each all others of the same prompt."""
     if not fraction:
         return tokens, []
     prompts = [hashlib.sha256(item.ids[: item.context].tobytes()).digest() for item in tokens]
@@ -276,7 +276,7 @@ def _nothing_usable(reports: list[SourceReport]) -> DataError:
 
 
 def name_rows(rows: Sequence[int], most: int = 8) -> str:
-    """The first few row numbers.
+    """Name the first few row numbers.
 
     >>> name_rows([1, 5, 9], most=2)
     '1, 5, …'

@@ -1,4 +1,4 @@
-r"""A reply taken apart: where its thought ends, and what its answer is.
+r"""Replies taken apart into thought, solution and final answer.
 
 Marks of a thought that are understood:
 
@@ -37,7 +37,7 @@ _PART = re.compile(
 
 
 def split_reply(reply: str) -> tuple[str | None, str]:
-    """Thought and solution of a reply; the thought is None where no marks are.
+    """Split a reply into thought and solution; the thought is None if there are no marks.
 
     Raises:
         RowFault: marks that are missing, doubled or out of order.
@@ -56,7 +56,7 @@ def split_reply(reply: str) -> tuple[str | None, str]:
 
 
 def _opened(reply: str, opening: str, closing: str) -> str:
-    """The reply with the opening mark that a chat template wrote in its stead.
+    """Put back the opening mark that a chat template wrote in place of the model.
 
     A closing mark in the middle of a line is as likely prose about it, and stays a fault.
     """
@@ -67,7 +67,7 @@ def _opened(reply: str, opening: str, closing: str) -> str:
 
 
 def _split_at(reply: str, marks: Sequence[str]) -> tuple[str, str]:
-    """Thought and solution between four marks, with nothing but white space outside."""
+    """Split at four marks into thought and solution, with nothing but white space outside."""
     reply = _opened(reply, marks[0], marks[1])
     found = [match.group() for match in re.finditer("|".join(re.escape(mark) for mark in marks), reply)]
     for mark, reason in zip(marks, _MISSING, strict=True):
@@ -83,7 +83,8 @@ def _split_at(reply: str, marks: Sequence[str]) -> tuple[str, str]:
 
 
 def split_gsm8k(answer: str) -> tuple[str, str] | None:
-    r"""Worked solution and final answer of GSM8K's, or None where `#### …` is not the last line, and the only one such.
+    r"""Split GSM8K's answer into worked solution and final answer; None unless `#### …` is the last line and the only
+    such one.
 
     >>> split_gsm8k("2+2=<<2+2=4>>4\n#### 4")
     ('2+2=4', '4')
@@ -95,7 +96,7 @@ def split_gsm8k(answer: str) -> tuple[str, str] | None:
 
 
 def extract_answer(solution: str, how: str) -> str:
-    r"""The answer inside a solution: its boxes, or (`how` is solution, or no box) all of it.
+    r"""Extract the answer of a solution: its boxes, or (`how` is solution, or no box) all of it.
 
     Boxes that name one answer together ("\boxed{2} and \boxed{3}", parts (a) and (b)) are all of it; of others, it is
     the last.
@@ -115,7 +116,7 @@ def extract_answer(solution: str, how: str) -> str:
 
 
 def leaves_boxes_out(solution: str, how: str) -> bool:
-    r"""Whether a box holds something else than the answer does: a step, a part, or what was given up.
+    r"""Return whether a box holds anything else than the answer: a step, a part, or a discarded result.
 
     >>> leaves_boxes_out(r"First \boxed{1}? No. It is \boxed{2}.", "boxed")
     True

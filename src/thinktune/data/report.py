@@ -1,4 +1,4 @@
-"""What became of every row, in numbers: printed by `thinktune data`, kept in data_report.json."""
+"""The fate of every row in numbers: printed by `thinktune data`, kept in data_report.json."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class SourceReport:
 
     Attributes:
         dropped: by reason, the 1-based numbers of the rows.
-        unused: by column that their shape does not read (`messages[].name` for a field of turns), how many rows have
-            something there.
+        unused: by column that their shape does not read (`messages[].name` for a field of turns), the number of rows
+            that fill it.
         boxes_left_out: numbers of usable rows with a box that is not in the answer.
     """
 
@@ -46,7 +46,7 @@ class SourceReport:
 
     @property
     def not_drawn(self) -> int:
-        """Rows that nothing is wrong with, left out by data.sample."""
+        """Usable rows left out by data.sample."""
         return self.read - self.kept - self.dropped_count
 
 
@@ -83,7 +83,7 @@ class Packs:
 
 @dataclass
 class DataReport:
-    """All of it. Counts of tokens are there once examples have been tokenised.
+    """The whole report. Counts of tokens are set once examples have been tokenised.
 
     Attributes:
         multi_turn: kept examples with earlier turns as context.
@@ -122,7 +122,7 @@ class DataReport:
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
     def one_line(self) -> str:
-        """The report for the opening of a training."""
+        """Summarise the report in one line, printed as training begins."""
         parts = [f"{self.rows_read:,} rows read, {self.kept:,} kept"]
         if self.not_drawn:
             parts.append(f"{self.not_drawn:,} not drawn")
@@ -144,13 +144,13 @@ class DataReport:
         return " · ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as plain values for JSON."""
+        """Return everything as plain values for JSON."""
         totals = {"rows_read": self.rows_read, "kept": self.kept, "not_drawn": self.not_drawn, "dropped": self.dropped}
         return {**totals, **asdict(self)}
 
 
 def _histogram(ordered: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Equal bins from the shortest to the longest, with round borders."""
+    """Make equal bins from the shortest to the longest, with round borders."""
     step = _round_up((ordered[-1] - ordered[0]) // _BINS + 1)
     start = ordered[0] // step * step
     borders = list(range(start, ordered[-1] + step + 1, step))
@@ -161,7 +161,7 @@ def _histogram(ordered: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def _round_up(number: int) -> int:
-    """The next of 1, 2, 5, 10, 20, 50, …"""
+    """Round up to the next of 1, 2, 5, 10, 20, 50, …"""
     step = 1
     while True:
         for factor in (1, 2, 5):

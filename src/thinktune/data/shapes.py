@@ -1,11 +1,11 @@
-"""Rows to examples: which keys mean what.
+"""Rows to examples: the known row formats and their keys.
 
 `SHAPES` is the one table of known row shapes; `data.shape: "module:function"` puts a function of yours in its place,
-which takes the row as a dict and returns `Parts` or raises `RowFault`. What a reply holds is `replies`' business.
+which takes the row as a dict and returns `Parts` or raises `RowFault`. `replies` takes the reply apart.
 
-Nothing that belongs to what is asked or answered is left out unseen: a row with a column or a field of a turn that says
-more than the text does (tool calls, images, options of a question) is dropped under a reason that names it; other
-columns are counted as unused (`unused_columns`).
+No part of a question or an answer is lost silently: a row with a column or a field of a turn beyond the text (tool
+calls, images, options of a question) is dropped under a reason that names it; other columns are counted as unused
+(`unused_columns`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _MORE_OF_THE_PROMPT = ("context", "passage", "choices", "options", "history", "i
 
 @dataclass(frozen=True)
 class Shape:
-    """A row shape: it applies to rows that have all of `keys`; `also` are keys that it reads where they are there."""
+    """A row format: it applies to rows that have all of `keys`; `also` are optional keys that it reads too."""
 
     name: str
     keys: frozenset[str]
@@ -62,7 +62,7 @@ class Shape:
 
 
 def find_shape(fields: Mapping[str, Any]) -> Shape | None:
-    """The first shape of the table whose keys the row has; where data sets were merged, whose keys it has filled."""
+    """Return the first format of the table whose keys the row has; in merged data sets, whose keys are filled."""
     filled = {key for key, value in fields.items() if not _is_empty(value)}
     return next(
         (shape for keys in (filled, fields.keys()) for shape in SHAPES if shape.keys <= keys),
@@ -71,7 +71,7 @@ def find_shape(fields: Mapping[str, Any]) -> Shape | None:
 
 
 def unused_columns(fields: Mapping[str, Any], shape: Shape) -> list[str]:
-    """The columns of a row, and the fields of its turns, that hold something and that its shape does not read."""
+    """List the columns of a row, and the fields of its turns, that hold something and that its format does not read."""
     unused = [key for key, value in fields.items() if key not in shape.keys | shape.also and not _is_empty(value)]
     for column in sorted(shape.keys & fields.keys()):
         turns = fields[column] if isinstance(fields[column], (list, tuple)) else ()
@@ -81,7 +81,7 @@ def unused_columns(fields: Mapping[str, Any], shape: Shape) -> list[str]:
 
 
 def _is_empty(value: object) -> bool:
-    """Whether nothing is there, as where merged data sets filled up columns: null, NaN, blank, or nothing but those."""
+    """Return whether a value is empty, as in filled-up columns of merged data sets: null, NaN, blank, or only those."""
     if isinstance(value, str):
         return not value.strip()
     if isinstance(value, Mapping):
@@ -92,7 +92,7 @@ def _is_empty(value: object) -> bool:
 
 
 def import_shape(reference: str) -> Shape:
-    """The user's own shape, from `module:function`.
+    """Import the user's own row format from `module:function`.
 
     Raises:
         ConfigError: there is no such function.
@@ -138,7 +138,7 @@ def to_example(
 
 
 def _take_apart(reply: str, apart: str | None) -> tuple[str, str]:
-    """Thought and solution of a reply whose thought may be kept apart from it, inside it, or both."""
+    """Split a reply into thought and solution; the thought may be a field of its own, part of the reply, or both."""
     if apart is None:
         think, solution = split_reply(reply)
         return (think or "").strip(), solution
@@ -178,7 +178,7 @@ def _context_turn(turn: Message, fmt: Format) -> Message:
 
 
 def clean_prompt(prompt: str) -> str:
-    r"""The prompt without Stratos' request for a box, which contradicts the format we teach.
+    r"""Remove Stratos' request for a box from a prompt: it contradicts the format we teach.
 
     >>> clean_prompt(r"Return your final response within \boxed{}. What is 1+1?")
     'What is 1+1?'
@@ -219,7 +219,7 @@ def _refuse_filled(fields: Mapping[str, Any], keys: Iterable[str]) -> None:
 
 
 def _thought_apart(fields: Mapping[str, Any]) -> str | None:
-    """The thought that a row or a turn keeps apart from its reply.
+    """Return the thought that a row or a turn has in a field of its own.
 
     Raises:
         RowFault: it is no text, or there are two.
@@ -231,7 +231,7 @@ def _thought_apart(fields: Mapping[str, Any]) -> str | None:
 
 
 def _turns(value: object) -> list[Message]:
-    """Turns with known roles, from a list of dicts that spell them from/value or role/content.
+    """Return turns with known roles, from a list of dicts that spell them from/value or role/content.
 
     A thought that an assistant's turn keeps apart is under `think`.
     """
@@ -250,7 +250,7 @@ def _turns(value: object) -> list[Message]:
 
 
 def _parts_of_turns(fields: Mapping[str, Any], turns: list[Message], last: Mapping[str, Any]) -> Parts:
-    """The last turn as the reply. `last` is how the row has it."""
+    """Take the last turn as the reply. `last` is that turn as the row has it."""
     if not any(turn["role"] == "assistant" for turn in turns):
         raise RowFault("no assistant turn")
     if turns[-1]["role"] != "assistant":
@@ -267,12 +267,12 @@ def _with_system(fields: Mapping[str, Any], turns: list[Message]) -> list[Messag
 
 
 def _conversations(fields: dict[str, Any]) -> Parts:
-    """ShareGPT, Bespoke-Stratos: `conversations` of `from` and `value`, and perhaps `system`."""
+    """Read ShareGPT, Bespoke-Stratos: `conversations` of `from` and `value`, and perhaps `system`."""
     return _listed(fields, "conversations")
 
 
 def _messages(fields: dict[str, Any]) -> Parts:
-    """Chat API: `messages` of `role` and `content`; a reasoning model's thought in `reasoning_content`."""
+    """Read the chat API's `messages` of `role` and `content`; a reasoning model's thought in `reasoning_content`."""
     return _listed(fields, "messages")
 
 
@@ -282,7 +282,7 @@ def _listed(fields: dict[str, Any], column: str) -> Parts:
 
 
 def _instruction(fields: dict[str, Any]) -> Parts:
-    """Alpaca: `instruction`, `input` (often empty), `output`, and LLaMA-Factory's `history` of earlier turns."""
+    """Read Alpaca: `instruction`, `input` (often empty), `output`, and LLaMA-Factory's `history` of earlier turns."""
     _refuse_filled(fields, (key for key in _MORE_OF_THE_PROMPT if key not in ("input", "history")))
     given = _optional_text(fields, "input").strip()
     prompt = _text(fields, "instruction") + (f"\n\n{given}" if given else "")
@@ -290,7 +290,7 @@ def _instruction(fields: dict[str, Any]) -> Parts:
 
 
 def _history(value: object) -> list[Message]:
-    """Earlier turns, from pairs of a prompt and its reply."""
+    """Read earlier turns from pairs of a prompt and its reply."""
     if _is_empty(value):
         return []
     if not isinstance(value, (list, tuple)) or not all(
@@ -305,7 +305,7 @@ def _history(value: object) -> list[Message]:
 
 
 def _prompt(fields: dict[str, Any]) -> Parts:
-    """`prompt` and `completion`, as texts, or as lists of turns."""
+    """Read `prompt` and `completion`, as texts, or as lists of turns."""
     if isinstance(fields["prompt"], list) and isinstance(fields["completion"], list):
         turns = _turns([*fields["prompt"], *fields["completion"]])
         return _parts_of_turns(fields, turns, fields["completion"][-1] if fields["completion"] else {})
@@ -314,7 +314,7 @@ def _prompt(fields: dict[str, Any]) -> Parts:
 
 
 def _question(fields: dict[str, Any]) -> Parts:
-    """`question` and `answer`; GSM8K ends its worked answer with a line `#### 42`."""
+    """Read `question` and `answer`; GSM8K ends its worked answer with a line `#### 42`."""
     _refuse_filled(fields, _MORE_OF_THE_PROMPT)
     answer, thought = _text(fields, "answer"), _thought_apart(fields)
     worked = split_gsm8k(answer) if thought is None else None
@@ -324,7 +324,7 @@ def _question(fields: dict[str, Any]) -> Parts:
 
 
 def _single(fields: Mapping[str, Any], prompt: str, reply: str, earlier: Sequence[Message] = ()) -> Parts:
-    """The parts of a row of one question, perhaps with earlier turns."""
+    """Return the parts of a row of one question, perhaps with earlier turns."""
     _refuse_filled(fields, _NOT_TEXT)
     turns = _with_system(fields, [*earlier, {"role": "user", "content": prompt}])
     return Parts(turns, reply, _thought_apart(fields))

@@ -1,4 +1,4 @@
-"""Where rows come from: the built-in generator, local files, a Hugging Face or ModelScope data set."""
+"""The sources of rows: the built-in generator, local files, a Hugging Face or ModelScope data set."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_rows(
     """Yield the rows of one source, numbered from 1.
 
     Args:
-        count, seed: for the generator: how many rows, and which.
+        count, seed: number of rows and random seed of the generator.
         cache: folder that keeps downloaded data sets.
         notify: told of further attempts, and when a cached copy is used because a hub does not answer.
 
@@ -51,8 +51,8 @@ def read_rows(
 
 
 def check_local(source: str, split: str) -> None:
-    """Read the first row of a source that lies here, so that what is wrong with all of it is told before a model is
-    loaded. Other sources are let pass.
+    """Read the first row of a local source, so that a fault of the whole source is reported before a model is loaded.
+    Other sources are passed over.
 
     Raises:
         DataError: see `read_rows`.
@@ -62,7 +62,7 @@ def check_local(source: str, split: str) -> None:
 
 
 def _read_local(source: str, split: str) -> Iterator[Row] | None:
-    """None where it is the name of a data set on a hub."""
+    """Read a local source; None if it is the name of a data set on a hub."""
     path = Path(source).expanduser()
     if path.exists():
         return read_path(path, split)

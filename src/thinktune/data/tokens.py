@@ -1,4 +1,4 @@
-"""Examples to token ids and the mask of what is trained: the assistant's text and its end of turn, nothing else."""
+"""Examples to token ids and their loss mask: only the assistant's text and its end of turn are trained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AT_ONCE = 64
 
 
 class Renders(Protocol):
-    """What is needed of `models.chat.Chat`."""
+    """The part of `models.chat.Chat` that tokenising needs."""
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]: ...
 
@@ -57,7 +57,7 @@ class Tokens:
         return [IGNORED] * self.context + self.ids[self.context :].tolist()
 
     def shorten(self, length: int) -> Tokens:
-        """The first `length` tokens; what is lost is the end of the answer, and the end of the turn with it."""
+        """Keep the first `length` tokens; the end of the answer is lost, and the end of the turn with it."""
         return replace(self, ids=self.ids[:length], context=min(self.context, length), cut=True)
 
 
@@ -72,7 +72,7 @@ def tokenize(examples: Iterable[Example], chat: Renders, template: str) -> Itera
 
 
 def fingerprint(tokens: Iterable[Tokens]) -> str:
-    """SHA-256 over ids and labels, in order: equal exactly where training would see the same numbers."""
+    """Compute the SHA-256 over ids and labels, in order: equal exactly if training would see the same numbers."""
     digest = hashlib.sha256()
     for item in tokens:
         digest.update(array("i", [len(item), item.context]).tobytes())

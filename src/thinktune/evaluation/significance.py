@@ -1,4 +1,5 @@
-"""How sure a number is: intervals, differences of two models on the same problems, several samples a problem, in words.
+"""The certainty of a score: intervals, differences of two models on the same problems, several samples a problem, in
+words.
 
 A problem is the unit everywhere: two samples of one problem say less than two problems do.
 """
@@ -28,7 +29,7 @@ class Rate:
 
     @property
     def opposite(self) -> Rate:
-        """Of what did not happen."""
+        """The rate of the opposite event."""
         return Rate(1 - self.value, 1 - self.high, 1 - self.low)
 
     def __str__(self) -> str:
@@ -36,7 +37,7 @@ class Rate:
 
 
 def wilson(successes: float, n: int) -> Rate:
-    """Share and 95% Wilson score interval (Wilson 1927) of `successes` in `n` trials, n at least 1.
+    """Compute the share and 95% Wilson score interval (Wilson 1927) of `successes` in `n` trials, n at least 1.
 
     >>> str(wilson(8, 10))
     '80.0% (49.0% to 94.3%)'
@@ -49,7 +50,8 @@ def wilson(successes: float, n: int) -> Rate:
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
-    """Unbiased chance that one of `k` samples is right, when `right` of `n` were (Chen et al. 2021, equation 1).
+    """Estimate, without bias, the chance that one of `k` samples is right, when `right` of `n` were (Chen et al. 2021,
+    equation 1).
 
     >>> pass_at_k(4, 1, 1), pass_at_k(5, 4, 2)
     (0.25, 1.0)
@@ -63,7 +65,8 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
 
 def majority(answers: Sequence[Answer | None]) -> Answer | None:
-    """The most frequent answer; of equally frequent ones, the one given first. None stands for no answer, and is none.
+    """Return the most frequent answer; of equally frequent ones, the first. None stands for no answer, and does not
+    count.
 
     >>> majority(["5", "7", None, "7", None, None])
     '7'
@@ -77,10 +80,10 @@ class Difference:
     """Two models on the same problems.
 
     Attributes:
-        n: problems that both answered to.
+        n: number of problems that both answered.
         value: second minus first, a share: 0.12 is 12 points.
         low, high: 95% interval of it, by paired bootstrap over problems; where the two are alike on every problem, or
-            apart on every one, so far as Wilson's interval of what was not seen.
+            apart on every one, as far as Wilson's interval of the outcome that was not seen.
         p: two-sided exact McNemar where every score is 0 or 1, else None.
         gained, lost: problems that only the second, or only the first, has right; a better score, where scores are
             not 0 or 1.
@@ -96,7 +99,7 @@ class Difference:
 
     @property
     def real(self) -> bool:
-        """Whether it is more than luck explains, at 5%."""
+        """Whether the difference is significant at 5%."""
         return self.p < 0.05 if self.p is not None else not self.low <= 0 <= self.high
 
 
@@ -123,7 +126,7 @@ def compare(first: Mapping[Key, float], second: Mapping[Key, float], *, seed: in
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact p-value of so many discordant pairs, were both ways equally likely (McNemar 1947).
+    """Compute the two-sided exact p-value of so many discordant pairs, were both ways equally likely (McNemar 1947).
 
     >>> mcnemar(8, 2)
     0.109375
@@ -134,7 +137,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = _RESAMPLES) -> tuple[float, float]:
-    """95% percentile interval of the mean (Efron 1979), from resamples of the values, which is paired if they are
+    """Compute the 95% percentile interval of the mean (Efron 1979), from resamples of the values; paired if they are
     differences of pairs. Deterministic for a seed."""
     import numpy as np
 
@@ -151,7 +154,7 @@ def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = _RESAM
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number (Holm 1979), in the order given.
+    """Adjust p-values for their number (Holm 1979), in the order given.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -165,7 +168,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def sentence(difference: Difference, first: str = "base", second: str = "tuned", *, p: float | None = None) -> str:
-    """A difference in words. That two models are equally good is never said: what an interval around 0 shows is that
+    """Put a difference in words. That two models are equally good is never said: an interval around 0 only shows that
     these problems cannot tell them apart.
 
     Args:

@@ -1,5 +1,5 @@
-"""Whether two ways of running a model agree: their weights element by element, their predictions in parts of what the
-adapter does to them.
+"""Agreement of two ways of running a model: their weights element by element, their predictions relative to the
+adapter's effect.
 
 Rounding is no difference between two models, and a small adapter makes no large one. So each gap is held against the
 effect of the adapter, the gap between it and its base; and the weights, where no noise of any arithmetic is in the way,
@@ -28,17 +28,17 @@ stay below a thousandth."""
 _NOISE = {"float32": 1e-5, "bfloat16": 0.02, "float16": 0.005}
 """What rounding in computing leaves of logits, in parts of their mean size: gaps below are not judged."""
 _TOLERANCE = 2.0**-18
-"""Of a weight: what the order of additions and divisions in float32 may change in it before it is rounded."""
+"""Error of a weight that the order of additions and divisions in float32 may cause before it is rounded."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How far apart two ways of running a model are.
+    """The gap between two ways of running a model.
 
     Attributes:
         mean, largest: differences, absolute.
         agreement: share of positions at which both would choose the same token.
-        positions: how many were compared.
+        positions: number of compared positions.
     """
 
     mean: float
@@ -48,7 +48,7 @@ class Gap:
 
 
 def comparison_dtype(resolved: Resolved, device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """float32 where a model in it (and the work on it) surely fits into free memory, else `dtype`."""
+    """Return float32 if a model in it (and the work on it) surely fits into free memory, else `dtype`."""
     import torch
 
     if resolved.gguf:
@@ -61,14 +61,14 @@ def comparison_dtype(resolved: Resolved, device: torch.device, dtype: torch.dtyp
 
 
 def cast_weights(model: Any, dtype: torch.dtype) -> None:
-    """`model.to(dtype)` would also round the buffers, such as the frequencies of rotary embeddings."""
+    """Cast the weights only: `model.to(dtype)` would also round buffers, such as rotary frequencies."""
     for weight in model.parameters():
         if weight.is_floating_point():
             weight.data = weight.data.to(dtype)
 
 
 def gap_of(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Gap:
-    """The gap between logits, or log-probabilities: [positions, tokens] a prompt."""
+    """Measure the gap between logits, or log-probabilities: [positions, tokens] a prompt."""
     gaps = [(first - second).abs() for first, second in zip(one, other, strict=True)]
     same = [first.argmax(-1) == second.argmax(-1) for first, second in zip(one, other, strict=True)]
     positions = sum(len(gap) for gap in gaps)
@@ -81,7 +81,7 @@ def gap_of(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Gap:
 
 
 def allowed(effect: float, logits: Sequence[torch.Tensor], dtype: torch.dtype) -> float:
-    """The mean gap that two correct ways of computing the same logits may have, where the adapter makes `effect`.
+    """Return the largest mean gap of two correct ways of computing the same logits, if the adapter makes `effect`.
 
     In 16 bits, rounding on two ways may be as large as the effect itself: there only more than that is an error.
     """
@@ -99,11 +99,11 @@ def noise(dtype: torch.dtype) -> float:
 def wrong_weights(
     expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], *, rounded: bool
 ) -> Iterator[tuple[str, float]]:
-    """The names of weights that are not what was expected, each with the share of its elements that are not.
+    """Name the weights that differ from the expected ones, each with the share of its differing elements.
 
     Args:
         expected: the sums, in float32; or, where `rounded`, in the dtype of `found` already.
-        found: what was stored.
+        found: the stored weights.
     """
     for name in sorted(expected.keys() | found.keys()):
         if name not in found or name not in expected or expected[name].shape != found[name].shape:
@@ -113,10 +113,10 @@ def wrong_weights(
 
 
 def _share_apart(sums: torch.Tensor, stored: torch.Tensor, rounded: bool) -> float:
-    """Elements of `stored` that `sums`, rounded to nearest, cannot have given.
+    """Return the share of elements of `stored` that `sums`, rounded to nearest, cannot have given.
 
-    An element is right if its sum lies no further than half a step of the number format away, plus what float32 itself
-    may have lost. Sums that were rounded already may be a whole step away, in one element of 500: near the middle.
+    An element is right if its sum lies no further than half a step of the number format away, plus the rounding of
+        float32 itself. Sums that were rounded already may be a whole step away, in one element of 500: near the middle.
     """
     import torch
 
@@ -124,7 +124,7 @@ def _share_apart(sums: torch.Tensor, stored: torch.Tensor, rounded: bool) -> flo
         return float((sums != stored).float().mean())
     wide, exact = stored.float(), sums.float()
     away = (wide - exact).abs()
-    # Where an exponent changes the step is smaller on one side: that of the larger of the two is what rounding used.
+    # Where an exponent changes the step is smaller on one side: rounding used that of the larger of the two.
     step = _step(torch.maximum(wide.abs(), exact.abs()), stored.dtype)
     if rounded:
         apart = away > 1.01 * step
@@ -137,7 +137,7 @@ def _share_apart(sums: torch.Tensor, stored: torch.Tensor, rounded: bool) -> flo
 
 
 def _step(size: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The distance of neighbouring numbers of a dtype at a (positive) size; float32's own counts in `_TOLERANCE`."""
+    """Return the distance of neighbouring numbers of a dtype at a (positive) size; float32's counts in `_TOLERANCE`."""
     import torch
 
     limits = torch.finfo(dtype)
@@ -148,7 +148,7 @@ def _step(size: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def folder_digest(folder: Path) -> str:
-    """A digest over every byte of a model's weights and its config: samples would miss a single layer."""
+    """Digest every byte of a model's weights and its config: samples would miss a single layer."""
     import hashlib
 
     from thinktune.models.folder import sha256

@@ -33,7 +33,7 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Exported:
-    """What exporting gave; `agreement` is that of greedy tokens between the model and the file read back."""
+    """The result of an export; `agreement` is that of greedy tokens between the model and the file read back."""
 
     file: Path
     modelfile: Path
@@ -100,13 +100,13 @@ def export(
 
 
 def ollama_modelfile(file: str, chat: Chat) -> str:
-    """A Modelfile for a GGUF file beside it (https://docs.ollama.com/modelfile).
+    """Write a Modelfile for a GGUF file beside it (https://docs.ollama.com/modelfile).
 
-    Its template is written in Go's language, and is read off what the chat template renders around marked texts.
+    Its template is written in Go's language, and is derived from the chat template's rendering of marked texts.
 
     Raises:
-        ModelError: the chat template refuses a conversation of several turns, or what it writes around a turn depends
-            on more than the turn's role; or a system text that a Modelfile cannot hold.
+        ModelError: the chat template refuses a conversation of several turns, or its text around a turn depends on more
+            than the turn's role; or a system text that a Modelfile cannot hold.
     """
     turns = _turns_of(chat)
     branches = "".join(
@@ -125,11 +125,11 @@ def ollama_modelfile(file: str, chat: Chat) -> str:
 
 @dataclass(frozen=True)
 class _Turns:
-    """What a chat template writes around texts.
+    """The text that a chat template writes around messages.
 
     Attributes:
         begin: before a conversation whose first turn is the user's.
-        roles: what stands before and after a turn's text, by role.
+        roles: the text before and after a turn's content, by role.
     """
 
     begin: str
@@ -177,12 +177,12 @@ def _between(text: str, one: str, other: str) -> str:
 
 
 def _go(text: str) -> str:
-    """Literal text in a Go template."""
+    """Quote literal text for a Go template."""
     return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""  # Go knows no surrogate pairs
 
 
 def _prove(folder: Path, file: Path, chat: Chat, load: Load, notify: Notify) -> tuple[float, int]:
-    """Read the file back; returns the share of greedy tokens that are those of the model, and how many were looked at.
+    """Read the file back; return the share of greedy tokens that equal the model's, and the number of compared tokens.
 
     Raises:
         ModelError: the tokenizers differ.

@@ -1,8 +1,8 @@
 """A model folder as one GGUF file, for llama.cpp and Ollama.
 
 The format and its names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and the package gguf, which writes
-it. Llama-like models with a byte-level BPE tokenizer (SmolLM2, Llama 3, Qwen2, Qwen2.5, Qwen3) are known; what would
-come out wrong is refused by name.
+it. Llama-like models with a byte-level BPE tokenizer (SmolLM2, Llama 3, Qwen2, Qwen2.5, Qwen3) are known; other models
+are refused by name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LLAMA3 = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One weight: its name in GGUF, and how to get its values in float32."""
+    """One weight: its name in GGUF, and a function that reads its values in float32."""
 
     name: str
     shape: tuple[int, ...]
@@ -199,7 +199,7 @@ def _add_tokenizer(writer: Any, folder: Path, tokenizer: Any, chat: Chat, size: 
 
 
 def _splitting(described: dict[str, Any], folder: Path) -> str:
-    """llama.cpp's name for the tokenizer's way of splitting text."""
+    """Return llama.cpp's name for the tokenizer's way of splitting text."""
     step = described.get("pre_tokenizer") or {}
     steps = step.get("pretokenizers", [step])
     patterns = [each["pattern"].get("Regex", "") for each in steps if each["type"] == "Split"]

@@ -2,11 +2,11 @@
 
     thinktune merge runs/quickstart
 
-The adapter is always put on the base's own, unquantised weights, whatever it was trained on. The sum is computed in
-float32 and rounded once, to the base's dtype or another that is asked for. Before it is rounded it has to say what the
-adapter says on a few prompts; the saved folder, loaded again, has to hold the rounded sum bit by bit. Else the merge
-fails, and no folder appears. The comparison runs in float32 where that fits into memory: it then shows what merging
-did, and not how bfloat16 rounds along two ways of computing the same.
+The adapter is always put on the base's own, unquantised weights, even if it was trained on quantised ones. The sum is
+computed in float32 and rounded once, to the base's dtype or to another on request. Before it is rounded it has to
+predict as the adapter does on a few prompts; the saved folder, loaded again, has to hold the rounded sum bit by bit.
+Else the merge fails, and no folder appears. The comparison runs in float32 where that fits into memory: it then shows
+the effect of merging, and not bfloat16's rounding along two ways of computing the same.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 
 @dataclass(frozen=True)
 class Merged:
-    """What merging gave.
+    """The result of a merge.
 
     Attributes:
         folder: the merged model.
         dtype: of its weights.
         compared_in: the dtype of the comparison.
         max_difference, mean_difference: of the logits of adapter and merged model, absolute, over all positions and
-            the whole vocabulary of the compared prompts. The weights are the sum, so this is what rounding it did.
-        adapter_effect: the mean difference between adapter and base, to hold the other against.
+            the whole vocabulary of the compared prompts. The weights are the sum, so this is the effect of rounding it.
+        adapter_effect: mean difference between adapter and base, the scale of the others.
         greedy_agreement: share of positions at which both would choose the same token.
         positions: how many were compared.
         question, answer: the smoke generation, by the merged model.
         well_formed: whether that answer has the tags right; one that hit the token limit has not.
-        seconds: what merging took.
+        seconds: duration of the merge.
         skipped: True if a whole, up-to-date folder was there already.
     """
 
@@ -75,7 +75,7 @@ class Merged:
     skipped: bool = False
 
     def summary(self) -> str:
-        """What a person wants to know of it, in a few lines."""
+        """Summarise the merge for a person, in a few lines."""
         tags_right = "well-formed" if self.well_formed else "not well-formed"
         lost = self.mean_difference > LOST * self.adapter_effect and self.dtype != "float32"
         advice = f"rounding to {self.dtype} loses much of it: --dtype float32 does not\n" if lost else ""
@@ -112,8 +112,8 @@ def merge(
 
     Raises:
         ModelError: nothing to merge, an adapter of another model, a base that is quantised itself, or a sum that
-            does not say what the adapter says.
-        RunFolderError: `out` holds something that is no merged model of ours.
+            predicts otherwise than the adapter.
+        RunFolderError: `out` holds anything but a merged model of ours.
         DiskFull, OutOfMemory, DownloadError: see there.
     """
     from filelock import FileLock
@@ -196,7 +196,8 @@ def _merge(
 def _summed(
     resolved: Resolved, load: Load, device: torch.device, wide: torch.dtype, prompts: Sequence[Sequence[int]]
 ) -> tuple[Any, list[torch.Tensor], float]:
-    """The base with its adapters summed into it, not rounded; the adapter's logits beside its base, and its effect.
+    """Return the base with its adapters summed into it, not rounded; the adapter's logits beside its base, and its
+    effect.
 
     Raises:
         ModelError: the sum says something else than the adapter.
@@ -215,7 +216,7 @@ def _summed(
 
 
 def _require_close(gap: Gap, effect: float, logits: Sequence[torch.Tensor], wide: torch.dtype, what: str) -> None:
-    """Raises ModelError where two ways of computing the same logits are too far apart."""
+    """Raise ModelError if two ways of computing the same logits are too far apart."""
     bound = allowed(effect, logits, wide)
     if not gap.mean <= bound:  # a NaN is not
         raise ModelError(
@@ -226,7 +227,7 @@ def _require_close(gap: Gap, effect: float, logits: Sequence[torch.Tensor], wide
 
 
 def _bits(model: Any) -> dict[str, int]:
-    """Of each weight the sum of its bits as integers, the head's too where it is tied."""
+    """Return for each weight the sum of its bits as integers, also for a tied head."""
     import torch
 
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -249,14 +250,14 @@ def _default_folder(adapter: Path) -> Path:
 
 
 def _require_ours(out: Path) -> None:
-    """Raises RunFolderError where `out` holds anything but an earlier merge: it would be replaced as a whole."""
+    """Raise RunFolderError if `out` holds anything but an earlier merge: it would be replaced as a whole."""
     empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     if not empty and (out.is_file() or "merge" not in read_settings(out)):
         raise RunFolderError(f"{out} exists and is no merged model of thinktune", hint="choose another folder")
 
 
 def _already_merged(out: Path, adapter: Path, dtype: Dtype | None) -> Merged | None:
-    """The record of an earlier merge of the same adapter, if its folder is still whole."""
+    """Return the record of an earlier merge of the same adapter, if its folder is still whole."""
     settings = read_settings(out)
     if settings.get("adapter_sha256") != adapter_sha256(adapter):
         return None
@@ -277,7 +278,7 @@ def _settings(resolved: Resolved, result: Merged) -> dict[str, Any]:
 
 
 def _base_dtype(resolved: Resolved, notify: Notify) -> torch.dtype:
-    """The dtype that the base was published in.
+    """Return the dtype that the base was published in.
 
     Raises:
         ModelError: it is quantised.
@@ -306,7 +307,8 @@ def _user(text: str) -> dict[str, str]:
 
 
 def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits at every position of every prompt: one float32 tensor [positions, vocabulary] a prompt, on the CPU.
+    """Compute the logits at every position of every prompt: one float32 tensor [positions, vocabulary] a prompt, on the
+    CPU.
 
     Raises:
         ModelError: there are some that are no numbers.
@@ -321,7 +323,7 @@ def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
 
 
 def _answer(model: Any, tokenizer: Any, chat: Chat, question: str, max_tokens: int) -> str:
-    """The smoke generation, through the engine that later verbs use."""
+    """Generate the smoke answer, through the engine that later verbs use."""
     from thinktune.inference.engines.base import Request
     from thinktune.inference.engines.hf.engine import TransformersEngine
 

@@ -1,10 +1,10 @@
 """Adapter = merged model = engine, proven on held-out prompts: `thinktune verify RUN`.
 
-The proof has three parts. The adapter beside its base, as it was trained, has to predict what base and adapter predict
-when they are summed in float32. Each weight of the merged model has to be that sum, rounded once: there no noise hides
-anything, neither 2% of the adapter nor a single layer. And the engine that answers batch files has to predict what the
-merged model predicts, as far as its number format allows, and to show the adapter's effect. All gaps are held against
-that effect, the gap between adapter and base; where it is too small to notice anything, that is said.
+The proof has three parts. The adapter beside its base, as it was trained, has to predict the same as their sum in
+float32. Each weight of the merged model has to be that sum, rounded once: there no noise hides anything, neither 2% of
+the adapter nor a single layer. And the engine that answers batch files has to predict the same as the merged model, as
+far as its number format allows, and to show the adapter's effect. All gaps are held against that effect, the gap
+between adapter and base; where it is too small to notice anything, that is said.
 
 Models are loaded one after the other, in float32 where that fits into memory.
 """
@@ -73,7 +73,7 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table: what was found, what was demanded, and whether that is enough; None: it cannot be told."""
+    """One line of the table: finding, demand, and whether the finding is enough; None: it cannot be told."""
 
     name: str
     found: str
@@ -86,13 +86,13 @@ _VERDICTS = {True: "[green]yes[/]", False: "[bold red]no[/]", None: "[yellow]can
 
 @dataclass(frozen=True)
 class Verified:
-    """What verifying a run gave.
+    """The result of a verification.
 
     Attributes:
-        agrees: adapter, merged model and engine are the same model; None: what the adapter does is too small to tell.
-        stops: it has learnt to end its turn.
-        fingerprint: of what was compared; another adapter, merged model or dtype has another.
-        prompts: where they are from, and how many.
+        agrees: adapter, merged model and engine are the same model; None: the adapter's effect is too small to tell.
+        stops: whether the model has learnt to end its turn.
+        fingerprint: fingerprint of the compared weights; another adapter, merged model or dtype has another.
+        prompts: their source and number.
     """
 
     checks: tuple[Check, ...]
@@ -127,7 +127,7 @@ class _Prompt:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one way of running the model predicts along the prompts' replies: a tensor a prompt."""
+    """Predictions of one way of running the model along the prompts' replies: a tensor a prompt."""
 
     top: list[torch.Tensor]  # [tokens, 20]: log-probabilities of the adapter's likeliest
     taken: list[torch.Tensor]  # [tokens]: of the reply itself
@@ -145,7 +145,7 @@ class _Written:
 
 @dataclass(frozen=True)
 class _Compared:
-    """What the models in memory showed: everything but the engine."""
+    """The findings from the models in memory: all but the engine's."""
 
     base: _Seen
     adapter: _Seen
@@ -172,7 +172,7 @@ def verify(
     notify: Notify = lambda line: None,
     opened: Opened | None = None,
 ) -> Verified:
-    """Compare the three ways of running what a run folder holds, and write `verify.json` there.
+    """Compare the three ways of running the model of a run folder, and write `verify.json` there.
 
     A comparison that was made before, of the same weights, is not made again.
 
@@ -228,7 +228,7 @@ def verify(
 
 
 def _trained_on(run: RunFolder) -> str:
-    """A word where the adapter was trained on other weights than those that it is compared on."""
+    """Name the weights that the adapter was trained on, if they differ from the compared ones."""
     quantize = load_config(run.config).quantize if run.config.is_file() else "none"
     return "" if quantize == "none" else f"; trained on {quantize}, compared on the original weights"
 
@@ -272,7 +272,7 @@ def _compare_models(
     limit: int,
     notify: Notify,
 ) -> _Compared:
-    """Base, adapter, their sum and the merged model, one after the other."""
+    """Compare base, adapter, their sum and the merged model, one after the other."""
     import torch
 
     tuned = resolve(run.adapter, load, notify, prefer_merged=False)
@@ -332,7 +332,7 @@ def _replies(chat: Chat, prompts: Sequence[_Prompt]) -> list[list[int]]:
 
 
 def _predictions(model: Any, inputs: Sequence[tuple[list[int], list[int]]]) -> list[torch.Tensor]:
-    """Log-probabilities of every token along each reply: float32 [tokens, vocabulary], on the CPU."""
+    """Compute the log-probabilities of every token along each reply: float32 [tokens, vocabulary], on the CPU."""
     import torch
 
     from thinktune.models.untouched import untouched
@@ -363,7 +363,7 @@ def _seen(
 def _write_greedily(
     model: Any, merged: Resolved, load: Load, rendered: Sequence[list[int]], limit: int, notify: Notify
 ) -> list[_Written]:
-    """Greedy continuations of the merged model, with what else would have been likely at each place."""
+    """Generate greedy continuations of the merged model, with the other likely tokens at each place."""
     from thinktune.inference.engines.hf.engine import TransformersEngine
 
     tokenizer = read_tokenizer(merged, load, notify)
@@ -380,7 +380,7 @@ def _likely(scores: torch.Tensor) -> list[dict[int, float]]:
 
 
 def continue_greedily(engine: Engine, rendered: Sequence[list[int]], limit: int) -> list[Completion]:
-    """Greedy completions of at most `limit` tokens, in the order of the prompts."""
+    """Generate greedy completions of at most `limit` tokens, in the order of the prompts."""
     sampling = Sampling(max_tokens=limit, stop=())
     found: dict[str, Completion] = {}
     for completion in engine.generate([Request(str(at), ids, sampling) for at, ids in enumerate(rendered)]):
@@ -391,7 +391,7 @@ def continue_greedily(engine: Engine, rendered: Sequence[list[int]], limit: int)
 
 
 def _end_probability(engine: Engine, chat: Chat, prompt: _Prompt) -> float:
-    """Of the token that ends the turn, right after a reply."""
+    """Return the probability of the end-of-turn token right after a reply."""
     *reply, end = chat.reply_ids(prompt.reply)
     return math.exp(engine.logprobs([*chat.prompt_ids(prompt.messages), *reply], [end])[0])
 
@@ -403,8 +403,8 @@ def _likely_end(ends: Sequence[float]) -> Check:
 
 
 def _real_ends(written: Sequence[Completion]) -> Check:
-    """Whether what the model writes ends, with no stop string to help it. A thought may be long: where none came to
-    its answer, nothing is said against it."""
+    """Check that the model's completions end, without a stop string. A thought may be long: if none came to its answer,
+    nothing is said against it."""
     ended = sum(completion.finish_reason == "stop" for completion in written)
     ran_on = sum(completion.finish_reason != "stop" and tags.STOP in completion.text for completion in written)
     unfinished = len(written) - ended - ran_on
@@ -414,7 +414,7 @@ def _real_ends(written: Sequence[Completion]) -> Check:
 
 
 def _checks_of_merged(seen: _Compared) -> Iterator[Check]:
-    """Sum and rounding: the merged model is the adapter on its base."""
+    """Check sum and rounding: the merged model is the adapter on its base."""
     import torch
 
     effect = _mean_gap(seen.base.top, seen.adapter.top)
@@ -437,7 +437,7 @@ def _checks_of_merged(seen: _Compared) -> Iterator[Check]:
         found = f"all {seen.weights} are the sum, as {seen.stored}"
     yield Check(name, found, "all", not seen.wrong)
     rate = _same(seen.adapter.best, seen.merged.best)
-    # With right weights, all that can be lost is what their number format has no room for.
+    # With right weights, only the precision of their number format can be lost.
     lost = False if seen.wrong else None
     yield Check(
         "merged model: log-probabilities",
@@ -451,7 +451,7 @@ def _checks_of_merged(seen: _Compared) -> Iterator[Check]:
 def _checks_of_engine(
     seen: _Compared, rendered: Sequence[list[int]], said: Sequence[Sequence[float]], tokens: Sequence[Sequence[int]]
 ) -> Iterator[Check]:
-    """The engine against the merged model: what it may be off is what its number format makes of a forward pass."""
+    """Check the engine against the merged model: it may be off by the effect of its number format on a forward pass."""
     import torch
 
     alike_rendered = _rendered("engine", seen.rendered, rendered)
@@ -490,7 +490,7 @@ def _checks_of_engine(
 
 
 def _told(seen: _Compared) -> bool:
-    """Whether the adapter does enough to be seen above what rounding in computing does."""
+    """Return whether the adapter's effect can be seen above rounding errors."""
     return _mean_gap(seen.base.top, seen.adapter.top) > 10 * noise(seen.wide) * _size(seen.adapter.top)
 
 
@@ -500,7 +500,8 @@ def _rendered(name: str, one: Sequence[list[int]], other: Sequence[list[int]]) -
 
 
 def _share(seen: _Compared, engine: Sequence[torch.Tensor]) -> tuple[float, float]:
-    """The part of the merged model's effect that the engine shows, by least squares, and its standard error."""
+    """Estimate the part of the merged model's effect that the engine shows, by least squares, with its standard
+    error."""
     import torch
 
     base, merged, other = (torch.cat(list(each)) for each in (seen.base.taken, seen.merged.taken, engine))
@@ -526,7 +527,7 @@ def _same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
 
 
 def _divergence(one: _Seen, other: _Seen) -> float:
-    """KL from `one` to `other` in nats, a position on average: over the likeliest tokens, all the rest taken as one."""
+    """Compute KL from `one` to `other`, in nats a position: over the likeliest tokens, the rest taken as one."""
     values: list[float] = []
     for first, second in zip(one.top, other.top, strict=True):
         p, q = (_with_rest(scores.double().exp()) for scores in (first, second))
@@ -546,7 +547,7 @@ def _percent(gap: float, effect: float) -> str:
 
 
 def _margin(written: _Written, other: Sequence[int]) -> float:
-    """How much less likely a token was, in nats, at which another continuation leaves this one; 0 where none does."""
+    """Return by how many nats the token where another continuation departs was less likely; 0 if none departs."""
     at, _ = alike(written.tokens, other)
     if at == len(written.tokens) == len(other):
         return 0.0
@@ -556,6 +557,6 @@ def _margin(written: _Written, other: Sequence[int]) -> float:
 
 
 def alike(one: Sequence[int], two: Sequence[int]) -> tuple[int, int]:
-    """How many tokens were chosen alike after the same prefix, of how many: none is counted after they part."""
+    """Count the tokens chosen alike after the same prefix, and all compared ones: none is counted after they part."""
     equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False)))
     return equal, min(equal + 1, max(len(one), len(two)))

@@ -1,4 +1,4 @@
-"""Models: from a reference to something that can be trained, asked and merged. `load_model` is the one way in."""
+"""Models: from a reference to a model that can be trained, asked and merged. `load_model` is the only entry point."""
 
 from thinktune.models.chat import Chat
 from thinktune.models.folder import read_settings, write_settings

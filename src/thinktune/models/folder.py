@@ -1,4 +1,4 @@
-"""What lies in a model or adapter folder: whether it is whole, and what thinktune wrote down about it.
+"""The contents of a model or adapter folder: whether it is whole, and the settings that thinktune recorded in it.
 
 Everything here reads headers and names only, so that a broken download is told before gigabytes are loaded.
 """
@@ -26,7 +26,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write `thinktune.json` into an adapter or merged folder: what later verbs have to know to use it as trained.
+    """Write `thinktune.json`, the settings that later verbs need to use the model as trained, into an adapter or merged
+    folder.
 
     `base_model` that is a local path is made absolute, so that the folder can be used from anywhere on the machine.
     """
@@ -39,10 +40,10 @@ def write_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What `write_settings` wrote; empty for folders that are not from thinktune.
+    """Read the settings that `write_settings` wrote; empty for folders of other tools.
 
     Raises:
-        ModelError: the file is there and cannot be read, or holds something else than what is asked of it.
+        ModelError: the file is there but unreadable, or holds values of the wrong type.
     """
     file = folder / SETTINGS_FILE
     settings = read_json(file) if file.exists() else {}
@@ -55,7 +56,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`.
+    """Read the JSON object in `file`.
 
     Raises:
         ModelError: missing, not JSON, or not an object.
@@ -111,7 +112,7 @@ def check_model_folder(folder: Path) -> list[Path]:
 
 
 def _check_layers(config: dict[str, Any], tensors: int, folder: Path) -> None:
-    """Refuse more layers than there can be weights for: making a model of 100 million takes days."""
+    """Refuse more layers than there can be weights for: building a model of 100 million layers takes days."""
     layers = config.get("num_hidden_layers")
     if layers is not None and not (type(layers) is int and 1 <= layers <= tensors):
         raise ModelError(f"{folder}: config.json asks for {layers!r} layers, and the weights are {tensors} tensors")
@@ -133,7 +134,7 @@ def check_adapter_folder(folder: Path) -> Path:
 
 
 def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
-    """The tensors of a safetensors file: name → {"dtype", "shape", "data_offsets"}.
+    """Read the tensors of a safetensors file: name → {"dtype", "shape", "data_offsets"}.
 
     The format: 8 bytes little-endian length, that many bytes of JSON, then the data
     (https://huggingface.co/docs/safetensors). The file is as long as the last offset says, or it was cut off.
@@ -162,7 +163,7 @@ def read_safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def stored_dtype(files: list[Path]) -> str:
-    """The safetensors dtype (`BF16`, `F16`, `F32`, …) of most of the weights' bytes."""
+    """Return the safetensors dtype (`BF16`, `F16`, `F32`, …) of most of the weights' bytes."""
     sizes: Counter[str] = Counter()
     for file in files:
         for entry in read_safetensors_header(file).values():
@@ -172,7 +173,7 @@ def stored_dtype(files: list[Path]) -> str:
 
 
 def generation_ends(folder: Path) -> frozenset[int]:
-    """The token ids that end a generation according to the model's generation_config.json; none if it has none."""
+    """Return the token ids that end a generation according to generation_config.json; none if it has none."""
     file = folder / "generation_config.json"
     found = read_json(file).get("eos_token_id") if file.is_file() else None
     ends = [] if found is None else found if isinstance(found, list) else [found]
@@ -182,18 +183,18 @@ def generation_ends(folder: Path) -> frozenset[int]:
 
 
 def sha256(file: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the hex digest of a file's bytes."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def adapter_sha256(folder: Path) -> str:
-    """What identifies the state of an adapter: a digest over its weights and its config."""
+    """Identify the state of an adapter: a digest over its weights and its config."""
     return hashlib.sha256((sha256(folder / ADAPTER_WEIGHTS) + sha256(folder / ADAPTER_CONFIG)).encode()).hexdigest()
 
 
 def what_lies_in(folder: Path, most: int = 6) -> str:
-    """A few names, for an error message."""
+    """List a few file names, for an error message."""
     names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
     if not names:
         return "it is empty"

@@ -1,8 +1,8 @@
-"""Programs that a model names: none of them is fetched or run, unless `load.trust_remote_code` allows it.
+"""Code that a model's files refer to: never fetched or run, unless `load.trust_remote_code` allows it.
 
 A config can name a kernel on a hub for its attention, which transformers would download and run while it builds the
-model, and modules of Python (`auto_map`) that lie beside the weights or on a hub. What would decide how the model
-computes is refused by name; what transformers has of its own is used instead, and that is said.
+model, and modules of Python (`auto_map`) that lie beside the weights or on a hub. Code that would decide how the model
+computes is refused by name; otherwise transformers' own is used instead, with a notice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "pro
 
 
 def check_foreign_code(folders: Sequence[Path], load: Load, notify: Callable[[str], None]) -> None:
-    """Refuse models whose files name programs that they cannot do without; tell of those they can.
+    """Refuse models whose files name code that they cannot do without; warn of code they can.
 
     Raises:
         ModelError: a kernel of a hub, or a model type that only code beside the weights knows.
@@ -46,13 +46,13 @@ def check_foreign_code(folders: Sequence[Path], load: Load, notify: Callable[[st
 
 
 def needs_own_code(folder: Path) -> bool:
-    """Whether the tokenizer in a folder names modules of its own."""
+    """Return whether the tokenizer in a folder names modules of its own."""
     file = folder / "tokenizer_config.json"
     return file.is_file() and bool(read_json(file).get("auto_map"))
 
 
 def _settings(values: Any, into: Sequence[type] = (dict, list)) -> Iterator[tuple[str, Any]]:
-    """Every key of nested JSON objects and its value."""
+    """Yield every key of nested JSON objects and its value."""
     if isinstance(values, dict):
         for key, value in values.items():
             yield key, value
@@ -64,7 +64,7 @@ def _settings(values: Any, into: Sequence[type] = (dict, list)) -> Iterator[tupl
 
 
 def _is_kernel(key: str, value: Any) -> bool:
-    """Whether a setting names a repository or a path: transformers' own implementations have no slash in their names.
+    """Return whether a setting names a repository or a path: names of transformers' own implementations have no slash.
 
     It may be given for each part of a model, as `{"text_config": "owner/name"}`.
     """

@@ -1,7 +1,7 @@
 """Frozen linear layers in 8 bits: e4m3 weights with one float32 scale an output row, quantised once, after loading.
 
 Half the memory of bfloat16, and on GPUs with fp8 tensor cores twice its speed (fused/ multiplies them directly).
-Anywhere else, and wherever fused/ is not at work, the weights are made whole again for each product.
+Anywhere else, and without fused/, the weights are dequantised for each product.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Fp8Linear(torch.nn.Linear):
         self.bias = linear.bias
 
     def dense_weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weights as the products see them, [out, in]."""
+        """Return the dequantised weights, [out, in]."""
         return (self.weight.view(torch.float8_e4m3fn).float() * self.weight_scale[:, None]).to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,8 +44,8 @@ class Fp8Linear(torch.nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """The product with a weight made whole, which is made again for the gradient: autograd would keep that of every
-    layer, and the model would take more memory than in bfloat16."""
+    """The product with a dequantised weight, which the backward pass dequantises again: autograd would keep it for
+    every layer, and the model would take more memory than in bfloat16."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: Fp8Linear) -> torch.Tensor:
@@ -70,7 +70,7 @@ def quantise_to_fp8(model: Any) -> None:
 
 
 def has_quantised_weights(model: torch.nn.Module) -> bool:
-    """Whether the linear layers hold something else than floating-point weights: no adapter can be merged into them."""
+    """Return whether the linear layers hold quantised weights: no adapter can be merged into those."""
     return any(
         isinstance(module, torch.nn.Linear) and not module.weight.is_floating_point() for module in model.modules()
     )

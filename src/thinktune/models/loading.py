@@ -1,4 +1,4 @@
-"""A model reference becomes a model on a device, with the tokenizer and the chat that belong to it."""
+"""From a model reference to a model on a device, with its tokenizer and its chat."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Loaded:
         base: reference of the untuned model underneath.
         adapter: folder of the adapter in use, merged or not; None for plain and for merged models.
         tuned: whether thinktune (or an adapter) has changed the model.
-        settings: what thinktune.json recorded about the tuning.
+        settings: the contents of thinktune.json.
     """
 
     model: Any
@@ -61,12 +61,12 @@ def load_model(
     merge_adapter: bool = True,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Loaded:
-    """Load whatever a model reference names.
+    """Load the model of a reference.
 
     Args:
         reference: see `models.references`.
-        load: how; None takes the defaults.
-        quantize: how the base weights are held. With anything but none an adapter stays unmerged.
+        load: device, dtype and the like. None: the defaults.
+        quantize: number format of the base weights. With any but `none` an adapter stays unmerged.
         merge_adapter: merge adapters in memory (fast to run), or keep the outermost as a PeftModel.
         notify: receives a line for the person now and then.
 
@@ -91,7 +91,7 @@ def load_model(
 def load_tokenizer(
     reference: str | Path, *, load: Load | None = None, notify: Callable[[str], None] = lambda line: None
 ) -> Any:
-    """The tokenizer of whatever a model reference names, without its weights. Raises as `load_model` does."""
+    """Load the tokenizer of a model reference, without its weights. Raises as `load_model` does."""
     load = load or Load()
     return read_tokenizer(resolve(reference, load, notify, weights=False), load, notify)
 
@@ -99,14 +99,14 @@ def load_tokenizer(
 def make_chat(
     tokenizer: Any, settings: dict[str, Any], *, stop_ids: frozenset[int] = frozenset(), now: datetime | None = None
 ) -> Chat:
-    """The chat of a model: with the system text and the date that its training recorded, else with the template's own
-    text and with `now` (None: the present) for a template that reads the clock."""
+    """Make the chat of a model: with the system text and the date that its training recorded, else with the template's
+    own text and with `now` (None: the present) for a template that reads the clock."""
     system = (settings["system"] or "") if "system" in settings else None
     return Chat(tokenizer, system, stop_ids=stop_ids, now=recorded_date(settings) or now)
 
 
 def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: torch.dtype, quantize: Quantize) -> Any:
-    """The base model of a resolved reference, without its adapters.
+    """Load the base model of a resolved reference, without its adapters.
 
     Raises:
         ModelError: weights that do not fill the model that its config describes.
@@ -158,12 +158,12 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
 
 
 def out_of_memory(doing: str, device: torch.device) -> OutOfMemory:
-    """The error for memory that ran out while doing something with a model."""
+    """Make the error for memory that ran out while doing something with a model."""
     return OutOfMemory(f"out of memory on {device} while {doing}", hint=_OUT_OF_MEMORY)
 
 
 def _placement(resolved: Resolved, load: Load, device: torch.device, quantize: Quantize) -> dict[str, Any]:
-    """Arguments of from_pretrained for where the weights go and how they are packed."""
+    """Return arguments of from_pretrained for the placement and the quantisation of the weights."""
     import torch
 
     if resolved.gguf:

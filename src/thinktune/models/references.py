@@ -1,4 +1,4 @@
-"""Model references: the one way in which a model is named, everywhere.
+"""Model references: the one way to name a model, everywhere.
 
 | reference | is |
 |---|---|
@@ -45,12 +45,12 @@ class Resolved:
 
     Attributes:
         reference: as it was given.
-        kind: what it turned out to be.
-        folder: where the base weights lie (with `gguf`, the folder of that file).
+        kind: run, adapter, model, …
+        folder: folder of the base weights (with `gguf`, of that file).
         base: the reference of the base weights.
         adapters: adapter folders to put on them, innermost first; usually none or one.
         gguf: the file name of GGUF weights, or None.
-        settings: what thinktune.json recorded, empty for models that are not tuned by thinktune.
+        settings: the contents of thinktune.json; empty for models not tuned by thinktune.
     """
 
     reference: str
@@ -69,14 +69,14 @@ class Resolved:
 def resolve(
     reference: str | Path, load: Load, notify: Notify, *, weights: bool = True, prefer_merged: bool = True
 ) -> Resolved:
-    """Find what a reference names, downloading or converting it if need be.
+    """Find the model of a reference, downloading or converting it if need be.
 
     Args:
         weights: False if only the tokenizer and the configuration are wanted.
-        prefer_merged: use the merged model of a run folder where it is whole and belongs to the adapter.
+        prefer_merged: use the merged model of a run folder if it is whole and belongs to the adapter.
 
     Raises:
-        ModelError: nothing of that name, or something that is not a whole model.
+        ModelError: nothing of that name, or no whole model.
         DownloadError: a hub did not answer.
         MissingExtra: an optional package is needed.
     """
@@ -107,7 +107,7 @@ def _local(text: str, path: Path, load: Load, notify: Notify, weights: bool, pre
 def _found(
     text: str, kind: Kind, folder: Path, load: Load, notify: Notify, weights: bool, prefer_merged: bool
 ) -> Resolved:
-    """Tell run, adapter and model folders apart by what lies in them."""
+    """Tell run, adapter and model folders apart by their contents."""
     if is_adapter(folder):
         return _adapter(text, folder, load, notify, weights)
     if _is_run(folder):
@@ -140,7 +140,7 @@ def _run(text: str, folder: Path, load: Load, notify: Notify, weights: bool, pre
 
 
 def _why_not(merged: Path, adapter: Path, weights: bool) -> str | None:
-    """Why a merged model cannot stand for the adapter, or None if it can."""
+    """Return why a merged model cannot stand for the adapter, or None if it can."""
     if read_settings(merged).get("adapter_sha256") != adapter_sha256(adapter):
         return f"{merged} is older than the adapter"
     try:

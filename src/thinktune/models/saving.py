@@ -1,4 +1,4 @@
-"""A model that was changed is written to a folder, with what its base says of generation."""
+"""Writes a changed model to a folder, with the generation config of its base."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _FILE = "generation_config.json"
 def save_model(model: Any, folder: Path, base: Path, stop_ids: frozenset[int]) -> None:
     """Write weights, config and generation config of a model whose base lies in the folder `base`.
 
-    The generation config is the base's, word for word, and ends at `stop_ids` too: other programs know from it what
-    ends a reply, and a base model learns to end its turn here. transformers itself refuses to write some that it
+    The generation config is the base's, word for word, and ends at `stop_ids` too: other programs learn the end of a
+    reply from it, and a base model learns to end its turn here. transformers itself refuses to write some that it
     reads, such as a temperature beside `do_sample: false`, and settings of generation in config.json.
     """
     from transformers import GenerationConfig

@@ -1,4 +1,4 @@
-"""One date for all that belongs together, where a chat template reads the clock (Llama 3 writes the date).
+"""One date for all calls that belong together, if a chat template reads the clock (Llama 3 writes the date).
 
 A run's is recorded in its data report when training begins, and in thinktune.json for the verbs after it. A model that
 is no run is asked with the date on which its journal was begun, so that an inference which goes on tomorrow asks the
@@ -17,7 +17,7 @@ from thinktune.models.folder import read_json
 
 
 def date_of(file: Path) -> datetime | None:
-    """The moment that a data report, or what lies beside a journal, has recorded.
+    """Return the moment recorded in a data report, or beside a journal.
 
     Raises:
         ModelError: the file cannot be read.

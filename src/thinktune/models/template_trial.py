@@ -28,7 +28,7 @@ _TOO_LONG, _TOO_LARGE = b"l", b"m"
 
 
 def require_harmless(tokenizer: Any) -> None:
-    """Render a few short conversations. What the template raises at them is not judged here.
+    """Render a few short conversations. Errors that the template raises itself are not judged here.
 
     Raises:
         ModelError: it did not end in time, took too much memory, or wrote far more than there was to write.

@@ -16,7 +16,7 @@ from thinktune.models.references import Resolved
 
 
 def read_tokenizer(resolved: Resolved, load: Load, notify: Callable[[str], None]) -> Any:
-    """The tokenizer that belongs to a resolved reference: the adapter's own where it has one, else the base's.
+    """Load the tokenizer of a resolved reference: the adapter's own if it has one, else the base's.
 
     Its pad token is never the one that ends a turn, where the vocabulary allows it. No token is added, and no
     embedding resized.
@@ -37,8 +37,8 @@ def read_tokenizer(resolved: Resolved, load: Load, notify: Callable[[str], None]
 
 
 def tokenizer_folder(resolved: Resolved) -> tuple[Path, str | None]:
-    """Where the tokenizer of a resolved reference lies: the outermost adapter that has one, else the base; and the
-    name of the GGUF file that it is in, if it is."""
+    """Return the folder of a resolved reference's tokenizer (the outermost adapter that has one, else the base) and the
+    name of the GGUF file that it is in, if any."""
     for adapter in reversed(resolved.adapters):
         if any((adapter / name).is_file() for name in TOKENIZER_FILES):
             return adapter, None
@@ -46,7 +46,7 @@ def tokenizer_folder(resolved: Resolved) -> tuple[Path, str | None]:
 
 
 def _embeddings(resolved: Resolved) -> int | None:
-    """How many tokens the base model knows, as its config says; None for GGUF files, which have their own tokenizer."""
+    """Return the vocabulary size in the base model's config; None for GGUF files, which have their own tokenizer."""
     if resolved.gguf:
         return None
     file = resolved.folder / "config.json"
@@ -93,7 +93,7 @@ def set_pad_token(
 
     Args:
         ends: ids that end a turn; None among them is ignored.
-        rows: tokens that the model has embeddings for, where that is known: padding needs one as well.
+        rows: number of embeddings of the model, if known: padding needs one as well.
     """
 
     def is_fit(token: int | None) -> bool:
@@ -138,7 +138,7 @@ def _read(resolved: Resolved, load: Load) -> Any:
         if not isinstance(tokenizer.model_max_length, int | float):
             raise ValueError(f"model_max_length is {tokenizer.model_max_length!r:.50}, not a number")
         return tokenizer
-    # The file formats are many, and each parser raises what it likes (the Rust ones a bare Exception).
+    # The file formats are many, and each parser has errors of its own (the Rust ones a bare Exception).
     except Exception as error:
         if not load.trust_remote_code and needs_own_code(folder):
             raise ModelError(f"the tokenizer in {folder} needs code of its own", hint=ALLOW) from error
@@ -149,7 +149,7 @@ def _read(resolved: Resolved, load: Load) -> Any:
 
 
 def require_gguf() -> None:
-    """Raises MissingExtra where the package that reads GGUF files is absent."""
+    """Raise MissingExtra if the package that reads GGUF files is absent."""
     from importlib.util import find_spec
 
     if find_spec("gguf") is None:

@@ -1,7 +1,7 @@
-"""A model as its authors wrote it: eager attention, forwards that nothing has been put in the place of, no dropout.
+"""The reference model: transformers' own forwards, eager attention, no dropout.
 
-Whatever thinktune does to be fast (attention of its own, fused layers and heads, packed weights, batches) must compute
-the same. What it is held against is this, one document at a time, and never another of its own ways.
+All fast paths of thinktune (its attention, fused layers and heads, packed weights, batches) must compute the same as
+this model, one document at a time; they are never compared with one another.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
 def inner_model(model: Any) -> Any:
-    """The transformers model below a PeftModel, whose layers carry the adapter; else the model itself."""
+    """Return the transformers model below a PeftModel, whose layers carry the adapter; else the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager
 def at_rest(model: torch.nn.Module) -> Iterator[None]:
-    """Within, no module is in training mode. Afterwards modes, buffers and random numbers are what they were."""
+    """Hold every module in eval mode within the block, and restore modes, buffers and random state afterwards."""
     modules = list(model.modules())
     training = [module for module in modules if module.training]
     buffers = [(module, dict(module._buffers)) for module in modules if module._buffers]
@@ -75,7 +75,7 @@ def untouched(model: Any) -> Iterator[Any]:
 
 @contextmanager
 def _forwards_set_aside(model: torch.nn.Module) -> Iterator[None]:
-    """Within, no module has a forward that thinktune put in; those of other libraries (placement) stay."""
+    """Remove the forwards that thinktune put in within the block; those of other libraries (placement) stay."""
     ours = [(module, vars(module)["forward"]) for module in model.modules() if _is_ours(vars(module).get("forward"))]
     for module, _ in ours:
         del module.forward
@@ -96,7 +96,7 @@ def _is_ours(forward: Any) -> bool:
 
 @contextmanager
 def _attention_set(model: Any, name: str) -> Iterator[None]:
-    """Within, the model and the models in it (of a vision tower, say) have the attention called `name`."""
+    """Give the model and the models in it (a vision tower, say) the attention called `name` within the block."""
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
     for config in list(configs.values()):
         for part in getattr(config, "sub_configs", None) or ():
@@ -116,7 +116,7 @@ def _names_attention(config: Any) -> bool:
 
 
 def _made_anew(model: Any) -> Any:
-    """Another model of the class, made for eager attention, over the same weights and adapters."""
+    """Build another model of the class, for eager attention, over the same weights and adapters."""
     config = deepcopy(model.config)
     with torch.device("meta"):
         twin = type(model)._from_config(config, attn_implementation="eager", dtype=model.dtype)
@@ -134,7 +134,7 @@ def _made_anew(model: Any) -> Any:
 
 
 def is_whole(module: Any) -> bool:
-    """Whether a module has no parts, or is a layer under an adapter: what is taken over as one piece."""
+    """Return whether a module has no parts, or is a layer under an adapter: the units that are replaced as a whole."""
     return not any(True for _ in module.children()) or hasattr(module, "base_layer")
 
 
@@ -147,9 +147,9 @@ def _above(name: str) -> Iterator[str]:
 
 @contextmanager
 def rounded_otherwise(model: torch.nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[None]:
-    """Within, what every linear layer gives is off by as much as rounding to `dtype` may put it off, at random.
+    """Perturb the output of every linear layer within the block, at random, by up to a rounding error of `dtype`.
 
-    How far this moves a result says how far two right ways to compute it may be apart. In float32 nothing is changed.
+    The change of a result bounds the gap between two correct ways to compute it. In float32 nothing is changed.
     """
     width = _ROUNDING.get(dtype)
     if width is None:
@@ -174,13 +174,13 @@ def rounded_otherwise(model: torch.nn.Module, dtype: torch.dtype, seed: int = 0)
 
 
 def is_coarse(model: torch.nn.Module) -> bool:
-    """Whether a model rounds activations to int8, but for columns with a large value in any row: what shares a batch
-    then changes every result a little, by design."""
+    """Return whether a model rounds activations to int8, but for columns with a large value in any row: the other rows
+    of a batch then change every result a little, by design."""
     return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
 
 
 def computes_in(model: torch.nn.Module, dtype: torch.dtype) -> torch.dtype:
-    """The dtype that results are rounded to: over packed weights products are in 16 bits, whatever is around them."""
+    """Return the dtype that results are rounded to: products over packed weights are always in 16 bits."""
     packed = has_quantised_weights(model)
     return torch.bfloat16 if packed and dtype == torch.float32 else dtype
 
@@ -196,14 +196,14 @@ def _is_linear(module: torch.nn.Module) -> bool:
 
 
 def size_widened(model: torch.nn.Module) -> int:
-    """Bytes that `widened` takes on top; 0 where nothing is to be widened, as with weights that are packed."""
+    """Return the bytes that `widened` takes on top; 0 if nothing is to be widened, as with packed weights."""
     narrow = {id(tensor): tensor for _, tensor in _floats(model)}
     return sum(4 * tensor.numel() for tensor in narrow.values())
 
 
 @contextmanager
 def widened(model: torch.nn.Module) -> Iterator[None]:
-    """Within, all floating-point weights and buffers are in float32; afterwards they are the tensors they were."""
+    """Hold all floating-point weights and buffers in float32 within the block, and put the originals back."""
     kept = []
     try:
         for _, tensor in _floats(model):

@@ -1,6 +1,6 @@
-"""What hardware can do, for the plan: memory, rates of matrix products, memory bandwidth.
+"""Memory, rates of matrix products and memory bandwidth of devices, for the plan.
 
-Published values for GPUs that are named, and measured ones, in a fraction of a second, for the machine that is here.
+Named GPUs have published values; those of the present machine are measured in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Hardware:
     Attributes:
         memory: bytes that a training may use.
         bf16: FLOP/s of dense matrix products in bfloat16 (on a CPU: in the dtype it trains in).
-        fp8: the same in 8-bit floating point; 0 where fused/ has no such products, which is before Hopper.
+        fp8: the same in 8-bit floating point; 0 before Hopper, for which fused/ has no such products.
         bandwidth: bytes/s of its memory.
-        source: where the figures come from.
+        source: origin of the figures.
         rated: whether the rates are those of this device; else they only tell which of two ways is faster.
     """
 
@@ -79,7 +79,7 @@ _TABLE = (
 
 
 def find_gpu(text: str) -> Hardware:
-    """The GPU that a person means: a name such as `h100` or `rtx4090`, or a size such as `16GiB`.
+    """Find a GPU by a name such as `h100` or `rtx4090`, or a size such as `16GiB`.
 
     Raises:
         UsageError: neither.
@@ -104,7 +104,7 @@ def _key(name: str) -> str:
 
 
 def hardware_here(device: torch.device, dtype: torch.dtype, limit: float | None = None) -> Hardware:
-    """The device at hand: the memory that is free or ours already, and published rates or else measured ones.
+    """Describe the device at hand: the memory that is free or ours already, and published rates or else measured ones.
 
     Args:
         limit: GiB to plan with at most.
@@ -133,14 +133,14 @@ _SHARE_OF_PEAK = 0.72
 
 
 def _published(name: str, total: int) -> Hardware | None:
-    """The entry for a device name of CUDA's, such as "NVIDIA H100 80GB HBM3": the longest that is in it."""
+    """Return the entry for a device name of CUDA's, such as "NVIDIA H100 80GB HBM3": the longest that is in it."""
     key = _key(name)
     fitting = [gpu for gpu in _TABLE if _key(gpu.name) in key and abs(total / (gpu.memory + CONTEXT) - 1) < 0.15]
     return max(fitting, key=lambda gpu: len(gpu.name), default=None)
 
 
 def _measure(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """FLOP/s of a matrix product and bytes/s of a copy, each the best of three."""
+    """Measure FLOP/s of a matrix product and bytes/s of a copy, each the best of three."""
     import torch
 
     rows, width = (8192, 4096) if device.type == "cuda" else (512, 1536)

@@ -1,1 +1,1 @@
-"""What people read: comparisons, report pages, figures, a look at the data."""
+"""Output for people: comparisons, report pages, figures, a preview of the data."""

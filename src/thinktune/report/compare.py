@@ -42,13 +42,13 @@ class Candidate:
     """A tuned model, or the base model that tuned ones began with (then without `facts` and `metrics`).
 
     Attributes:
-        facts: what run.json has of it, by name.
+        facts: entries of run.json, by name.
         settings: the whole config by dotted key.
-        summary: summary.json of its scores; None where it was not scored.
+        summary: summary.json of its scores; None if it was not scored.
         samples: the lines of its samples.jsonl.
         metrics: the lines of its metrics.jsonl.
-        figures: what lm-evaluation-harness found.
-        also_called: other names it goes by, as where people rated it.
+        figures: results of lm-evaluation-harness.
+        also_called: other names of it, such as those in ratings.
     """
 
     name: str
@@ -61,16 +61,16 @@ class Candidate:
     also_called: frozenset[str] = frozenset()
 
     def scores(self) -> dict[Problem, float]:
-        """What each problem came to: 1 for right, strictly; of several samples their mean. A problem that stands in
-        several places is one: its answers say no more of a model than several samples do."""
+        """Return the score of each problem: 1 for right, strictly; of several samples their mean. A problem that stands
+        in several places is one: its answers say no more of a model than several samples do."""
         return self._means(problem_of)
 
     def scores_by_place(self) -> dict[Place, float]:
-        """The same by where the problems stand."""
+        """Return the same scores by the problems' places."""
         return self._means(place_of)
 
     def places(self) -> dict[Place, Problem]:
-        """Which problem of those that were scored stands where."""
+        """Map places to the scored problems that stand there."""
         return {place_of(line): problem_of(line) for line in self.samples if line["correct"] is not None}
 
     def _means(self, key_of: Callable[[Mapping[str, Any]], Key]) -> dict[Key, float]:
@@ -101,7 +101,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidates, what sets them apart, and the differences between each two that were given the same problems."""
+    """Candidates, their differing settings, and the differences between each two that were given the same problems."""
 
     candidates: list[Candidate]
     differing: dict[str, list[Any]]
@@ -110,13 +110,13 @@ class Comparison:
     judged: Conclusions | None = None
 
     def figures(self) -> dict[str, list[Figure | None]]:
-        """By lm-evaluation-harness's task, metric and filter: what each candidate got."""
+        """Return each candidate's figure by lm-evaluation-harness's task, metric and filter."""
         by_name = [{figure.name: figure for figure in each.figures} for each in self.candidates]
         names = dict.fromkeys(name for figures in by_name for name in figures)
         return {name: [figures.get(name) for figures in by_name] for name in names}
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but samples and metrics, as plain values for JSON."""
+        """Return everything but samples and metrics, as plain values for JSON."""
         candidates = [
             {"name": each.name, **each.facts, "scores": each.summary}
             | {"settings": {key: each.settings.get(key) for key in self.differing}}
@@ -138,9 +138,9 @@ def compare(
     """Read trained runs and compare them, and the base model where it was scored with them.
 
     Args:
-        names: what to call the runs; None: by their folders.
-        ratings: a file of people's ratings; those of other models are left out. None: what the studio keeps beside
-            the runs, if anything.
+        names: names of the runs. None: those of their folders.
+        ratings: a file of people's ratings; those of other models are left out. None: the studio's file beside the
+            runs, if any.
 
     Raises:
         RunFolderError: a folder is no run, or its training has not ended.
@@ -159,7 +159,7 @@ def compare(
 
 
 def table(comparison: Comparison) -> Table:
-    """One row a candidate."""
+    """Make a table of one row a candidate."""
     result = Table(title="scores with 95% intervals", title_style="dim")
     result.add_column("")
     for heading, _ in COLUMNS:
@@ -170,7 +170,7 @@ def table(comparison: Comparison) -> Table:
 
 
 def sentences(comparison: Comparison, most: int = 12) -> Iterator[str]:
-    """The differences in words, real and large ones first; where there are many, only the real ones, and a count."""
+    """Put the differences in words, real and large ones first; if there are many, only the real ones, and a count."""
     ordered = sorted(comparison.pairs, key=lambda each: (not each.real, -abs(each.difference.value)))
     shown = ordered if len(ordered) <= most else [each for each in ordered if each.real][:most]
     yield from map(str, shown)
@@ -184,7 +184,7 @@ def sentences(comparison: Comparison, most: int = 12) -> Iterator[str]:
 
 
 def harness_table(comparison: Comparison) -> Table | None:
-    """One row a figure of lm-evaluation-harness, one column a candidate; None where there are none."""
+    """Make a table of one row a figure of lm-evaluation-harness, one column a candidate; None if there are none."""
     rows = comparison.figures()
     if not rows:
         return None
@@ -247,7 +247,7 @@ def _require_trained(folder: RunFolder) -> None:
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """The folders' names, with as many parents as it takes to tell them apart."""
+    """Return the folders' names, with as many parents as it takes to tell them apart."""
     for count in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(names):
@@ -273,7 +273,7 @@ def _read_run(folder: RunFolder, name: str) -> Candidate:
 
 
 def read_scores(folder: RunFolder, model: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """Summary and samples of the run's `base` or `tuned` model; None and nothing where it was not scored."""
+    """Read summary and samples of the run's `base` or `tuned` model; None and nothing if it was not scored."""
     file = folder.eval / model / "summary.json"
     if not file.exists():
         return None, []
@@ -281,7 +281,7 @@ def read_scores(folder: RunFolder, model: str) -> tuple[dict[str, Any] | None, l
 
 
 def _base_models(folders: list[RunFolder], tuned: list[Candidate]) -> list[Candidate]:
-    """Each base model that was scored with a run, once: from the first run that has its scores."""
+    """Return each base model that was scored with a run, once: from the first run that has its scores."""
     found: dict[str, Candidate] = {}
     for folder, run in zip(folders, tuned, strict=True):
         model = str(run.settings["model"])
@@ -299,7 +299,7 @@ def _base_models(folders: list[RunFolder], tuned: list[Candidate]) -> list[Candi
 def _judge(
     candidates: Sequence[Candidate], folders: Sequence[RunFolder], file: Path | None, notes: list[str]
 ) -> Conclusions | None:
-    """What people's ratings say of the candidates; None where there is neither a file nor anything in the studio."""
+    """Summarise people's ratings of the candidates; None if there is neither a file nor anything in the studio."""
     if file is not None and not file.is_file():
         raise DataError(f"there is no file of ratings {file}")
     judged = Judgements() if file is not None else studio_ratings([folder.path for folder in folders])
@@ -331,14 +331,14 @@ def _differing(runs: list[Candidate]) -> dict[str, list[Any]]:
 
 
 def differing_settings(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The settings (see `read_settings`) in which runs differ, with each run's value."""
+    """Return the settings (see `read_settings`) in which runs differ, with each run's value."""
     keys: Iterable[str] = dict.fromkeys(key for each in settings for key in each)
     values = {key: [each.get(key) for each in settings] for key in keys if key != "output"}
     return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
 
 
 def read_settings(folder: RunFolder) -> dict[str, Any]:
-    """The config of a run, with its keys joined by dots.
+    """Read the config of a run, with its keys joined by dots.
 
     Raises:
         ConfigError: it is damaged.
@@ -381,7 +381,7 @@ def _pairs(candidates: list[Candidate]) -> tuple[list[Pair], list[str]]:
 
 
 def _changed(ours: Mapping[Place, Problem], theirs: Mapping[Place, Problem]) -> list[str]:
-    """Places, in words, that both have, and where one has a problem that the other has nowhere."""
+    """Name the places that both have, and at which one has a problem that the other has nowhere."""
     elsewhere = set(ours.values()) & set(theirs.values())
     return [
         f"row {row} of {source}" if source else row

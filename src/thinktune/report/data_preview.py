@@ -1,4 +1,4 @@
-"""`thinktune data CONFIG`: the report, and what the model will really see, token by token."""
+"""`thinktune data CONFIG`: the report, and the training data token by token."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def show(
     json: bool = False,
     notify: Callable[[str], None] = say,
 ) -> DataReport:
-    """Prepare the data of a config and print what became of it.
+    """Prepare the data of a config and print the report.
 
     Args:
         chat: a `models.Chat`; None makes the one that training would have.
-        console: where to print; None is standard output.
+        console: None: standard output.
         json: print the report as JSON, and nothing else.
 
     Raises:
@@ -75,7 +75,7 @@ def _chat_of(config: Config, notify: Callable[[str], None]) -> Any:
 
 
 def first_batch(config: Config, notify: Callable[[str], None] = say) -> Iterator[tuple[str, Kind]]:
-    """What `show` prints of one batch, piece by piece: text, and what training does with it.
+    """Yield the text that `show` prints of one batch, piece by piece, each with its use in training.
 
     Raises as `show` does.
     """
@@ -159,7 +159,7 @@ def _shorten(text: str) -> str:
 
 
 def _batch(prepared: Prepared, config: Config, tokenizer: Any) -> Panel:
-    """What is trained, as it is trained: a pack, or without packing an example."""
+    """Show one training input: a pack, or without packing an example."""
     text = Text.assemble(
         ("context, only read", CONTEXT[0]), " · ", ("▶ trained", TRAINED[0]), " · ", ("padding", PADDING), " · ",
         ("━━━ document border", BORDER), " · tokens alternate between two shades\n",
@@ -192,7 +192,7 @@ def _append_tokens(text: Text, ids: Sequence[int], shades: tuple[str, str], toke
 
 
 def _pieces(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:
-    """The tokens as people can read them; of very many, the first and the last, and how many are between them."""
+    """Yield the tokens in readable form; of very many, the first and the last, and a count of those between."""
     head, tail = _LONGEST_PART * 3 // 4, _LONGEST_PART // 4
     hidden = len(ids) - head - tail
     if hidden <= 0:
@@ -204,7 +204,7 @@ def _pieces(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:
 
 
 def _readable(tokenizer: Any, token_id: int) -> str:
-    """A token's text; newlines marked, and a part of a character as the bytes it stands for."""
+    """Return a token's text; newlines marked, and a part of a character as the bytes it stands for."""
     piece = str(tokenizer.decode([token_id]))
     if "\ufffd" in piece:
         piece = f"⟨{tokenizer.convert_ids_to_tokens(token_id)}⟩"

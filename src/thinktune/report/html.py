@@ -1,6 +1,6 @@
 """report.html: all of a run, or of a comparison, on one page that loads nothing from anywhere.
 
-Whatever a model wrote is escaped by the template engine, and a content security policy lets no script run but the
+The template engine escapes all text of models, and a content security policy lets no script run but the
 page's own, by its hash.
 """
 
@@ -89,7 +89,7 @@ def _render(template: str, **values: Any) -> str:
 
 
 def _scores(comparison: Comparison) -> dict[str, Any]:
-    """What both pages show of scores and samples."""
+    """Collect the scores and samples that both pages show."""
     candidates = comparison.candidates
     problems = list(_problems(candidates))
     return {
@@ -106,8 +106,8 @@ def _scores(comparison: Comparison) -> dict[str, Any]:
 
 
 def _outcomes(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
-    """How many samples of each candidate came to which outcome, the most frequent outcome first; of one that has no
-    samples nothing is known, which is not 0."""
+    """Count the samples of each candidate by outcome, the most frequent outcome first; of one that has no samples
+    nothing is known, which is not 0."""
     counts = [Counter(line["outcome"] for line in each.samples) for each in candidates]
     total = sum(counts, Counter())
     return {
@@ -117,7 +117,7 @@ def _outcomes(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
 
 
 def _problems(candidates: Sequence[Candidate]) -> Iterator[dict[str, Any]]:
-    """Each problem with what every candidate made of it, in the order of the samples files."""
+    """Return each problem with every candidate's answers, in the order of the samples files."""
     asked = [each for each in candidates if each.samples]
     by_item = [_by_problem(each.samples) for each in asked]
     for item in dict.fromkeys(item for lines in by_item for item in lines):
@@ -134,7 +134,7 @@ def _problems(candidates: Sequence[Candidate]) -> Iterator[dict[str, Any]]:
 
 
 def _by_problem(samples: Sequence[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
-    """Lines by what is asked, as `compare` pairs them, and not by where it stands; with a number where it is again."""
+    """Group lines by problem, as `compare` pairs them, and not by place; a repeated problem gets a number."""
     seen: Counter[Any] = Counter()
     lines = {}
     for line in samples:
@@ -145,7 +145,7 @@ def _by_problem(samples: Sequence[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
 
 
 def _side(name: str, line: dict[str, Any]) -> dict[str, Any]:
-    """One completion as the page shows it: taken apart where it is well-formed, else as it was written."""
+    """Prepare one completion for the page: taken apart if it is well-formed, else as it was written."""
     text = _shorten(line["completion"])
     parsed = tags.parse(line["completion"])
     return {
@@ -176,7 +176,7 @@ def _comparison_figure(comparison: Comparison) -> Any:
 
 
 def _facts(record: dict[str, Any]) -> dict[str, str]:
-    """run.json in words, for the head of the page."""
+    """Put run.json in words, for the head of the page."""
     share = record["trainable_parameters"] / record["parameters"]
     hardware = record["hardware"]
     return {

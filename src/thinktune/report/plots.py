@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def comparison_figure(
     names: Sequence[str], summaries: Sequence[Mapping[str, Any] | None], runs: Sequence[Lines]
 ) -> Figure:
-    """Scores with their intervals, a group of bars a model, beside the running mean of each run's loss.
+    """Draw scores with their intervals, a group of bars a model, beside the running mean of each run's loss.
 
     Args:
-        summaries: by name; None where a model was not scored.
+        summaries: by name; None if a model was not scored.
         runs: the lines of metrics.jsonl by name; empty for a model that was not trained.
     """
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ def comparison_figure(
 
 
 def data_url(figure: Figure) -> str:
-    """The figure as SVG in a data: URL, so that a page holds it without its names getting into the page."""
+    """Return the figure as SVG in a data: URL, so that a page holds it without its names getting into the page."""
     stream = io.BytesIO()
     figure.savefig(stream, format="svg")
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

@@ -1,9 +1,9 @@
-"""What a training that is started from the page may be told.
+"""The settings that a training started from the page may change.
 
 A page is not the command line: whoever sits at it, or gets hold of it, must not reach the machine's files, other
-servers or code by it. So settings that are numbers, switches and choices are free; a setting that is text is free where
-it can be nothing but text; models and data are those of the shipped configs, of hubs, and what the studio was started
-with. Everything else belongs on the command line.
+servers or code by it. So settings that are numbers, switches and choices are free; a text setting is free if it can be
+nothing but text; models and data are those of the shipped configs, of hubs, and those that the studio was started with.
+Everything else belongs on the command line.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _HINT = "start such a training on the command line"
 def require_allowed(config: Config, shipped: Config, models: Collection[str], data: Collection[str]) -> None:
     """
     Args:
-        config: what the form asks for.
-        shipped: the config that it began with, whose own values are free.
-        models, data: what the studio was started with.
+        config: the config of the form.
+        shipped: the shipped config it is based on, whose own values are free.
+        models, data: those that the studio was started with.
 
     Raises:
         ConfigError: a setting that the page may not change, or not to that.
@@ -59,12 +59,12 @@ def require_allowed(config: Config, shipped: Config, models: Collection[str], da
 
 
 def _is_remote(reference: str, *, hub: bool) -> bool:
-    """Whether a reference names something of a hub, or built in, and no file of this machine."""
+    """Return whether a reference names a model on a hub or a built-in one, and no file of this machine."""
     return bool(_BUILTIN.match(reference)) or (hub and bool(_HUB.match(reference)) and not Path(reference).exists())
 
 
 def _changed(one: BaseModel, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every setting that differs: its key, its value, and the type that it is declared with."""
+    """Yield every setting that differs: its key, its value, and its declared type."""
     for name, field in type(one).model_fields.items():
         key = f"{path}{name}"
         value, before = getattr(one, name), getattr(other, name, None)
@@ -80,7 +80,7 @@ def _changed(one: BaseModel, other: Any, path: str = "") -> Iterator[tuple[str, 
 
 
 def _is_plain(annotation: Any) -> bool:
-    """Whether a type holds numbers, truths and named choices only."""
+    """Return whether a type holds only numbers, booleans and named choices."""
     inner = get_args(annotation)
     if not inner:
         return annotation in (int, float, bool, type(None))

@@ -1,4 +1,4 @@
-"""One question to one or two models at once, read as it is written."""
+"""One question to one or two models at once, read while it is answered."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOOK_SECONDS = 0.25  # between two looks at the queue's place while nothing com
 
 @dataclass
 class Answer:
-    """What one model has written so far. Plain values: it is kept in the browser."""
+    """The text of one model so far. Plain values: it is kept in the browser."""
 
     model: str
     text: str = ""
@@ -56,7 +56,7 @@ def read_answers(
 
     Args:
         history: a conversation for each model, ending with the question.
-        name: of the request; another one draws other random numbers.
+        name: name of the request; another one draws other random numbers.
         tell_format: explain the format to models that were not trained for it.
     """
     readers = [

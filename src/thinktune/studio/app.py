@@ -38,8 +38,8 @@ class Server:
     """A running studio.
 
     Attributes:
-        url: where the page is; where no password is asked for, with the token that opens it.
-        password: what it asks for; None where the token is all there is.
+        url: address of the page; without a password, with the token that opens it.
+        password: None if there is only the token.
         address: the page with the token, which opens it whether or not there is a password.
     """
 
@@ -53,7 +53,7 @@ class Server:
         self._close = close
 
     def wait(self) -> None:
-        """Until Ctrl-C or SIGTERM; then close, and end the process: at once where something would hold it up."""
+        """Wait until Ctrl-C or SIGTERM; then close, and end the process: at once if something would hold it up."""
         ended = Event()
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
         try:
@@ -68,7 +68,7 @@ class Server:
             self.close()
 
     def close(self) -> None:
-        """Stop answering. Jobs and trainings go on: the ones with the next server, the others now."""
+        """Stop answering. Batch jobs go on with the next server, trainings go on now."""
         self._demo.server.config.timeout_graceful_shutdown = _GRACEFUL_SECONDS
         self._demo.close()
         self._close()
@@ -92,8 +92,8 @@ def serve(
     Args:
         models: references; runs with an adapter are offered besides.
         runs: the folder of run folders. The studio keeps its own files in its `studio/`.
-        host: another one than this machine's own asks for a password, which is made up where none is given.
-        port: None takes the first free one from 7860 on.
+        host: any host but this machine's own asks for a password, which is made up if none is given.
+        port: None: the first free one from 7860 on.
         data: files and folders of data that trainings of the page may use, besides hubs' and built-in ones.
         share: let Gradio's relay publish the page, behind the password.
 
@@ -123,8 +123,8 @@ def open_page(
     share: bool = False,
     password: str | None = None,
 ) -> Server:
-    """Serve the page of a studio, and begin with the jobs that an earlier one left. Arguments as for `serve`.
-    Nothing is answered without the token of the address, or the password where there is one.
+    """Serve the page of a studio, and resume the jobs that an earlier server left. Arguments as for `serve`. Nothing is
+    answered without the token of the address, or the password if there is one.
 
     Raises:
         UsageError: the port is taken, or the page cannot be shared.
@@ -195,7 +195,8 @@ def _guard(host: str, share: bool, files: Path, door: Door) -> Any:
 
 
 def _load_first(studio: Studio, notify: Callable[[str], None]) -> None:
-    """So that the first question need not wait for it. The page goes first, which a model that is read would slow."""
+    """Load the first model, so that the first question need not wait for it. The page goes first: reading a model would
+    slow it."""
     studio.opened.wait(_PAGE_SECONDS)
     try:
         studio.pool.take(studio.pool.names()[0])

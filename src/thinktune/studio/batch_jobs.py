@@ -1,7 +1,7 @@
 """Batch files answered in the background, one after the other. A job is a folder, so that it outlives page and server.
 
-In it: `questions.jsonl` as it was uploaded, `job.json` with model, profile and what became of it, and the result file
-with its journal. What was running when a server ended goes on when the next one starts.
+In it: `questions.jsonl` as it was uploaded, `job.json` with model, profile and state, and the result file with its
+journal. A job that was running when a server ended goes on when the next one starts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_ITEMS = 20_000
 
 @dataclass(frozen=True)
 class Job:
-    """What job.json holds. `total` counts completions."""
+    """The contents of job.json. `total` counts completions."""
 
     name: str
     model: str
@@ -59,7 +59,7 @@ class Jobs:
         self._worker: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to work, with what an earlier server left running."""
+        """Start working, with the jobs that an earlier server left running."""
         self._worker = threading.Thread(target=self._work, daemon=True)
         self._worker.start()
         for job in reversed(self.all()):
@@ -67,7 +67,7 @@ class Jobs:
                 self._enqueue(job.name)
 
     def close(self) -> None:
-        """Stop between two tokens; what runs stays marked as running, and goes on with the next server."""
+        """Stop between two tokens; a running job stays marked as running, and goes on with the next server."""
         if self._worker is None:
             return
         self._waiting.put(None)
@@ -77,7 +77,7 @@ class Jobs:
         worker.join(timeout=10)
 
     def all(self) -> list[Job]:
-        """Every job, newest first."""
+        """List every job, newest first."""
         found = [self._read(file.parent.name) for file in self._folder.glob("*/job.json")]
         return sorted((job for job in found if job), key=lambda job: job.name, reverse=True)
 
@@ -130,12 +130,12 @@ class Jobs:
             self._enqueue(name)
 
     def result(self, name: str) -> Path | None:
-        """The result file, if it is there."""
+        """Return the result file, if it is there."""
         file = self._folder / self.get(name).name / "results.json"
         return file if file.exists() else None
 
     def done(self, name: str) -> int:
-        """Completions that are finished."""
+        """Count the finished completions."""
         return count_lines(self._folder / name / "results.journal.jsonl")
 
     def _enqueue(self, name: str) -> None:
@@ -179,7 +179,7 @@ class Jobs:
 
 
 def check(file: Path, profile: Profile = "default", think_budget: int | None = None) -> list[Item]:
-    """The items of a batch file as the command line would read them.
+    """Read the items of a batch file as the command line would.
 
     Raises:
         BatchFileError: it cannot be used, or is too large for a page.
@@ -200,7 +200,7 @@ def types_of(items: list[Item]) -> Iterator[str]:
 
 
 def count_lines(file: Path) -> int:
-    """Whole lines of a file that somebody may be writing to; 0 where there is none."""
+    """Count the whole lines of a file that may still be written to; 0 if there is none."""
     if not file.exists():
         return 0
     with file.open("rb") as stream:

@@ -1,8 +1,8 @@
 r"""Formulas in Markdown, told from prices: `$x^2$`, `\(…\)`, `\[…\]` and `$$…$$` are formulas, "$5 and $7" is money.
 
-A single dollar begins a formula only where what lies between it and the next one can be one. The rules are those of
-pandoc (no white space inside the dollars, no digit after the second), and further ones for what models and people
-write: `5$ and 6$`, `US$5`, `$5 (in US$)`.
+A single dollar begins a formula only if the text up to the next one can be a formula. The rules are those of
+pandoc (no white space inside the dollars, no digit after the second), and further ones for the habits of models and
+people: `5$ and 6$`, `US$5`, `$5 (in US$)`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _inline(state: StateInline, silent: bool) -> bool:
 
 
 def _is_display(inner: str, after: str) -> bool:
-    """Whether what stands between two pairs of dollars is a formula: not so in "$$5 or $$6"."""
+    """Return whether the text between two pairs of dollars is a formula: not so in "$$5 or $$6"."""
     return "$" not in inner.replace("\\$", "") and not after.isdigit() and inner[0].isspace() == inner[-1].isspace()
 
 
@@ -74,7 +74,7 @@ def _take(state: StateInline, silent: bool, tex: str, end: int, *, display: bool
 
 
 def _closing(text: str, start: int, most: int) -> int:
-    """Where the formula that a single dollar begins ends; -1 if it begins none."""
+    """Find the end of the formula that a single dollar begins; -1 if it begins none."""
     end = start + 1
     while end < most and text[end] != "$":
         end += 2 if text[end] == "\\" else 1
@@ -97,7 +97,7 @@ def _closing(text: str, start: int, most: int) -> int:
 
 
 def _product(state: StateInline, silent: bool) -> bool:
-    """`5*3 and 2*4` are products, no emphasis of what is between."""
+    """Read `5*3 and 2*4` as products, not as emphasis."""
     match = _PRODUCT.match(state.src, state.pos)
     if match is None or state.src[state.pos + len(match[1]) :].startswith("*"):
         return False
@@ -112,7 +112,7 @@ def _is_prose(text: str) -> bool:
 
 
 def _block(state: StateBlock, first: int, last: int, silent: bool) -> bool:
-    r"""`$$` or `\[` at the beginning of a line, closed at the end of one: what is between is no list and no quote."""
+    r"""Read `$$` or `\[` at the beginning of a line, closed at the end of one; no list or quote begins inside."""
     line = state.src[state.bMarks[first] + state.tShift[first] : state.eMarks[first]]
     opening = _OPENING.match(line)
     if opening is None or state.sCount[first] - state.blkIndent >= 4:

@@ -1,4 +1,4 @@
-"""What Gradio is told before it is imported."""
+"""Settings of Gradio that have to be made before it is imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import ModuleType
 
 
 def prepare_gradio(files: Path) -> None:
-    """Let Gradio tell nobody of its use, keep its files in a folder, take no statistics, and be there soon."""
+    """Switch off Gradio's telemetry and statistics, keep its files in a folder, and make its import fast."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(files)
     # By default it remembers 10,000 events, and goes through them all after each, for a page that is not served here.
@@ -45,4 +45,4 @@ class _WithoutStubs(MetaPathFinder):
 
 
 def _write_no_stubs(component: type, name: str, events: Sequence[object]) -> None:
-    """Takes the place of `create_or_modify_pyi`."""
+    """Stand in for `create_or_modify_pyi`."""

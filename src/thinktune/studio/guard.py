@@ -1,4 +1,4 @@
-"""Who may ask the studio, and what its pages may do.
+"""Access to the studio, and the rights of its pages.
 
 In front of everything that Gradio serves: names that do not belong to this server (DNS rebinding) and other sites'
 pages (cross-site requests) are refused, nobody is answered who has not come in by the door, uploads are bounded, files
@@ -42,11 +42,11 @@ class Guard:
     """ASGI middleware.
 
     Args:
-        app: what it guards.
-        names: host names, besides localhost and addresses, under which the server may be asked.
-        suffix: of further ones, such as that of a tunnel; "" for none.
+        app: the guarded application.
+        names: allowed host names, besides localhost and addresses.
+        suffix: suffix of further allowed names, such as that of a tunnel; "" for none.
         files: the only folder that files are served from.
-        door: who is answered; None: everybody.
+        door: decides who is answered. None: everybody.
     """
 
     def __init__(self, app: App, *, names: Iterable[str], suffix: str, files: Path, door: Door | None = None) -> None:
@@ -127,7 +127,7 @@ def _headers(nonce: str) -> list[tuple[bytes, bytes]]:
 
 
 def _without_compression(scope: Message) -> Message:
-    """A page that arrives packed could not be given its nonce."""
+    """Return the scope without Accept-Encoding: a compressed page could not be given its nonce."""
     return {**scope, "headers": [pair for pair in scope["headers"] if pair[0].lower() != b"accept-encoding"]}
 
 

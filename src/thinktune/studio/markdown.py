@@ -1,8 +1,8 @@
-"""What people and models wrote, as HTML for the page, which is made here: nothing of a text becomes an element of it.
+"""Texts of people and models as HTML for the page, which is made here: no part of a text becomes an element of it.
 
 The result is a block of HTML in one line, which Gradio's own Markdown passes through (and sanitises once more); the
 page typesets the formulas that `formulas.py` has marked. A closed set of elements comes out, with `class`, `href` to
-the web, `title`, `target` and `rel` as their only attributes: no style, no image, no form, whatever the text says.
+the web, `title`, `target` and `rel` as their only attributes: no style, no image, no form, for any text.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ _PARSER = _parser()
 
 
 def rendered(text: str, *, source: bool = True) -> str:
-    """Markdown as HTML for the page.
+    """Render Markdown as HTML for the page.
 
     Args:
-        source: keep the text itself beside it, which is what the copy button takes.
+        source: keep the text itself beside it, for the copy button.
     """
     return _render(text, source) if text.strip() else ""
 
@@ -70,18 +70,18 @@ def _render(text: str, source: bool) -> str:
 
 
 def plain(text: str, kind: str = "said") -> str:
-    """A text in which nothing is Markdown, for the page; kind is its class there."""
+    """Render a text in which nothing is Markdown; kind is its class on the page."""
     clean = escape(PRIVATE.sub("\ufffd", text))
     return _in_one_line(f'<div class="{kind}">{clean}</div>') if text.strip() else ""
 
 
 def _in_one_line(html: str) -> str:
-    """An empty line would end the block of HTML; and Gradio has a mark of its own for formulas."""
+    """Join HTML into one line: an empty one would end the block; and Gradio has a mark of its own for formulas."""
     return html.replace("\r", "&#13;").replace("\n", "&#10;").replace("%%%LATEX", "&#37;%%LATEX")
 
 
 def messages(question: str, answer: dict[str, Any] | None, words: Words) -> Iterator[dict[str, Any]]:
-    """One turn: the question, and as much of the answer as there is."""
+    """Return one turn: the question, and as much of the answer as there is."""
     yield {"role": "user", "content": rendered(question)}
     if answer is None:
         return
@@ -91,7 +91,7 @@ def messages(question: str, answer: dict[str, Any] | None, words: Words) -> Iter
 
 
 def reply(answer: dict[str, Any], words: Words, *, fold_open: bool = True) -> Iterator[dict[str, Any]]:
-    """What a model wrote: the thought as a folded message, the rest as Markdown.
+    """Render a model's text: the thought as a folded message, the rest as Markdown.
 
     Args:
         fold_open: fold a thought that is never closed, too; else it is shown as it stands.
@@ -113,15 +113,15 @@ def reply(answer: dict[str, Any], words: Words, *, fold_open: bool = True) -> It
 
 
 def split_reply(text: str, *, running: bool = False, whole: bool = True) -> tuple[str | None, str]:
-    """The thought that a completion begins with, or None, and what it says after it.
+    """Split a completion into the thought that it begins with, or None, and the text after it.
 
     Tags are taken away only where they are the frame of the completion: `<think>…</think>` at its beginning and
-    `<answer>…</answer>` around all the rest, each once. Elsewhere they are words like others. While it is written, what
-    has come so far is read as the beginning of a completion in this form.
+    `<answer>…</answer>` around all the rest, each once. Elsewhere they are words like others. A completion in progress
+    is read as the beginning of one in this form.
 
     Args:
         running: more is to come.
-        whole: the model has ended it; else what may be the beginning of a tag at its end is left out.
+        whole: the model has ended it; else a possible beginning of a tag at its end is left out.
 
     >>> split_reply("<think>a</think> <answer>4</answer>")
     ('a', '4')

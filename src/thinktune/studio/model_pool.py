@@ -38,15 +38,15 @@ class Seat:
     adapter: str | None
 
     def engine(self, ticket: Ticket) -> Engine:
-        """The model for one caller, think budgets included."""
+        """Return the model for one caller, think budgets included."""
         return Budgeted(self.shared.engine(self.adapter, ticket), self.chat, self.template)
 
 
 class Pool:
-    """Loads models when they are first asked for, and knows which there are.
+    """Loads models when they are first asked for, and lists those on offer.
 
     Args:
-        references: what the studio was started with.
+        references: those that the studio was started with.
         runs: the folder of run folders; those with an adapter are offered too.
         notify: receives a line for the person who started the studio.
     """
@@ -74,18 +74,18 @@ class Pool:
         """The model that is being loaded now."""
 
     def names(self) -> list[str]:
-        """Every model that may be asked: those given, then the runs that have an adapter, newest first."""
+        """List every model that may be asked: those given, then the runs that have an adapter, newest first."""
         adapters = [*self._runs.glob("*/adapter"), *self._runs.glob("*/*/adapter")]  # those of sweeps too
         found = [folder.parent for folder in adapters if is_adapter(folder)]
         found.sort(key=lambda run: -(run / "adapter").stat().st_mtime)
         return list(dict.fromkeys([*self._references, *map(str, found)]))
 
     def take(self, reference: str) -> Seat:
-        """A model, loaded now if it is not in memory. One call loads, others wait for it.
+        """Return a model, loaded now if it is not in memory. One call loads, others wait for it.
 
         Raises:
             UsageError: the studio does not offer this model, or has been closed.
-            ThinktuneError: what loading it raises.
+            ThinktuneError: errors of loading it.
         """
         if reference not in self.names():
             raise UsageError(f"the studio has no model {reference!r}", hint=f"there are {', '.join(self.names())}")
@@ -101,7 +101,7 @@ class Pool:
                     self._let_go()
 
     def close(self) -> None:
-        """Let go of every model; of one that is being loaded, which nothing interrupts, when that is done."""
+        """Release every model; one that is being loaded, which nothing interrupts, as soon as it is loaded."""
         self._closed.set()
         if self._lock.acquire(timeout=_CLOSING_SECONDS):
             try:
@@ -156,7 +156,7 @@ class Pool:
         return SharedModel(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
 
     def _open(self, reference: str) -> Opened:
-        """What belongs to a model besides its weights."""
+        """Collect all that belongs to a model besides its weights."""
         return open_engine(reference, load=self._load, quantize=self._quantize, notify=self._notify, make=_no_engine)
 
 
@@ -165,5 +165,5 @@ def _no_engine() -> Engine:
 
 
 def reason(error: ThinktuneError) -> str:
-    """An error for a page: what is wrong, and what to do."""
+    """Put an error in words for a page: the fault, and the remedy."""
     return f"{error.message} ({error.hint})" if error.hint else error.message

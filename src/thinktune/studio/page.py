@@ -1,4 +1,4 @@
-"""The page: its tabs, how it looks, and what happens when it opens and closes."""
+"""The page: its tabs, its looks, and the events of opening and closing it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FILES_KEPT = (3600, 24 * 3600)  # seconds: how often files are looked through, 
 
 
 def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
-    """The page, and what `launch` has to be told of its looks."""
+    """Build the page; return it with the arguments of `launch` for its looks."""
     with gr.Blocks(title="thinktune", analytics_enabled=False, delete_cache=_FILES_KEPT) as demo:
         gr.Markdown(label("about"))
         models = gr.Markdown(elem_id="model-state", latex_delimiters=[])

@@ -1,4 +1,4 @@
-"""What the page does by itself: the keys of the rating tab, and what the copy buttons take."""
+"""The page's own script: the keys of the rating tab, and the copy buttons."""
 
 from __future__ import annotations
 

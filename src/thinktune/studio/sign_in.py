@@ -24,7 +24,7 @@ _FORGET_SECONDS = 900.0  # after which a client's wrong guesses are forgotten
 
 
 class _Pace:
-    """When the next guess may be looked at."""
+    """The time at which the next guess may be checked."""
 
     def __init__(self, free: int, first: float, most: float) -> None:
         self._free, self._first, self._most = free, first, most
@@ -33,13 +33,13 @@ class _Pace:
         self.last = 0.0
 
     def wait(self, now: float) -> float:
-        """Seconds until a guess that comes now may be looked at."""
+        """Return the seconds until a guess that comes now may be checked."""
         if now - self.last > _FORGET_SECONDS:
             self._wrong = 0.0
         return max(0.0, self._next - now)
 
     def take(self, at: float) -> None:
-        """A guess is looked at then. It counts as wrong until `forgive` says otherwise: many may come at once."""
+        """Count a guess as wrong until `forgive` says otherwise: many may come at once."""
         self.last = at
         self._wrong += 1
         over = self._wrong - self._free
@@ -54,7 +54,7 @@ class Door:
     """Lets in by token, password or the cookie that either has earned.
 
     Args:
-        password: None where only the token opens.
+        password: None if only the token opens.
         port: gives the cookie its name, so that two studios of one machine do not take each other's away.
         now, sleep: the time in seconds, and waiting for it to pass.
     """
@@ -82,12 +82,12 @@ class Door:
         return f"thinktune-studio-{self.port}"
 
     def cookie(self, *, secure: bool) -> str:
-        """The value of Set-Cookie for somebody who is let in."""
+        """Return the value of Set-Cookie for a client that is let in."""
         flags = "; HttpOnly; SameSite=Lax; Path=/" + ("; Secure" if secure else "")
         return f"{self.cookie_name}={self._cookie}{flags}"
 
     def knows(self, headers: Mapping[str, str]) -> bool:
-        """Whether a request brings the cookie, or the token as `Authorization: Bearer`."""
+        """Return whether a request brings the cookie, or the token as `Authorization: Bearer`."""
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() in ("bearer", "token") and self.is_token(given.strip()):
             return True
@@ -101,7 +101,7 @@ class Door:
         return _equal(given, self.token)
 
     async def guess(self, client: str, given: str) -> Verdict:
-        """Look at what somebody has typed, when it is their turn."""
+        """Check a typed token or password, when it is the client's turn."""
         if self.is_token(given):
             return "in"
         now = self._now()
@@ -127,5 +127,5 @@ class Door:
 
 
 def _equal(given: str, right: str) -> bool:
-    """In a time that does not tell how much of it is right."""
+    """Compare in constant time."""
     return secrets.compare_digest(given.encode("utf-8", "replace"), right.encode())

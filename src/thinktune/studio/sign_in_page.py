@@ -1,4 +1,4 @@
-"""What is answered before somebody is in: the page that asks for the token or the password, and a sentence."""
+"""Responses before sign-in: the page that asks for the token or the password, and a sentence."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ input {{ box-sizing: border-box; width: 100%; padding: .5rem; }}</style>
 
 
 async def let_in(door: Door, scope: Message, headers: dict[str, str], receive: Receive, send: Send) -> bool:
-    """Whether a request may go on; one that may not, or that is about signing in, is answered here."""
+    """Return whether a request may go on; one that may not, or that is about signing in, is answered here."""
     if scope["type"] == "websocket":
         if not door.knows(headers):
             await send({"type": "websocket.close", "code": 1008})

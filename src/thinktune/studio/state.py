@@ -1,4 +1,4 @@
-"""What the tabs share: the models, where things are kept, and who is waiting for what."""
+"""State shared by the tabs: the models, the folders, and the answers in progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from thinktune.studio.training_jobs import Trainings
 
 
 class Sessions:
-    """The tickets of each open page, so that its stop button stops what it asked for and nothing else."""
+    """The requests of each open page, so that its stop button stops its own and no others."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,26 +41,26 @@ class Sessions:
                 ticket.stop()
 
     def drop(self, session: str) -> None:
-        """Stop all of a page, whose answers nobody wants to see any more."""
+        """Stop all requests of a page whose answers nobody wants to see any more."""
         with self._lock:
             for ticket in self._tickets.pop(session, ()):
                 ticket.stop()
 
     def stop_all(self) -> None:
-        """Stop what every page asked for: the server ends."""
+        """Stop the requests of every page: the server ends."""
         with self._lock:
             for tickets in self._tickets.values():
                 for ticket in tickets:
                     ticket.stop()
 
     def holds(self, session: str, ticket: Ticket) -> bool:
-        """Whether the page still wants what belongs to this ticket."""
+        """Return whether the page still wants the answer of this ticket."""
         with self._lock:
             return ticket in self._tickets.get(session, ())
 
     @property
     def active(self) -> int:
-        """How many answers are being written or waited for."""
+        """Number of answers being written or waited for."""
         with self._lock:
             return sum(map(len, self._tickets.values()))
 
@@ -69,7 +69,7 @@ class Studio:
     """
     Attributes:
         runs: the folder of run folders; the studio keeps its own files in its `studio/`.
-        may_train: whether the page may start trainings, of `data` besides what comes from hubs.
+        may_train: whether the page may start trainings, of `data` besides that of hubs.
         opened: set when a page has come up in a browser.
     """
 
@@ -85,8 +85,8 @@ class Studio:
 
 
 def download(name: str) -> Path:
-    """Where a file of that name lies that the page serves; a newer one takes its place, and it goes when the server
-    does."""
+    """Return the path of a downloadable file of that name; a newer one replaces it, and it goes when the server
+    ends."""
     folder = Path(os.environ["GRADIO_TEMP_DIR"]) / "downloads"
     folder.mkdir(exist_ok=True)
     return folder / name

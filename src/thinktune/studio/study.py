@@ -1,8 +1,8 @@
-"""A study: questions, the answers of several models to each, and what people say of them, in one folder.
+"""A study: questions, the answers of several models to each, and people's ratings of them, in one folder.
 
 `study.json` names models and seed; `answers.jsonl` has a line a question: `{"id", "prompt", "answers": {model: text},
-"correct": {model: true, false or null}}`; `ratings.sqlite` is of `evaluation.ratings`. While answers are made, each
-model's result file and journal lie beside them, so that a stopped preparation goes on.
+"correct": {model: true, false or null}}`; `ratings.sqlite` is of `evaluation.ratings`. During preparation each model's
+result file and journal lie beside them, so that a stopped one goes on.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Pair:
-    """What a rater is shown: two answers to one question, names hidden."""
+    """The view of a rater: two answers to one question, names hidden."""
 
     question: Question
     left: str
@@ -83,7 +83,7 @@ class Study:
         return list(self.settings["models"])
 
     def pairs(self, rater: str) -> list[Pair]:
-        """Everything that a rater is to judge, in an order and with sides of their own, always the same."""
+        """Return every pair that a rater is to judge, in an order and with sides of their own, always the same."""
         found = [
             (question, pair)
             for question in self.questions
@@ -100,18 +100,18 @@ class Study:
         return pairs
 
     def next(self, rater: str) -> tuple[Pair | None, int, int]:
-        """The first pair that a rater has not judged, how many they have, and of how many."""
+        """Return the first pair that a rater has not judged, the number of judged ones, and their total."""
         pairs = self.pairs(rater)
         done = {(each.item, each.first, each.second) for each in self.ratings.all() if each.rater == rater}
         rest = [pair for pair in pairs if (pair.question.id, *sorted((pair.left, pair.right))) not in done]
         return (rest[0] if rest else None), len(pairs) - len(rest), len(pairs)
 
     def rate(self, rater: str, pair: Pair, verdict: Verdict, comment: str) -> None:
-        """`first` is the left side. Raises as `Ratings.add` does."""
+        """Record a rating; `first` is the left side. Raises as `Ratings.add` does."""
         self.ratings.add(Rating(rater, pair.question.id, pair.left, pair.right, verdict, comment))
 
     def results(self) -> dict[str, Any]:
-        """Compute win rates of every two models, strengths, agreement; plain values are left to who shows them."""
+        """Compute win rates of every two models, strengths, agreement; the caller turns them into plain values."""
         judged = Judgements()
         judged.add_study(self.folder / "ratings.sqlite")
         ratings, problems = judged.ratings, judged.problems
@@ -126,18 +126,18 @@ class Study:
         }
 
     def export(self) -> str:
-        """Every rating as JSON lines."""
+        """Return every rating as JSON lines."""
         return "".join(json.dumps(asdict(rating), ensure_ascii=False) + "\n" for rating in self.ratings.all())
 
 
 def names(folder: Path) -> list[str]:
-    """The studies in a folder that are ready, newest first."""
+    """List the studies in a folder that are ready, newest first."""
     found = [file.parent for file in folder.glob("*/answers.jsonl")]
     return [study.name for study in sorted(found, key=lambda study: -study.stat().st_mtime)]
 
 
 def new_folder(folder: Path, name: str) -> Path:
-    """Where a study of that name goes.
+    """Return the folder of a new study of that name.
 
     Raises:
         UsageError: the name is not one for a folder, or taken by a study that is ready.
@@ -151,7 +151,7 @@ def new_folder(folder: Path, name: str) -> Path:
 
 
 def study_of_scores(folder: Path, runs: Sequence[Path], *, seed: int) -> Study:
-    """A study of answers that were made and scored by `eval` or `run`: of each run, and of the first base model.
+    """Make a study of answers that `eval` or `run` made and scored: of each run, and of the first base model.
 
     Raises:
         UsageError: fewer than two models that were given the same problems.
@@ -192,8 +192,8 @@ def study_of_models(
     """Let models answer a batch file, and make a study of it.
 
     Args:
-        questions: as for `infer`; None takes the built-in ones.
-        tell: told which model answers now.
+        questions: as for `infer`. None: the built-in ones.
+        tell: called with the name of the model that answers now.
 
     Raises:
         UsageError: fewer than two models.
@@ -220,7 +220,7 @@ def study_of_models(
 
 
 def finished(folder: Path, model: int) -> int:
-    """How many answers of a model are there while a study is prepared."""
+    """Count a model's answers so far while a study is prepared."""
     return count_lines(folder / f"model{model}.journal.jsonl")
 
 

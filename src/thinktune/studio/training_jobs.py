@@ -1,6 +1,6 @@
 """Trainings as processes of their own: started, stopped and resumed from the page, and still there when it is not.
 
-A training is `python -m thinktune train CONFIG`, what the page shows as its command line. Its config, its output and
+A training is `python -m thinktune train CONFIG`, the command line that the page shows. Its config, its output and
 its process id lie in the studio's folder, so that the next server finds it again.
 """
 
@@ -42,7 +42,7 @@ class Run:
     metrics: list[dict[str, Any]]
 
     def last(self, key: str) -> Any:
-        """The newest value that metrics.jsonl has of something."""
+        """Return the newest value of a key in metrics.jsonl."""
         return next((line[key] for line in reversed(self.metrics) if key in line), None)
 
 
@@ -54,7 +54,7 @@ class Trainings:
     ) -> None:
         """
         Args:
-            models, data: what a training that is started here may use besides what comes with a config or from a hub.
+            models, data: those that a training may use besides those of configs and hubs.
         """
         self._models = models
         self._data = data
@@ -63,7 +63,7 @@ class Trainings:
         self._children: list[subprocess.Popen[bytes]] = []
 
     def all(self) -> list[Run]:
-        """Every run, newest first; one that is being prepared too."""
+        """List every run, newest first; one that is being prepared too."""
         return sorted(map(self._read, self._names()), key=lambda run: -self._changed(run.name))
 
     def get(self, name: str) -> Run:
@@ -76,7 +76,7 @@ class Trainings:
         return self._read(name)
 
     def plan(self, name: str, config: Path, settings: Sequence[str]) -> tuple[Config, list[str]]:
-        """The config of a training that would go to the run `name`, and its command line.
+        """Return the config of a training that would go to the run `name`, and its command line.
 
         Raises:
             ConfigError, UsageError: settings or the name cannot be used, or not from here.
@@ -118,7 +118,7 @@ class Trainings:
             process.send_signal(signal.SIGTERM)
 
     def process(self, name: str) -> psutil.Process | None:
-        """The process that trains a run now; one whose number was given to another is not it."""
+        """Return the process that trains a run now; not one that was given the same number later."""
         for child in self._children:
             child.poll()  # so that one that has ended does not stay as a zombie
         try:
@@ -130,7 +130,7 @@ class Trainings:
         return process if same else None
 
     def log(self, name: str) -> str:
-        """The end of what the training has printed."""
+        """Return the end of a training's output."""
         file = self._file(name, "log")
         if not file.exists():
             return ""
@@ -153,7 +153,7 @@ class Trainings:
         write_json(self._file(name, "json"), {"pid": child.pid, "created": created})
 
     def _names(self) -> set[str]:
-        """Run folders, those of sweeps too, by their path; and what is about to become one."""
+        """List run folders, those of sweeps too, by their path; and those about to become one."""
         configs = [*self._runs.glob("*/config.yaml"), *self._runs.glob("*/*/config.yaml")]
         found = {str(file.parent.relative_to(self._runs)) for file in configs}
         started = (unquote(file.stem) for file in self._folder.glob("*.json"))
@@ -175,7 +175,7 @@ class Trainings:
 
 
 def in_words(command: Sequence[str]) -> str:
-    """A command line as it is typed."""
+    """Write a command line as it is typed."""
     return shlex.join(command)
 
 

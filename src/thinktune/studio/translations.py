@@ -1,7 +1,7 @@
 """Every text of the studio, in English and Chinese.
 
-`label` gives what stays on the page, which the browser translates into its own language; `say` what is written while it
-is used, in the language that the browser asks for.
+`label` gives the fixed texts of the page, which the browser translates into its own language; `say` those written
+during its use, in the language that the browser asks for.
 """
 
 from __future__ import annotations
@@ -176,14 +176,14 @@ TEXTS: dict[str, tuple[str, str]] = {
 
 
 def label(key: str) -> Any:
-    """A text of the page itself."""
+    """Return a fixed text of the page, for the browser to translate."""
     if key not in TEXTS:
         raise KeyError(key)
     return gr.I18n()(key)
 
 
 def translations() -> gr.I18n:
-    """All texts, for `launch`."""
+    """Return all texts, for `launch`."""
     english = {key: pair[0] for key, pair in TEXTS.items()}
     chinese = {key: pair[1] for key, pair in TEXTS.items()}
     return gr.I18n(en=english, zh=chinese, **{"zh-CN": chinese, "zh-TW": chinese})

@@ -1,1 +1,1 @@
-"""What both servers, the studio and the OpenAI-compatible one, ask of HTTP."""
+"""HTTP rules shared by both servers, the studio and the OpenAI-compatible one."""

@@ -1,4 +1,4 @@
-"""Connections that say nothing: closed after a while, the ones that have been silent for longest first.
+"""Closes silent connections after a while, the ones that have been silent for longest first.
 
 uvicorn waits for the rest of a request for ever; enough halves of requests would leave nobody else a connection.
 """
@@ -29,7 +29,7 @@ _SILENT: dict[Any, float] = {}  # protocols that wait for a head, the oldest fir
 
 
 class HurriedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn's own, with an end to its patience."""
+    """uvicorn's own protocol, with an end to its patience."""
 
     _deadline: asyncio.TimerHandle | None = None
 
@@ -78,7 +78,7 @@ def _close_oldest() -> None:
 
 
 class Body:
-    """Receives a request's body: no more of it than allowed, whatever it says of its length, and no slower.
+    """Receives a request's body within bounds of size and time, whatever its header says.
 
     Attributes:
         got: bytes so far.
@@ -94,7 +94,7 @@ class Body:
         self.failed = False
 
     async def _discard(self) -> None:
-        """Let the rest come, for a while: whoever still sends does not read that it is too much."""
+        """Receive the rest for a while and drop it: a client that still sends does not read that it is too much."""
         try:
             async with asyncio.timeout(DISCARD_SECONDS):
                 while (message := await self._receive())["type"] == "http.request" and message.get("more_body"):

@@ -1,4 +1,4 @@
-"""Whether a request is meant for this server: by its own name, and not sent by another site's page."""
+"""Checks that a request is meant for this server: by its own name, and not sent by another site's page."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 def why_foreign(
     headers: Mapping[str, str], names: Collection[str], suffix: str = "", *, navigates: bool = False
 ) -> tuple[int, str] | None:
-    """The status and the sentence that refuse a request, or None.
+    """Return the status and the sentence that refuse a request, or None.
 
     Args:
         headers: with names in lower case.
-        names: host names, besides addresses, under which the server may be asked.
-        suffix: of further ones, such as that of a tunnel; "" for none.
+        names: allowed host names, besides addresses.
+        suffix: suffix of further allowed names, such as that of a tunnel; "" for none.
         navigates: whether following another site's link to here is harmless.
     """
     host = headers.get("host", "")

@@ -1,9 +1,9 @@
-r"""Which letters an answer to a multiple-choice question names.
+r"""The letters that an answer to a multiple-choice question names.
 
 An answer may be the letter (`B`, `(b)`, `\boxed{\text{B}}`), a list of them (`A and C`), a letter before the option's
 text (`D. E. coli`), or a sentence that says so (`The answer is B, as A is too small`, `故选B`). A letter that merely
-stands in the prose is none, one that is said to be wrong is none, and an answer that names letters in ways that do not
-agree names none: what cannot be decided is left undecided, with a note.
+stands in the prose does not count, nor does one that is said to be wrong; an answer that contradicts itself names none:
+it is left undecided, with a note.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _SHORT = 2000  # characters of an answer that may be a sentence naming the lette
 
 @dataclass(frozen=True)
 class Reading:
-    """The letters that are named, in the order of the alphabet; None where none is, or it cannot be decided which."""
+    """The named letters, in the order of the alphabet; None if none is named, or it cannot be decided which."""
 
     letters: str | None
     note: str | None = None
 
 
 def read_letters(answer: str, alphabet: str = ALPHABET, *, any_order: bool = False) -> Reading:
-    r"""The letters of `alphabet` that an answer names.
+    r"""Read the letters of `alphabet` that an answer names.
 
     Args:
         any_order: `CA` are two letters too; else glued letters count in rising order only, as `BAD` is a word.
@@ -71,12 +71,12 @@ def read_letters(answer: str, alphabet: str = ALPHABET, *, any_order: bool = Fal
 
 
 def stated_last(text: str, alphabet: str = ALPHABET) -> str | None:
-    """The letters of the last statement in a long text of what the answer is, or None."""
+    """Read the letters of the last statement of an answer in a long text, or None."""
     return _Reader(alphabet, any_order=False).last_statement(_plain(_open_boxes(text)[0]))
 
 
 def _open_boxes(answer: str) -> tuple[str, list[str]]:
-    """An answer with what its boxes hold in their place, and what each holds."""
+    """Return an answer with its boxes replaced by their contents, and those contents."""
     boxes = []
     for _ in range(8):
         content = tags.last_boxed(answer)
@@ -98,7 +98,7 @@ _SPACE = re.compile(r"\\[,; ]|\\q?quad\b|[{}~]|[“”\"「」『』【】《》
 
 
 def _plain(text: str) -> str:
-    """Without markup and quotes, in half-width letters; single spaces, and lines where there were lines."""
+    """Remove markup and quotes, in half-width letters; single spaces, and line breaks kept."""
     text = "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) != "Cf")
     text = _SPACE.sub(" ", _MARKUP.sub("", text.replace("。", ".").replace("’", "'")))
     text = re.sub(r"<([A-Z])>", r"\1", re.sub(r"([(\[])\s*([A-Za-z])\s*([)\]])", r"\1\2\3", text))
@@ -125,7 +125,7 @@ class _Reader:
         self._any_order = any_order
 
     def read(self, text: str) -> Reading:
-        """Of a text as `_plain` gives it."""
+        """Read the letters of a text as `_plain` gives it."""
         try:
             found = self._whole(text)
             if found is None:
@@ -136,7 +136,7 @@ class _Reader:
         return Reading("".join(sorted(found)) if found else None)
 
     def last_statement(self, text: str) -> str | None:
-        """What a text says last to be the answer; None where it says nothing, or what cannot be decided."""
+        """Return the last statement of an answer; None if there is none, or it cannot be decided."""
         letters: frozenset[str] | None = None
         for match in SAID.finditer(text):
             try:
@@ -146,7 +146,7 @@ class _Reader:
         return "".join(sorted(letters)) if letters else None
 
     def _whole(self, text: str) -> frozenset[str] | None:
-        """The letters of a text that is nothing but a list of them."""
+        """Read a text that is nothing but a list of letters."""
         text = HEDGE.sub("", text.strip(" .,;:!"))
         text = re.sub(r"\s+(?:only|both)$|\s*[?!]$", "", text, flags=re.I)
         text = re.sub(r",?\s*(?:but\s+|and\s+)?(?:not|rather than|instead of)\s+\(?[A-Za-z]\)?$", "", text)
@@ -160,7 +160,7 @@ class _Reader:
         return named.letters if not rest else None
 
     def _of_parts(self, text: str) -> frozenset[str] | None:
-        """The letters that the label, the lines and the statements of a text agree in."""
+        """Return the letters that the label, the lines and the statements of a text agree in."""
         said = self._stated(text, SAID)
         label = self._label(text)
         lines = text.split("\n")
@@ -179,7 +179,7 @@ class _Reader:
         return next(iter(found), None)
 
     def _label(self, text: str) -> frozenset[str] | None:
-        """The letter before an option's text, with those of further labels."""
+        """Read the letter before an option's text, with those of further labels."""
         match = LABEL.match(text)
         if reasoned := REASONED.match(text):
             return frozenset(reasoned[1].upper()) if reasoned[1].upper() in self._alphabet else None
@@ -203,8 +203,8 @@ class _Reader:
         return others | {first}
 
     def _further_labels(self, text: str, match: re.Match[str], first: str) -> frozenset[str]:
-        """The letters of labels of the same kind that begin a line or a further part of the text. Initials are none:
-        they follow a label or each other (`A. H. pylori`), or a name (`A. John F. Kennedy`)."""
+        """Read the letters of labels of the same kind that begin a line or a further part of the text. Initials are
+        none: they follow a label or each other (`A. H. pylori`), or a name (`A. John F. Kennedy`)."""
         kind, end, last, initials = _kind(match), match.end(), first, False
         if re.match(r"\s*(?:both|all|neither|none|either)\b", text[end:], re.I):
             return frozenset()
@@ -231,7 +231,7 @@ class _Reader:
         return {letters for match in lead.finditer(text) if (letters := self._statement(text, match))}
 
     def _statement(self, text: str, lead: re.Match[str]) -> frozenset[str] | None:
-        """The letters that stand behind words that lead to an answer, unless they are said to be wrong."""
+        """Read the letters behind words that lead to an answer, unless they are said to be wrong."""
         if NEGATED.search(text[max(0, lead.start() - 24) : lead.start()]):
             return None
         named = self._list_at(text, lead.end())
@@ -251,7 +251,7 @@ class _Reader:
                 yield named.letters
 
     def _list_at(self, text: str, at: int, *, alone: bool = False) -> _Named | None:
-        """The list of letters that begins at a place: `(A)`, `A and C`, `AC`; an alternative cannot be decided."""
+        """Read the list of letters that begins at a place: `(A)`, `A and C`, `AC`; an alternative cannot be decided."""
         first = ITEM.match(text, at)
         letters = first and self._letters(first, alone)
         if not first or not letters:
@@ -270,7 +270,7 @@ class _Reader:
         return _Named(letters, end, marked)
 
     def _goes_on(self, text: str, item: re.Match[str], gap: re.Match[str], following: re.Match[str]) -> bool:
-        """Whether a letter belongs to the list of the one before it, and not to what is said next."""
+        """Return whether a letter continues the list of the one before it, instead of beginning new text."""
         after = text[following.end() :]
         if item["bare"] and following["bare"] and item["bare"].isupper() != following["bare"].isupper():
             return False
@@ -288,7 +288,7 @@ class _Reader:
         return not (following["mark"] == "." and re.match(r"\s+[a-z]", after) and "," in gap.group())
 
     def _letters(self, item: re.Match[str], alone: bool) -> frozenset[str] | None:
-        """The letters of an item. A small one without a mark counts only where nothing but letters is expected."""
+        """Read the letters of an item. A small one without a mark counts only if nothing but letters is expected."""
         if glued := item["glued"]:
             rising = self._any_order or list(glued) == sorted(glued)
             known = glued.isupper() and len(set(glued)) == len(glued) and all(char in self._alphabet for char in glued)

@@ -1,4 +1,4 @@
-"""The options of a multiple-choice question, where its gold record has them, so that an option's own text counts as its
+"""The options of a multiple-choice question, if its gold record has them, so that an option's own text counts as its
 letter and a letter of that text (`A. Michael B. Jordan`) does not."""
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|rm)\b\s?|\\boxed\b|\\[()\[
 
 
 def options_of(gold: Mapping[str, Any]) -> Options:
-    """The options that a record holds: `options` or `choices` (a list, letters to texts, lists `{text, label}`), else
-    those that its `prompt` or `question` lists as A, B, C…; empty where it has none.
+    """Read the options of a record: `options` or `choices` (a list, letters to texts, lists `{text, label}`), else
+    those that its `prompt` or `question` lists as A, B, C…; empty if it has none.
 
     >>> options_of({"choices": ["ten", "twelve"]}), options_of({"prompt": "How many? (A) ten (B) twelve"})
     ({'A': 'ten', 'B': 'twelve'}, {'A': 'ten', 'B': 'twelve'})
@@ -37,14 +37,14 @@ def options_of(gold: Mapping[str, Any]) -> Options:
 
 
 def letter_of_text(answer: str, options: Options) -> str | None:
-    """The letter of the only option whose text an answer is, or None."""
+    """Return the letter of the only option whose text an answer is, or None."""
     said = as_text(answer)
     found = [letter for letter, text in options.items() if said and as_text(text) == said]
     return found[0] if len(found) == 1 else None
 
 
 def labelled_text(answer: str, options: Options) -> str | None:
-    """What stands behind the letter that an answer begins with, or None."""
+    """Return the text behind the letter that an answer begins with, or None."""
     letters = "".join(options)
     match = re.match(
         rf"(?:option|choice)?[ (\[]*([{letters}{letters.lower()}])(?![A-Za-z0-9'])[ )\].:、-]*(.+)",
@@ -55,7 +55,7 @@ def labelled_text(answer: str, options: Options) -> str | None:
 
 
 def as_text(text: str, *, fold: bool = True) -> str:
-    """Without markup, in half width, without the marks at its end, so that two spellings of a text are one."""
+    """Normalise a text: no markup, half width, no marks at its end, so that two spellings are one."""
     text = " ".join(_MARKUP.sub("", text[:4000].translate(_HALF_WIDTH)).split()).strip(" .;,")
     return text.casefold() if fold else text
 
@@ -78,13 +78,13 @@ def _unlabelled(letter: str, text: str) -> str:
 
 
 def _listed(text: str) -> dict[str, str]:
-    """The options that a question lists, a line each or one behind the other."""
+    """Read the options that a question lists, a line each or one behind the other."""
     text = re.sub(r"[ \t]+", " ", text[-_LONGEST:].translate(_HALF_WIDTH))
     return _run(text, r"(?:^|\n)") or _run(text, r"(?:^|(?<=[\s,;.?]))")
 
 
 def _run(text: str, before: str) -> dict[str, str]:
-    """The texts between labels A, B, C… in this order, from the last A on that begins such a list."""
+    """Read the texts between labels A, B, C… in this order, from the last A on that begins such a list."""
     starts = list(re.finditer(before + _LABELLED.format("A"), text))
     for start in reversed(starts[-_STARTS:]):
         places = [start]

@@ -1,5 +1,5 @@
-"""The words and marks around a letter that tell what an answer means by it, in English and Chinese above all; `letters`
-reads by them. They match texts as `letters` writes them: without markup, in half width, with single spaces."""
+"""The words and marks around a letter that give its meaning, in English and Chinese above all; `letters` reads by them.
+They match texts as `letters` writes them: without markup, in half width, with single spaces."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Reading and comparing mathematical answers: one module for each kind of writing."""
+"""Reading and comparing mathematical answers: one module for each notation."""

@@ -46,7 +46,7 @@ _TAIL_OF_WORDS = 2000  # characters in which number words are looked for, where 
 
 
 def last_number(text: str) -> str | None:
-    r"""The last number in a text, as it is written there but for currency and separators of thousands.
+    r"""Return the last number of a text as it is written, without currency and separators of thousands.
 
     >>> last_number("So 3 x $1,200 = $3,600."), last_number("It is 3 1/2."), last_number("from 2 to −3")
     ('3600', '3 1/2', '-3')
@@ -74,7 +74,7 @@ _SAME_LENGTH = {code: char for code, char in CHARACTERS.items() if not isinstanc
 
 
 def _formula(text: str, formulas: list[tuple[int, int, str]], number: re.Match[str]) -> str | None:
-    """The formula that a number is part of, 2\\sqrt{3} for its 3."""
+    r"""Return the formula that a number is part of, 2\sqrt{3} for its 3."""
     at = number.start("number")
     for start, end, inside in reversed(formulas):
         if start <= at < end:
@@ -96,7 +96,7 @@ def _written(match: re.Match[str]) -> str:
 
 
 def _chinese(text: str, digits: re.Match[str] | None) -> str | None:
-    """A Chinese numeral after the last digits that is said to be something, or any where there are no digits."""
+    """Return a Chinese numeral after the last digits that is introduced as a result, or any if there are no digits."""
     start = digits.end() if digits is not None else 0
     found = [match for match in _CHINESE.finditer(text, start) if digits is None or match["said"]]
     return chinese_number(found[-1]["number"]) if found else None

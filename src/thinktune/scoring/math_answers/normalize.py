@@ -1,6 +1,6 @@
-r"""One way of writing an answer: what wraps it comes off, spaces and digits are written alike.
+r"""A normal form of answers: wrappers come off, spaces and digits are written alike.
 
-`normalise` takes off what says nothing (a box, dollars, "the answer is"), and writes the rest in one way: half-width
+`normalise` removes wrappers (a box, dollars, "the answer is"), and writes the rest in one way: half-width
 characters, LaTeX instead of Unicode mathematics, spaces for every kind of space, digits for numbers in words. Every
 pattern is linear in the length of the text.
 """
@@ -56,7 +56,7 @@ _NOTHING = re.compile(r"(?:there (?:is|are) )?no solutions?|(?:the )?empty set|�
 
 
 def normalise(answer: str) -> str:
-    r"""One way of writing an answer.
+    r"""Write an answer in its normal form.
 
     >>> normalise(r"The answer is $\boxed{１,２５０}$。"), normalise(r"18\,\text{cm}"), normalise(r"12\,500")
     ('1250', '18 \\text{cm}', '12500')
@@ -87,7 +87,7 @@ def _connective(match: re.Match[str]) -> str:
 
 
 def _digits(text: str) -> str:
-    """Digits without separators of thousands, `x` between numbers as times."""
+    """Write digits without separators of thousands, and `x` between numbers as times."""
     text = re.sub(r"(?<=\d)\{,\}(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text)
     if "," in text and _THOUSANDS.search(text):  # (1,250) is a pair

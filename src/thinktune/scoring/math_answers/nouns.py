@@ -1,4 +1,4 @@
-"""The words beside a number: nouns in the singular, without what says nothing; and those that are no nouns."""
+"""The words beside a number: nouns in the singular, without empty words; and words that are no nouns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PLURAL = re.compile(r"(?:s|x|z|ch|sh|o)es$")
 
 
 def nouns(words: list[str]) -> frozenset[str]:
-    """Words in one form each.
+    """Reduce words to one form each.
 
     >>> sorted(nouns(["the", "Apples", "of", "children"])), nouns(["个苹果"])
     (['apple', 'child'], frozenset({'苹果'}))

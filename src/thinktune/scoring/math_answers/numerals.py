@@ -20,7 +20,7 @@ _UNDER_DIGITS = re.compile(r"百分之(\d+(?:\.\d+)?)|(\d+)分之(\d+)")
 
 
 def chinese_number(text: str) -> str:
-    """Write a Chinese numeral at the start of a text in digits; what follows it (a unit) stays.
+    """Write a Chinese numeral at the start of a text in digits; the text after it (a unit) stays.
 
     >>> chinese_number("一万二千零五十"), chinese_number("百分之五十"), chinese_number("十八元")
     ('12050', '50%', '18元')
@@ -86,19 +86,19 @@ _POINT = re.compile(r"(?i)\s+point((?:\s+[a-z]+)+)")
 
 
 def part_of(word: str) -> int | None:
-    """What a word divides by: 10 for "tenths", nothing for "ten"."""
+    """Return the divisor that a word stands for: 10 for "tenths", nothing for "ten"."""
     name = word.casefold()
     return PARTS.get(name) or PARTS.get(name.removesuffix("s"))
 
 
 def scale_of(word: str) -> int | None:
-    """What a word multiplies by: 12 for "dozen" or "dozens"."""
+    """Return the factor that a word stands for: 12 for "dozen" or "dozens"."""
     name = word.casefold()
     return SCALES.get(name) or SCALES.get(name.removesuffix("s"))
 
 
 def english_number(text: str) -> str:
-    """Write English number words at the start of a text in digits; what follows them stays.
+    """Write English number words at the start of a text in digits; the text after them stays.
 
     >>> english_number("twenty-one apples"), english_number("two and a half"), english_number("three quarters")
     ('21 apples', '5/2', '3/4')
@@ -127,7 +127,7 @@ def english_number(text: str) -> str:
 
 
 def _whole(text: str, at: int, *, bare: bool) -> tuple[Fraction | None, int, bool]:
-    """The number in words at a place, where it ends, and whether a part ("thirds") may follow it."""
+    """Read the number in words at a place; return it, its end, and whether a part ("thirds") may follow."""
     total = section = 0
     start, before = at, ""
     while match := _WORD.match(text, at):

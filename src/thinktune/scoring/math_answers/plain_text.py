@@ -34,7 +34,7 @@ _SUBSCRIPT = re.compile(r"_(\w)(?![\w{])")
 
 
 def to_latex(text: str) -> str:
-    r"""LaTeX for an expression that may be plain text; LaTeX stays as it is.
+    r"""Convert plain text to LaTeX; LaTeX stays as it is.
 
     >>> to_latex("2*sqrt(3)"), to_latex("sin(x)/pi"), to_latex("x**(n+1)")
     ('2\\cdot \\sqrt{3}', '\\sin (x)/\\pi', 'x^{n+1}')
@@ -76,7 +76,7 @@ def _command(match: re.Match[str]) -> str:
 
 
 def _brace(text: str, command: str, opening: str, closing: str) -> str:
-    """`command(…)` as `opening…closing`, the parentheses being those that match."""
+    """Write `command(…)` as `opening…closing`, for the matching parentheses."""
     start = text.find(command)
     while start >= 0:
         at = start + len(command)

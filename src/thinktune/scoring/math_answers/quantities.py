@@ -1,6 +1,6 @@
-r"""A value with what stands beside it: `18 cm`, `$1.5 million`, `5% increase`, `2\pi\text{ m}`, 5个苹果.
+r"""A value with the unit and words beside it: `18 cm`, `$1.5 million`, `5% increase`, `2\pi\text{ m}`, 5个苹果.
 
-The value is an exact number, or the text of an expression. Beside it are a measure (see `measures`) and words. Either
+The value is an exact number, or the text of an expression. Beside it are a measure (see `units`) and words. Either
 may be left out on one side of a comparison, but must not be a different one.
 """
 
@@ -21,12 +21,12 @@ LONGEST = 200  # characters; exact arithmetic on longer numbers is no longer qui
 
 @dataclass(frozen=True)
 class Quantity:
-    """A value and what stands beside it.
+    """A value with the unit and words beside it.
 
     Attributes:
-        value: the exact number; None where it is an expression.
-        body: the expression, or the decimal, as text; "" where the value is no decimal.
-        measures: what the unit may measure; none where there is no unit, or none that is known.
+        value: the exact number; None if it is an expression.
+        body: the expression, or the decimal, as text; "" if the value is no decimal.
+        measures: the possible measures of the unit; empty without a known unit.
         words: the other words beside the value, in the singular.
         unit: as it was written.
     """
@@ -73,7 +73,7 @@ _COMPOUND = re.compile(r"(?<=[A-Za-z\u4e00-\u9fff°.}])\s?(?:,\s?|\\text\{ and \
 
 
 def read_quantity(text: str) -> Quantity | None:
-    r"""A normalised answer as an exact number and what stands beside it, or None if it is something else.
+    r"""Read a normalised answer as a quantity, or None if it is something else.
 
     >>> str(read_quantity(r"1\frac{1}{2}").value), read_quantity("18 dollars").unit, read_quantity("18x")
     ('3/2', 'dollars', None)
@@ -149,7 +149,7 @@ def _with_unit(value: Fraction | None, body: str, currency: str, rest: str) -> Q
 
 
 def _flatten(rest: str) -> str:
-    """A unit without the LaTeX around it, an abbreviation without its dots."""
+    """Remove the LaTeX around a unit, and the dots of an abbreviation."""
     rest = _ABBREVIATION.sub(r"\1\2", _POWER_OF_UNIT.sub(r"^\1", rest))
     for _ in range(3):
         rest = _TEXT.sub(r" \1 ", rest)
@@ -159,7 +159,7 @@ def _flatten(rest: str) -> str:
 
 
 def _is_factor(written: str, *, attached: bool, texted: bool) -> bool:
-    """Whether letters behind a number are factors rather than a unit: 18x, 5xy, 3 K with no space."""
+    """Return whether letters behind a number are factors rather than a unit: 18x, 5xy, 3 K with no space."""
     head = re.match(r"[A-Za-z]+", written)
     if head is None:
         return not re.match(r"[°%$€£¥¢₹Ωµμ\u4e00-\u9fff\"/*(]", written)
@@ -195,7 +195,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _repeating(before: str, again: str | None) -> Fraction | None:
-    """0.1(6) and 0.1666… as 1/6; None where the dots do not tell what is repeated."""
+    """Read 0.1(6) and 0.1666… as 1/6; None if the dots do not tell which digits repeat."""
     whole, _, digits = before.partition(".")
     if again is None:
         again = _period(digits)
@@ -218,7 +218,7 @@ def _period(digits: str) -> str | None:
 
 
 def _compound(text: str) -> Quantity | None:
-    """2 hours 30 minutes, 5 feet 6 inches: parts of one kind, each of a smaller unit."""
+    """Read 2 hours 30 minutes, 5 feet 6 inches: parts of one kind, each of a smaller unit."""
     pieces = [piece for piece in _COMPOUND.split(text, maxsplit=4) if piece.strip()]
     parts = [_single(piece.strip()) for piece in pieces]
     if not 2 <= len(parts) <= 4:
@@ -238,7 +238,7 @@ def _compound(text: str) -> Quantity | None:
 
 
 def _of_kind(part: Quantity | None, measure: Measure) -> Measure | None:
-    """What a part measures, if it is of the kind of another."""
+    """Return the measures of a part that are of the kind of another."""
     if part is None or part.value is None:
         return None
     return next((each for each in part.measures if each.kinds == measure.kinds), None)
@@ -257,7 +257,7 @@ _TRAILING = re.compile(
 
 
 def read_measured(text: str) -> Quantity:
-    """An expression and the unit behind it, if there is one."""
+    """Split an expression from the unit behind it, if there is one."""
     currency = re.match(r"-?\s?(us\$|\$|€|£|¥|₹)(?=.)", text, re.I)
     if currency:
         rest = text[: currency.start(1)] + text[currency.end() :]
@@ -272,7 +272,7 @@ def read_measured(text: str) -> Quantity:
 
 
 def beside(reference: Quantity, answer: Quantity) -> Verdict:
-    """Whether what stands beside two equal values agrees; what is left out on one side does."""
+    """Return whether units and words beside two equal values agree; one side may leave them out."""
     ours, theirs = reference.words, answer.words
     if ours and theirs and not (ours <= theirs or theirs <= ours) and not _chinese_heads(ours, theirs):
         return _undecided(reference, answer)
@@ -294,13 +294,13 @@ def _undecided(reference: Quantity, answer: Quantity) -> Verdict:
 
 
 def conversions(reference: Quantity, answer: Quantity) -> list[tuple[Measure, Measure]]:
-    """The meanings of two units that measure the same kind. A rate of money may leave out what it is paid for."""
+    """Return the meanings of two units that measure the same kind. A rate of money may leave out its per-unit."""
     pairs = [(ours, theirs) for ours in reference.measures for theirs in answer.measures]
     return [(ours, theirs) for ours, theirs in pairs if ours.kinds == theirs.kinds]
 
 
 def equal_quantities(reference: Quantity, answer: Quantity) -> Verdict:
-    """Equal numbers, where a unit may be left out on either side but not be a different one.
+    """Compare numbers exactly; a unit may be left out on either side but not be a different one.
 
     50% equals 0.5 and, where the unit was left out, 50.
     """

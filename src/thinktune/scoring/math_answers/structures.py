@@ -1,4 +1,4 @@
-r"""How an answer is put together: lists, sets, tuples, equations, ratios, numbers with a base."""
+r"""The structure of an answer: lists, sets, tuples, equations, ratios, numbers with a base."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COMMA = re.compile(r",?\s?\\text\{ (?:or|and) \}\s?|,|;")
 
 
 def split_top(text: str, separator: re.Pattern[str]) -> list[str]:
-    """The parts of a text between separators that stand in no brackets.
+    """Split a text at separators that stand in no brackets.
 
     >>> split_top("(1,2),3", re.compile(","))
     ['(1,2)', '3']
@@ -47,7 +47,7 @@ class Group:
 
 
 def read_group(text: str) -> Group | None:
-    r"""A list, set, tuple or interval, or None if the text is a single thing.
+    r"""Read a list, set, tuple or interval, or None if the text is a single thing.
 
     >>> read_group("3 \\text{ or } 2").items, read_group("[0, 1)").kind, read_group("f(1,2)")
     (('3', '2'), '[)', None)
@@ -76,7 +76,7 @@ _NAMED_FIRST = re.compile(r"([A-Za-z](?:_\{?\w{1,3}\}?)?)\s?=\s?(?!=)")
 
 
 def _wraps(text: str) -> bool:
-    """Whether the bracket at the start is closed at the end, and not before."""
+    """Return whether the bracket at the start is closed at the end, and not before."""
     opening = _OPENING.match(text)
     if opening is None or opening[0] == "\\begin" or not text.endswith((")", "]", "}")):
         return False
@@ -104,19 +104,19 @@ _NAME = re.compile(
 
 
 def is_relation(text: str) -> bool:
-    """Whether a text says that something is smaller, larger or other than something else."""
+    """Return whether a text says that something is smaller, larger or other than something else."""
     return _RELATION.search(text) is not None
 
 
 def sides(text: str) -> list[str]:
-    r"""The sides of an equation, `\in` and `\approx` included; one for what is none."""
+    r"""Split an equation into its sides, `\in` and `\approx` included; one side if it is none."""
     if "=" not in text and "\\in" not in text and "\\approx" not in text:
         return [text]
     return [part.strip() for part in split_top(text, _EQUALS)]
 
 
 def is_name(text: str) -> bool:
-    r"""Whether the side of an equation names what the other side gives: x, f(x), \angle ABC, area of the circle."""
+    r"""Return whether one side of an equation only names the value: x, f(x), \angle ABC, area of the circle."""
     text = text.strip()
     if not _NAME.fullmatch(text):
         return False
@@ -142,7 +142,7 @@ _BASED = tuple(
 
 
 def read_based(text: str) -> int | None:
-    """The value of a number that names its base.
+    """Read a number that names its base.
 
     >>> read_based("101_2"), read_based("1F (base 16)"), read_based("0x1f"), read_based("x_2")
     (5, 31, 31, None)
@@ -170,7 +170,7 @@ _RATIO = re.compile(rf"{_RATIO_PART}(?:(?::|\\colon|比|\bto\b){_RATIO_PART}){{1
 
 
 def read_ratio(text: str) -> tuple[Fraction, ...] | None:
-    """The parts of a ratio: 3:4, 3 to 4, 1:2:3.
+    """Read the parts of a ratio: 3:4, 3 to 4, 1:2:3.
 
     >>> [str(part) for part in read_ratio("3 to 4")], read_ratio("3/4")
     (['3', '4'], None)
@@ -185,7 +185,7 @@ def read_ratio(text: str) -> tuple[Fraction, ...] | None:
 
 
 def same_ratio(left: tuple[Fraction, ...], right: tuple[Fraction, ...]) -> bool:
-    """Proportional: 3:4 is 6:8."""
+    """Return whether ratios are proportional: 3:4 is 6:8."""
     if len(left) != len(right):
         return False
     return all(left[0] * two == one * right[0] for one, two in zip(left, right, strict=True)) and (

@@ -1,9 +1,9 @@
-r"""Whether two LaTeX expressions are equal, decided exactly; runs in the worker's process, which can be killed.
+r"""Exact equality of two LaTeX expressions; runs in the worker's process, which can be killed.
 
 latex2sympy (math-verify's parser) reads them. Constants are equal if they agree to 200 digits, expressions with letters
 if they agree at every point tried where they are real, sets and matrices if their elements do. math-verify's own
 comparison rounds to 6 decimals and takes differences under 1e-15 for nothing, so that tiny numbers are all equal; it
-is asked only about what has no value, a derivative for example.
+only compares expressions without a value, a derivative for example.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _AND = re.compile(r"\\text\{ and \}|\\(?:wedge|land)(?![A-Za-z])|,|;")
 
 
 class Undecided(Exception):
-    """Why two expressions cannot be compared."""
+    """The reason why two expressions cannot be compared."""
 
 
 def equal(reference: str, answer: str) -> bool:
@@ -72,7 +72,7 @@ def _read(text: str, which: str) -> Any:
 
 
 def _one_case(left: Any, right: Any) -> tuple[Any, Any]:
-    """Letters without their case, unless one side has both (R and r). `i` is the imaginary unit."""
+    """Lower the case of letters, unless one side has both (R and r). `i` is the imaginary unit."""
     named = [_letters(side) for side in (left, right)]
     folded = [{symbol: sympy.Symbol(symbol.name.lower()) for symbol in letters} for letters in named]
     if any(len(set(letters.values())) < len(letters) for letters in folded):
@@ -89,7 +89,7 @@ def _letters(side: Any) -> set[Any]:
 
 
 def _exact(read: Any) -> Any:
-    """Decimals as the fractions they are, what is left to be done done, odd roots of negative numbers real."""
+    """Write decimals as fractions, evaluate pending operations, take odd roots of negative numbers as real."""
     if hasattr(read, "replace"):
         read = read.replace(lambda each: isinstance(each, sympy.Float), lambda each: sympy.Rational(str(each)))
         read = read.doit()
@@ -146,9 +146,9 @@ def _same_values(left: sympy.Expr, right: sympy.Expr) -> bool:
 
 
 def _plainly_different(left: sympy.Expr, right: sympy.Expr) -> bool:
-    """Whether one look at real values tells two expressions apart, before anything is worked out exactly.
+    """Return whether a glance at real values tells two expressions apart, before anything is worked out exactly.
 
-    Most wrong answers end here, and what would take ages to work out (a power of 10^9, a sum of as many terms).
+    Most wrong answers end here, and so do expressions that would take ages (a power of 10^9, a sum of as many terms).
     """
     letters = sorted(left.free_symbols | right.free_symbols, key=str)
     if len(letters) > len(_POINTS[0]) or left.has(sympy.I, AppliedUndef) or right.has(sympy.I, AppliedUndef):
@@ -185,7 +185,8 @@ def _agree(left: sympy.Expr, right: sympy.Expr, digits: int) -> bool | None:
 
 
 def _same_at_points(left: sympy.Expr, right: sympy.Expr, letters: Sequence[sympy.Symbol]) -> bool:
-    """Equal wherever both are real, and real at the same points: √(1/n) is 1/√n, but √(x²) is not x."""
+    """Return whether both are equal wherever they are real, and real at the same points: √(1/n) is 1/√n, but √(x²) is
+    not x."""
     complex_numbers = left.has(sympy.I) or right.has(sympy.I)
     tried = 0
     for row in _POINTS:
@@ -223,7 +224,7 @@ def _is_decimal(value: sympy.Expr) -> bool:
 
 
 def _irrational(value: sympy.Expr) -> Fraction | None:
-    """The value of an irrational constant as a fraction that is close enough to round."""
+    """Return an irrational constant as a fraction that is close enough to round."""
     if value.free_symbols or value.atoms(sympy.Float, AppliedUndef):
         return None
     exact = _exact(value)
@@ -234,7 +235,7 @@ def _irrational(value: sympy.Expr) -> Fraction | None:
 
 
 def _approximates(decimal: str, value: Fraction) -> bool:
-    """Whether a decimal is a value rounded or cut off at its last digit, six significant digits at least."""
+    """Return whether a decimal is a value rounded or cut off at its last digit, six significant digits at least."""
     text = decimal.strip().lstrip("-")
     mantissa, _, power = text.lower().partition("e")
     mantissa = mantissa.rstrip("0") if "." in mantissa else mantissa
@@ -247,7 +248,7 @@ def _approximates(decimal: str, value: Fraction) -> bool:
 
 
 def _same_equations(left: Any, right: Any) -> bool:
-    """Whether two equations say the same, up to a factor. Nothing is solved: two that have no solution differ."""
+    """Return whether two equations agree up to a factor. Nothing is solved: two that have no solution differ."""
     if not (isinstance(left, sympy.Eq) and isinstance(right, sympy.Eq)):
         raise Undecided("an equation is not compared with what is none")
     sides = [each for equation in (left, right) for each in equation.args]
@@ -258,7 +259,7 @@ def _same_equations(left: Any, right: Any) -> bool:
 
 
 def _constant_factor(one: sympy.Expr, other: sympy.Expr) -> sympy.Expr | None:
-    """The number by which one expression is a multiple of another."""
+    """Return the number by which one expression is a multiple of another."""
     letters = sorted(one.free_symbols | other.free_symbols, key=str)
     if one.free_symbols != other.free_symbols or not letters or len(letters) > len(_POINTS[0]):
         return None
@@ -323,7 +324,7 @@ def _equal_relations(reference: str, answer: str) -> bool:
 
 
 def _clauses(text: str, which: str) -> Any:
-    """Relations joined by "and" in a list for each "or"; a set or expression where there is no relation."""
+    """Split relations joined by "and" into a list for each "or"; a set or expression if there is no relation."""
     if not is_relation(text):
         read = _read(text, which)
         if not isinstance(read, sympy.Set):
@@ -347,7 +348,7 @@ def _chain(text: str, which: str) -> list[Any]:
 
 
 def _solution(groups: list[list[Any]]) -> tuple[str | None, Any]:
-    """The set of numbers that a relation in one letter is true for, and the letter's name."""
+    """Return the set of numbers that a relation in one letter is true for, and the letter's name."""
     letters = {letter for group in groups for _, left, right in group for letter in (left - right).free_symbols}
     if len(letters) != 1:
         return None, None

@@ -38,7 +38,7 @@ _DATES = tuple(
 
 @dataclass(frozen=True)
 class Clock:
-    """A time of day in seconds; `marked` where it is said which half of the day, `bare` where it may be a ratio."""
+    """A time of day in seconds; `marked` if the half of the day is given, `bare` if it may be a ratio."""
 
     seconds: int
     marked: bool
@@ -47,7 +47,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Date:
-    """What is said of a date: year, month and day, None where it is not."""
+    """Year, month and day of a date; None for those that are not given."""
 
     year: int | None
     month: int
@@ -55,7 +55,7 @@ class Date:
 
 
 def read_clock(text: str) -> Clock | None:
-    """A time of day.
+    """Read a time of day.
 
     >>> read_clock("7:30 a.m.") == read_clock("7:30 AM"), read_clock("18")
     (True, None)
@@ -88,14 +88,14 @@ def _clock(hour: int, minute: int, second: int, half: str, *, bare: bool) -> Clo
 
 
 def same_clock(left: Clock, right: Clock) -> bool:
-    """The same time; which half of the day it is may be left out on one side."""
+    """Return whether times are the same; one side may leave out the half of the day."""
     if left.marked == right.marked or (left.bare and right.bare):
         return left.seconds == right.seconds
     return left.seconds % 43200 == right.seconds % 43200
 
 
 def read_date(text: str) -> Date | None:
-    """A date that names its month.
+    """Read a date that names its month.
 
     >>> read_date("5 May") == read_date("May 5th"), read_date("5 apples")
     (True, None)
@@ -112,7 +112,7 @@ def read_date(text: str) -> Date | None:
 
 
 def same_date(left: Date, right: Date) -> bool:
-    """The same date; year or day may be left out on one side."""
+    """Return whether dates are the same; one side may leave out year or day."""
     pairs = [(left.year, right.year), (left.month, right.month), (left.day, right.day)]
     if any(None not in pair and pair[0] != pair[1] for pair in pairs):
         return False

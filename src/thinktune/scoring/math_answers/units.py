@@ -1,4 +1,4 @@
-r"""Units of measure and currencies: what `60 km/h`, `5 square feet`, `J·s` or `20 斤` measure, exactly.
+r"""Units of measure and currencies: exact measures of `60 km/h`, `5 square feet`, `J·s` or `20 斤`.
 
 A measure is a product of powers of base kinds (length, time, money, …) and an exact factor, so that km/h and m/s are
 compared as numbers. A name with several meanings (pound, gallon, ton, ¥) has several measures; two units are of one
@@ -19,7 +19,7 @@ Kinds = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class Measure:
-    """`factor` base units of `kinds`; `zero` is where the scale begins (degrees Celsius begin at 273.15 K)."""
+    """`factor` base units of `kinds`; `zero` is the origin of the scale (degrees Celsius begin at 273.15 K)."""
 
     kinds: Kinds
     factor: Fraction
@@ -195,7 +195,7 @@ def _table() -> dict[str, tuple[Measure, ...]]:
 
 @cache
 def named(name: str) -> tuple[Measure, ...]:
-    """What a name or a symbol may measure; nothing if it is no unit.
+    """Return the measures that a name or a symbol may stand for; none if it is no unit.
 
     >>> [str(measure.factor) for measure in named("km")], named("apples")
     (['1000'], ())
@@ -231,7 +231,7 @@ _PER = {"/", "per", "a", "an", "each", "every", "每"}
 
 
 def read_unit(text: str) -> tuple[tuple[Measure, ...], list[str]]:
-    """The measures at the start of a text and the words after them.
+    """Read the measures at the start of a text and the words after them.
 
     >>> [str(each.factor) for each in read_unit("km/h")[0]], read_unit("square meters of carpet")[1]
     (['5/18'], ['of', 'carpet'])
@@ -262,7 +262,7 @@ def read_unit(text: str) -> tuple[tuple[Measure, ...], list[str]]:
 
 
 def _split_chinese(token: str) -> Iterator[str]:
-    """平方米每秒 as 平方, 米, 每, 秒; what begins with no unit stays whole."""
+    """Split 平方米每秒 into 平方, 米, 每, 秒; a text that begins with no unit stays whole."""
     while token and "\u4e00" <= token[0] <= "\u9fff":
         for length in range(min(4, len(token)), 0, -1):
             head = token[:length]
@@ -277,7 +277,7 @@ def _split_chinese(token: str) -> Iterator[str]:
 
 
 def _factor(tokens: list[str], at: int) -> tuple[tuple[Measure, ...], int, bool]:
-    """One unit with its power, where it ends, and whether it is a symbol (which products are made of)."""
+    """Read one unit with its power; return also its end, and whether it is a symbol (products are made of symbols)."""
     power = 1
     if at < len(tokens) and tokens[at].casefold() in _SQUARE:
         power, at = _SQUARE[tokens[at].casefold()], at + 1

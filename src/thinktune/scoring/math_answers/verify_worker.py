@@ -1,10 +1,10 @@
 """math-verify in a process of its own, which gives up, or is killed, when it takes too long.
 
 `python -m thinktune.scoring.math_answers.verify_worker SECONDS` reads `{"number", "reference", "answer"}` lines and
-writes `{"number", "equal", "note"}` or `{"number", "error"}` lines, after a line `{"child"}` that says which process
-will compare. It breaks off by itself after so much processor time; what does not come back to Python by then is killed.
-Only the child that compares is killed: its parent, which has imported sympy in seconds, forks another one at once. All
-of it is started when the first comparison needs it.
+writes `{"number", "equal", "note"}` or `{"number", "error"}` lines, after a line `{"child"}` with the id of the
+comparing process. It breaks off by itself after so much processor time; a call that does not return to Python by then
+is killed. Only the child that compares is killed: its parent, which has imported sympy in seconds, forks another one at
+once. All of it is started when the first comparison needs it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Verifier:
     """A conversation with the worker, one comparison at a time.
 
     Args:
-        seconds: of processor time for each comparison.
-        clock: seconds by the clock for each.
+        seconds: processor time allowed for each comparison.
+        clock: wall-clock seconds allowed for each.
     """
 
     def __init__(self, seconds: float = _SECONDS, clock: float = _CLOCK) -> None:
@@ -49,7 +49,7 @@ class Verifier:
         self._lock = threading.Lock()
 
     def verify(self, reference: str, answer: str) -> Verdict:
-        """Whether math-verify finds the two equal. What goes wrong is told in the verdict's note."""
+        """Return whether math-verify finds the two equal. Failures are told in the verdict's note."""
         with self._lock:
             if self._process is None and not self._start():
                 return Verdict(False, "math-verify could not be started", failed=True)
@@ -63,7 +63,7 @@ class Verifier:
             return Verdict(bool(reply["equal"]), reply.get("note"))
 
     def close(self) -> None:
-        """End the process, whatever it is doing. Safe to call twice."""
+        """End the process at once. Safe to call twice."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()  # first, so that it has no further child
@@ -85,7 +85,7 @@ class Verifier:
                 os.kill(child, signal.SIGKILL)
 
     def _greet(self, clock: float) -> None:
-        """Take down which process will answer. What was still on its way from the one before it is passed over."""
+        """Read the id of the process that will answer next. Pending lines of the one before are skipped."""
         ended = time.monotonic() + clock
         while (left := ended - time.monotonic()) > 0:
             try:
@@ -167,7 +167,7 @@ class Verifier:
 
 
 class _NoReply(Exception):
-    """Why there is no verdict. `machine`: the answer is not to blame."""
+    """The reason for a missing verdict. `machine`: the answer is not to blame."""
 
     def __init__(self, why: str, *, machine: bool = False) -> None:
         super().__init__(why)
@@ -202,7 +202,7 @@ def verify(reference: str, answer: str) -> Verdict:
 
 
 def main() -> None:
-    """The worker's side: have a child compare, and another one where that was killed."""
+    """Run the worker: have a child compare, and fork another one if it was killed."""
     _limit_memory()
     from thinktune.scoring.math_answers import symbolic
 

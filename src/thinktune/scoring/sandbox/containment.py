@@ -1,4 +1,4 @@
-"""What a confined process gets to see, and how it is started: in bubblewrap, in our own namespaces, or with limits."""
+"""Confined processes: their environment, and three ways to start them (bubblewrap, our own namespaces, limits only)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CAPABILITIES = ("SETUID", "SETGID", "SETPCAP", "SYS_ADMIN")  # until the limits
 
 
 def begin(way: Way) -> list[str]:
-    """The command before Python's own: bubblewrap's, where it is the way."""
+    """Return the command before Python's own: bubblewrap's, if that is the way."""
     if way != "bubblewrap":
         return []
     if (program := shutil.which("bwrap")) is None:
@@ -56,7 +56,7 @@ def begin(way: Way) -> list[str]:
 
 
 def settings(way: Way, role: str) -> dict[str, Any]:
-    """What `jail` has to know of the way: mounts, links, filters of system calls, and the user to become."""
+    """Return the settings of `jail` for this way: mounts, links, filters of system calls, and the user to become."""
     shared: dict[str, Any] = {"way": way, "filters": _filters(way), "tasks": _tasks(), **_user(way, role)}
     return shared | {"mounts": places(), "links": links()}
 
@@ -68,7 +68,7 @@ def _filters(way: Way) -> dict[str, str]:
 
 @cache
 def places() -> list[str]:
-    """Files and folders that a Python program needs: the system's programs and libraries, and Python's own.
+    """List the files and folders that a Python program needs: the system's programs and libraries, and Python's own.
 
     Not the folders that packages under development, PYTHONPATH or the working folder add: they are somebody's project.
     """
@@ -84,13 +84,13 @@ def places() -> list[str]:
 
 @cache
 def links() -> dict[str, str]:
-    """Links of the root folder, as in systems where /lib is /usr/lib, and the descriptors of /dev."""
+    """Return the links of the root folder, as in systems where /lib is /usr/lib, and the descriptors of /dev."""
     found = {place: os.readlink(place) for place in _SYSTEM if place.count("/") == 1 and os.path.islink(place)}
     return found | {"/dev/fd": "/proc/self/fd"}
 
 
 def _prefixes() -> list[str]:
-    """Folders that hold parts of this Python: its own, and those on the way of links to its program."""
+    """List the folders that hold parts of this Python: its own, and those along the links to its program."""
     found = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
     program = sys.executable
     for _ in range(20):
@@ -103,7 +103,7 @@ def _prefixes() -> list[str]:
 
 
 def _user(way: Way, role: str) -> dict[str, Any]:
-    """The user that a process of root becomes, and whether it must keep the right to read root's own files.
+    """Return the user that a process of root becomes, and whether it must keep the right to read root's own files.
 
     Python may lie where others may not look. Mounted, only its own permissions count; without mounts the right is
     kept, and where even mounting does not help, root stays root, in a file system with nothing of its own.
@@ -119,7 +119,7 @@ def _user(way: Way, role: str) -> dict[str, Any]:
 
 @cache
 def _is_public(*, ancestors: bool) -> bool:
-    """Whether other users may read this Python, apart from the folders it lies in or through them."""
+    """Return whether other users may read this Python, apart from the folders above it."""
     files = [Path(place).resolve() for place in (os.__file__, sys.executable)]
     folders = {file.parent for file in files} | {Path(place) for place in sys.path if place.endswith("-packages")}
     if ancestors:
@@ -132,7 +132,7 @@ def _is_public(*, ancestors: bool) -> bool:
 
 
 def _tasks() -> int:
-    """How many tasks this user has where the limit counts those outside of a namespace too: before Linux 5.14."""
+    """Count the tasks of this user if the limit counts those outside of a namespace too: before Linux 5.14."""
     release = tuple(int(part) for part in platform.release().split(".")[:2] if part.isdigit())
     if sys.platform != "linux" or os.getuid() == 0 or release >= (5, 14):
         return 0

@@ -4,8 +4,8 @@ in the form that it is compiled to.
 
 Three ways (see `containment`; `side` picks one): bubblewrap has made the namespaces and the file system before this
 begins; or this file makes them; or neither is permitted. In all of them a process watches another, which gives up its
-rights, sets its limits, has the kernel refuse it the calls of `syscalls`, says in one line of JSON what came of that,
-and only then is told any code.
+rights, sets its limits, has the kernel refuse it the calls of `syscalls`, reports the protections in force in one line
+of JSON, and only then gets any code.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def modules_of(sent: "dict[str, Any]") -> "dict[str, Any]":
-    """The code of modules, by name, from their texts or as the scorer's Python compiled it.
+    """Return the code of modules, by name, from their texts or as the scorer's Python compiled it.
 
     Raises RuntimeError where that is another Python than this one.
     """
@@ -77,7 +77,7 @@ def modules_of(sent: "dict[str, Any]") -> "dict[str, Any]":
 
 
 def load(modules: "dict[str, Any]") -> "Any":
-    """Modules from their code, by name; the last one, which may import those before it."""
+    """Load modules from their code, by name; the last one may import those before it."""
     for name, code in modules.items():
         module = sys.modules[name] = types.ModuleType(name)
         folder, _, last = name.rpartition(".")
@@ -96,7 +96,7 @@ def size_scratch(size: int) -> None:
 
 
 def watch(inner: int, seconds: float, *, alone: bool) -> None:
-    """Wait for the inner process to end, or end it, and all that it left; does not return."""
+    """Wait for the inner process to end, or end it, with all its descendants; does not return."""
     for descriptor in (0, 1):  # the pipes close when the inner process dies
         os.close(descriptor)
     asked: list[bool] = []
@@ -130,7 +130,7 @@ def children() -> list[int]:
 
 
 def unshare() -> None:
-    """Leave the system's namespaces. Raises OSError where that is not permitted."""
+    """Leave the system's namespaces. Raises OSError if that is not permitted."""
     user, group = os.getuid(), os.getgid()
     if LIBC.unshare(NEW_NAMESPACES) == 0:
         return
@@ -141,9 +141,9 @@ def unshare() -> None:
 
 
 def build_root(settings: "dict[str, Any]") -> None:
-    """Enter a file system that has, read-only, nothing but what `settings` names, a `/proc` and an empty `/tmp`.
+    """Enter a file system that has, read-only, only the places of `settings`, a `/proc` and an empty `/tmp`.
 
-    Raises OSError where a step is not permitted: half a containment is none.
+    Raises OSError if a step is not permitted: half a containment is none.
     """
     root = settings["scratch"]
     os.umask(0o022)
@@ -202,7 +202,7 @@ def prctl(option: int, value: int, address: "Any" = None) -> int:
 
 
 def confine(settings: "dict[str, Any]") -> None:
-    """Give up everything the code has no need of. Each step that this system does not have is left out."""
+    """Give up all rights that the code does not need. Each step that this system does not have is left out."""
     scratch = settings["scratch"] if settings["way"] == "limits" else "/tmp"
     if os.path.isdir(scratch):
         os.chdir(scratch)
@@ -251,7 +251,7 @@ def drop_capabilities(kept: int) -> None:
 
 
 def restrict_files(scratch: str, places: "list[str]") -> bool:
-    """Where no mounts are permitted: have Landlock allow what else would be mounted, and no signals to others.
+    """Have Landlock allow the places that would else be mounted, if no mounts are permitted, and no signals to others.
 
     Returns whether this kernel has it (5.13; signals 6.12). Formats: linux/landlock.h.
     """
@@ -286,7 +286,7 @@ def refuse_calls(text: "str | None") -> None:
 
 
 def held(settings: "dict[str, Any]") -> "dict[str, bool]":
-    """Which protections are in force, as the kernel says."""
+    """Return the protections in force, as the kernel reports them."""
     status: dict[str, str] = {}
     with contextlib.suppress(OSError), open("/proc/self/status") as file:
         status = dict(line.split(":\t", 1) for line in file if ":\t" in line)
@@ -308,7 +308,7 @@ def limit(name: str, value: int) -> None:
 
 
 def tasks_of(user: int) -> int:
-    """How many tasks a user has who is not ours alone: the limit counts them all."""
+    """Count the tasks of a user who is not ours alone: the limit counts them all."""
     count = 0
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
         try:
@@ -320,7 +320,7 @@ def tasks_of(user: int) -> int:
 
 
 def refuse_network(event: str, arguments: "tuple[Any, ...]") -> None:
-    """Tell a program in words; where there is a filter of calls, it is what holds."""
+    """Refuse the network to a program in words; if there is a filter of calls, that is the protection."""
     if event.startswith("socket.") and not (event == "socket.__new__" and arguments[1] == 1):  # asyncio's own pair
         raise PermissionError("no network here")
 

@@ -21,13 +21,13 @@ __all__ = ["RUNNER", "Limits", "run_trial"]
 
 
 def run_trial(source: str, test: str, entry_point: str, limits: Limits | None = None, *, given: str = "") -> Verdict:
-    """Whether a program passes tests; the verdict's note says why not, and `failed` that it could not be told.
+    """Return whether a program passes tests; the verdict's note says why not, and `failed` that it could not be told.
 
     Args:
-        source: defines `entry_point`, and whatever else the tests use.
+        source: code that defines `entry_point`, and all else that the tests use.
         test: asserts, by themselves, in `check(candidate)` as in HumanEval, in classes of unittest or in functions of
             pytest.
-        entry_point: the name of what is tested, or of a method of it: `Solution().add`.
+        entry_point: name of the tested object, or of a method of it: `Solution().add`.
         given: code that is run before the source, in the same module.
     """
     limits = limits or Limits()

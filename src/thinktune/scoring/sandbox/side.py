@@ -44,9 +44,9 @@ _HOLDS = ("files", "network", "processes")  # what a way of isolation must hold 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program and its tests may take, each; `seconds` for both together, sizes in bytes.
+    """Limits of a program and its tests, each; `seconds` for both together, sizes in bytes.
 
-    Processor time decides, so that a busy machine changes no verdict; `seconds` is for what waits.
+    Processor time decides, so that a busy machine changes no verdict; `seconds` is for code that waits.
     """
 
     cpu_seconds: float = 10.0
@@ -57,7 +57,7 @@ class Limits:
 
 
 class Stopped(Exception):
-    """Why a side will not answer any more. `unsaid`: the program could have been right."""
+    """The reason why a side will not answer any more. `unsaid`: the program could have been right."""
 
     def __init__(self, why: str, *, unsaid: bool = False) -> None:
         super().__init__(why)
@@ -142,7 +142,7 @@ class Side:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def send(self, message: dict[str, Any] | bytes) -> None:
-        """A message, or a line of the other side as it came. Raises Stopped."""
+        """Send a message, or a line of the other side as it came. Raises Stopped."""
         data = memoryview((message if isinstance(message, bytes) else json.dumps(message).encode()) + b"\n")
         while data:
             self._wait(writing=True)
@@ -155,12 +155,12 @@ class Side:
                 raise self._ended() from None
 
     def receive(self) -> bytes:
-        """A line, without its end. Raises Stopped."""
+        """Receive a line, without its end. Raises Stopped."""
         self.held()
         return self._line()
 
     def held(self) -> dict[str, bool]:
-        """Which protections the process found in force before it was told any code. Raises Stopped if it did not."""
+        """Return the protections that the process found in force before it got any code, or raise Stopped."""
         if self._held is None:
             try:
                 line = self._line()
@@ -193,7 +193,7 @@ class Side:
         return Stopped(f"the {self._role} ended before an answer")
 
     def _wait(self, *, writing: bool) -> None:
-        """Until the pipe is ready; meanwhile, and between messages, see to the limits that the system does not keep."""
+        """Wait until the pipe is ready, and meanwhile enforce the limits that the system does not keep."""
         while True:
             if time.monotonic() > self._deadline:
                 raise Stopped(f"did not end within {self._limits.seconds:g} s", unsaid=self._held is None)
@@ -230,7 +230,7 @@ class Side:
 
 
 def _proportional(processes: list[psutil.Process]) -> int:
-    """Bytes that processes hold together, each page once; what cannot be looked into counts whole."""
+    """Sum the bytes that processes hold together, each page once; processes that cannot be inspected count whole."""
     total = 0
     for process in processes:
         try:
@@ -244,7 +244,7 @@ def _proportional(processes: list[psutil.Process]) -> int:
 
 
 def protections(way: Way | None = None) -> dict[str, bool]:
-    """Try a way of confinement and say what holds in it; nothing does where it cannot be had.
+    """Try a way of confinement and return the protections in force; none if it is unavailable.
 
     Keys: files (sees none of the user's), network (none), processes (sees no others), calls (dangerous system calls
     are refused), capabilities (has none), user (is another one).
@@ -262,7 +262,7 @@ def protections(way: Way | None = None) -> dict[str, bool]:
 
 @cache
 def best_way() -> Way:
-    """The first way of confinement that was tried here and holds."""
+    """Return the first way of confinement that was tried here and holds."""
     for way in WAYS[:-1]:
         if sys.platform == "linux" and all(protections(way).get(name) for name in _HOLDS):
             return way
@@ -299,5 +299,5 @@ def _compiled(modules: tuple[tuple[str, str], ...]) -> str:
 
 
 def _as_text(compiled: Any) -> str:
-    """Compressed: Linux takes no argument of 128 KB."""
+    """Compress to text: Linux takes no argument of 128 KB."""
     return base64.b64encode(zlib.compress(marshal.dumps(compiled))).decode()

@@ -1,8 +1,9 @@
-"""Which system calls a program of a model may not make, as a seccomp filter: a small BPF program that the kernel runs.
+"""The system calls refused to a model's program, as a seccomp filter: a small BPF program that the kernel runs.
 
-Refused is what no honest program of a benchmark needs, and what gets around the other limits: looking into or steering
-other processes, namespaces and mounts, memory that belongs to no process (memfd, System V, message queues), sockets
-(but for a connected pair, which asyncio wants), keys, clocks, modules, and large old or new parts of the kernel.
+Calls that no honest program of a benchmark needs, and ways around the other limits, are refused: looking into or
+steering other processes, namespaces and mounts, memory that belongs to no process (memfd, System V, message queues),
+sockets (but for a connected pair, which asyncio wants), keys, clocks, modules, and large old or new parts of the
+kernel.
 
 Numbers: Linux' arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h; format of the filter:
 linux/filter.h and linux/seccomp.h.
@@ -202,7 +203,7 @@ _SIGNAL_RULES: list[tuple[tuple[int, int], list[Instruction]]] = [
 
 
 def filters(*, alone: bool) -> dict[str, str]:
-    """The filter of each machine that `os.uname` may name, as hexadecimal text: an array of struct sock_filter.
+    """Return the filter of each machine that `os.uname` may name, as hexadecimal text: an array of struct sock_filter.
 
     Args:
         alone: the program sees no process but its own; else signals to others are refused too.

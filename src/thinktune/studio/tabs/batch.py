@@ -66,7 +66,7 @@ class BatchTab:
         self.timer.tick(self.watch, [self.job, self.known], told, **quiet)
 
     def show(self) -> tuple[Any, ...]:
-        """When the page opens. Outputs: jobs, models."""
+        """Fill the tab when the page opens. Outputs: jobs, models."""
         found = [job.name for job in self._studio.jobs.all()]
         return gr.update(choices=found, value=found[0] if found else None), gr.update(choices=self._studio.pool.names())
 
@@ -95,7 +95,7 @@ class BatchTab:
         return gr.skip(), gr.update(choices=[each.name for each in self._studio.jobs.all()], value=job.name)
 
     def tell(self, name: str | None, request: gr.Request) -> tuple[Any, ...]:
-        """How far a job is, and its result when there is one."""
+        """Report the progress of a job, and its result when there is one."""
         if not name:
             return "", None, ""
         job = self._studio.jobs.get(name)
@@ -103,7 +103,7 @@ class BatchTab:
         return _line(job, self._studio.jobs.done(name), Words(request)), result and _download(name, result), _key(job)
 
     def watch(self, name: str | None, known: str, request: gr.Request) -> tuple[Any, ...]:
-        """As `tell`, but the file only when something has changed."""
+        """Do as `tell`, but return the file only when something has changed."""
         if not name:
             return gr.skip(), gr.skip(), gr.skip()
         job = self._studio.jobs.get(name)

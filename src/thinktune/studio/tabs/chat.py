@@ -36,7 +36,7 @@ class ChatTab:
     """Builds the tab within the running `gr.Blocks`, and answers its events.
 
     A conversation is `{"turns": [{"question", "answers": [answer of the first model, of the second or None],
-    "attempt"}]}`. It is kept in the browser: the server keeps nothing that people write.
+    "attempt"}]}`. It is kept in the browser: the server keeps no text of a person.
     """
 
     def __init__(self, studio: Studio) -> None:
@@ -121,7 +121,7 @@ class ChatTab:
         self.profile.change(self.take_profile, self.profile, self.sampling, **own)
 
     def show(self, conversation: Any, request: gr.Request) -> tuple[Any, ...]:
-        """When the page opens: what was said before, and the models that there are now. Outputs: left, right, both
+        """Fill the tab when the page opens: the conversation so far, and the present models. Outputs: left, right, both
         lists of models."""
         turns = _turns(conversation)
         names = self._studio.pool.names()
@@ -160,7 +160,7 @@ class ChatTab:
         self._studio.sessions.stop(str(request.session_hash))
 
     def edit_question(self, conversation: Any, request: gr.Request) -> tuple[Any, ...]:
-        """Take the last question back into the box, and forget what was answered, or is being."""
+        """Take the last question back into the box, and forget its answers, also those in progress."""
         self._studio.sessions.drop(str(request.session_hash))
         turns = _turns(conversation)
         question = turns.pop()["question"] if turns else ""
@@ -168,7 +168,7 @@ class ChatTab:
         return question, {"turns": turns}, _side(turns, 0, words), _side(turns, 1, words), ""
 
     def forget(self, request: gr.Request) -> tuple[Any, ...]:
-        """The whole conversation; what is still being written with it."""
+        """Forget the whole conversation, and stop the answers in progress."""
         self._studio.sessions.drop(str(request.session_hash))
         return "", {"turns": []}, [], [], ""
 
@@ -179,7 +179,7 @@ class ChatTab:
         return self._forget_side(conversation, 1, second, request)
 
     def _forget_side(self, conversation: Any, side: int, second: str, request: gr.Request) -> tuple[Any, ...]:
-        """What one model was asked and has said; the other's stays, where there is one."""
+        """Forget one model's side of the conversation; the other's stays, if there is one."""
         self._studio.sessions.drop(str(request.session_hash))
         words = Words(request)
         turns = []
@@ -236,7 +236,7 @@ class ChatTab:
 
 
 def _turns(conversation: Any) -> list[dict[str, Any]]:
-    """The turns of what a browser has kept; it may keep anything."""
+    """Read the turns that a browser has kept; they may hold anything."""
     turns = conversation.get("turns") if isinstance(conversation, dict) else None
     return [_turn(turn) for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
 
@@ -262,7 +262,7 @@ def _kept(answer: Any) -> dict[str, Any] | None:
 
 
 def _history(turns: list[dict[str, Any]], side: int) -> list[dict[str, str]]:
-    """The conversation with one model, thoughts included, as it stands in training rows of several turns."""
+    """Return the conversation with one model, thoughts included, as it stands in training rows of several turns."""
     said = []
     for turn in turns[:-1]:
         answer = turn["answers"][side] or turn["answers"][0]

@@ -33,7 +33,7 @@ _MOST_COMMENT = 2000  # characters
 class RateTab:
     """Builds the tab within the running `gr.Blocks`, and answers its events.
 
-    Which pair is shown is kept in the session, and never which model is on which side: the browser does not learn it.
+    The session keeps the pair that is shown, and never the sides of its models: the browser does not learn them.
     """
 
     def __init__(self, studio: Studio, rater_kept: gr.BrowserState) -> None:
@@ -119,7 +119,7 @@ class RateTab:
         self.stop.click(self.stop_making, None, None, queue=False, show_progress="hidden", api_visibility="private")
 
     def show(self, kept: Any) -> tuple[Any, ...]:
-        """When the page opens. Outputs: rater, study, models."""
+        """Fill the tab when the page opens. Outputs: rater, study, models."""
         found = names(self._folder)
         models = self._studio.pool.names()
         # Nothing kept leaves the field as it is: the person may have been quicker.
@@ -194,7 +194,7 @@ class RateTab:
     def make(
         self, name: str, models: list[str], file: str | None, seed: int, from_scores: bool, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
-        """Prepare a study, saying how far it is."""
+        """Prepare a study, reporting its progress."""
         words = Words(request)
         session = f"study {request.session_hash}"
         ticket = self._studio.sessions.open(session)

@@ -1,4 +1,4 @@
-"""The tab for runs: curves while they are trained and afterwards, what differs between them, their data and samples."""
+"""The tab for runs: curves during and after training, differences between runs, their data and samples."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class RunsTab:
             self.form.started(self.tell_started, [self.chosen, self.remark])
 
     def show(self, request: gr.Request) -> tuple[Any, ...]:
-        """When the page opens. Outputs: table, chosen runs."""
+        """Fill the tab when the page opens. Outputs: table, chosen runs."""
         runs = self._studio.trainings.all()
         names = [run.name for run in runs]
         return _table(runs, Words(request)), gr.update(choices=names, value=names[:2])
@@ -107,7 +107,7 @@ class RunsTab:
         )
 
     def watch(self, chosen: list[str], request: gr.Request) -> tuple[Any, ...]:
-        """The table and the curves while something is trained."""
+        """Update the table and the curves during a training."""
         everything = self._studio.trainings.all()
         table = _table(everything, Words(request))
         runs = [run for run in self._runs(chosen) if run.state == "training"]

@@ -1,4 +1,4 @@
-"""The form that starts a training, with the command line and the config that it stands for."""
+"""The form that starts a training, with its command line and its config."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAME = "studio-run"
 
 
 class TrainingForm:
-    """Builds the form; where the studio may not train, a sentence that says why."""
+    """Builds the form; if the studio may not train, a sentence that says why."""
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
@@ -84,12 +84,12 @@ class TrainingForm:
         self.estimate.click(self.plan, self.inputs, self.memory, **{**quiet, "show_progress": "full"})
 
     def started(self, then: Callable[[str], Any], outputs: list[Any]) -> None:
-        """What else happens when a training has been started: `then` is given its name."""
+        """Call `then` with the name of each training that is started."""
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         self.start.click(self.begin, self.inputs, self.problem, **quiet).success(then, self.name, outputs, **quiet)
 
     def tell(self, file: str, name: str, *fields: Any) -> tuple[str, str, str]:
-        """The command line and the config that the form stands for, or what is wrong with it."""
+        """Return the command line and the config of the form, or its errors."""
         try:
             config, command = self._studio.trainings.plan(name, _shipped(file), list(_settings(file, *fields)))
         except ThinktuneError as error:
@@ -97,7 +97,7 @@ class TrainingForm:
         return in_words(command), dump_config(config), ""
 
     def plan(self, file: str, name: str, *fields: Any) -> str:
-        """What the training will take. The model's configuration, and no more of it, may have to be downloaded."""
+        """Predict memory and time of the training. The model's configuration, no more, may have to be downloaded."""
         from thinktune.planner.plan import plan_config
 
         try:
@@ -115,7 +115,7 @@ class TrainingForm:
 
 
 def shipped_configs() -> list[Path]:
-    """The configs that come with thinktune."""
+    """Return the configs that come with thinktune."""
     packaged = Path(str(files("thinktune") / "configs"))
     folder = packaged if packaged.is_dir() else Path(__file__).parents[4] / "configs"
     return sorted(folder.glob("*.yaml"))
@@ -135,7 +135,7 @@ _KEYS = ("model", "data.source", "data.sample", "train.max_steps", "lora.r", "tr
 
 
 def _settings(file: str, *fields: Any) -> Iterator[str]:
-    """What the form changes of its config, as it would be written on the command line."""
+    """Return the form's changes to its config, as they would be written on the command line."""
     *values, further = fields
     before: Sequence[Any] = _fields(load_config(_shipped(file)))
     for key, old, new in zip(_KEYS, before, values, strict=True):

@@ -1,4 +1,4 @@
-"""How values get to the other side: by value, as a shared container, as an error, or as a number with a stand-in."""
+"""Transfer of values to the other side: by value, as a shared container, as an error, or as a numbered stand-in."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Undecided(BaseException):
 
 
 class Crossing:
-    """Encodes and decodes. `guarded` for the tests: they make nothing but values and stand-ins of what comes."""
+    """Encodes and decodes. `guarded` for the tests: they make only values and stand-ins of incoming messages."""
 
     def __init__(self, *, guarded: bool) -> None:
         self._guarded = guarded
@@ -63,13 +63,13 @@ class Crossing:
         return changed
 
     def _forget(self) -> list[int]:
-        """Numbers of containers that nobody here has any more."""
+        """Collect the numbers of containers that nobody here has any more."""
         unused = [number for number, entry in self._shared.items() if sys.getrefcount(entry[0]) < _UNUSED]
         self._drop(unused)
         return unused
 
     def _drop_unused(self) -> None:
-        """Drop what nobody has on the other side, once the values that came along are read."""
+        """Drop containers that the other side no longer has, once the values of the message are read."""
         self._drop(self._unused)
         self._unused = []
 
@@ -225,7 +225,7 @@ class Crossing:
         return getattr(target, name)
 
     def _decode_name(self, module: str, name: str) -> Any:
-        """What both sides have. The program may name types only: what it calls, it calls itself."""
+        """Resolve a name that both sides have. The program may name types only: its calls it makes itself."""
         found: Any = None
         if not self._guarded:
             found = importlib.import_module(module)
@@ -262,7 +262,7 @@ class Crossing:
 
 
 class _Bound:
-    """Says that an attribute is a method of the object it was asked of."""
+    """Marks an attribute as a method of its object."""
 
 
 BOUND = _Bound()
@@ -303,8 +303,8 @@ _NAMED = (
 
 
 def _name_of(value: Any, *, everything: bool) -> tuple[str, str] | None:
-    """Module and name of what the other side has as well: types whose values cross, or `everything` there is a name
-    for in a library."""
+    """Return module and name of an object that the other side has as well: types whose values cross, or `everything`
+    with a name in a library."""
     if not isinstance(value, _NAMED):
         return None
     module = getattr(value, "__module__", None) or getattr(getattr(value, "__objclass__", None), "__module__", None)
@@ -324,7 +324,7 @@ def _name_of(value: Any, *, everything: bool) -> tuple[str, str] | None:
 
 
 def _error_class(module: str, name: str) -> type[BaseException] | None:
-    """The class of an error of a library, or of the interpreter."""
+    """Return the class of an error of a library, or of the interpreter."""
     if module.partition(".")[0] in sys.stdlib_module_names and module not in ("__main__", "unittest.case"):
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
@@ -344,7 +344,7 @@ def _make_error(kind: Any, arguments: list[Any], text: str) -> BaseException:
 
 
 def _plain_of(base: Any, value: Any) -> Any:
-    """The value of a plain type that a value of a class of its own is."""
+    """Return the plain value of an instance of a subclass of a plain type."""
     return str.__str__(value) if base is str else base.__new__(base, value)
 
 

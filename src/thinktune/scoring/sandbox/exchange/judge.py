@@ -1,4 +1,4 @@
-"""The tests' side: give the tests the names they need of the program, run them, and say what came of it."""
+"""The tests' side: give the tests the names they need of the program, run them, and report the outcome."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def main() -> None:
 
 
 class Trial:
-    """Tests, and what is known of them from their text."""
+    """Tests, and the facts read from their text."""
 
     def __init__(self, peer: Peer, test: str, entry_point: str, names: list[str]) -> None:
         self._peer, self._test, self._entry_point, self._names = peer, test, entry_point, set(names)
 
     def verdict(self) -> dict[str, Any]:
-        """`outcome`: passed, failed, or error where it cannot be told; and why."""
+        """Run the tests; return `outcome` (passed, failed, or error if it cannot be told) and the reason."""
         try:
             self._tree = ast.parse(self._test)
             code = compile(self._tree, "tests.py", "exec", dont_inherit=True)
@@ -83,14 +83,14 @@ class Trial:
         return re.split(r"[.(]", self._entry_point)[0]
 
     def _candidate(self, namespace: dict[str, Any]) -> Any:
-        """What the entry point names; `Solution().add` and `Solution.add` are methods."""
+        """Return the object of the entry point; `Solution().add` and `Solution.add` are methods."""
         value = namespace.get(self._first)
         for part in self._entry_point.split(".")[1:]:
             value = getattr(value() if isinstance(value, type) else value, part.removesuffix("()"))
         return value
 
     def _free_names(self) -> set[str]:
-        """Names that the tests use and do not define, and that are not Python's own."""
+        """List the names that the tests use and do not define, and that are not Python's own."""
         used = {node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)}
         return used - _bound_in(self._tree) - vars(builtins).keys() - {"candidate", "unittest", "pytest"}
 
@@ -138,7 +138,7 @@ class Trial:
         return _verdict("passed", None)
 
     def _reaches_outside(self) -> str | None:
-        """What the tests do that does not reach the program."""
+        """Name the effects of the tests that do not reach the program."""
         for node in ast.walk(self._tree):
             if isinstance(node, ast.Call) and "patch" in ast.unparse(node.func):
                 target = node.args[0] if node.args else None
@@ -170,7 +170,7 @@ def _names_in(tree: ast.AST) -> set[str]:
 
 
 def _bound_in(tree: ast.Module) -> set[str]:
-    """Names that the tests give a meaning at their top level."""
+    """List the names that the tests bind at their top level."""
     import symtable
 
     table = symtable.symtable(ast.unparse(tree), "tests.py", "exec")

@@ -1,8 +1,8 @@
-"""One side's end of the conversation: asks, answers, and keeps what both sides share alike.
+"""One end of the conversation: asks, answers, and keeps the shared containers in step.
 
 A line of JSON hands the turn over. It is a question, `{"ask": [what, …]}`, or the answer to one, `{"value"}` or
 `{"raised"}`; while a question is open, the other side may ask back, as where a program calls a function of the tests.
-Every line tells besides which shared containers were changed, and what was printed.
+Every line also carries the changes of shared containers, and the printed text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ENDINGS = (StopIteration, StopAsyncIteration)
 
 
 class Lost(BaseException):
-    """The other side does not keep to what was agreed, or is gone."""
+    """The other side breaks the protocol, or is gone."""
 
 
 class Peer(Crossing):
@@ -57,7 +57,7 @@ class Peer(Crossing):
     # What is asked
 
     def ask(self, what: str, *about: Any, named: dict[str, Any] | None = None) -> Any:
-        """Ask the other side and return its answer, or raise what was raised there."""
+        """Ask the other side and return its answer, or raise the error raised there."""
         if not (self._guarded or self._answering):
             raise RuntimeError("nobody listens: the call is over")
         with self._turn:
@@ -99,7 +99,8 @@ class Peer(Crossing):
         return value
 
     def _compare(self, target: Any, other: Any) -> Any:
-        """Never ask an object whether it is equal to a value of the tests: it may say yes to all of them."""
+        """Refuse to let an object of the program decide whether it equals a plain value of the tests: it may equal
+        all."""
         plain = isinstance(other, values.plain()) or type(other).__module__.partition(".")[0] in ("numpy", "pandas")
         if plain and getattr(type(target), "_thinktune_equal", False):
             self.refuse(f"the program's {type(target).__name__} would decide itself whether it is equal to a value")
@@ -109,7 +110,7 @@ class Peer(Crossing):
         self.doubts.setdefault(type(target).__name__, what)
 
     def refresh(self, names: list[str], namespace: dict[str, Any]) -> None:
-        """Put what the program has under these names into a namespace, and keep it there as it is in the program."""
+        """Bind the program's objects of these names in a namespace, and keep them in step with the program."""
         self._names = namespace
         self._given = {}
         self._take_names(self.ask("names", *names))
@@ -122,7 +123,7 @@ class Peer(Crossing):
     # What is answered
 
     def offer(self, names: dict[str, Any]) -> None:
-        """Let the other side ask for what has a name here."""
+        """Let the other side ask for the names of a namespace here."""
         self._names = names
 
     def serve(self) -> None:
@@ -181,7 +182,7 @@ class Peer(Crossing):
         return _QUESTIONS[what](self, target, *rest)
 
     def run_coroutine(self, coroutine: Any) -> Any:
-        """Run to its end what is to be awaited, also where a loop runs already and waits for this answer."""
+        """Run an awaitable to its end, also if a loop runs already and waits for this answer."""
         import asyncio  # here: it takes as long to import as all the rest
 
         running = asyncio._get_running_loop()
@@ -199,7 +200,7 @@ class Peer(Crossing):
     # Lines
 
     def _begin(self) -> dict[str, Any]:
-        """A message that tells what has changed. First, so that what comes after may name what it makes known."""
+        """Begin a message with the changes, so that the rest of it may refer to them."""
         message: dict[str, Any] = {}
         if changed := self._changes():
             message["changed"] = changed
@@ -208,7 +209,7 @@ class Peer(Crossing):
         return message
 
     def _renamed(self) -> list[tuple[str, Any]]:
-        """What the names that the tests use mean by now, where it is something else than before."""
+        """Return the new objects of names that the tests use, if the program has bound them anew."""
         found = [
             (name, self._names.get(name)) for name, before in self._given.items() if self._names.get(name) is not before
         ]
@@ -257,7 +258,7 @@ class Peer(Crossing):
 
     @contextlib.contextmanager
     def _as_agreed(self) -> Iterator[None]:
-        """Take what cannot be understood for what it is: the other side talks for itself."""
+        """Raise `Lost` for any error over a message against the protocol: the other side talks for itself."""
         try:
             yield
         except Exception:  # noqa: BLE001 - whatever a value of no sense leads to
@@ -268,8 +269,8 @@ class Peer(Crossing):
         raise Lost(why)
 
     def _tamed(self, error: BaseException, what: str) -> BaseException:
-        """An error that would end the tests, a loop of theirs, or tell their runner something, as an ordinary one.
-        Where the tests speak of StopIteration, SystemExit and the like, they expect them."""
+        """Turn an error that would end the tests, a loop of theirs, or signal their runner, into an ordinary one. Where
+        the tests speak of StopIteration, SystemExit and the like, they expect them."""
         if isinstance(error, _ENDINGS) and what in ("special", "await"):
             return error
         kinds = type(error).__mro__
@@ -327,5 +328,5 @@ def _known_names(_: int) -> frozenset[str]:
 
 
 def _names_of_plain_types() -> frozenset[str]:
-    """What can be asked of values that cross by value, so that it tells nothing of what the tests expect."""
+    """List the names that may be asked of plain values: they tell nothing of the tests' expectations."""
     return _known_names(len(sys.modules.keys() & {"numpy", "pandas"}))

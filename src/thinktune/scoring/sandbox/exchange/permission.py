@@ -1,4 +1,4 @@
-"""What a program may do with what the tests hand it."""
+"""The program's rights on objects that the tests hand it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
 
 
 def check_permission(what: str, target: Any, rest: list[Any]) -> None:
-    """Let the program use what the tests handed it, and look no further: a function's globals are the tests' own.
+    """Let the program use objects that the tests handed it, and look no further: a function's globals are the tests'
+    own.
 
     Raises:
         AttributeError: it asks for more.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
 
 
 def take_over_pipes() -> tuple[IO[str], IO[str]]:
-    """The pipes to the scorer; what the code prints or reads goes nowhere."""
+    """Take over the pipes to the scorer; the code's own standard streams go nowhere."""
     sys.stdout.flush()
     incoming, outgoing = os.fdopen(os.dup(0), "r", encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     nowhere = os.open(os.devnull, os.O_RDWR)

@@ -1,4 +1,4 @@
-"""The program's side: define it, say what it has of the names that the tests use, then answer."""
+"""The program's side: define it, report which of the tests' names it has, then answer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tell(outgoing: IO[str], message: dict[str, Any]) -> None:
 
 
 def connect_streams(peer: Peer) -> None:
-    """Let what the program prints and reads go to, and come from, the streams that the tests have at that time."""
+    """Connect the program's standard streams with those that the tests have at that time."""
     sys.stdout = _Output(peer)
     sys.stdin = _Input(peer)
 

@@ -1,4 +1,4 @@
-"""Stand-ins for what stays on the other side: objects, functions, classes, with the operators that their types have."""
+"""Stand-ins for objects of the other side: objects, functions, classes, with the operators of their types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
     from typing import Any, Protocol
 
     class Asker(Protocol):
-        """What a stand-in needs of its peer."""
+        """The part of a peer that a stand-in needs."""
 
         def ask(self, what: str, *about: Any, named: dict[str, Any] | None = None) -> Any: ...
         def ask_special(self, target: Any, name: str, arguments: tuple[Any, ...]) -> Any: ...
@@ -41,7 +41,7 @@ _PEER, _NUMBER = "_thinktune_peer", "_thinktune_number"
 
 
 class Meta(type):
-    """The class of classes of the other side: making an instance, and attributes, are asked for there."""
+    """The metaclass of the other side's classes: instances are made, and attributes looked up, over there."""
 
     def __call__(cls, *arguments: Any, **named: Any) -> Any:
         if _NUMBER not in vars(cls):
@@ -93,14 +93,14 @@ def is_proxy(value: Any) -> bool:
 
 
 def number_of(value: Any) -> int | None:
-    """The number under which the other side knows a value of its own."""
+    """Return the number under which the other side knows a value of its own."""
     if isinstance(value, Meta):
         return vars(value).get(_NUMBER)
     return vars(value).get(_NUMBER) if isinstance(type(value), Meta) else None
 
 
 def specials_of(kind: type) -> list[str]:
-    """The operators of a class that are its own."""
+    """List the operators that a class defines itself."""
     found = [name for name in sorted(SPECIAL) if getattr(kind, name, None) is not getattr(object, name, None)]
     if "__call__" in found and not any("__call__" in vars(each) for each in kind.__mro__):
         found.remove("__call__")  # of its metaclass
@@ -108,14 +108,14 @@ def specials_of(kind: type) -> list[str]:
 
 
 def decides_equality(kind: type) -> bool:
-    """Whether a class has an `__eq__` of its own; what a dataclass gets compares instances of it only."""
+    """Return whether a class has an `__eq__` of its own; a dataclass's compares its instances only."""
     equal: Any = kind.__eq__
     generated = hasattr(kind, "__dataclass_fields__") and getattr(equal, "__code__", None) is not None
     return equal is not object.__eq__ and not (generated and equal.__code__.co_filename == "<string>")
 
 
 def kept_base(kind: type) -> type | None:
-    """The plain type that a class extends, where the class changes nothing that the plain type has."""
+    """Return the plain type that a class extends, if the class overrides nothing of it."""
     base = next((each for each in kind.__mro__ if each in _KEPT or CONTAINERS.get(each.__name__) is each), None)
     if base is None:
         return None
@@ -127,12 +127,12 @@ def kept_base(kind: type) -> type | None:
 
 
 def make_class(peer: Asker, number: int, name: str, described: dict[str, Any], bases: Sequence[type] = ()) -> Meta:
-    """The stand-in of a class.
+    """Make the stand-in of a class.
 
     Args:
-        described: base, the name of the plain type it extends, or None; specials; module; equal, whether it decides
-            itself what is equal to it.
-        bases: stand-ins of the classes that it extends.
+        described: base, the name of the plain type it extends, or None; specials; module; equal, whether it has an
+            equality of its own.
+        bases: stand-ins of its base classes.
     """
     base = next((each for each in plain() if each.__name__ == described["base"]), None)
     names: dict[str, Any] = {_PEER: peer, _NUMBER: number, "__module__": str(described["module"])}
@@ -165,8 +165,8 @@ def make_instance(kind: Meta, number: int, value: Any = None) -> Any:
 
 
 def _real_class(module: str, name: str) -> type | None:
-    """The class of a library, or of the interpreter, where this process has it too: `isinstance` then says yes. Never
-    one whose values cross by value."""
+    """Return the class of a library, or of the interpreter, if this process has it too: `isinstance` then says yes.
+    Never one whose values cross by value."""
     import types
 
     if module == "builtins":
@@ -210,7 +210,7 @@ def _signature(parameters: list[tuple[str, int, bool, Any]]) -> Any:
 
 
 def parameters_of(function: Any) -> list[tuple[str, int, bool, Any]]:
-    """What `inspect.signature` says of a function, but its annotations."""
+    """Return the parameters of `inspect.signature`, without annotations."""
     import inspect
 
     found = inspect.signature(function).parameters.values()

@@ -1,4 +1,4 @@
-"""Runs what tests define: asserts where they stand, `check(candidate)`, unittest classes, pytest functions."""
+"""Runs the definitions of tests: asserts in place, `check(candidate)`, unittest classes, pytest functions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _CANDIDATE = {"candidate", "func", "function", "fn", "f", "solution", "program",
 
 
 class Faulty(Exception):
-    """Why the tests themselves cannot be run."""
+    """The reason why the tests themselves cannot be run."""
 
 
 def run_defined(text: str, code: types.CodeType, tree: ast.Module, namespace: dict[str, Any], candidate: Any) -> None:
-    """Run the tests, and raise whatever they raise.
+    """Run the tests, and raise their errors.
 
     Raises:
-        Faulty: they ask for what is not here, such as fixtures.
+        Faulty: they need something unsupported, such as fixtures.
     """
     if "unittest" in text or "TestCase" in text:  # it takes longer to import than all the rest
         import unittest
@@ -52,12 +52,12 @@ def run_defined(text: str, code: types.CodeType, tree: ast.Module, namespace: di
 
 
 def _case_of_unittest() -> type[unittest.TestCase] | None:
-    """None where nothing has imported unittest, so that no class can be one of its."""
+    """Return unittest.TestCase; None if nothing has imported unittest, so that no class can be one."""
     return unittest.TestCase if (unittest := sys.modules.get("unittest")) else None
 
 
 def _end_quietly(*_: Any, **__: Any) -> None:
-    """In place of unittest.main()."""
+    """Stand in for unittest.main()."""
 
 
 def _run_unittest(case: type[unittest.TestCase]) -> None:
@@ -80,7 +80,7 @@ def _first_error_kept() -> Any:
     import unittest
 
     class _Result(unittest.TestResult):
-        """Keeps the first error itself, where unittest keeps its text."""
+        """Keeps the first error itself instead of its text, as unittest would."""
 
         first: BaseException | None = None
 
@@ -104,7 +104,7 @@ def _first_error_kept() -> Any:
 
 
 def _run_class(kind: type, candidate: Any) -> None:
-    """A class of tests as pytest takes them, an instance a test."""
+    """Run a class of tests as pytest does, an instance a test."""
     for name in [name for name in dir(kind) if name.startswith("test") and callable(getattr(kind, name))]:
         made = kind()
         before, after = getattr(made, "setup_method", None), getattr(made, "teardown_method", None)
@@ -145,7 +145,7 @@ def _run_function(function: Any, candidate: Any) -> None:
 
 
 def _required(function: Any) -> list[str]:
-    """Names of the parameters that have no default."""
+    """Name the parameters that have no default."""
     if type(function) is types.FunctionType and not function.__dict__:  # plain: spares the import of inspect
         code, defaults = function.__code__, len(function.__defaults__ or ())
         by_name = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
@@ -172,7 +172,7 @@ async def _wait(awaitable: Any) -> Any:
 
 
 def _parametrised(function: Any) -> Iterator[dict[str, Any]]:
-    """The arguments of each call that `pytest.mark.parametrize` asks for; no arguments once where it is not used."""
+    """List the arguments of each call that `pytest.mark.parametrize` asks for; no arguments once if it is not used."""
     marks = [mark for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
     if any(mark.name in ("skip", "skipif", "xfail", "usefixtures") for mark in getattr(function, "pytestmark", [])):
         raise Faulty(f"the test {function.__name__} has a mark that only pytest knows")

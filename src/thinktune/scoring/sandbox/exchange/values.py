@@ -59,7 +59,7 @@ _VIEWS: dict[type, str] = {type({}.keys()): "keys", type({}.values()): "values",
 
 
 def plain(*, all_modules: bool = False) -> tuple[type, ...]:
-    """Types whose values cross by value, of the modules that are imported here, or of all."""
+    """List the types whose values cross by value, of the modules that are imported here, or of all."""
     return (str, bytes, int, float, tuple, frozenset, *CONTAINERS.values(), *_known(all_modules=all_modules))
 
 
@@ -77,7 +77,7 @@ def _known(*, all_modules: bool = False) -> Parts:
 
 
 def _named(name: str) -> type:
-    """A known type; this process may not have used it yet. Raises KeyError."""
+    """Return a known type; this process may not have used it yet. Raises KeyError."""
     for all_modules in (False, True):
         for kind in _known(all_modules=all_modules):
             if kind.__qualname__ == name:
@@ -90,7 +90,7 @@ def _text_of(data: Any) -> str:
 
 
 def encode_plain(value: Any, encode: Code) -> Any:
-    """The JSON of a value that cannot be changed and whose type is known exactly; None also where it is not.
+    """Return the JSON of an immutable value of exactly a known type; None for any other.
 
     >>> encode_plain((1, 2.5), lambda each: each)
     ['tuple', [1, 2.5]]
@@ -115,10 +115,10 @@ def encode_plain(value: Any, encode: Code) -> Any:
 
 
 def decode_plain(kind: str, content: list[Any], decode: Code) -> Any:
-    """The value of `[kind, *content]`.
+    """Return the value of `[kind, *content]`.
 
     Raises:
-        ValueError, TypeError, KeyError: it is none, as only a program that talks for itself would send.
+        ValueError, TypeError, KeyError: malformed, as only a program that talks for itself would send.
     """
     if kind == "int":
         return int(content[0], 16)
@@ -140,7 +140,7 @@ def decode_plain(kind: str, content: list[Any], decode: Code) -> Any:
 
 
 def encode_content(value: Any, encode: Code) -> Any:
-    """What is in a container now."""
+    """Encode the present content of a container."""
     if isinstance(value, bytearray):
         return _text_of(value)
     if is_array(value):
@@ -153,7 +153,7 @@ def encode_content(value: Any, encode: Code) -> Any:
 
 
 def fill(value: Any, content: Any, decode: Code) -> None:
-    """Put a content into a container in place of what it has. No method of a subclass is called."""
+    """Replace the content of a container. No method of a subclass is called."""
     base: Any = base_of(value)
     if base is bytearray:
         value[:] = binascii.a2b_base64(content)
@@ -171,7 +171,7 @@ def fill(value: Any, content: Any, decode: Code) -> None:
 
 
 def look(value: Any) -> Any:
-    """What tells whether a container was changed: the very objects in it, or its bytes."""
+    """Take a snapshot that tells whether a container was changed: the very objects in it, or its bytes."""
     if isinstance(value, bytearray):
         return bytes(value)
     if is_array(value):
@@ -183,12 +183,12 @@ def look(value: Any) -> Any:
 
 
 def base_of(value: Any) -> type | None:
-    """The container that a value is, or that its class is made from; None for any other value."""
+    """Return the container that a value is, or that its class is made from; None for any other value."""
     return next((kind for kind in type(value).__mro__ if CONTAINERS.get(kind.__name__) is kind), None)
 
 
 def container_kind(value: Any, encode: Code) -> list[Any] | None:
-    """Which container a value is, with what is needed to make one; None for any other value."""
+    """Return the kind of a container, with the data needed to make one; None for any other value."""
     if is_array(value):
         return ["array"]
     kind = base_of(value)
@@ -200,7 +200,7 @@ def container_kind(value: Any, encode: Code) -> list[Any] | None:
 
 
 def new_container(kind: list[Any], content: Any, decode: Code) -> Any:
-    """An empty container of a kind; of an array, one of the same form."""
+    """Make an empty container of a kind; of an array, one of the same form."""
     if kind[0] == "array":
         return new_array(content, decode)
     if kind[0] == "deque":
