@@ -61,8 +61,9 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
     from transformers import set_seed
 
     from thinktune.models import load_model
-    from thinktune.training.base_model_cache import adapter_to_train
-    from thinktune.training.out_of_memory import plan_training, set_up, settle
+    from thinktune.training.adapter import adapter_to_train
+    from thinktune.training.plan import plan_training, settle
+    from thinktune.training.prepare_model import set_up
     from thinktune.training.trainer import PackedCollator
 
     config = config_for(task, quantize)

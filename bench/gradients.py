@@ -30,8 +30,9 @@ from thinktune.data import Tokens
 from thinktune.files import replacing
 from thinktune.models import load_model, resolve
 from thinktune.planner.plan import Setup
-from thinktune.training.base_model_cache import adapter_to_train
-from thinktune.training.out_of_memory import plan_training, set_up, settle
+from thinktune.training.adapter import adapter_to_train
+from thinktune.training.plan import plan_training, settle
+from thinktune.training.prepare_model import set_up
 from thinktune.training.trainer import PackedCollator
 from workload import TARGETS, as_tokens, byte_tokenizer
 

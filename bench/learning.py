@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from thinktune.config import Config, parse_config
 from thinktune.data import Tokens
 from thinktune.models import load_model
-from thinktune.training.base_model_cache import Workbench
+from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.train import train
 
 VARIANTS = {"plain": "none", "ours": "none", "ours-fp8": "fp8", "ours-int8": "int8", "ours-nf4": "nf4"}
@@ -48,7 +48,7 @@ def main() -> None:
             for variant in args.variants.split(","):
                 config = config_for(args, int(seed), variant, Path(place) / f"{variant}-{seed}")
                 record = learn(config, plain=variant == "plain")
-                held_out = Workbench().take(config.model_copy(update={"quantize": "none"}), silent)[1].held_out
+                held_out = BaseModelCache().take(config.model_copy(update={"quantize": "none"}), silent)[1].held_out
                 before = loss_of(config.model, held_out, config)
                 after[variant] = loss_of(str(config.run_folder), held_out, config)
                 print(row(f"{variant} seed {seed}", before, after, variant, record), flush=True)
@@ -82,7 +82,7 @@ def learn(config: Config, *, plain: bool) -> dict[str, Any]:
             for name, own in {
                 "thinktune.training.base_model_cache.fuse_lora": lambda model: 0,
                 "thinktune.training.base_model_cache.add_summed_loss": add_plain_loss,
-                "thinktune.training.out_of_memory.packed_documents": lambda model: nullcontext(),
+                "thinktune.training.prepare_model.packed_documents": lambda model: nullcontext(),
                 "thinktune.training.train.documents_are_isolated": lambda model, examples: True,  # as rows
             }.items():
                 stack.enter_context(mock.patch(name, own))

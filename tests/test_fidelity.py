@@ -17,7 +17,8 @@ from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.hf.fidelity import compare, prompts_for, require_faithful
 from thinktune.models import Loaded, load_model
 from thinktune.models.untouched import untouched, widened
-from thinktune.training.base_model_cache import Workbench, adapter_to_train
+from thinktune.training.adapter import adapter_to_train
+from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.fidelity import measure
 from thinktune.training.fused import packed_attention
 from training import adapter_of, make_config, quietly
@@ -122,7 +123,7 @@ def test_the_check_changes_nothing_in_the_training(
 
 def test_what_is_measured_leaves_no_gradient_and_no_other_mode(tiny_model: Path, tmp_path: Path) -> None:
     config = short(tiny_model, tmp_path / "run")
-    loaded, prepared = Workbench().take(config, lambda line: None)
+    loaded, prepared = BaseModelCache().take(config, lambda line: None)
     with adapter_to_train(loaded, config, lambda line: None) as model, packed_attention.packed_documents(loaded.model):
         model.train()
         state = torch.get_rng_state()

@@ -15,8 +15,9 @@ from thinktune.data import Tokens, prepare
 from thinktune.models import Loaded, load_model
 from thinktune.planner.plan import Plan, Setup
 from thinktune.planner.recompute_policy import Memory
-from thinktune.training.base_model_cache import adapter_to_train
-from thinktune.training.out_of_memory import plan_training, set_up, settle
+from thinktune.training.adapter import adapter_to_train
+from thinktune.training.plan import plan_training, settle
+from thinktune.training.prepare_model import set_up
 from thinktune.training.trainer import PackedCollator
 
 

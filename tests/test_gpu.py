@@ -21,9 +21,11 @@ from thinktune.inference.engines.hf.sampler import Sampler, row_noise
 from thinktune.models import load_model
 from thinktune.planner.plan import Setup
 from thinktune.planner.recompute_policy import Memory
-from thinktune.training.base_model_cache import adapter_to_train
+from thinktune.training.adapter import adapter_to_train
 from thinktune.training.fused.packed_attention import packed_documents
-from thinktune.training.out_of_memory import free_memory_of_the_past, plan_training, set_up
+from thinktune.training.out_of_memory import free_memory_of_the_past
+from thinktune.training.plan import plan_training
+from thinktune.training.prepare_model import set_up
 from thinktune.training.trainer import PackedCollator
 from training import adapter_of, make_config, metrics_of, quietly
 

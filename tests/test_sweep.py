@@ -19,7 +19,8 @@ from conftest import make_tiny_model
 from thinktune.config import Config, dump_config, load_config, parse_config
 from thinktune.errors import ConfigError, Interrupted, ThinktuneError
 from thinktune.models import load_model
-from thinktune.training.base_model_cache import Workbench, adapter_to_ask, adapter_to_train, checksum
+from thinktune.training.adapter import adapter_to_ask, adapter_to_train
+from thinktune.training.base_model_cache import BaseModelCache, checksum
 from thinktune.training.train import train
 from thinktune.workflows.sweep import Swept, plan_sweep, split_values, sweep
 from training import adapter_of
@@ -101,7 +102,7 @@ def test_a_wrong_sweep_is_refused_before_anything_is_trained(
 @pytest.mark.slow
 def test_members_are_what_they_would_be_alone_with_the_base_loaded_once(tiny_model: Path, tmp_path: Path) -> None:
     file = make_file(tiny_model, tmp_path)
-    bench = Workbench()
+    bench = BaseModelCache()
     swept = quietly(file, "lora.r=2,4", "train.seed=1,2", bench=bench)
     assert (bench.loads, bench.preparations) == (1, 1)
     assert [run.name for run in swept.runs] == ["r=2,seed=1", "r=2,seed=2", "r=4,seed=1", "r=4,seed=2"]
@@ -144,7 +145,7 @@ def test_a_second_call_trains_and_loads_nothing(tiny_model: Path, tmp_path: Path
     file = make_file(tiny_model, tmp_path)
     first = quietly(file, "lora.r=2,4")
     times = [(run / "run.json").stat().st_mtime_ns for run in first.runs]
-    bench = Workbench()
+    bench = BaseModelCache()
     again = quietly(file, "lora.r=2,4", bench=bench)
     assert again == first
     assert [(run / "run.json").stat().st_mtime_ns for run in again.runs] == times
@@ -219,7 +220,7 @@ def test_adapters_leave_no_trace_in_the_base_model(tiny_model: Path, tmp_path: P
 
 
 def test_a_base_model_that_was_changed_is_loaded_anew(tiny_model: Path) -> None:
-    bench, config = Workbench(), make_config(tiny_model)
+    bench, config = BaseModelCache(), make_config(tiny_model)
     loaded = bench.take_model(config, print)
     assert bench.take_model(config, print) is loaded
     with torch.no_grad():
@@ -230,7 +231,7 @@ def test_a_base_model_that_was_changed_is_loaded_anew(tiny_model: Path) -> None:
 
 def test_another_base_model_takes_the_place_of_the_first(tiny_model: Path, tmp_path: Path) -> None:
     other = make_tiny_model(tmp_path / "other", seed=1)
-    bench = Workbench()
+    bench = BaseModelCache()
     first = bench.take_model(make_config(tiny_model), print)
     second = bench.take_model(make_config(other), print)
     assert checksum(first.model) != checksum(second.model)

@@ -23,7 +23,7 @@ from thinktune.errors import ConfigError, Diverged, ModelError, OutOfMemory, Run
 from thinktune.files import write_json_lines
 from thinktune.models import load_model, load_tokenizer, make_chat, read_settings
 from thinktune.run_folder import RunFolder
-from thinktune.training.base_model_cache import Workbench
+from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.checkpoints import whole_checkpoints
 from thinktune.training.out_of_memory import prove
 from thinktune.training.train import train
@@ -410,7 +410,7 @@ def test_an_example_longer_than_the_sliding_window_is_refused_before_the_first_s
     tiny_model: Path, tmp_path: Path
 ) -> None:
     config = make_config(tiny_model, tmp_path / "run", train={"packing": False})
-    bench = Workbench()
+    bench = BaseModelCache()
     model = bench.take_model(config, lambda line: None).model
     longest = max(len(example) for example in bench.take(config, lambda line: None)[1].train)
     model.config.sliding_window = longest - 1
@@ -424,7 +424,7 @@ def test_settings_that_do_nothing_and_examples_beyond_the_models_context_are_poi
 ) -> None:
     idle = {"max_steps": 1, "eval_every": 1, "offload_checkpoints": True}
     config = make_config(tiny_model, tmp_path / "run", data={"eval_fraction": 0.0}, train=idle)
-    bench, said = Workbench(), io.StringIO()
+    bench, said = BaseModelCache(), io.StringIO()
     bench.take_model(config, lambda line: None).model.config.max_position_embeddings = 20
     train(config, console=Console(file=said, width=1000), bench=bench)
     for warning in ("eval_every does nothing", "offload_checkpoints does nothing", "more than the 20 that"):
@@ -503,7 +503,7 @@ def run_with_little_memory(model: Path, run: Path, most_tokens: int, **settings:
     Until the third optimizer step there is room for everything.
     """
     config = make_config(model, run, train=settings)
-    bench, calls, console = Workbench(), [0], Console(file=io.StringIO(), width=200)
+    bench, calls, console = BaseModelCache(), [0], Console(file=io.StringIO(), width=200)
     layer = bench.take_model(config, lambda line: None).model.model.layers[1]
 
     def need_memory(module: Any, inputs: Any, output: Any) -> None:

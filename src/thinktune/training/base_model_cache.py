@@ -5,31 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from thinktune.config import Config
 from thinktune.data import Prepared, prepare
-from thinktune.errors import ConfigError
-from thinktune.models import Loaded, load_model, make_chat, resolve
-from thinktune.models.adapters import put_adapter, touches_embeddings
+from thinktune.models import Loaded, load_model, make_chat
 from thinktune.models.chat import date_settings
-from thinktune.models.fp8_linear import has_quantised_weights
-from thinktune.network import keep_peft_local
-from thinktune.training.fused.lora_linear import fuse_lora
-from thinktune.training.trainer import add_summed_loss
 
 Notify = Callable[[str], None]
 
 
-class Workbench:
+class BaseModelCache:
     """Holds the last base model and the last prepared data, and hands them out again to configs that want the same.
 
     Attributes:
@@ -102,79 +92,3 @@ def checksum(model: torch.nn.Module) -> int:
             bits = tensor.detach().contiguous().view(-1).view(integers[tensor.element_size()])
             total += place * int(bits.sum(dtype=torch.int64))
     return total
-
-
-@contextmanager
-def adapter_to_train(loaded: Loaded, config: Config, notify: Notify) -> Iterator[PeftModel]:
-    """Within, the base model carries a new adapter, or the one of `lora.init`, its master weights in float32;
-    afterwards it is the plain base model again."""
-    keep_peft_local()
-    base = loaded.model
-    base.requires_grad_(False)
-    model = _wrap(loaded, config, notify)
-    _require_plain_head(model)
-    fuse_lora(model)
-    add_summed_loss(base)
-    try:
-        yield model
-    finally:
-        model.unload()
-        del base.forward  # the one with the summed loss; the class's own is below it
-        if base.is_gradient_checkpointing:
-            base.gradient_checkpointing_disable()
-        base.disable_input_require_grads()
-        base.eval()
-
-
-@contextmanager
-def adapter_to_ask(loaded: Loaded, adapter: Path) -> Iterator[Any]:
-    """Within, the tuned model: the adapter merged into the base model in memory, or beside it where that is quantised.
-
-    Afterwards the base model has its own weights again, bit by bit: they were kept in main memory meanwhile.
-    """
-    model = put_adapter(loaded.model, adapter, merge=False)
-    if has_quantised_weights(loaded.model) or touches_embeddings(adapter):
-        try:
-            yield model
-        finally:
-            model.unload()
-        return
-    layers = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    originals = [layer.weight.detach().to("cpu", copy=True) for layer in layers]
-    merged = model.merge_and_unload()
-    try:
-        yield merged
-    finally:
-        with torch.no_grad():
-            for layer, original in zip(layers, originals, strict=True):
-                layer.weight.copy_(original)
-
-
-def _require_plain_head(model: PeftModel) -> None:
-    """Raises ConfigError for adapters on the head: the loss reads its weight, and would never train them."""
-    if isinstance(model.get_base_model().get_output_embeddings(), BaseTunerLayer):
-        model.unload()
-        raise ConfigError(
-            "an adapter on the output embeddings (lm_head) cannot be trained",
-            hint="lora.targets without lm_head; to go on from an adapter on it, merge that and train on the result",
-        )
-
-
-def _wrap(loaded: Loaded, config: Config, notify: Notify) -> PeftModel:
-    if config.lora.init is not None:
-        resolved = resolve(config.lora.init, config.load, notify, prefer_merged=False)
-        if resolved.adapter is None:
-            raise ConfigError(f"lora.init: {config.lora.init} is no adapter", hint="name a run or an adapter folder")
-        notify(f"continuing the adapter {resolved.adapter}; its own rank, scale, dropout and targets hold")
-        model: PeftModel = put_adapter(loaded.model, resolved.adapter, merge=False, trainable=True)
-        return model
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=config.lora.targets,
-        use_rslora=config.lora.use_rslora,
-        bias="none",
-    )
-    return get_peft_model(loaded.model, lora)

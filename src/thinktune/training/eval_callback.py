@@ -45,7 +45,7 @@ def checkup_problems(config: Config, notify: Notify) -> list[Example]:
     return examples
 
 
-class Checkup(TrainerCallback):
+class GenerationEvalCallback(TrainerCallback):
     """Asks the problems every `eval.every` steps and logs `eval_format_rate`, `eval_accuracy`,
     `eval_accuracy_lenient`, `eval_samples` and `eval_seconds`, which is what it cost.
 

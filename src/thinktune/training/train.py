@@ -29,33 +29,27 @@ from thinktune.inference.chat_cli import answer
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Loaded, write_settings
 from thinktune.models.chat import date_settings
-from thinktune.models.device import describe_hardware
 from thinktune.models.template_date import date_of
 from thinktune.planner.hardware import GIB
 from thinktune.planner.pack_lengths import packs_of
 from thinktune.planner.plan import Plan, Setup
-from thinktune.run_folder import RunFolder, library_versions
+from thinktune.run_folder import RunFolder
 from thinktune.training import plots
+from thinktune.training.adapter import adapter_to_train
 from thinktune.training.adapter_coverage import uncovered
-from thinktune.training.base_model_cache import Workbench, adapter_to_train
+from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.checkpoints import newest_whole
-from thinktune.training.eval_callback import Checkup, checkup_problems
+from thinktune.training.eval_callback import GenerationEvalCallback, checkup_problems
 from thinktune.training.fidelity import examine_as_set_up, examine_in_float32
-from thinktune.training.out_of_memory import (
-    free_memory_of_the_past,
-    go_lighter,
-    memory_limited,
-    plan_training,
-    prove,
-    recomputes_by_transformers,
-    record_setup,
-    recorded_setup,
-    require_single_documents,
-    require_windows,
-    set_up,
-    settle,
-)
-from thinktune.training.progress_bar import MetricsFile, ProgressLine, StopSignals, peak_memory_gib, reset_peak_memory
+from thinktune.training.metrics_file import MetricsFile
+from thinktune.training.out_of_memory import free_memory_of_the_past, go_lighter, memory_limited, prove
+from thinktune.training.packing_check import require_single_documents, require_windows
+from thinktune.training.peak_memory import reset_peak_memory
+from thinktune.training.plan import plan_training, record_setup, recorded_setup, settle
+from thinktune.training.prepare_model import recomputes_by_transformers, set_up
+from thinktune.training.progress_bar import ProgressLine
+from thinktune.training.run_record import closing_line, parameter_line, run_record
+from thinktune.training.stop_signals import StopSignals
 from thinktune.training.trainer import PackedCollator, ThinkTrainer, as_dataset
 from thinktune.training.trl_config import check_trainer_fields, sft_config
 
@@ -66,7 +60,7 @@ def train(
     console: Console,
     resume: bool = False,
     overwrite: bool = False,
-    bench: Workbench | None = None,
+    bench: BaseModelCache | None = None,
 ) -> dict[str, Any]:
     """Fine-tune as `config` says, into its run folder, and return what run.json records.
 
@@ -93,7 +87,7 @@ def train(
     started = time.monotonic()
     notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
     now = date_of(run.data_report) if resume else None
-    loaded, prepared = (bench or Workbench()).take(config, notify, now)
+    loaded, prepared = (bench or BaseModelCache()).take(config, notify, now)
     console.print(prepared.report.one_line(), highlight=False)
     if resume:
         run.require_same_data(prepared.fingerprint)
@@ -148,7 +142,7 @@ class _Attempt:
         notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
         set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
         with adapter_to_train(loaded, config, notify) as model, self.run.held():
-            console.print(_parameter_line(model), highlight=False)
+            console.print(parameter_line(model), highlight=False)
             if left_out := uncovered(model, config.lora.targets):
                 line = f"the adapter is not everywhere: {'; '.join(left_out)} (lora.targets names what gets one)"
                 console.print(line, style="yellow", highlight=False)
@@ -176,10 +170,12 @@ class _Attempt:
                     hint="go on with the same command and --resume",
                 )
             _save_adapter(model, loaded, config, self.run)
-            record = _record(trainer, model, attempt, metrics, time.monotonic() - started)
+            record = run_record(
+                config, loaded, self.prepared, plan, setup, trainer, metrics, time.monotonic() - started
+            )
             write_json(self.run.record, record)
             plots.save(plots.training_figure(metrics.lines), self.run.loss_plot)
-            console.print(_closing_line(record, self.run), highlight=False)
+            console.print(closing_line(record, self.run), highlight=False)
             _answer_questions(model, loaded, config, console)
         return record
 
@@ -314,11 +310,13 @@ def _build_trainer(model: PeftModel, attempt: _Attempt) -> ThinkTrainer:
     return trainer
 
 
-def _checkup(attempt: _Attempt, trainer: ThinkTrainer) -> Checkup | None:
+def _checkup(attempt: _Attempt, trainer: ThinkTrainer) -> GenerationEvalCallback | None:
     if not attempt.problems:
         return None
     try:
-        return Checkup(attempt.problems, trainer.model, attempt.loaded, attempt.config, trainer, attempt.console)
+        return GenerationEvalCallback(
+            attempt.problems, trainer.model, attempt.loaded, attempt.config, trainer, attempt.console
+        )
     except ModelError as error:  # it can be trained nevertheless
         attempt.console.print(f"no evaluation during training: {error.message}", highlight=False)
         return None
@@ -330,52 +328,6 @@ def _save_adapter(model: PeftModel, loaded: Loaded, config: Config, run: RunFold
         loaded.tokenizer.save_pretrained(folder)
         base = {"base_model": config.model, "system": loaded.chat.system_text, **date_settings(loaded.chat)}
         write_settings(folder, {**base, "format": config.format.model_dump()})
-
-
-def _record(
-    trainer: ThinkTrainer, model: PeftModel, attempt: _Attempt, metrics: MetricsFile, seconds: float
-) -> dict[str, Any]:
-    config, loaded, prepared = attempt.config, attempt.loaded, attempt.prepared
-    meter = trainer.meter
-    trainable, total = model.get_nb_trainable_parameters()
-    return {
-        "model": config.model,
-        "system": loaded.chat.system_text,
-        **date_settings(loaded.chat),
-        "seed": config.train_seed,
-        "versions": library_versions(),
-        "hardware": describe_hardware(loaded.device),
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-        "data_fingerprint": prepared.fingerprint,
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "trainable_parameters": trainable,
-        "parameters": total,
-        "tokens": meter.tokens,
-        "trained_tokens": meter.trained_tokens,
-        "train_seconds": round(meter.seconds, 2),
-        "wall_seconds": round(seconds, 2),
-        "tokens_per_second": round(meter.tokens / max(meter.seconds, 1e-9), 1),
-        "peak_memory_gib": round(peak_memory_gib(), 2),
-        "predicted_memory_gib": round(attempt.plan.parts["peak"] / GIB, 2),
-        "setup": attempt.setup.describe(),
-        "uncovered": uncovered(model, config.lora.targets),
-        "evaluation_seconds": round(sum(line.get("eval_seconds", 0.0) for line in metrics.lines), 2),
-        "final_loss": metrics.final_loss(),
-    }
-
-
-def _parameter_line(model: PeftModel) -> str:
-    trainable, total = model.get_nb_trainable_parameters()
-    return f"{trainable:,} trainable of {total:,} parameters ({trainable / total:.2%})"
-
-
-def _closing_line(record: dict[str, Any], run: RunFolder) -> str:
-    return (
-        f"trained {record['steps']} steps, {record['tokens']:,} tokens in {record['train_seconds']:.0f} s: "
-        f"{record['tokens_per_second']:,.0f} tokens/s, {record['peak_memory_gib']:.2f} GiB, "
-        f"final loss {record['final_loss']:.4f}; the adapter is in {run.adapter}"
-    )
 
 
 def _answer_questions(model: PeftModel, loaded: Loaded, config: Config, console: Console) -> None:

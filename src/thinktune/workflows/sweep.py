@@ -26,7 +26,8 @@ from thinktune.inference.engines import open_engine
 from thinktune.inference.engines.base import Engine
 from thinktune.report.html import write_report
 from thinktune.run_folder import RunFolder
-from thinktune.training.base_model_cache import Workbench, adapter_to_ask, data_key, model_key
+from thinktune.training.adapter import adapter_to_ask
+from thinktune.training.base_model_cache import BaseModelCache, data_key, model_key
 
 _OPENING, _CLOSING = "[{(", "]})"
 
@@ -67,7 +68,7 @@ def sweep(
     *,
     console: Console,
     overwrite: bool = False,
-    bench: Workbench | None = None,
+    bench: BaseModelCache | None = None,
 ) -> Swept:
     """Train and evaluate every combination of the values in `overrides`, below the run folder of `file`.
 
@@ -83,7 +84,7 @@ def sweep(
     """
     members = plan_sweep(file, overrides)
     root = members[0].config.run_folder.parent
-    bench = bench or Workbench()
+    bench = bench or BaseModelCache()
     failures: dict[str, str] = {}
     runs: list[Path] = []
     console.print(f"{len(members)} trainings below {root}", highlight=False)
@@ -183,7 +184,7 @@ def _order_of_first_use(keys: list[tuple[object, object]]) -> Callable[[Member],
     return order
 
 
-def _train(config: Config, bench: Workbench, console: Console, overwrite: bool) -> None:
+def _train(config: Config, bench: BaseModelCache, console: Console, overwrite: bool) -> None:
     from thinktune.training.train import train
 
     folder = RunFolder(config.run_folder)
@@ -194,7 +195,7 @@ def _train(config: Config, bench: Workbench, console: Console, overwrite: bool) 
     train(config, console=console, resume=folder.exists and not overwrite, overwrite=overwrite, bench=bench)
 
 
-def _evaluate(config: Config, bench: Workbench, console: Console, before: Sequence[Path]) -> None:
+def _evaluate(config: Config, bench: BaseModelCache, console: Console, before: Sequence[Path]) -> None:
     """Score base and tuned model on `eval.data`, with the base model in memory. What the journals have is not asked."""
     folder = RunFolder(config.run_folder)
     models = {"base": None, "tuned": folder.adapter} if config.eval.base else {"tuned": folder.adapter}
@@ -220,7 +221,7 @@ def _evaluate(config: Config, bench: Workbench, console: Console, before: Sequen
         console.print(f"{name}: well-formed {summary.format}, right {summary.strict}", highlight=False)
 
 
-def _start(config: Config, bench: Workbench, console: Console, adapter: Path | None, stack: ExitStack) -> Engine:
+def _start(config: Config, bench: BaseModelCache, console: Console, adapter: Path | None, stack: ExitStack) -> Engine:
     from thinktune.inference.engines.hf.engine import TransformersEngine
 
     loaded = bench.take_model(config, console.print)

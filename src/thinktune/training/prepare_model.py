@@ -1,0 +1,41 @@
+"""A model with its adapter made ready for packed batches and for the recomputation of its plan, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import PeftModel
+
+from thinktune.models import Loaded
+from thinktune.planner.plan import Plan, Setup
+from thinktune.training.fused.packed_attention import packed_documents
+
+
+@contextmanager
+def set_up(model: PeftModel, loaded: Loaded, plan: Plan, setup: Setup) -> Iterator[None]:
+    """Within, the model with its adapter takes packed batches and keeps what `setup` says; then it is as it was."""
+    with packed_documents(loaded.model):
+        if plan.fused:
+            from thinktune.training.fused.fuse_model import (
+                fuse_layers,  # needs Triton, which comes with PyTorch for GPUs only
+            )
+
+            fused = fuse_layers(model, setup.memory)
+            try:
+                yield
+            finally:
+                fused.undo()
+            return
+        if recomputes_by_transformers(plan, setup):
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        try:
+            yield
+        finally:
+            if loaded.model.is_gradient_checkpointing:
+                loaded.model.gradient_checkpointing_disable()
+
+
+def recomputes_by_transformers(plan: Plan, setup: Setup) -> bool:
+    """Whether whole layers are recomputed the way transformers does it, which is the one for layers not fused."""
+    return not plan.fused and setup.memory.levels[0] == "full"

@@ -1,0 +1,77 @@
+"""run.json of a training, and the two lines that say it in short."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftModel
+
+from thinktune.config import Config
+from thinktune.data import Prepared
+from thinktune.models import Loaded
+from thinktune.models.chat import date_settings
+from thinktune.models.device import describe_hardware
+from thinktune.planner.hardware import GIB
+from thinktune.planner.plan import Plan, Setup
+from thinktune.run_folder import RunFolder, library_versions
+from thinktune.training.adapter_coverage import uncovered
+from thinktune.training.metrics_file import MetricsFile
+from thinktune.training.peak_memory import peak_memory_gib
+from thinktune.training.trainer import ThinkTrainer
+
+
+def run_record(
+    config: Config,
+    loaded: Loaded,
+    prepared: Prepared,
+    plan: Plan,
+    setup: Setup,
+    trainer: ThinkTrainer,
+    metrics: MetricsFile,
+    seconds: float,
+) -> dict[str, Any]:
+    """Collect the facts of a training that has ended, for run.json.
+
+    Args:
+        seconds: since the command began, loading included.
+    """
+    model, meter = trainer.model, trainer.meter
+    trainable, total = model.get_nb_trainable_parameters()
+    return {
+        "model": config.model,
+        "system": loaded.chat.system_text,
+        **date_settings(loaded.chat),
+        "seed": config.train_seed,
+        "versions": library_versions(),
+        "hardware": describe_hardware(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "data_fingerprint": prepared.fingerprint,
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "trainable_parameters": trainable,
+        "parameters": total,
+        "tokens": meter.tokens,
+        "trained_tokens": meter.trained_tokens,
+        "train_seconds": round(meter.seconds, 2),
+        "wall_seconds": round(seconds, 2),
+        "tokens_per_second": round(meter.tokens / max(meter.seconds, 1e-9), 1),
+        "peak_memory_gib": round(peak_memory_gib(), 2),
+        "predicted_memory_gib": round(plan.parts["peak"] / GIB, 2),
+        "setup": setup.describe(),
+        "uncovered": uncovered(model, config.lora.targets),
+        "evaluation_seconds": round(sum(line.get("eval_seconds", 0.0) for line in metrics.lines), 2),
+        "final_loss": metrics.final_loss(),
+    }
+
+
+def parameter_line(model: PeftModel) -> str:
+    trainable, total = model.get_nb_trainable_parameters()
+    return f"{trainable:,} trainable of {total:,} parameters ({trainable / total:.2%})"
+
+
+def closing_line(record: dict[str, Any], run: RunFolder) -> str:
+    return (
+        f"trained {record['steps']} steps, {record['tokens']:,} tokens in {record['train_seconds']:.0f} s: "
+        f"{record['tokens_per_second']:,.0f} tokens/s, {record['peak_memory_gib']:.2f} GiB, "
+        f"final loss {record['final_loss']:.4f}; the adapter is in {run.adapter}"
+    )

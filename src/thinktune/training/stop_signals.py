@@ -1,0 +1,49 @@
+"""A clean stop: Ctrl-C and SIGTERM end a training after the running step, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class StopSignals:
+    """Within, the first Ctrl-C or SIGTERM asks for a stop after the running step; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.name = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def callback(self) -> TrainerCallback:
+        """The callback that saves a checkpoint and ends the training loop."""
+        return _Stopper(self)
+
+    def _request(self, number: int, _: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        print(f"\n{self.name}: saving a checkpoint after this step", file=sys.stderr)
+
+
+class _Stopper(TrainerCallback):
+    def __init__(self, stop: StopSignals) -> None:
+        self._stop = stop
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._stop.requested:
+            control.should_save = True
+            control.should_training_stop = True
