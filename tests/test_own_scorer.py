@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from thinktune.cli import app
+from thinktune.config import ItemType
 from thinktune.errors import ConfigError
 from thinktune.scoring import TASKS, tasks_scored_by
 
@@ -81,3 +83,7 @@ def test_a_function_that_is_no_scorer_is_refused(folder: Path, function: str, sa
 
 def test_without_a_scorer_of_ones_own_each_task_has_its_own() -> None:
     assert tasks_scored_by(None) is TASKS
+
+
+def test_a_config_may_set_the_sampling_of_every_task_and_of_nothing_else() -> None:
+    assert get_args(ItemType) == tuple(TASKS)

@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _fail_at_file(error: OSError) -> None:
-    """What a disk, its rights or a name that a person chose stand in the way of; anything else is a bug."""
+    """Tell a full disk, missing rights and an unusable name as such; raise anything else, which is a bug."""
     place = error.filename2 or error.filename
     if error.errno in NO_SPACE:
         _fail(DiskFull(f"no space left on the disk: {place or error}", hint="free some, then run it again"))

@@ -1,4 +1,4 @@
-"""What the verbs share: the app itself, arguments and options that several take, and how results are shown.
+"""Shared by the verbs: the app itself, arguments and options that several take, and the display of results.
 
 Nothing heavy is imported before a verb needs it, so that `thinktune --help` answers at once.
 """
@@ -103,7 +103,7 @@ def notify(line: str) -> None:
 
 
 def show(values: Any, table: Table, *, json: bool) -> None:
-    """The result: a table for people, or JSON for programs."""
+    """Print a result: a table for people, or JSON for programs."""
     from rich.console import Console
 
     if json:
@@ -115,7 +115,7 @@ def show(values: Any, table: Table, *, json: bool) -> None:
 
 
 def name_of(reference: str) -> str:
-    """A reference as part of a file name."""
+    """Turn a reference into part of a file name."""
     return re.sub(r"[^\w.-]+", "-", Path(reference).stem if Path(reference).is_file() else reference).strip("-.")
 
 
@@ -126,10 +126,10 @@ def stderr() -> Console:
 
 
 def prepare_libraries(config: Config | None = None) -> None:
-    """Before torch is imported: threads that sleep while they wait, and libraries that speak only under --debug.
+    """Set, before torch is imported, that threads sleep while they wait and libraries are silent but under --debug.
 
     Args:
-        config: of what this process is for, where that is known and it will do nothing else.
+        config: None: not known, or this process does other work too.
     """
     import logging
     import warnings

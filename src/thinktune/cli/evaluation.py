@@ -1,4 +1,4 @@
-"""How good models are: scores, sweeps, comparisons, reports."""
+"""Verbs that evaluate models: scores, sweeps, comparisons, reports."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ def report(
 
 
 def _print_comparison(runs: list[str], out: Path, *, ratings: Path | None = None, json: bool = False) -> None:
-    """The tables and the differences in words, or JSON, on stdout; the page and the plot into `out`."""
+    """Print the tables and the differences in words, or JSON; write the page and the plot to `out`."""
     from thinktune.report.compare import compare, harness_table, sentences, table
     from thinktune.report.html import write_comparison
 

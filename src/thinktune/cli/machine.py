@@ -1,4 +1,4 @@
-"""The studio, and this machine: what lies on it, what it can do."""
+"""Verbs for the studio and for this machine: its files and its abilities."""
 
 from __future__ import annotations
 

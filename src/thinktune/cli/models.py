@@ -1,4 +1,4 @@
-"""What is done with a model: ask it, merge it, verify it, answer files with it, serve it, export it."""
+"""Verbs that take a model: ask, merge, verify, infer, serve, export."""
 
 from __future__ import annotations
 
@@ -192,7 +192,11 @@ def infer(
 
 
 def _result_files(files: list[str], out: Path | None) -> dict[str | Path, Path]:
-    """Where the answers of each batch file go."""
+    """Choose the result file of each batch file.
+
+    Raises:
+        UsageError: two are the same, one is no plain file, or one is a batch file itself.
+    """
     from thinktune.inference.batch import journal_of
 
     if len(files) == 1:
@@ -256,7 +260,7 @@ def serve(
 
 
 def _settings(file: Path | None, given: dict[str, Any]) -> Config:
-    """What a config file, where there is one, has of `infer`, `load` and `seed`, with what is given over `infer`."""
+    """Read `infer`, `load` and `seed` of a config file (None: the defaults), and override settings of `infer`."""
     from thinktune.config import parse_config
 
     config = load(file, None).model_dump(include={"infer", "load", "seed"}) if file else {}

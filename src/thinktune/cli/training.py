@@ -1,4 +1,4 @@
-"""From a config to a run."""
+"""Verbs that take a config: its data, its plan, its training, its run."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from thinktune.config.load import config_schema, dump_config, load_config, parse_config, parse_load, read_values
 from thinktune.config.sections import (
-    ITEM_TYPES,
     QUESTIONS,
     SEED,
     Ask,
@@ -21,7 +20,6 @@ from thinktune.config.sections import (
 from thinktune.config.trainer_fields import OWNED_TRAINER_FIELDS
 
 __all__ = [
-    "ITEM_TYPES",
     "OWNED_TRAINER_FIELDS",
     "QUESTIONS",
     "SEED",

@@ -25,10 +25,9 @@ from thinktune.errors import ConfigError
 Quantize = Literal["none", "int8", "nf4", "fp8"]
 Logger = Literal["tensorboard", "wandb", "mlflow", "swanlab", "trackio"]
 ItemType = Literal["math", "choice", "code-generate", "generic-generate"]
-ITEM_TYPES: tuple[str, ...] = get_args(ItemType)
 Profile = Literal["default", "article"]
 SEED = 3407
-"""Where no other is given; the command line's too."""
+"""The default seed, also of the command line."""
 
 
 class _Section(BaseModel):
@@ -58,7 +57,7 @@ class _Section(BaseModel):
 
 
 class Load(_Section):
-    """How a model gets into memory."""
+    """Loading of models: download, device, dtype."""
 
     attempts: int = Field(3, ge=1, description="download attempts")
     wait: float = Field(5.0, ge=0, description="seconds before the second attempt; doubles after each")
@@ -71,7 +70,7 @@ class Load(_Section):
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """What decides how the model computes."""
+        """The settings that the model's results depend on."""
         return self.model_dump(exclude={"attempts", "wait", "max_memory"})
 
 
@@ -84,7 +83,7 @@ class Source(_Section):
 
 
 class Data(_Section):
-    """Rows: where from, how many, and what makes one unusable."""
+    """Training data: source, number of examples, and which rows are usable."""
 
     source: Annotated[
         Annotated[str, Tag(NAME)] | Annotated[list[Source], Tag(LIST)],
@@ -110,17 +109,17 @@ class Data(_Section):
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """What decides which examples there are."""
+        """The settings that the examples depend on."""
         return self.model_dump(exclude={"cache"})
 
     @property
     def chat_settings(self) -> dict[str, str]:
-        """What `system` says to models.make_chat: a text of its own replaces the one the model has."""
+        """The keyword arguments of models.make_chat: a system text of the config replaces the model's own."""
         return {} if self.system in ("drop", "keep") else {"system": self.system}
 
 
 class Format(_Section):
-    """How an example becomes the assistant's text."""
+    """Rendering of an example as the assistant's text."""
 
     template: str = Field(tags.TEMPLATE, description="completion text, with {think} and {answer} once each")
     answer: Literal["boxed", "solution"] = Field(
@@ -207,8 +206,8 @@ class Train(_Section):
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """What decides which adapter comes out: not how memory is made to suffice, how rows are spread over batches, or
-        what is told and kept on the way."""
+        """The settings that the adapter depends on, unlike those on memory, the split of rows over batches, logging and
+        checkpoints."""
         manner = {"fold_accumulation", "gradient_checkpointing", "offload_checkpoints", "memory", "on_oom"}
         manner |= {"log_every", "save_every", "keep_checkpoints", "report_to"}
         rows = {"rows": self.batch_size * self.accumulation}
@@ -216,7 +215,7 @@ class Train(_Section):
 
 
 class Sampling(_Section):
-    """How tokens are drawn. Temperature 0 is greedy."""
+    """Sampling of tokens. Temperature 0 is greedy."""
 
     temperature: float = Field(0.0, ge=0, description="0: greedy")
     top_p: float = Field(1.0, gt=0, le=1)
@@ -250,7 +249,7 @@ class Sampling(_Section):
         return self
 
     def changed(self, **values: Any) -> Sampling:
-        """This with other values, checked again.
+        """Return a copy with other values, checked again.
 
         Raises:
             ConfigError: an unknown field, a wrong value, or values that contradict each other.
@@ -270,7 +269,7 @@ QUESTIONS = (
 
 
 class Ask(_Section):
-    """What the model answers when training ends."""
+    """Questions that the model answers when training ends."""
 
     questions: list[str] = list(QUESTIONS)
     sampling: Sampling = Sampling(temperature=0.1, max_tokens=2048)
