@@ -33,7 +33,8 @@ class ConfigError(UsageError):
 
 
 class DataError(UsageError):
-    """A training or evaluation file that cannot be used: missing, empty, not what its name says, no usable rows."""
+    """A training or evaluation file that cannot be used: missing, empty, in another format than its name, no usable
+    rows."""
 
 
 class BatchFileError(UsageError):

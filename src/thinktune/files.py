@@ -30,7 +30,7 @@ _TOLD_OTHERWISE = ("No space left", "os error 28", "os error 122", "unexpected p
 
 @contextmanager
 def full_disk_as_oserror(place: Path) -> Iterator[None]:
-    """Turn what libraries say of a full disk, each in its own way, into the system's error."""
+    """Turn a library's own error of a full disk into the system's."""
     try:
         yield
     except OSError:
@@ -56,7 +56,7 @@ def telling_full_disk(file: Path) -> Iterator[None]:
 
 
 def foreign_kind(start: bytes) -> str | None:
-    """What a file is by its first bytes, where these cannot be UTF-8 text; None where they may be."""
+    """Return the kind of a file by its first bytes, if these cannot be UTF-8 text; None if they may be."""
     return next((kind for magic, kind in _STARTS.items() if start.startswith(magic)), None)
 
 
@@ -88,7 +88,7 @@ def write_json(file: Path, values: Any) -> None:
 
 
 def write_json_lines(file: Path, records: Iterable[Any]) -> None:
-    """Replace `file` atomically with a line of JSON a record. What JSON does not know is written as its text."""
+    """Replace `file` atomically with a line of JSON a record. Values unknown to JSON are written as their text."""
     with replacing_text(file) as stream:
         stream.writelines(json.dumps(record, ensure_ascii=False, default=str) + "\n" for record in records)
 

@@ -1,4 +1,4 @@
-"""What libraries would tell others by themselves, switched off: the one place for it.
+"""Telemetry of libraries, switched off: the one place for it.
 
 A model or data set named by a local path is used without any network. Libraries do not all keep to that: TRL reports
 each training to the hub, the hub's client asks which agents there are before it does, Gradio and vLLM report that they

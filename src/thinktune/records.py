@@ -1,7 +1,7 @@
-"""What thinktune wrote down about its own work, read back.
+"""The records of thinktune's own work, read back.
 
-Disks fail and people edit files: what is damaged is an error that names the file and what is wrong in it. Checked is
-what is read; further fields pass, so that runs of other versions can be read too.
+Disks fail and people edit files: a damaged record is an error that names file and fault. Only the fields read are
+checked; further ones pass, so that runs of other versions can be read too.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class _Plan(TypedDict):
 
 
 class PlanRecord(TypedDict):
-    """plan.json: how a run spreads its rows, what was asked for, and what was predicted."""
+    """plan.json: the way a run spreads its rows, the settings asked for, and the prediction."""
 
     setup: _Setup
     asked: dict[str, Any]
@@ -125,10 +125,10 @@ class EvalSummary(TypedDict, total=False):
 
 
 def read_record(file: Path, shape: Any, *, whole: bool = False) -> Any:
-    """The value of a JSON file that thinktune wrote.
+    """Read the value of a JSON file that thinktune wrote.
 
     Args:
-        shape: what it has to be, as pydantic takes it.
+        shape: expected type, as pydantic takes it.
         whole: whether all fields of the shape have to be there, also those that it allows to be missing.
 
     Raises:
@@ -145,7 +145,7 @@ def read_record(file: Path, shape: Any, *, whole: bool = False) -> Any:
 
 
 def read_records(file: Path, shape: Any) -> list[Any]:
-    """The values of a JSON lines file; none where there is no file. A last line that is not whole was being written.
+    """Read the values of a JSON lines file; none if there is no file. A last line that is not whole was being written.
 
     Raises:
         RunFolderError: the file cannot be read, or a line is something else.

@@ -39,7 +39,7 @@ class Parsed:
 
 
 def render(think: str, answer: str, template: str = TEMPLATE) -> str:
-    """The assistant's text for one example.
+    """Render the assistant's text for one example.
 
     >>> render("1+1 is 2.", "2")
     '<think>1+1 is 2.</think> <answer>2</answer>'
@@ -50,7 +50,7 @@ def render(think: str, answer: str, template: str = TEMPLATE) -> str:
 
 
 def split_template(template: str) -> tuple[str, str, str]:
-    """What a template has before the thought, between thought and answer, and after the answer."""
+    """Return the parts of a template before the thought, between thought and answer, and after the answer."""
     head, _, rest = template.partition("{think}")
     middle, _, tail = rest.partition("{answer}")
     return head, middle, tail
@@ -88,7 +88,7 @@ def _problem(text: str) -> str | None:
 
 
 def _between(text: str, start: str, end: str) -> str | None:
-    """The text of the last such element; an unclosed one runs to the end of the text."""
+    """Return the text of the last such element; an unclosed one runs to the end of the text."""
     at = text.rfind(start)
     if at < 0:
         return None
@@ -97,7 +97,7 @@ def _between(text: str, start: str, end: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last balanced `\boxed{…}`, or None.
+    r"""Return the content of the last balanced `\boxed{…}`, or None.
 
     >>> last_boxed(r"\boxed{1} so \boxed{\frac{3}{4}}")
     '\\frac{3}{4}'
@@ -107,7 +107,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def boxes(text: str) -> list[tuple[int, int]]:
-    r"""Where the content of each balanced `\boxed{…}` begins and ends, in order; of boxes in each other, the outer one.
+    r"""Return begin and end of the content of each balanced `\boxed{…}`, in order; of nested boxes, the outer one.
 
     >>> boxes(r"\boxed{1} or \boxed{2}")
     [(7, 8), (20, 21)]
@@ -134,7 +134,7 @@ Part = Literal["think", "answer", "outside", "tag"]
 
 
 class TagStream:
-    """Splits streamed text into parts as it arrives, holding back only what may still become a tag."""
+    """Splits streamed text into parts as it arrives, holding back only text that may still become a tag."""
 
     def __init__(self) -> None:
         self._pending = ""
@@ -154,7 +154,7 @@ class TagStream:
         self._pending = self._pending[len(self._pending) - keep :]
 
     def flush(self) -> Iterator[tuple[Part, str]]:
-        """Yield what was held back, at the end of the stream."""
+        """Yield the text held back, at the end of the stream."""
         yield from self._emit(self._pending)
         self._pending = ""
 
@@ -164,6 +164,6 @@ class TagStream:
 
 
 def _possible_tag_suffix(text: str) -> int:
-    """How many last characters could be the beginning of a tag."""
+    """Return how many last characters could be the beginning of a tag."""
     start = text.rfind("<", max(0, len(text) - max(map(len, TAGS)) + 1))
     return len(text) - start if start >= 0 and any(tag.startswith(text[start:]) for tag in TAGS) else 0

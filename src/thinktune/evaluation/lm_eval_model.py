@@ -28,9 +28,9 @@ class HarnessModel(LM):
     `Chat` rendered it to.
 
     Args:
-        journal: where generated text is kept, so that a stopped evaluation goes on.
-        max_tokens: where a task sets none.
-        overwrite: forget what the journal has.
+        journal: file of the generated text, so that a stopped evaluation goes on.
+        max_tokens: limit for tasks that set none.
+        overwrite: begin the journal anew.
     """
 
     def __init__(self, opened: Opened, journal: Path, *, max_tokens: int, overwrite: bool, console: Console) -> None:
@@ -50,7 +50,8 @@ class HarnessModel(LM):
         return self._opened.fingerprint
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as one text. Without a generation prompt, its last turn is the beginning of the reply."""
+        """Render the conversation as one text. Without a generation prompt, its last turn is the beginning of the
+        reply."""
         turns = [{**turn, "content": valid_text(turn["content"])} for turn in chat_history]
         begun = "" if add_generation_prompt else turns.pop()["content"]
         ids = self._chat.prompt_ids(turns)
@@ -59,7 +60,7 @@ class HarnessModel(LM):
         return text
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """The replies, each up to its first stop text.
+        """Generate the replies, each up to its first stop text.
 
         Raises:
             GenerationError: every single one failed.
@@ -83,12 +84,12 @@ class HarnessModel(LM):
         return [_before(record.text, each.sampling.stop) for record, each in zip(records, asked, strict=True)]
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation, and whether greedy decoding would have written it."""
+        """Compute the log-probability of each continuation, and whether it is the greedy one."""
         found = self._likelihoods([self._pair(*each.args) for each in requests])
         return [(each.logprob, each.greedy) for each in found]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-        """Log-probability of each whole text, outside any conversation."""
+        """Compute the log-probability of each whole text, outside any conversation."""
         windows = [(at, pair) for at, each in enumerate(requests) for pair in self._windows(*each.args)]
         totals = [0.0] * len(requests)
         for (at, _), found in zip(windows, self._likelihoods([pair for _, pair in windows]), strict=True):
@@ -105,7 +106,7 @@ class HarnessModel(LM):
         return Request(name, prompt + self._ids(begun), self._sampling(settings))
 
     def _sampling(self, settings: Mapping[str, Any]) -> Sampling:
-        """A task's generation settings, by the harness's own reading of them."""
+        """Read a task's generation settings as the harness does."""
         read = normalize_gen_kwargs(dict(settings), self._max_tokens)
         values = {name: read[name] for name in _SAMPLING if read.get(name) is not None}
         stops = tuple(text for text in read["until"] if text)
@@ -119,7 +120,7 @@ class HarnessModel(LM):
         return prompt[-max(1, self._engine.context_length - len(ids)) :], ids
 
     def _windows(self, text: str) -> list[Pair]:
-        """The text in pieces that fit the context, each predicted from what is before it in its window."""
+        """Split the text into pieces that fit the context, each predicted from the text before it in its window."""
         pieces = get_rolling_token_windows(self._ids(text), self._first, self._engine.context_length - 1, 1)
         return [make_disjoint_window(piece) for piece in pieces]
 
@@ -128,5 +129,5 @@ class HarnessModel(LM):
 
 
 def _before(text: str, stops: Iterable[str]) -> str:
-    """Our engines keep the stop text, the harness wants it off."""
+    """Cut the text before its stop text: our engines keep it, the harness wants it off."""
     return text[: min([at for stop in stops if (at := text.find(stop)) >= 0], default=len(text))]

@@ -1,4 +1,4 @@
-"""What scored completions come to: the rates that every evaluation reports, and how tables show them."""
+"""Metrics of scored completions: the rates that every evaluation reports, and their tables."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Scores:
     whose completions were all cut off or failed.
 
     Attributes:
-        strict, lenient: None where there is no right or wrong.
+        strict, lenient: None if there is no right or wrong.
         completed: strict accuracy over the problems that have a sample which was neither cut off nor an error.
-        outcomes: how many completions came to each.
+        outcomes: number of completions by outcome.
     """
 
     n: int
@@ -41,7 +41,7 @@ class Scores:
 
 
 def score_problems(problems: Sequence[Problem], *, decided: bool = True) -> Scores:
-    """Scores of at least one problem. `decided`: there is a right and a wrong."""
+    """Compute the scores of at least one problem. `decided`: there is a right and a wrong."""
     lines = [line for problem in problems for line in problem]
     finished = [kept for problem in problems if (kept := [line for line in problem if _is_finished(line)])]
     return Scores(

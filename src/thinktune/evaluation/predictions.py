@@ -1,7 +1,7 @@
 """Scores of a result file, wherever it was made: `thinktune score res.json gold.jsonl`.
 
-Gold is JSON lines `{"id", "type", "reference", …}`; code carries `test` and `entry_point`. What predictions may be is
-said in `result_reader`.
+Gold is JSON lines `{"id", "type", "reference", …}`; code carries `test` and `entry_point`. `result_reader` lists the
+formats of predictions.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TypeScores(Scores):
     """Scores of one item type, over all problems of the gold file: a missing prediction counts as wrong.
 
     Attributes:
-        measures: pass@k and maj@n where there are several samples; bleu and chrf of free text, 0 to 100.
+        measures: pass@k and maj@n if there are several samples; bleu and chrf of free text, 0 to 100.
     """
 
     measures: dict[str, float]
@@ -59,7 +59,7 @@ class TypeScores(Scores):
 
 @dataclass(frozen=True)
 class PredictionScores:
-    """Scores by item type, the ids that only one of the two files has, and what else there is to know of the files."""
+    """Scores by item type, the ids that only one of the two files has, and notes about the files."""
 
     types: dict[str, TypeScores]
     without_prediction: list[str]
@@ -70,7 +70,7 @@ class PredictionScores:
         return asdict(self)
 
     def remarks(self) -> list[str]:
-        """What a reader has to know about ids that do not match and predictions that cannot be read, a line each."""
+        """List the ids that do not match and the predictions that cannot be read, a line each."""
         lists = (
             ("gold items have no prediction and count as wrong", self.without_prediction),
             ("predictions have no gold and are not scored", self.without_gold),
@@ -94,7 +94,7 @@ def score_predictions(
 
     Raises:
         ConfigError: the scorer cannot be used.
-        DataError: a file is missing, empty or not what it should be; the two share no id.
+        DataError: a file is missing, empty or malformed; the two share no id.
         MissingExtra: there is free text, and sacrebleu is not installed.
     """
     tasks = tasks_scored_by(scorer)
@@ -216,7 +216,7 @@ def _summarise(task: Task, lines: Sequence[Line]) -> TypeScores:
 
 
 def _of_several(groups: Sequence[Problem], task: Task) -> dict[str, float]:
-    """pass@k for every k that each problem has samples for, and what a vote of all samples would get."""
+    """Compute pass@k for every k that each problem has samples for, and the score of a majority vote."""
     least = min((len(group) for group in groups if any(line["error"] is None for line in group)), default=1)
     if least < 2:
         return {}
@@ -228,7 +228,7 @@ def _of_several(groups: Sequence[Problem], task: Task) -> dict[str, float]:
 
 
 def _vote(group: Problem, keys: Callable[[Sequence[str]], list[int]]) -> float:
-    """1 if the answer that most samples gave is right, else 0.
+    """Return 1 if the answer that most samples gave is right, else 0.
 
     Answers are one where the comparison that scores go by has them equal: all that are right are one, since they are
     equal to the reference, and of the wrong ones each joins the first that it is equal to. Of equally frequent answers
@@ -243,7 +243,7 @@ def _vote(group: Problem, keys: Callable[[Sequence[str]], list[int]]) -> float:
 
 
 def scores_table(scores: PredictionScores) -> Table:
-    """A column an item type: rates with intervals, what went wrong, and further measures."""
+    """Make a table of a column an item type: rates with intervals, error counts, and further measures."""
     table = Table(title="with 95% intervals", title_style="dim")
     for name in ("", *scores.types):
         table.add_column(name, justify="right" if name else "left")
@@ -259,7 +259,7 @@ def scores_table(scores: PredictionScores) -> Table:
 
 
 def _uneven(references: Mapping[str, Any], samples: Mapping[str, Sequence[Prediction]]) -> Iterator[str]:
-    """Ids that have more or fewer samples than most of their type, as where a file holds some ids twice."""
+    """List the ids that have more or fewer samples than most of their type, as where a file holds some ids twice."""
     for kind in TASKS:
         counts = {
             name: len(samples[name])

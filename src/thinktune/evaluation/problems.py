@@ -1,4 +1,4 @@
-"""What makes two problems one: their content, and not where they stand in a file."""
+"""Identity of problems: by their content, and not by their place in a file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Place = tuple[str, str]
 
 
 def problem_of(line: Mapping[str, Any]) -> Problem:
-    """The problem of a line of samples.jsonl: the same question with the same reference is the same problem, told the
-    format or not, in whatever row. Where a line has no question (as of a result file) its id stands for it."""
+    """Return the problem of a line of samples.jsonl: the same question with the same reference is the same problem,
+    told the format or not, in whatever row. If a line has no question (as of a result file) its id stands for it."""
     question = line.get("prompt")
     asked = str(line.get("id")) if question is None else f"{question.strip().removesuffix(tags.INSTRUCTION).strip()}\n"
     return str(line.get("type", ROW_TASK.name)), asked, str(line.get("reference"))
 
 
 def place_of(line: Mapping[str, Any]) -> Place:
-    """Where the problem of a line of samples.jsonl stands."""
+    """Return the place of the problem of a line of samples.jsonl."""
     return (str(line["source"]), str(line["row"])) if "source" in line else ("", str(line.get("id")))

@@ -1,6 +1,6 @@
-"""What people say: two answers side by side, and which is better. Kept in SQLite, shared by several raters at once.
+"""People's ratings: two answers side by side, and the better one. Kept in SQLite, shared by several raters at once.
 
-The page that asks people is the studio's; what is stored, and what may be concluded from it, is decided here.
+The page that asks people is the studio's; storage and statistics are here.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Ratings:
             )
 
     def take_back(self, rater: str) -> Rating | None:
-        """Remove the last rating of a rater and return it; None where there is none."""
+        """Remove the last rating of a rater and return it; None if there is none."""
         with self._open() as database:
             rows = database.execute(
                 "DELETE FROM ratings WHERE (rater, item, first, second) = (SELECT rater, item, first, second"
@@ -117,7 +117,7 @@ class Ratings:
         return Rating(*rows[0]) if rows else None
 
     def all(self) -> list[Rating]:
-        """Every rating, by time."""
+        """Return every rating, by time."""
         with self._open() as database:
             rows = database.execute(
                 "SELECT rater, item, first, second, verdict, comment, display FROM ratings ORDER BY time, rater, item"
@@ -163,7 +163,8 @@ def _rate(points: Iterable[tuple[str, float]], problems: Problems | None) -> Rat
 
 
 def bradley_terry(ratings: Sequence[Rating], *, rounds: int = 10_000, tolerance: float = 1e-10) -> dict[str, float]:
-    """Strength of each model (Bradley and Terry 1952), as natural logarithms with mean 0, a tie being half a win.
+    """Estimate the strength of each model (Bradley and Terry 1952), as natural logarithms with mean 0, a tie being half
+    a win.
 
     A model that is 1 above another is preferred with odds of e to 1. Half a tie between every two models keeps one that
     always wins finite. By Hunter's (2004) minorisation.
@@ -193,7 +194,7 @@ def bradley_terry(ratings: Sequence[Rating], *, rounds: int = 10_000, tolerance:
 
 
 def agreement(ratings: Iterable[Rating]) -> float | None:
-    """Krippendorff's alpha (nominal, 2011) over all verdicts: 1 is full agreement, 0 what chance would give.
+    """Compute Krippendorff's alpha (nominal, 2011) over all verdicts: 1 is full agreement, 0 that of chance.
 
     None where no item has two raters, or all verdicts ever given are the same.
     """
@@ -231,7 +232,7 @@ def agreement_with_scores(
 
 @dataclass
 class Judgements:
-    """Ratings, and what a study knows of their items: `scores` by model and item, and the problems."""
+    """Ratings, and a study's knowledge of their items: `scores` by model and item, and the problems."""
 
     ratings: list[Rating] = field(default_factory=list)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -273,7 +274,7 @@ def studio_ratings(runs: Iterable[Path]) -> Judgements:
 
 @dataclass(frozen=True)
 class Conclusions:
-    """What ratings come to.
+    """The statistics of ratings.
 
     Attributes:
         win_rates: for each two models that were rated, in the order of the alphabet, how often the second is preferred.
@@ -292,12 +293,12 @@ class Conclusions:
     old_display: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         rates = [{"first": first, "second": second, **asdict(rate)} for (first, second), rate in self.win_rates.items()]
         return {**asdict(self), "win_rates": rates}
 
     def sentences(self) -> Iterator[str]:
-        """The same in words."""
+        """Put the same in words."""
         yield f"{self.ratings} ratings of {self.items} items by {self.raters} rater{'s' if self.raters > 1 else ''}"
         if self.old_display:
             yield (
@@ -341,7 +342,7 @@ def conclude(
 
 
 def _points(rating: Rating) -> float:
-    """What the first model gets of a rating."""
+    """Return the points of the first model in a rating."""
     return {"first": 1.0, "second": 0.0}.get(rating.verdict, 0.5)
 
 

@@ -1,12 +1,12 @@
 """Result files of thinktune and of other tools, read into samples by id.
 
 A file is our result file, a list or JSON lines of objects with an id, one object from ids to contents, or the lines of
-a batch API. What an entry says is looked for under the keys that engines and harnesses write (`_CONTENT`): a text, a
-list of samples, or the tool's own objects with text and finish reason in them, to any depth. A thought that stands
-apart (`reasoning_content`) is put into `<think>…</think>` before what was said. `error` stands in place of a sample
+a batch API. The content of an entry is looked for under the keys that engines and harnesses write (`_CONTENT`): a text,
+a list of samples, or the tool's own objects with text and finish reason in them, to any depth. A thought that stands
+apart (`reasoning_content`) is put into `<think>…</think>` before the content. `error` stands in place of a sample
 that failed, and a finish reason of length tells one that was cut off.
 
-What cannot be read becomes an error of its item; a file in which nothing can be read is refused, with the keys seen.
+An unreadable entry becomes an error of its item; a file in which nothing can be read is refused, with the keys seen.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Prediction:
 
 @dataclass
 class Predictions:
-    """What a result file holds.
+    """The contents of a result file.
 
     Attributes:
         samples: by id, as text, in the order of the file.
@@ -67,7 +67,7 @@ class Predictions:
     passed_over: Counter[str] = field(default_factory=Counter)
 
     def remarks(self) -> list[str]:
-        """What a reader has to know about the file, a line each."""
+        """List notes on the file for its reader, a line each."""
         said = []
         if self.unread:
             said.append(f"{len(self.unread)} predictions cannot be read and are errors: {some(self.unread)}")
@@ -78,7 +78,7 @@ class Predictions:
 
 
 def read_predictions(file: Path) -> dict[str, list[Prediction]]:
-    """Samples by id; see `read_result_file`."""
+    """Read samples by id; see `read_result_file`."""
     return read_result_file(file).samples
 
 
@@ -118,7 +118,7 @@ def read_result_file(file: Path) -> Predictions:
 
 
 def read_text(file: Path) -> str:
-    """The text of a file of JSON.
+    """Read the text of a file of JSON.
 
     Raises:
         DataError: it cannot be read, is empty, or is no UTF-8 text.
@@ -140,7 +140,7 @@ def read_text(file: Path) -> str:
 
 
 def parse(text: str) -> Any:
-    """The value of a JSON text, with halves of surrogate pairs replaced.
+    """Parse a JSON text, with halves of surrogate pairs replaced.
 
     Raises:
         ValueError: it is none, or cannot be read; the message says which.
@@ -157,7 +157,7 @@ def parse(text: str) -> Any:
 
 
 def identity(value: Any) -> str | None:
-    """An id as text, so that 1, "1" and 1.0 are one; None where it is neither a text nor a whole number."""
+    """Return an id as text, so that 1, "1" and 1.0 are one; None if it is neither a text nor a whole number."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     if isinstance(value, float):
@@ -166,7 +166,7 @@ def identity(value: Any) -> str | None:
 
 
 def some(ids: Sequence[str], count: int = LISTED) -> str:
-    """The first of many ids, and how many more there are."""
+    """Name the first of many ids, and count the rest."""
     return ", ".join(ids[:count]) + (f" and {len(ids) - count} more" if len(ids) > count else "")
 
 
@@ -237,7 +237,7 @@ class _Reader:
         return samples
 
     def _of_object(self, entry: Mapping[str, Any], reason: Any, depth: int) -> list[Prediction] | None:
-        """Samples of an object; None where there are neither samples nor an error."""
+        """Read the samples of an object; None if there are neither samples nor an error."""
         if depth > _DEEPEST:
             return None
         reason = _finish_reason(entry, reason)
@@ -259,7 +259,7 @@ class _Reader:
         return samples if samples is None or thought is None else [_with_thought(each, thought) for each in samples]
 
     def _under_keys(self, entry: Mapping[str, Any], reason: Any, depth: int) -> list[Prediction] | None:
-        """Samples under the first key that has some."""
+        """Read the samples under the first key that has some."""
         samples: list[Prediction] | None = None
         for key in (*_CONTENT, *_WRAPPERS):
             value = entry.get(key)
@@ -290,7 +290,7 @@ class _Reader:
         return None
 
     def _of_list(self, values: list[Any], reason: Any, depth: int) -> list[Prediction] | None:
-        """Of several samples; or of one, whose parts or messages these are."""
+        """Read the samples of a list; or one sample, whose parts or messages these are."""
         if not values:
             return None
         objects = [value for value in values if isinstance(value, dict)]
@@ -310,7 +310,7 @@ class _Reader:
         return samples
 
     def _of_parts(self, parts: list[dict[str, Any]], reason: Any, depth: int) -> list[Prediction] | None:
-        """Typed parts of one message, thoughts among them, or of one reply (`message` beside `reasoning`)."""
+        """Read typed parts of one message, thoughts among them, or of one reply (`message` beside `reasoning`)."""
         text, thought, inner = "", "", None
         for part in parts:
             if part.get("type") in ("thinking", "reasoning") or part.get("thought") is True:
@@ -332,7 +332,7 @@ def _with_thought(sample: Prediction, thought: str) -> Prediction:
 
 
 def _is_wrapper(value: Any) -> bool:
-    """Whether there are replies in a value; a question's own `choices` are none."""
+    """Return whether there are replies in a value; a question's own `choices` are none."""
     if isinstance(value, list):
         return bool(value) and all(isinstance(each, dict) for each in value)
     return isinstance(value, dict) and "label" not in value
@@ -355,7 +355,7 @@ def _reason(value: Any) -> str:
 
 
 def _failure(entry: Mapping[str, Any]) -> str | None:
-    """What an answer of an API that is an error says, wherever it says it; None where it is none."""
+    """Return the message of an API's error response, at any place; None if it is no error."""
     status, body = entry.get("status_code"), entry.get("body")
     if isinstance(status, int) and status >= 400:
         return _message(body) or f"status {status}"
@@ -365,7 +365,7 @@ def _failure(entry: Mapping[str, Any]) -> str | None:
 
 
 def _message(error: Any) -> str | None:
-    """The text of an error: itself, or what it or an error within it has as its message; None where it says nothing."""
+    """Return the text of an error: itself, or its message or that of an error within it; None if it has none."""
     for _ in range(_DEEPEST):
         if not isinstance(error, dict):
             break

@@ -1,7 +1,7 @@
 """Batch files: JSON lines in our own shape or in that of OpenAI's batch API, told apart line by line.
 
 Ours is `{"id", "type", "prompt"}`, with `messages` instead of `prompt` for a conversation, and `system`, `sampling` and
-`n` for what is to be different from the profile of its type. OpenAI's is
+`n` to override the profile of its type. OpenAI's is
 `{"custom_id", "method", "url": "/v1/chat/completions", "body": {"model", "messages", …}}`
 (https://platform.openai.com/docs/guides/batch); the model is the one thinktune is called with.
 """
@@ -35,7 +35,7 @@ _UNSET = Sampling()
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One line of a batch file. `problem` is set where the line is faulty and was let through."""
+    """One line of a batch file. `problem` is set if the line is faulty and was let through."""
 
     id: str | int | None
     type: str = ""
@@ -45,7 +45,7 @@ class Item:
 
 
 class _Fault(Exception):
-    """Why a line cannot be used."""
+    """The reason why a line cannot be used."""
 
 
 def read_batch_file(
@@ -86,12 +86,12 @@ def read_batch_file(
 
 
 def valid_text(text: str) -> str:
-    """Text that can be encoded: halves of surrogate pairs, which JSON can smuggle in, become U+FFFD."""
+    """Make a text encodable: halves of surrogate pairs, which JSON can smuggle in, become U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def as_messages(question: str | Sequence[Mapping[str, Any]]) -> Messages:
-    """A question, or a conversation that ends with one, held to what a batch file may have.
+    """Check a question, or a conversation that ends with one, against the rules of a batch file.
 
     Raises:
         UsageError: it is blank, or not made as it should be.
@@ -121,7 +121,7 @@ def _read_lines(path: str | Path) -> Iterator[bytes]:
 
 
 def _check_start(path: str | Path, line: bytes) -> None:
-    """Refuse what is no file of lines at all: nothing is gained by a list of its "lines", all faulty."""
+    """Refuse a file without any lines of JSON at once: a list of its "lines", all faulty, would help nobody."""
     if kind := foreign_kind(line):
         raise BatchFileError(f"{path}: is {kind}, not JSON lines in UTF-8", hint="unpack or convert it first")
     if re.match(rb"\s*\[\s*({|$)", line):
@@ -195,7 +195,7 @@ def _read_id(fields: Mapping[str, Any], name: str) -> str | int:
 
 
 def _check_keys(fields: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Fields of the person's own may be there; one that was meant for us must not be dropped."""
+    """Allow fields of the person's own, but none that looks like a misspelt one of ours."""
     for name in fields:
         if name in known:
             continue
@@ -285,7 +285,8 @@ _OPENAI_WITHOUT_EFFECT = ("model", "messages", "user", "metadata", "store", "ser
 
 
 def _from_openai(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of OpenAI's batch API in our fields. What we would have to drop is a fault that names it."""
+    """Turn a line of OpenAI's batch API into our fields. A field that we would have to drop is a fault that names
+    it."""
     if fields.get("url") != "/v1/chat/completions":
         raise _Fault(f"url must be /v1/chat/completions, not {_shown(fields.get('url'))}")
     body = fields.get("body")

@@ -20,7 +20,7 @@ PROFILES: dict[Profile, Mapping[str, Sampling]] = {
 
 
 def samplings(settings: Infer, seed: int = 0) -> dict[str, Sampling]:
-    """The sampling of each item type: the profile, `settings.profiles` over it, then the budget and the seed where
+    """Return the sampling of each item type: the profile, `settings.profiles` over it, then the budget and the seed if
     they are not set.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a training step costs: bytes by part, and seconds, from sizes and a device's rates alone.
+"""The cost of a training step: bytes by part, and seconds, from sizes and a device's rates alone.
 
 The physical quantities that no data sheet has are in one table below, each with its meaning. They are measured on
 pieces (one product, one kernel, one layer), not adjusted to whole trainings: those test them (bench/plan.py).
@@ -52,7 +52,7 @@ QUANTIZE_BYTES = 1.5  # moved to bring one activation into fp8: written, and rea
 
 @dataclass(frozen=True)
 class Batch:
-    """What goes through the model at once, in tokens; `attended` is the sum of the documents' lengths squared."""
+    """The tokens that go through the model at once; `attended` is the sum of the documents' lengths squared."""
 
     tokens: float
     trained: float
@@ -61,7 +61,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Work:
-    """A model, how its base is held, and the adapter trained on it."""
+    """A model, the number format of its base, and the adapter trained on it."""
 
     shape: Shape
     quantize: Quantize
@@ -76,7 +76,7 @@ class Work:
 
     @property
     def in_fp8(self) -> bool:
-        """Whether products run in fp8; else the weights of an fp8 base are made whole for each."""
+        """Whether products run in fp8; else the weights of an fp8 base are dequantised for each."""
         return self.quantize == "fp8" and self.fused and self.fp8_products
 
     @property
@@ -99,7 +99,7 @@ class Work:
     # Memory ---------------------------------------------------------------------------------------------------------
 
     def weights(self) -> int:
-        """Bytes of the frozen base."""
+        """Return the bytes of the frozen base."""
         shape = self.shape
         if self.quantize == "none":
             return shape.parameters * self.width
@@ -107,7 +107,7 @@ class Work:
         return int(shape.linear_weights * WEIGHT_BYTES[self.quantize] + scales + shape.others * self.width)
 
     def adapter(self) -> int:
-        """Bytes of the trainable weights, their gradients and the copy that products take."""
+        """Return the bytes of the trainable weights, their gradients and the copy that products take."""
         copies = self.width if self.fused else 0
         return self.adapter_parameters * (MASTER_BYTES + copies)
 
@@ -132,7 +132,7 @@ class Work:
         return {"none": none, "full": b * s.hidden}
 
     def workspace(self, tokens: float, level: str, chunks: int) -> float:
-        """Bytes that the backward pass of one layer takes while it runs, beside what is kept."""
+        """Return the bytes that the backward pass of one layer takes while it runs, beside the saved activations."""
         s, b = self.shape, self.width
         if self.fused:
             # Gate and up are kept, or made again; in fp8 their gradients come beside them, else in their place.
@@ -154,14 +154,14 @@ class Work:
         return widest * (1 if self.in_fp8 else whole)
 
     def head(self, batch: Batch) -> float:
-        """Bytes for the loss: a chunk of logits, the hidden states it takes and their gradient."""
+        """Return the bytes for the loss: a chunk of logits, the hidden states it takes and their gradient."""
         s, b = self.shape, self.width
         logits = min(CHUNK_BYTES[self.kind], batch.trained * s.vocabulary * b)
         norm = 4 + 2 * b  # the last one's input, in float32 too, and its output
         return logits + s.hidden * (2 * b * batch.trained + norm * batch.tokens)
 
     def memory(self, batch: Batch, memory: Memory) -> dict[str, int]:
-        """Bytes by part, and their peak: the loss and a layer's backward pass are never in memory together."""
+        """Return bytes by part, and their peak: the loss and a layer's backward pass are never in memory together."""
         counts = {level: memory.levels.count(level) for level in ("full", "mlp", "none")}
         held = {level: counts[level] * self.saved.get(level, 0) * batch.tokens for level in counts}
         if memory.offload:
@@ -187,13 +187,14 @@ class Work:
     # Time -----------------------------------------------------------------------------------------------------------
 
     def flops(self, batch: Batch) -> float:
-        """Of a forward and a backward pass, nothing recomputed: 4 a weight and token, and causal attention."""
+        """Count the FLOPs of a forward and a backward pass, nothing recomputed: 4 a weight and token, and causal
+        attention."""
         s = self.shape
         head = 4 * s.vocabulary * s.hidden * batch.trained
         return 4 * s.linear_weights * batch.tokens + head + 7 * s.q * s.layers * batch.attended
 
     def seconds(self, batch: Batch, memory: Memory, hardware: Hardware) -> float:
-        """Of one forward and backward pass."""
+        """Estimate the seconds of one forward and backward pass."""
         if self.kind == "cpu":
             extra = sum(level == "full" for level in memory.levels) / self.shape.layers / 2
             read = 2 * self.weights() / hardware.bandwidth  # once in each pass, however few tokens there are
@@ -210,7 +211,7 @@ class Work:
         return total
 
     def optimizer_seconds(self, hardware: Hardware) -> float:
-        """Of clipping and stepping."""
+        """Estimate the seconds of clipping and stepping."""
         moved = self.adapter_parameters * (3 * MASTER_BYTES + 2 * STATE_BYTES[self.optimizer])
         return 0.0 if self.kind == "cpu" else 2e-3 + moved / (BANDWIDTH_SHARE * hardware.bandwidth)
 
@@ -232,7 +233,7 @@ class Work:
         return max(computing, launching)
 
     def _bytes_moved(self, tokens: float, repeated: float) -> float:
-        """By everything in a layer that is no large product."""
+        """Count the bytes moved by everything in a layer that is no large product."""
         s = self.shape
         widths = {"hidden": s.hidden, "q": s.q, "kv": s.kv, "f": s.intermediate}
         passes = {
@@ -249,7 +250,7 @@ class Work:
         return tokens * moved
 
     def _bytes_unpacked(self, weights: float, passes: float) -> float:
-        """To bring a layer's 8- or 4-bit weights into bfloat16, each time they are used."""
+        """Count the bytes moved to bring a layer's 8- or 4-bit weights into bfloat16, at each use."""
         if self.quantize == "none" or self.in_fp8:
             return 0.0
         if self.quantize == "fp8" and not self.fused:
@@ -258,7 +259,7 @@ class Work:
 
 
 def work_of(config: Config, shape: Shape, *, width: int, kind: str, fp8_products: bool = True) -> Work:
-    """What a config trains on a model of this shape.
+    """Return the model, base and adapter that a config trains on a model of this shape.
 
     Raises:
         ConfigError: the shape has none of the layers that a new adapter shall be on.

@@ -1,4 +1,4 @@
-"""Where an adapter is and where it is not: PEFT goes by names, and names do not say what they are for."""
+"""Coverage of a model by an adapter: PEFT goes by names, and names do not tell the purpose of a module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHOOSERS = re.compile(r"(^|\.)(gate|router|shared_expert_gate)$")  # of experts
 
 
 def uncovered(model: PeftModel, targets: Sequence[str]) -> list[str]:
-    """What of a model an adapter leaves out although its settings do not say so, in a few words each.
+    """List the parts of a model that an adapter leaves out although its settings do not say so, in a few words each.
 
     That is: layers of a kind that only some have (linear attention beside attention), experts, and linear layers that
     have a target's name and no adapter (for experts, PEFT moves them); and adapters that text does not train.
@@ -49,7 +49,7 @@ def _plain_linears(model: PeftModel, adapted: set[str]) -> Iterator[str]:
 
 
 def _part_of_some_layers(name: str, names: set[str]) -> str | None:
-    """The part of its decoder layer that a module is in, where other layers have no part of that name."""
+    """Return the part of its decoder layer that a module is in, if other layers have no part of that name."""
     match = re.match(r"(.*?\.)(\d+)\.([^.]+)", name)
     if match is None:
         return None
@@ -63,6 +63,6 @@ def _any_below(part: str, adapted: set[str]) -> bool:
 
 
 def _kind(name: str) -> str:
-    """A module's name without the numbers of layers and experts, and without what is above the layers."""
+    """Return a module's name without the numbers of layers and experts, and without the prefix above the layers."""
     below = re.split(r"\.\d+\.", name.removeprefix("base_model.model."), maxsplit=1)[-1]
     return re.sub(r"\.\d+(?=\.|$)", "", below)

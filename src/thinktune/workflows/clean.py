@@ -1,6 +1,7 @@
-"""What thinktune left on disk and can make again: `thinktune clean` lists it, `thinktune clean --delete` removes it.
+"""Files that thinktune left on disk and can make again: `thinktune clean` lists them, `thinktune clean --delete`
+removes them.
 
-Adapters, configs, results and records of runs are never touched. What a model hub's own client keeps is its business.
+Adapters, configs, results and records of runs are never touched. The caches of the hubs' own clients are left alone.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ class Waste:
 
 
 def find_waste(runs: Path, kinds: Collection[str]) -> list[Waste]:
-    """All that can go.
+    """Find everything that can be removed.
 
     Args:
         runs: a folder of run folders; one that does not exist has none.
-        kinds: what to look for, of `KINDS`.
+        kinds: a selection of `KINDS`.
 
     Raises:
         UsageError: `runs` is no folder, or an unknown kind.
@@ -76,7 +77,7 @@ def delete(waste: Waste) -> None:
 
 
 def clean(runs: Path, kinds: Collection[str], *, really: bool = False) -> dict[str, Any]:
-    """`thinktune clean`: what was found, and removed if `really`.
+    """List the findings of `thinktune clean`, and remove them if `really`.
 
     Returns:
         `{"found": [{"path", "kind", "size"}, …], "bytes": all their sizes, "deleted": whether they are gone}`
@@ -104,7 +105,7 @@ def _is_running(process: int) -> bool:
 
 
 def _merged(runs: Path) -> Iterator[Path]:
-    """Merged models beside the adapter that they came from, where everything to make them again is there."""
+    """Find merged models beside their adapter, if everything to make them again is there."""
     for folder in sorted(runs.rglob("merged")) if runs.is_dir() else ():
         if (
             folder.is_dir()
@@ -116,7 +117,7 @@ def _merged(runs: Path) -> Iterator[Path]:
 
 
 def _cached(cache: Path) -> Iterator[Path]:
-    """Converted models. Whatever else lies in a folder that the person chose for a cache is not ours."""
+    """Find converted models. All else in a folder that the person chose for a cache is not ours."""
     for manifest in sorted(cache.glob(f"models/*/{MANIFEST}")):
         yield manifest.parent
 

@@ -1,4 +1,4 @@
-"""What this machine can do, and what to do about the rest. Nothing that is missing makes it fail.
+"""The abilities of this machine, and advice about the rest. Nothing that is missing makes it fail.
 
 thinktune doctor [--json]
 """
@@ -133,7 +133,7 @@ def _hardware() -> dict[str, Any]:
 
 
 def _libraries() -> dict[str, dict[str, Any]]:
-    """Every library of the base install: the version here, the range wanted, and whether they agree."""
+    """List every library of the base install: the version here, the range wanted, and whether they agree."""
     found = {}
     for requirement in _requirements():
         if requirement.marker is None:
@@ -175,7 +175,7 @@ def _version(package: str) -> str | None:
 
 
 def _builtin_model() -> dict[str, Any]:
-    """Whether the built-in model is there, and with all checksums right (this reads all of it)."""
+    """Return whether the built-in model is there, and with all checksums right (this reads all of it)."""
     source, folder = builtin.packaged_gguf(), builtin.converted_folder()
     facts = {"package": source is not None, "folder": str(folder), "damaged": []}
     if not folder.is_dir():
@@ -227,7 +227,7 @@ def _network() -> dict[str, dict[str, Any]]:
 
 
 def _confinement() -> dict[str, Any]:
-    """How programs of models are confined here (one is started for each way), and what then holds."""
+    """Report how programs of models are confined here (one is started for each way), and the protections in force."""
     if sys.platform == "win32":
         return {"way": None, "held": {}}
     from thinktune.scoring.sandbox.side import best_way, protections

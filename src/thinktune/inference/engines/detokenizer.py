@@ -1,7 +1,7 @@
 """From token ids to text: whole characters only, the marks of a turn out, stop strings found and kept.
 
-Special tokens that are part of what a model says, such as `<think>` in many vocabularies, stay. Only what begins, ends
-and pads a turn is left out.
+Special tokens that are part of a model's text, such as `<think>` in many vocabularies, stay. Only the tokens that
+begin, end and pad a turn are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ _BROKEN = "\ufffd"  # what a decoder writes for bytes that are not (yet) a chara
 
 
 def turn_marks(tokenizer: Any) -> frozenset[int]:
-    """Ids of the tokens that a tokenizer names as beginning, ending or padding a text; never a tag of the format."""
+    """Return the ids of tokens that a tokenizer names as beginning, ending or padding a text; never a tag of the
+    format."""
     marks = (getattr(tokenizer, f"{name}_token", None) for name in _MARKS)
     return frozenset(tokenizer.convert_tokens_to_ids(mark) for mark in marks if mark is not None and mark not in TAGS)
 
@@ -38,7 +39,7 @@ class Detokenizer:
         return text
 
     def final_text(self, ids: Sequence[int], stops: tuple[str, ...]) -> str:
-        """The text of a finished continuation: cut right after the first stop string, half a character left off."""
+        """Decode a finished continuation: cut right after the first stop string, half a character left off."""
         if ids and ids[-1] in self._stop_ids:
             ids = ids[:-1]
         text = self.decode(ids)
@@ -46,13 +47,13 @@ class Detokenizer:
         return text[: min(ends)] if ends else text.rstrip(_BROKEN)
 
     def has_stop(self, ids: Sequence[int], stops: tuple[str, ...]) -> bool:
-        """True where the last token completes a stop string. Decodes only the tokens that can be part of it."""
+        """Return whether the last token completes a stop string. Decodes only the tokens that can be part of it."""
         # Every token holds at least a byte, so a stop string spans no more tokens than it has bytes.
         tail = self.decode(ids[-max(len(stop.encode()) for stop in stops) - 4 :])
         return any(stop and stop in tail for stop in stops)
 
     def _closers(self, stops: tuple[str, ...]) -> frozenset[int] | None:
-        """Ids of the tokens that can complete a stop string, or None where any might.
+        """Return the ids of the tokens that can complete a stop string, or None if any might.
 
         Most tokens lack the string's last character, so that a look into this set spares decoding at every step.
         Printable ASCII stands for itself in the pieces of every kind of tokenizer; other characters may not.

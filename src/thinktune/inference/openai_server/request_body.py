@@ -1,7 +1,7 @@
-"""What a client asks for, read from the body of its request: every fault is a sentence for whoever wrote the client.
+"""A client's request, read from its body: every fault is a sentence for the client's author.
 
-The form is OpenAI's (https://platform.openai.com/docs/api-reference/chat/create, and `/completions`). What is not
-supported is refused and not dropped, except where dropping it changes no answer (`IGNORED`).
+The form is OpenAI's (https://platform.openai.com/docs/api-reference/chat/create, and `/completions`). Unsupported
+parameters are refused and not dropped, unless dropping them changes no answer (`IGNORED`).
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ def read_body(body: bytes) -> dict[str, Any]:
 
 
 def read_request(values: Mapping[str, Any], names: tuple[str, ...], *, chat: bool) -> Asked:
-    """What the body asks for.
+    """Read and check the request in a body.
 
     Args:
         names: of the model.
         chat: of `/chat/completions`; else of `/completions`.
 
     Raises:
-        Refused: it cannot be answered as it is asked.
+        Refused: it cannot be answered as it stands.
     """
     given = {key: value for key, value in values.items() if value is not None}
     _check_model(given.pop("model", None), names)
@@ -246,5 +246,5 @@ def _kind(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value of a client's, as it may be said again."""
+    """Shorten a client's value for an error message."""
     return ascii(value) if len(text := ascii(value)) <= 80 else f"{text[:77]}…"

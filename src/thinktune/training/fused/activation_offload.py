@@ -30,7 +30,7 @@ class HostStore:
         rows.record_stream(self._stream)
 
     def take(self, layer: int) -> torch.Tensor:
-        """The rows of a layer, on the device."""
+        """Return the rows of a layer, on the device."""
         rows = self._coming.pop(layer, None)
         if rows is None:
             rows = self._fetch(layer)

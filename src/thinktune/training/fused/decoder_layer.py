@@ -1,16 +1,16 @@
 """A decoder layer with its adapters as one autograd node, for Llama-, Mistral-, Qwen2- and Qwen3-style models on CUDA.
 
 Between the matrix products there is nothing but the kernels of `fused.kernels`: each reads the residual stream, or a
-product, once, and does there everything that is to be done: bias, low-rank update, norm, rotary, SwiGLU, quantisation,
-and in the backward pass the adapters' gradients. What autograd would keep for itself, here is kept by choice
-(`Memory`): norms, activations and low-rank products are always computed again, products where memory is short.
+product, once, and does all of this there: bias, low-rank update, norm, rotary, SwiGLU, quantisation,
+and in the backward pass the adapters' gradients. Saved activations are a choice (`Memory`) and not autograd's: norms,
+activations and low-rank products are always computed again, products where memory is short.
 
 With x the layer's input and n1, n2 the RMSNorms:
 
     attention(rotate(n1(x) Wqkv')) -> o;   m = x + o Wo';   [gate, up] = n2(m) Wgu';   y = m + (silu(gate) * up) Wd'
 
-where each product has its low-rank update `s (rows A') B'`. Parameters, their names and PEFT's adapter format stay what
-they are; the adapters' master weights may be, and are in our trainings, float32 under a bfloat16 model.
+where each product has its low-rank update `s (rows A') B'`. Parameters, their names and PEFT's adapter format are
+unchanged; the adapters' master weights may be, and are in our trainings, float32 under a bfloat16 model.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _GROUPS = {
 
 @dataclass
 class Batch:
-    """What all layers need to know of a packed batch.
+    """The data of a packed batch that all layers share.
 
     Attributes:
         cos, sin: [tokens, head dim].
@@ -57,7 +57,7 @@ class Batch:
 
 @dataclass
 class Saved:
-    """What a layer keeps for its backward pass; None is computed again."""
+    """A layer's tensors saved for its backward pass; None is recomputed."""
 
     hidden: torch.Tensor | None
     low_down: torch.Tensor
@@ -69,10 +69,10 @@ class Saved:
 
 @dataclass
 class Attention:
-    """Attention's own autograd graph, and what led to it.
+    """Attention's own autograd graph, and its inputs.
 
     Attributes:
-        raw: the joined product where its heads are normed afterwards, else None.
+        raw: the joined product if its heads are normed afterwards, else None.
         low: [tokens, 3 rank], of the projections before it.
         low_out: [tokens, rank], of the one behind it.
         inputs: queries, keys and values, [tokens, heads, dim] each, leaves of the graph.
@@ -87,7 +87,7 @@ class Attention:
 
 
 class FusedLayer:
-    """One decoder layer: its frozen products, its adapters, and what it keeps between forward and backward."""
+    """One decoder layer: its frozen products, its adapters, and the tensors saved between forward and backward."""
 
     def __init__(self, layer: Any, number: int, rank: int, scaling: float, memory: Memory, scratch: Scratch) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -134,7 +134,7 @@ class FusedLayer:
 
     @contextmanager
     def without_fp8_products(self) -> Iterator[None]:
-        """Within, fp8 weights are multiplied in the model's dtype.
+        """Multiply fp8 weights in the model's dtype within the block.
 
         Activations and gradients of three bits of mantissa put a gradient off by a quarter, which hides all else that a
         comparison with the model's own layers is there to find.
@@ -150,7 +150,7 @@ class FusedLayer:
             self.projections = before
 
     def forward(self, hidden: torch.Tensor, batch: Batch, *, keep: bool) -> tuple[torch.Tensor, Saved | None]:
-        """[tokens, width] -> [tokens, width], and what the backward pass will want."""
+        """Compute [tokens, width] -> [tokens, width], and save the tensors of the backward pass."""
         whole = keep and self.level != "full"
         attention: Attention | None = self._attend(hidden, batch, grad=whole)
         assert attention is not None
@@ -174,7 +174,7 @@ class FusedLayer:
         return out, Saved(None, low_down)
 
     def backward(self, g: torch.Tensor, saved: Saved, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The gradient of the input, [tokens, width], and those of `parameters`."""
+        """Return the gradient of the input, [tokens, width], and those of `parameters`."""
         hidden = saved.hidden
         if hidden is None:
             assert self.store is not None
@@ -226,7 +226,7 @@ class FusedLayer:
         return Attention(raw if heads.norms else None, low, low_out, leaves, out)
 
     def _after_attention(self, hidden: torch.Tensor, attention: Attention) -> Any:
-        """The residual stream after attention, its normed rows, and their low-rank product."""
+        """Return the residual stream after attention, its normed rows, and their low-rank product."""
         projection, out = self.projections["o"], attention.out.detach()
         product = projection.product(quantise(out) if projection.quantised else out)
         return add_norm_project(

@@ -1,4 +1,4 @@
-"""Frozen products over projections that read the same input, joined into one, whatever their weights are held as."""
+"""Frozen products over projections that read the same input, joined into one, in any number format of the weights."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Projection(ABC):
 
     @abstractmethod
     def product(self, x: Rows) -> torch.Tensor:
-        """[tokens, in] -> [tokens, out]."""
+        """Multiply [tokens, in] -> [tokens, out]."""
 
     @abstractmethod
     def input_grad(self, g: Rows) -> torch.Tensor:
-        """[tokens, out] -> [tokens, in]."""
+        """Multiply [tokens, out] -> [tokens, in]."""
 
 
 class DenseProjection(Projection):
@@ -94,7 +94,7 @@ class Fp8Projection(Projection):
         return self._multiply(g, transpose(self._weight), self._ones)
 
     def restored(self, scratch: Scratch) -> RestoredProjection:
-        """The same product without rounding of what it is multiplied with."""
+        """Return the same product without rounding of its other factor."""
         return RestoredProjection(self._layers, self._dtype, scratch)
 
     def _multiply(self, x: Quantised, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -102,7 +102,7 @@ class Fp8Projection(Projection):
 
 
 class RestoredProjection(Projection):
-    """Weights that no tensor core takes (or not here), made whole in the model's dtype for each product."""
+    """Weights that no tensor core takes (or not here), dequantised to the model's dtype for each product."""
 
     def __init__(self, layers: Sequence[torch.nn.Module], dtype: torch.dtype, scratch: Scratch) -> None:
         self._layers = layers
@@ -145,7 +145,7 @@ def _restore_into(layer: Any, out: torch.Tensor) -> None:
 
 
 def make_projection(layers: Sequence[Any], dtype: torch.dtype, scratch: Scratch) -> Projection:
-    """The product over layers of one kind, joined in their order."""
+    """Make the product over layers of one kind, joined in their order."""
     if type(layers[0]) is torch.nn.Linear:
         return DenseProjection(layers)
     if isinstance(layers[0], Fp8Linear) and _multiplies_fp8(layers):
@@ -159,7 +159,7 @@ def _multiplies_fp8(layers: Sequence[Fp8Linear]) -> bool:
 
 
 def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The tensors one under another, in memory of their own.
+    """Join the tensors one under another, in memory of their own.
 
     A single one is copied too: once every weight of a layer has moved, the memory that they lay in is free as a whole,
     and the next layer's fit into it. Holes between those that stayed would be lost, half a GiB in a model of 3B.

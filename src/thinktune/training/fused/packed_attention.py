@@ -42,7 +42,7 @@ def packed_attention(
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention in the form transformers calls it.
+    """Compute attention with the signature that transformers calls.
 
     Args:
         query: [1, query heads, tokens, head dim]; key and value have [1, key heads, tokens, head dim].
@@ -56,7 +56,7 @@ def packed_attention(
 
     Raises:
         ModelError: the model asks for more than this computes (a cap on scores, sinks, a mask of its own, …), or its
-            layers do not pass on where documents end.
+            layers do not pass on the ends of documents.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     wanted = {**others, "a mask of the model's own": attention_mask, "attention to what comes later": not causal}
@@ -74,7 +74,7 @@ def packed_attention(
 
 
 def window_of(attention: Any) -> int | None:
-    """The sliding window of an attention layer of transformers; Mistral's has it in its config alone."""
+    """Return the sliding window of an attention layer of transformers; Mistral's has it in its config alone."""
     window: int | None = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
     return window
 
@@ -110,7 +110,8 @@ def _flash(
 def _dense(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, length: int, scaling: float | None
 ) -> torch.Tensor:
-    """Documents of one length, as a batch: cuDNN's attention takes that, and is 1.6 times as fast as the other.
+    """Attend over documents of one length as a batch: cuDNN's attention takes that, and is 1.6 times as fast as the
+    other.
 
     But it makes a plan for each new shape, which takes up to a second: only where shapes come again.
     """
@@ -165,7 +166,7 @@ AttentionInterface.register(NAME, packed_attention)
 
 @contextmanager
 def packed_documents(model: PreTrainedModel) -> Iterator[None]:
-    """Within, `model` expects packed batches; afterwards it has the attention it had before."""
+    """Let `model` expect packed batches within the block; afterwards it has the attention it had before."""
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

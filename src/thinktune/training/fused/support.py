@@ -1,4 +1,4 @@
-"""Which models the fused layers are for: Llama-, Mistral-, Qwen2- and Qwen3-style decoders with plain adapters."""
+"""The models that fused layers support: Llama-, Mistral-, Qwen2- and Qwen3-style decoders with plain adapters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LARGEST_RANK = 64
 
 
 def why_not_fused(model: PeftModel) -> str | None:
-    """Why the layers of a model cannot be fused, in a few words; None where they can."""
+    """Explain in a few words why the layers of a model cannot be fused; None if they can."""
     base = model.get_base_model()
     if not _runs_on(base.device, base.dtype):
         return "its kernels are for NVIDIA GPUs from Ampere on, in bfloat16 or float16"
@@ -49,7 +49,7 @@ def why_not_fused(model: PeftModel) -> str | None:
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, on a CPU: tests without a GPU."""
+    """Return whether Triton's interpreter runs the kernels, on a CPU: tests without a GPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -39,7 +39,7 @@ class Batch:
         return self._cache is None or self.width >= self._cache.layers[0].keys.shape[2]
 
     def step(self) -> None:
-        """One token more for every row. Finished rows ride along, unread, until `change` drops them."""
+        """Decode one more token for every row. Finished rows ride along, unread, until `change` drops them."""
         decoder = self._decoder
         # A finished row that rides along must not run out of the model's positions.
         positions = (self.width - self._starts).clamp(max=decoder.context_length - 1)
@@ -122,7 +122,8 @@ def prefill(decoder: Decoder, rows: list[Row]) -> Prefilled:
 
 
 def _shared_tokens(prompts: list[list[int]]) -> int:
-    """How many tokens all prompts begin with, if it is worth a pass of its own; one is always left to be fed."""
+    """Count the tokens that all prompts begin with, if they are worth a pass of their own; one is always left to be
+    fed."""
     first, last = min(prompts), max(prompts)  # in the order of their tokens: what these two begin with, all do
     same = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
     shared = min(same, max(map(len, prompts)) - 1)

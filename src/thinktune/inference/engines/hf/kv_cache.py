@@ -83,7 +83,7 @@ def new_cache(layers: int) -> Cache:
 
 
 def spread(cache: Cache, starts: torch.Tensor, width: int) -> Cache:
-    """The one row of a cache for many rows of `width` columns, as what they begin with.
+    """Repeat the one row of a cache for many rows of `width` columns, as their common prefix.
 
     Args:
         cache: of a prefix of n tokens.
@@ -105,7 +105,7 @@ def spread(cache: Cache, starts: torch.Tensor, width: int) -> Cache:
 
 
 def merge(pieces: Sequence[Piece], spare: int) -> Cache:
-    """One cache with the pieces' rows in their order, right-aligned, and room for `spare` more columns.
+    """Make one cache with the pieces' rows in their order, right-aligned, and room for `spare` more columns.
 
     The pieces' caches are emptied layer by layer, so that old and new never lie in memory as a whole together.
     """
@@ -152,7 +152,7 @@ def _attend(
     query `(rows, heads, 1, size)` becomes `(rows, key heads, heads / key heads, size)`.
 
     Raises:
-        ModelError: the model wants what SDPA drops, such as a cap on scores.
+        ModelError: the model needs arguments that SDPA drops, such as a cap on scores.
     """
     refuse_unknown({name: kwargs[name] for name in kwargs.keys() - _KNOWN}, "the transformers engine", UNANSWERED)
     rows, heads, length, size = query.shape

@@ -1,4 +1,5 @@
-"""How likely given texts are to a model in memory: batches of prompts with their continuations, one forward each."""
+"""Log-likelihoods of given texts under a model in memory: batches of prompts with their continuations, one forward
+each."""
 
 from __future__ import annotations
 

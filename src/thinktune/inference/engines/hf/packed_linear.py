@@ -1,4 +1,4 @@
-"""On a CPU, weights laid out once as its bfloat16 matrix kernels want them, instead of anew at every step.
+"""On a CPU, weights laid out once for its bfloat16 matrix kernels, instead of anew at every step.
 
 A decode step multiplies few rows by every weight of the model, so that reading and re-ordering the weights is most of
 its time: SmolLM2-135M takes 31 instead of 47 ms a step for one row, and 85 instead of 106 ms for 32 (one core of an

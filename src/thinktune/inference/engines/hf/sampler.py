@@ -1,8 +1,8 @@
 """The next token of every row of a batch, each row by its own settings.
 
-The order of the filters, and what repetition_penalty and no_repeat_ngram_size look at (the prompt too), are those of
+The order of the filters, and the scope of repetition_penalty and no_repeat_ngram_size (the prompt too), are those of
 transformers' logits processors: penalty, n-grams, temperature, top_k, top_p, min_p. presence_penalty and
-frequency_penalty follow repetition_penalty and look at what was generated, as in OpenAI's API and vLLM. Noise is one
+frequency_penalty follow repetition_penalty and look at the completion only, as in OpenAI's API and vLLM. Noise is one
 number in [0, 1) a token from a generator of the row's own, so that a row draws the same whatever shares its batch; the
 number that another draw for the same token needs comes of the one before.
 """
@@ -27,7 +27,8 @@ _LEAST = math.exp(_LOWEST)
 
 
 def row_noise(seed: int | None, request_id: str, index: int) -> random.Random:
-    """The generator of one completion; the k-th number drawn belongs to its k-th token. No seed counts as 0."""
+    """Make the random generator of one completion; the k-th number drawn belongs to its k-th token. No seed counts as
+    0."""
     return random.Random(f"{seed or 0}/{index}/{request_id}".encode("utf-8", "surrogatepass"))
 
 
@@ -51,7 +52,7 @@ class NgramBlocker:
 
 
 class SampledRow(Protocol):
-    """What the sampler needs to know of a row."""
+    """The sampler's view of a row."""
 
     noise: random.Random
     ngrams: NgramBlocker | None
@@ -97,7 +98,8 @@ class Sampler:
             self._frequency = torch.tensor([row.sampling.frequency_penalty for row in rows], device=device)
 
     def pick(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next token ids `(rows,)` for logits `(rows, vocabulary)`, and which rows had usable logits `(rows,)`.
+        """Draw the next token ids `(rows,)` for logits `(rows, vocabulary)`; return also which rows had usable logits
+        `(rows,)`.
 
         Logits may be changed in place.
         """
@@ -140,7 +142,7 @@ class Sampler:
 
 
 def _draw_filtered(scores: torch.Tensor, noise: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """Token ids `(rows,)` for scores `(rows, vocabulary)` and columns `(rows, 1)`.
+    """Draw token ids `(rows,)` for scores `(rows, vocabulary)` and columns `(rows, 1)`.
 
     Looks at the likeliest tokens, and at all of them only for the rows where these do not hold what is kept. Of equal
     scores all are kept or none, since topk leaves them in any order.
@@ -162,7 +164,7 @@ def _draw_filtered(scores: torch.Tensor, noise: torch.Tensor, top_p: torch.Tenso
 
 
 def _draw_nucleus(scores: torch.Tensor, noise: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """The same for any number of tokens.
+    """Draw the same for any number of tokens.
 
     By rejection, as FlashInfer does it, which spares the sorting: a token is drawn from all, and if it is not among
     those that are kept, another one is drawn from those likelier than it.
@@ -185,19 +187,19 @@ def _draw_nucleus(scores: torch.Tensor, noise: torch.Tensor, top_p: torch.Tensor
 
 
 def _noise(generators: Sequence[random.Random], device: torch.device) -> torch.Tensor:
-    """A number in [0, 1) from each `(rows, 1)`."""
+    """Draw a number in [0, 1) from each `(rows, 1)`."""
     drawn = torch.tensor([generator.random() for generator in generators], dtype=torch.float32, device=device)
     return drawn.clamp_(max=1 - 2**-24)[:, None]  # float32 rounds the highest up to 1
 
 
 def _weights(scores: torch.Tensor) -> torch.Tensor:
-    """Probabilities `(rows, n)` up to a factor, 1 for the likeliest."""
+    """Compute probabilities `(rows, n)` up to a factor, 1 for the likeliest."""
     # What has no chance has the least weight, which is never drawn.
     return (scores - scores.amax(-1, True)).clamp_(min=_LOWEST).exp_()
 
 
 def _invert(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Indexes `(rows,)` where the running sum of weights `(rows, n)` passes noise `(rows, 1)` times their sum.
+    """Find indexes `(rows,)` where the running sum of weights `(rows, n)` passes noise `(rows, 1)` times their sum.
 
     Found among the sums of blocks first, because running sums of whole rows are slow on a GPU.
     """

@@ -1,4 +1,4 @@
-"""Which rows decode together, and what happens when that fails."""
+"""Scheduling: the rows that decode together, and the recovery from failures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Limits:
-    """What a batch may hold: `tokens` is rows times columns of the cache, `prefill` prompt tokens read in one go."""
+    """The limits of a batch: `tokens` is rows times columns of the cache, `prefill` prompt tokens read in one go."""
 
     tokens: int
     rows: int
@@ -49,7 +49,7 @@ class Scheduler:
         return not self.waiting and not self._batch.rows
 
     def advance(self) -> list[Row]:
-        """Change the batch where that pays, decode one token, and return the rows that ended, in error or well.
+        """Change the batch if that pays, decode one token, and return the rows that ended, in error or well.
 
         Raises:
             GenerationError: the device failed for good.
@@ -69,7 +69,7 @@ class Scheduler:
         return [row for row in [*before, *self._entering] if row.reason is not None]
 
     def _change(self) -> None:
-        """Let rows in while the limits last, or send the newest ones back where the batch has outgrown them."""
+        """Let rows in while the limits last, or send the newest ones back if the batch has outgrown them."""
         live = self._batch.live
         leaving = self._overflow(live)
         if not leaving:
@@ -80,13 +80,13 @@ class Scheduler:
         self._cap = min(self._cap * 2, self._limits.rows)
 
     def _overflow(self, live: Sequence[Row]) -> list[Row]:
-        """The rows to send back, those that wrote least, so that the rest may grow by `SPARE` columns."""
+        """Choose the rows to send back, the shortest completions, so that the rest may grow by `SPARE` columns."""
         width = max((row.length for row in live), default=0) + SPARE
         fitting = max(1, self._limits.tokens // width)
         return sorted(live, key=lambda row: len(row.ids))[: max(0, len(live) - fitting)]
 
     def _next_rows(self, live: Sequence[Row]) -> list[Row]:
-        """As many waiting rows as fit beside the live ones; always one where there is none."""
+        """Take as many waiting rows as fit beside the live ones; always one if none is live."""
         width = max((row.length for row in live), default=0)
         chosen: list[Row] = []
         while self.waiting:
@@ -110,7 +110,7 @@ class Scheduler:
             yield group
 
     def _prefill(self, rows: list[Row]) -> list[Prefilled]:
-        """Prefill rows together; where that fails, halve them until the guilty one is found."""
+        """Prefill rows together; if that fails, halve them until the guilty one is found."""
         try:
             return [prefill(self._decoder, rows)]
         except Exception as error:  # whatever the model raises, only the row that caused it is to pay
@@ -156,7 +156,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _is_device_failure(error: Exception) -> bool:
-    """True for CUDA errors after which nothing runs any more in this process."""
+    """Return True for CUDA errors after which nothing runs any more in this process."""
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
 
 

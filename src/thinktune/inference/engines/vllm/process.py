@@ -52,12 +52,12 @@ class Crashed(GenerationError):
 
 
 def has_vllm() -> bool:
-    """Whether vLLM can be run: by the interpreter that `PYTHON` names, else by this one."""
+    """Return whether vLLM can be run: by the interpreter that `PYTHON` names, else by this one."""
     return bool(os.environ.get(PYTHON)) or find_spec("vllm") is not None
 
 
 def vllm_python() -> str:
-    """The interpreter to run vLLM with.
+    """Return the interpreter to run vLLM with.
 
     Raises:
         MissingExtra: vLLM is not installed.
@@ -119,7 +119,7 @@ class WorkerProcess:
             raise
 
     def open_box(self, box: deque[Event]) -> str:
-        """A name for a new request, whose events are to come into `box`."""
+        """Open a box for a new request's events, and return the request's name."""
         name = str(next(self._names))
         self._boxes[name] = box
         return name
@@ -179,7 +179,7 @@ class WorkerProcess:
         return event
 
     def _crash(self) -> Crashed:
-        """The error for a process that has gone, with the reason that its log gives."""
+        """Make the error for a process that has gone, with the reason that its log gives."""
         self._end(1.0)
         text = self._log.read_text(encoding="utf-8", errors="replace")
         errors = [f"{kind.rpartition('.')[2]}: {what}" for kind, what in _ERROR.findall(text)]
@@ -204,7 +204,7 @@ class WorkerProcess:
             self._end_group()
 
     def _end_group(self) -> None:
-        """What is left of the process and its children: asked first, so that they remove their shared memory."""
+        """End the rest of the process and its children: by SIGTERM first, so that they remove their shared memory."""
         deadline = time.monotonic() + _LAST_WORDS
         with suppress(ProcessLookupError):  # none of the group is left
             os.killpg(self._process.pid, signal.SIGTERM)
@@ -243,7 +243,7 @@ class Flight:
         self._process.send({"score": {"id": name, "prompt_ids": list(ids), "last": last, "adapter": adapter}})
 
     def next_event(self) -> Event:
-        """The next event of any of the requests.
+        """Return the next event of any of the requests.
 
         Raises:
             Crashed: the process has ended.

@@ -5,7 +5,7 @@ scales of a quantised row, the low-rank products) stay in registers, and any sli
 Sums over tokens (the adapter's gradients) go to float32 memory by atomic additions.
 
 Low-rank activations of projections that read the same input lie beside each other: [tokens, slots * rank], where a slot
-is a projection. Tiles of them have R columns, the rank rounded up to what a tensor core takes (16, 32, 64, …), zeros
+is a projection. Tiles of them have R columns, the rank rounded up to a tensor core's size (16, 32, 64, …), zeros
 beyond the rank.
 
 Scales of quantised rows are float32 [tokens]: value = byte * scale. `weight_scale` are those of a frozen weight's rows;

@@ -1,4 +1,4 @@
-"""What all kernels share: block shapes, quantised rows, the product of tiles."""
+"""Shared parts of all kernels: block shapes, quantised rows, the product of tiles."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dot(a, b):  # type: ignore[no-untyped-def]
 
 
 def blocks(count: int, size: int) -> int:
-    """How many blocks of a size hold so many. (Triton's own function takes microseconds a call.)"""
+    """Return the number of blocks of a size that hold so many. (Triton's own function takes microseconds a call.)"""
     return -(-count // size)
 
 
@@ -41,7 +41,7 @@ def power_of_two(number: int) -> int:
 
 
 def tile_of(rank: int) -> int:
-    """The columns of a tile that holds so many low-rank activations: what a tensor core takes."""
+    """Return the columns of a tile for so many low-rank activations: a size that a tensor core takes."""
     return max(16, power_of_two(rank))
 
 
@@ -60,7 +60,8 @@ def _quantise_kernel(x, column_scale, scale, out, WIDTH: tl.constexpr, SCALED: t
 
 
 def quantise(x: torch.Tensor, column_scale: torch.Tensor | None = None) -> Quantised:
-    """Rows [tokens, width], times `column_scale` float32 [width], in fp8; each row is held in registers meanwhile."""
+    """Quantise rows [tokens, width], times `column_scale` float32 [width], to fp8; each row is held in registers
+    meanwhile."""
     tokens, width = x.shape
     out = torch.empty_like(x, dtype=FP8)
     scale = torch.empty(tokens, 1, dtype=torch.float32, device=x.device)

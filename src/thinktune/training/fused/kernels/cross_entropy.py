@@ -38,7 +38,7 @@ def _cross_entropy_kernel(logits, targets, losses, VOCABULARY: tl.constexpr, GRA
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, *, grad: bool) -> torch.Tensor:
-    """The loss of every row in nats, float32 [rows]; with `grad`, the logits are overwritten with its gradient.
+    """Compute the loss of every row in nats, float32 [rows]; with `grad`, overwrite the logits with its gradient.
 
     Args:
         logits: [rows, vocabulary], contiguous.

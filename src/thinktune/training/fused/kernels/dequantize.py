@@ -20,7 +20,7 @@ def _transpose_kernel(weight, out, N, K, BN: tl.constexpr, BK: tl.constexpr):
 
 
 def transpose(weight: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy [in, out] of one-byte weights [out, in]."""
+    """Make a contiguous copy [in, out] of one-byte weights [out, in]."""
     rows, columns = weight.shape
     out = weight.new_empty(columns, rows)
     grid = (blocks(rows, 128), blocks(columns, 64))

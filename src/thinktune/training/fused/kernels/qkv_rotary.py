@@ -14,7 +14,7 @@ from thinktune.training.fused.kernels.common import Rows, blocks, dot, quantise,
 
 @dataclass(frozen=True)
 class Heads:
-    """How an attention layer's projections are laid out: query heads, then key heads, then value heads.
+    """The layout of an attention layer's projections: query heads, then key heads, then value heads.
 
     Attributes:
         bias: [width] of the joined projections, if they have one.
@@ -37,7 +37,7 @@ def _projected(
     qkv, bias, low_tile, b, rows, live, columns,
     WIDTH: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Half a head of the complete projection, float32 [BM, dim / 2]."""
+    """Compute half a head of the complete projection, float32 [BM, dim / 2]."""
     rank = tl.arange(0, R)
     b_mask = (rank < RANK)[None, :] & (columns >= 0)[:, None]
     b_tile = tl.load(b + columns[:, None] * RANK + rank[None, :], mask=b_mask, other=0.0)
@@ -180,11 +180,11 @@ def rotate_grad(
     scaling: float,
     weight_scale: torch.Tensor | None = None,
 ) -> Rows:
-    """The derivative of `rotate`.
+    """Compute the derivative of `rotate`.
 
     Args:
         grads: of queries, keys and values, [tokens, heads, dim] each, contiguous.
-        qkv: the frozen product where heads are normed, else None.
+        qkv: the frozen product if heads are normed, else None.
         low, b, cos, sin, heads: as for `rotate`.
         g_low: float32 [tokens, 3 rank], to which the gradient times b is added.
         g_b: float32 [width, rank], to which the gradient of B is added.

@@ -91,7 +91,7 @@ def add_norm_project(
     in_fp8: bool = False,
     into: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Rows | None, torch.Tensor | None]:
-    """`x + y + low B'`, its RMSNorm, and the low-rank product of that; each part is left out where not asked for.
+    """Compute `x + y + low B'`, its RMSNorm, and the low-rank product of that; each part is optional.
 
     Args:
         x: [tokens, width].
@@ -100,7 +100,7 @@ def add_norm_project(
         a: [slots, rank, width], or None for no low-rank product.
         write: whether the (normalised) rows are wanted, and not only their low-rank product.
         in_fp8: write them in fp8.
-        into: [tokens, width], where the sum goes; new memory without.
+        into: [tokens, width], memory for the sum. None: new memory.
 
     Returns:
         the sum (x itself without `update`), the rows written, and low [tokens, slots * rank].
@@ -163,7 +163,7 @@ def output_grad(
     scaling: float,
     weight_scale: torch.Tensor | None = None,
 ) -> Rows:
-    """What the gradient of a projection's output means for its adapter.
+    """Compute the adapter's gradients from that of a projection's output.
 
     Args:
         g: [tokens, width], the gradient of the output.
@@ -253,7 +253,7 @@ def input_grad(
     Args:
         g: [tokens, width], the gradient through the frozen weights; overwritten with the result without `into`.
         g_low: float32 [tokens, slots * rank]; a: [slots, rank, width].
-        x: [tokens, width], the input, or with `norm` what was normalised to become it.
+        x: [tokens, width], the input, or with `norm` the rows before normalisation.
         g_a: float32 [slots, rank, width], the gradient of A, added to.
         norm: weight [width] and epsilon of the RMSNorm, if there is one.
         residual: [tokens, width], with `norm`: the gradient that comes past it.

@@ -12,7 +12,7 @@ from thinktune.training.fused.kernels.common import Rows, blocks, dot, quantise,
 
 @triton.jit
 def _gate_and_up(gate_up, low_gate, low_up, b_gate, b_up, place, mask, F: tl.constexpr):
-    """The complete projections, float32: the frozen products and their low-rank updates."""
+    """Compute the complete projections, float32: the frozen products and their low-rank updates."""
     gate = tl.load(gate_up + place, mask=mask, other=0.0).to(tl.float32) + dot(low_gate, tl.trans(b_gate))
     up = tl.load(gate_up + place + F, mask=mask, other=0.0).to(tl.float32) + dot(low_up, tl.trans(b_up))
     return gate, up
@@ -58,7 +58,7 @@ def _swiglu_kernel(
 def swiglu(
     gate_up: torch.Tensor, low: torch.Tensor, b: torch.Tensor, a: torch.Tensor, low_down: torch.Tensor
 ) -> torch.Tensor:
-    """`silu(gate) * up` and its low-rank product for the projection that follows.
+    """Compute `silu(gate) * up` and its low-rank product for the projection that follows.
 
     Args:
         gate_up: [tokens, 2 f], the frozen products side by side.
@@ -144,12 +144,12 @@ def swiglu_grad(
     scaling: float,
     weight_scale: torch.Tensor | None = None,
 ) -> Rows:
-    """The derivative of `swiglu`; the activation itself is computed again rather than kept.
+    """Compute the derivative of `swiglu`; the activation itself is computed again rather than kept.
 
     Args:
         gate_up, low, b, a: as for `swiglu`; `gate_up` is overwritten with its gradient.
         g: [tokens, f], the gradient through down's frozen weight.
-        g_low_down: float32 [tokens, rank], what `output_grad` gave.
+        g_low_down: float32 [tokens, rank], as `output_grad` computed it.
         g_low: float32 [tokens, 2 rank], to which the gradient times b is added.
         g_b: float32 [2 f, rank] of gate and up, and g_a: float32 [1, rank, f] of down, which are added to.
         weight_scale: float32 [2 f]; where given, the gradient comes back as fp8 with these scales in it.
