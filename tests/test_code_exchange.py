@@ -952,7 +952,7 @@ def test_what_cannot_be_decided_is_an_error_and_not_wrong() -> None:
         ("f(1)", "assert nothing"),
         ("assert f(1) ==", "no Python"),
         ("import nowhere_to_be_found\nassert f(1) == 2", "cannot be run here"),
-        ("def test_it(tmp_path):\n    assert f(1) == 2", "only pytest has: tmp_path"),
+        ("def test_it(tmp_path):\n    assert f(1) == 2", "features of pytest itself: tmp_path"),
         (
             "from unittest.mock import patch\nwith patch('os.getcwd', return_value='x'):\n    assert f(1) == 3",
             "replace what",

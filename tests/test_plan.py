@@ -88,7 +88,7 @@ def test_a_target_that_no_layer_has_is_refused_with_those_they_have(shape: Shape
     config = parse_config({"lora": {"targets": ["self_attn.q_proj", target]}})
     with pytest.raises(ConfigError, match=rf"have no {target}\n") as refused:
         work_of(config, shape, width=2, kind="cuda")
-    assert refused.value.hint == "what they have is down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+    assert refused.value.hint == "they have down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
 
 
 def test_an_adapter_that_goes_on_has_targets_of_its_own(shape: Shape) -> None:

@@ -51,7 +51,7 @@ def telling_full_disk(file: Path) -> Iterator[None]:
             raise
         raise DiskFull(
             f"no space left on the disk while writing {file}",
-            hint="free some space and give the same command again: what was finished is kept",
+            hint="free some space and give the same command again: finished work is kept",
         ) from error
 
 

@@ -238,7 +238,7 @@ def _read_messages(fields: Mapping[str, Any]) -> Messages:
     if any(turn["role"] == "system" for turn in turns[1:]):
         raise _Fault("messages may have a system text at their beginning only")
     if turns[-1]["role"] != "user":
-        raise _Fault("messages must end with what the user says")
+        raise _Fault("messages must end with a turn of the user")
     return turns
 
 

@@ -66,7 +66,7 @@ class Shape:
             known = sorted({linear.name.rpartition(".")[2] for linear in self.linears})
             raise ConfigError(
                 f"lora.targets: the model's layers have no {', '.join(unknown)}",
-                hint=f"what they have is {', '.join(known)}",
+                hint=f"they have {', '.join(known)}",
             )
 
 

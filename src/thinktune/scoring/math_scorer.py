@@ -252,7 +252,7 @@ def _groups(reference: str, answer: str) -> Verdict | None:
         return Verdict(False)
     if len(left.items) != len(right.items):
         dots = ELLIPSIS in left.items and ELLIPSIS in right.items
-        return Verdict(False, f"{_UNDECIDED}what dots stand for is not guessed" if dots else None)
+        return Verdict(False, f"{_UNDECIDED}the meaning of dots is not guessed" if dots else None)
     return _elements(left, right)
 
 

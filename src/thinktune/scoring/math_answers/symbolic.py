@@ -54,7 +54,7 @@ def equal(reference: str, answer: str) -> bool:
         Undecided: it cannot be found out whether they are equal.
     """
     if "\\ldots" in reference or "\\ldots" in answer:
-        raise Undecided("what dots stand for is not guessed")
+        raise Undecided("the meaning of dots is not guessed")
     if is_relation(reference) or is_relation(answer):
         return _equal_relations(reference, answer)
     left, right = _read(reference, "reference"), _read(answer, "answer")
@@ -202,7 +202,7 @@ def _same_at_points(left: sympy.Expr, right: sympy.Expr, letters: Sequence[sympy
             or one.has(sympy.Integral, sympy.Sum)
             or other.has(sympy.Integral, sympy.Sum)
         ):
-            raise Undecided("what is summed or integrated could not be worked out")
+            raise Undecided("the sum or integral could not be worked out")
         scale = max(abs(one), abs(other))
         small = scale * sympy.Float(10) ** -25
         if not complex_numbers:
@@ -250,7 +250,7 @@ def _approximates(decimal: str, value: Fraction) -> bool:
 def _same_equations(left: Any, right: Any) -> bool:
     """Return whether two equations agree up to a factor. Nothing is solved: two that have no solution differ."""
     if not (isinstance(left, sympy.Eq) and isinstance(right, sympy.Eq)):
-        raise Undecided("an equation is not compared with what is none")
+        raise Undecided("an equation is only compared with an equation")
     sides = [each for equation in (left, right) for each in equation.args]
     if not all(isinstance(side, sympy.Expr) for side in sides):
         return _same(left.lhs, right.lhs) and _same(left.rhs, right.rhs)

@@ -126,7 +126,8 @@ class Scheduler:
         """Put every unfinished row back in front of the queue, to go on in smaller batches. A lone row fails."""
         if _is_device_failure(error):
             raise GenerationError(
-                f"the device failed: {_describe(error)}", hint="what was finished is kept; start again to go on"
+                f"the device failed: {_describe(error)}",
+                hint="finished completions are kept; give the same command again to resume",
             ) from error
         # Those that were to leave for want of room may be in the queue already, or in no batch any more.
         rows = [row for row in involved if row.reason is None and row not in self.waiting]

@@ -131,7 +131,7 @@ def _run_function(function: Any, candidate: Any) -> None:
         elif missing and is_check:
             return  # a helper that is not used
         elif missing:
-            raise Faulty(f"the test {function.__name__} asks for what only pytest has: {', '.join(missing)}")
+            raise Faulty(f"the test {function.__name__} needs features of pytest itself: {', '.join(missing)}")
         try:
             result = function(**given)
             if result is not None and _is_awaitable(result):
