@@ -12,7 +12,7 @@ from thinktune.errors import ConfigError
 
 
 def load_function(reference: str, setting: str) -> Callable[..., Any]:
-    """Import a function, from the current folder or what is installed.
+    """Import a function, from the current folder or an installed package.
 
     Args:
         reference: `module:function`.

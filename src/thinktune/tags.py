@@ -1,7 +1,7 @@
 """`<think>…</think> <answer>…</answer>`: rendered, parsed and checked here and nowhere else.
 
 Training renders examples with `render`, engines stop at `STOP`, scoring and the web page read completions with `parse`,
-so there is a single opinion on what a well-formed completion is.
+so there is a single definition of a well-formed completion.
 """
 
 from __future__ import annotations

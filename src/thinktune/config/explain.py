@@ -13,7 +13,7 @@ NAME, LIST = "(name)", "(list)"
 
 
 def explain(problem: Any, root: type[BaseModel]) -> str:
-    """Say where in `root` a pydantic error is, and what to write instead of an unknown key."""
+    """Locate a pydantic error in `root`, and suggest the nearest key for an unknown one."""
     where = ".".join(str(part) for part in problem["loc"] if part not in (NAME, LIST))
     if problem["type"] != "extra_forbidden":
         message = problem["msg"].removeprefix("Value error, ")

@@ -1,7 +1,7 @@
 """From a YAML file and `key=value` overrides to a checked config, and back.
 
 Unknown keys are refused with the nearest valid one. `configs/*.yaml` are the shipped ones; `thinktune config FILE`
-prints what a file resolves to, and `thinktune config --schema` the JSON schema for editors.
+prints the resolved config, and `thinktune config --schema` the JSON schema for editors.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def parse_load(settings: Sequence[str] | None, base: Load | None = None) -> Load
 
 
 def dump_config(config: Config) -> str:
-    """The resolved config as YAML that `load_config` reads back to an equal one."""
+    """Write the resolved config as YAML that `load_config` reads back to an equal one."""
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, allow_unicode=True)
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The values of a config file, unchecked.
+    """Read the values of a config file, unchecked.
 
     Raises:
         ConfigError: the file is missing, not YAML, or no mapping.
@@ -117,7 +117,7 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 
 def _size(value: Any, known: dict[int, int]) -> int:
-    """How many values there are once aliases are written out; `known` has those of lists and mappings by identity.
+    """Count the values once aliases are written out; `known` has those of lists and mappings by identity.
 
     Raises:
         UnicodeEncodeError: a text is none.
@@ -170,5 +170,5 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def config_schema() -> str:
-    """The JSON schema of config files, for editors (configs/schema.json is this text)."""
+    """Return the JSON schema of config files, for editors (configs/schema.json is this text)."""
     return json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False)

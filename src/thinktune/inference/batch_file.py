@@ -55,7 +55,7 @@ def read_batch_file(
 
     Args:
         path: JSON lines, UTF-8 with or without a byte order mark; `builtin:questions` for a small one.
-        samplings: by item type; what a line sets itself goes over it. None: the default profile.
+        samplings: by item type; settings of a line override them. None: the default profile.
         skip_bad: turn faulty lines into items with a `problem` instead of refusing the file.
 
     Raises:

@@ -27,7 +27,7 @@ _BETWEEN = 64  # tokens that a thought within a budget and its answer may need b
 
 @dataclass(frozen=True)
 class Completed:
-    """The completions of all requests, by request id and sample index, and what this call had to do for them.
+    """The completions of all requests, by request id and sample index, and the counts of this call's work.
 
     Attributes:
         seconds: spent generating, without those to load the model.
@@ -52,7 +52,7 @@ def complete(
     overwrite: bool = False,
     only_failed: bool = False,
 ) -> Completed:
-    """Answer all requests through the journal in `file`, generating only what it does not have yet.
+    """Answer all requests through the journal in `file`, generating only the completions that it lacks.
 
     Args:
         model: fingerprint of the model, part of every key.
@@ -116,7 +116,7 @@ class _Digests:
         self._settings: dict[Sampling, str] = {}
 
     def keys(self, request: Request) -> list[str]:
-        """A key for each sample. How many samples there are is no part of it, so that more of them can be added."""
+        """Return a key for each sample. The number of samples is no part of it, so that more of them can be added."""
         settings = self._settings.get(request.sampling)
         if settings is None:
             settings = self._settings[request.sampling] = request.sampling.model_dump_json(exclude={"n"})
@@ -168,7 +168,7 @@ def _tell_start(journal: Journal, keys: dict[tuple[str, int], str], found: int, 
 
 
 def _with_progress(engine: Engine, requests: Sequence[Request], console: Console) -> Iterator[Completion]:
-    """The engine's completions, with a live line of how far it is."""
+    """Yield the engine's completions, with a live line of the progress."""
     if not requests:
         return
     columns: tuple[Any, ...] = (

@@ -1,11 +1,11 @@
-"""Completions, written down one by one as they finish, so that a stopped run goes on with what is missing.
+"""Completions, written down one by one as they finish, so that a stopped run resumes with the missing ones.
 
 A journal is JSON lines beside the result: `{"key", "id", "index", "text", "finish_reason", "error", "tokens",
 "crc"}`. The key is a digest of everything that the completion follows from (id, prompt, sampling, model, sample
-index): what was made with other settings is never taken for what is wanted now. The CRC-32 of what stands before it
-in the line tells a damaged line, whose completion is made anew; lines of before there was one count without. Each
-line is with the operating system at once, so that killing the process loses nothing, and is on the disk within 200
-ms, so that a power cut loses little.
+index): a completion made with other settings is never taken for a current one. The CRC-32 of the text before it in the
+line tells a damaged line, whose completion is made anew; lines of before there was one count without. Each line is with
+the operating system at once, so that killing the process loses nothing, and is on the disk within 200 ms, so that a
+power cut loses little.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Journal:
         records: where in the file the record of each key begins. Errors of earlier calls are not among them: they are
             to be tried again.
         failed: the keys whose last record, of an earlier call, is an error.
-        damaged: how many lines cannot be read, or are not what was written.
+        damaged: number of lines that are unreadable or altered.
 
     Raises:
         DiskFull: while writing.
@@ -155,7 +155,7 @@ class Journal:
         return descriptor
 
     def _read(self) -> None:
-        """Take in what is there, up to the end of its last whole line."""
+        """Read the records that are there, up to the end of the last whole line."""
         with self.file.open("rb") as stream:
             for line in stream:
                 if not line.endswith(b"\n"):
@@ -221,7 +221,7 @@ def _read_record(stream: BinaryIO, offset: int) -> tuple[str, Record]:
 
 
 def _write_all(descriptor: int, data: bytes, start: int) -> None:
-    """Append all of `data` or nothing: what a full disk took of it is cut off again. `start` is the file's length."""
+    """Append all of `data` or nothing: a part that a full disk took is cut off again. `start` is the file's length."""
     written = 0
     try:
         while written < len(data):

@@ -23,7 +23,7 @@ ResultFormat = Literal["results", "lines", "openai"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one item: an `error`, or one record for each sample. `prompt_tokens` is 0 where unknown."""
+    """The result of one item: an `error`, or one record for each sample. `prompt_tokens` is 0 if unknown."""
 
     item: Item
     records: Sequence[Record]
@@ -36,7 +36,7 @@ def write_results(file: Path, results: Iterable[Result], *, form: ResultFormat, 
 
     Args:
         form: "results" (ours), "lines" or "openai".
-        model: what OpenAI's lines name as the model.
+        model: name of the model in OpenAI's lines.
     """
     with replacing_text(file) as stream:
         if form == "results":
@@ -48,7 +48,7 @@ def write_results(file: Path, results: Iterable[Result], *, form: ResultFormat, 
 
 
 def _write_ours(stream: TextIO, results: Iterable[Result]) -> None:
-    """What `json.dump(…, indent=2)` would write of the whole."""
+    """Write the whole as `json.dump(…, indent=2)` would."""
     stream.write('{\n  "result": {\n    "results": [')
     for number, result in enumerate(results):
         text = json.dumps(_our_result(result), indent=2, ensure_ascii=False)

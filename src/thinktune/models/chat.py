@@ -1,7 +1,7 @@
 """Conversations to token ids, for one tokenizer: the only place that applies a chat template.
 
 Training, asking, batch inference and scoring all render their prompts here, so that a model is asked in exactly the
-words it was trained on. What people write is text: a `<|im_end|>` inside a question is tokenised as the ten characters
+words it was trained on. Prompts of people are text: a `<|im_end|>` inside a question is tokenised as the ten characters
 it is, never as the control token. The format's own tags are words of the text too, in questions and replies alike:
 where the vocabulary has a token for `<think>`, special or not, that token stands for it.
 
@@ -78,7 +78,7 @@ class Chat:
 
     @property
     def dates(self) -> Mapping[str, str]:
-        """What the template has read off the clock, by the format it asked for; empty where it reads none."""
+        """Dates that the template has read off the clock, by format; empty if it reads none."""
         return self._dates
 
     def set_date(self, now: datetime) -> None:
@@ -89,7 +89,8 @@ class Chat:
         self._use_system(self._wanted)
 
     def told_template(self) -> str:
-        """The chat template for other programs, with this chat's system text, and its date where that is settled."""
+        """Return the chat template for other programs, with this chat's system text, and its date if that is
+        settled."""
         template = str(self.tokenizer.chat_template)
         if self.system_text != (self._default_system or None):
             template = with_system_text(template, self.system_text or "")
@@ -111,7 +112,7 @@ class Chat:
         return self._ids_with_plain_control(turns)
 
     def reply_ids(self, text: str) -> list[int]:
-        """Token ids of an assistant's reply as it is trained: the text and the token that ends the turn.
+        """Return the token ids of an assistant's reply as it is trained: the text and the token that ends the turn.
 
         They are what has to follow the generation prompt. Nothing of it passes through the template, which may trim
         a reply or drop its thought.
@@ -145,7 +146,7 @@ class Chat:
         self._opened = opened.group() if opened else ""
 
     def _find_system(self, user: dict[str, str], probe: str) -> tuple[str | None, bool]:
-        """The template's own system text, and whether it has a place for another."""
+        """Find the template's own system text, and whether it has a place for another."""
         own = self._render([user], generation_prompt=False)
         try:
             given = self._render([{"role": "system", "content": probe}, user], generation_prompt=False)
@@ -169,7 +170,7 @@ class Chat:
         self.system_text = (self._default_system if system is None else system) or None
 
     def _find_end_of_turn(self, closing: str) -> int:
-        """The first control token of what the template writes after an assistant's text."""
+        """Find the first control token of the template's text after an assistant's reply."""
         for token_id in self._ids(closing):
             if self.tokenizer.convert_ids_to_tokens(token_id) in self._control:
                 return int(token_id)
@@ -214,7 +215,7 @@ class Chat:
         return text
 
     def _clock(self) -> dict[str, Any]:
-        """What stands before the function of that name which transformers gives templates."""
+        """Stand in for the function of that name which transformers gives templates."""
 
         def strftime_now(form: str) -> str:
             return self._dates.setdefault(form, self.now.strftime(form))
@@ -265,12 +266,12 @@ class Chat:
 
 
 def date_settings(chat: Chat) -> dict[str, str]:
-    """What to record, so that a later chat renders the same: nothing where the template reads no clock."""
+    """Return the settings that let a later chat render the same: none if the template reads no clock."""
     return {"now": chat.now.isoformat()} if chat.dates else {}
 
 
 def recorded_date(settings: Mapping[str, Any]) -> datetime | None:
-    """The moment that `date_settings` recorded; None where there is none.
+    """Return the moment that `date_settings` recorded; None if there is none.
 
     Raises:
         ModelError: it is no date.
@@ -284,7 +285,7 @@ def recorded_date(settings: Mapping[str, Any]) -> datetime | None:
 
 
 def with_system_text(template: str, text: str) -> str:
-    """A chat template that puts a system text before conversations which bring none."""
+    """Make a chat template that puts a system text before conversations which bring none."""
     message = f"[{{'role': 'system', 'content': {json.dumps(text)}}}]"
     return (
         "{%- if not messages or messages[0]['role'] != 'system' %}"
@@ -294,7 +295,7 @@ def with_system_text(template: str, text: str) -> str:
 
 
 def _with_dates(template: str, dates: Mapping[str, str]) -> str:
-    """A chat template that reads these dates, by format, where it would read the clock."""
+    """Make a chat template that reads these dates, by format, instead of the clock."""
     if not dates:
         return template
     known = ", ".join(f"{json.dumps(form)}: {json.dumps(date)}" for form, date in dates.items())

@@ -23,7 +23,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Shape:
-    """What memory and time depend on.
+    """The sizes that memory and time depend on.
 
     Attributes:
         linears: those of all decoder layers, the head not among them.
@@ -52,12 +52,13 @@ class Shape:
         return self.linear_weights + self.others
 
     def targets(self, names: Sequence[str]) -> tuple[Linear, ...]:
-        """The linear layers that an adapter with these targets is on: those whose name ends in one, as PEFT has it."""
+        """List the linear layers that an adapter with these targets is on: those whose name ends in one, as PEFT has
+        it."""
         ends = tuple(f".{name}" for name in names)
         return tuple(linear for linear in self.linears if f".{linear.name}".endswith(ends))
 
     def check_targets(self, names: Sequence[str]) -> None:
-        """Whether an adapter can be on all of them.
+        """Make sure that an adapter can be on all of them.
 
         Raises:
             ConfigError: no linear layer of the decoder has that name.
@@ -71,7 +72,7 @@ class Shape:
 
 
 def shape_of(config: Any, *, trust_remote_code: bool = False) -> Shape:
-    """The shape of the causal LM that a transformers config describes."""
+    """Return the shape of the causal LM that a transformers config describes."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D

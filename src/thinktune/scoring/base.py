@@ -29,7 +29,7 @@ _COMPARED = 200  # comparisons that the vote on one problem may take; what is le
 
 @dataclass(frozen=True)
 class Score:
-    """What a completion is worth.
+    """The score of a completion.
 
     Attributes:
         correct: strict: the answer inside the tags of a well-formed completion is right. None: not known.
@@ -64,17 +64,17 @@ Scorer = Callable[[str, Mapping[str, Any], str], Score]
 
 
 def reference_of(gold: Mapping[str, Any]) -> str:
-    """The reference answer of a gold record that `reference_fault` finds nothing wrong with: a text, or a number."""
+    """Return the reference answer, a text or a number, of a gold record in which `reference_fault` finds no fault."""
     value = _reference(gold)
     # Without an exponent, as answers write numbers: 1e-07 is Python's way.
     return f"{Decimal(repr(value)):f}" if isinstance(value, float) else str(value)
 
 
 def reference_fault(gold: Mapping[str, Any]) -> str | None:
-    """Why a gold record has no reference answer that a text may be compared with; None where it has one.
+    """Explain why a gold record has no reference answer that a text may be compared with; None if it has one.
 
-    A list of one is what is in it. Of several it cannot be told whether all are asked for or any would do, and what
-    else is no text has no one way to be written as text: neither is compared as Python happens to print it.
+    A list of one counts as its element. Of several it cannot be told whether all are asked for or any would do, and
+        other values have no unique spelling: neither is compared as Python happens to print it.
     """
     value = _reference(gold)
     if value is None:
@@ -120,7 +120,7 @@ def _reference(gold: Mapping[str, Any]) -> Any:
 
 
 def format_outcome(text: str, finish_reason: str) -> Outcome | None:
-    """Why a completion has no answer to compare, or None if it is well-formed.
+    """Return why a completion has no answer to compare, or None if it is well-formed.
 
     >>> format_outcome("<think>so far", "length")
     'cut off'

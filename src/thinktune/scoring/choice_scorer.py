@@ -32,7 +32,7 @@ def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
 
 
 def compare(reference: str, answer: str, options: Options | None = None) -> Verdict:
-    """Whether an answer names the letters that the reference names, all of them and no other."""
+    """Return whether an answer names the letters that the reference names, all of them and no other."""
     wanted = reference_letters(reference, options)
     if wanted is None:
         return Verdict(False, "the reference names no letter")
@@ -41,12 +41,12 @@ def compare(reference: str, answer: str, options: Options | None = None) -> Verd
 
 
 def letter(answer: str) -> str | None:
-    """The letters that an answer names, where nothing is known of the options; see `letters.read_letters`."""
+    """Read the letters that an answer names, if the options are unknown; see `letters.read_letters`."""
     return read_letters(answer).letters
 
 
 def reference_letters(reference: str, options: Options | None = None) -> str | None:
-    """The letters that a reference names, in whatever order it has them, or whose option's text it is.
+    """Read the letters that a reference names, in any order, or whose option's text it is.
 
     >>> reference_letters("CA"), reference_letters("(b)"), reference_letters("K"), reference_letters("1")
     ('AC', 'B', 'K', None)
@@ -58,7 +58,7 @@ def reference_letters(reference: str, options: Options | None = None) -> str | N
 
 
 def gold_fault(gold: Mapping[str, Any]) -> str | None:
-    """Why no answer could be right by a gold record; None where one can."""
+    """Explain why no answer could be right by a gold record; None if one can."""
     if fault := reference_fault(gold):
         return fault
     reference, options = reference_of(gold), options_of(gold)
@@ -76,7 +76,7 @@ def _alphabet(gold: Mapping[str, Any]) -> str:
 
 
 def _widest(wanted: str, options: Options | None) -> str:
-    """The letters that options may have: the known ones, else as far as J, or as far as the reference goes."""
+    """Return the letters that options may have: the known ones, else as far as J, or as far as the reference goes."""
     if options:
         return "".join(options)
     last = max(wanted, default="A")
@@ -92,7 +92,7 @@ def _read(answer: str, options: Options, alphabet: str, any_order: bool) -> Read
 
 
 def _by_text(answer: str, options: Options) -> Reading | None:
-    """What an answer says that is an option's text, with or without its letter before it; None where it is neither."""
+    """Read an answer that is an option's text, with or without its letter before it; None if it is neither."""
     said = as_text(answer)
     boxed = tags.last_boxed(answer)
     if len(said) > 1 or said.upper() not in options:  # a letter is a letter first, whatever an option's text is
@@ -118,7 +118,7 @@ def _read_cached(answer: str, alphabet: str, any_order: bool) -> Reading:
 
 
 def _lenient_answers(text: str, options: Options, alphabet: str) -> list[str]:
-    """What a completion may be taken to answer: its tag, its last box, what it says last, its last line."""
+    """Yield the possible answers of a completion: its tag, its last box, its last statement, its last line."""
     answer = tags.parse(text).answer
     tail = (answer or text.rpartition("</think>")[2] or text)[-TAIL:]
     boxed = tags.last_boxed(tail)

@@ -2,9 +2,9 @@
 
 The gold record is HumanEval's, MBPP's or BigCodeBench's: `test` (or `test_list`, behind `test_imports` and
 `test_setup_code`) holds assertions, by themselves, in `check(candidate)`, in a unittest class or in pytest functions;
-`entry_point` names the function, and may be left out where the tests call just one that they do not define. What the
-item gives before that function (imports, helpers) is there for the answer too: from `prompt` where the record has one,
-else from the reference. Python only.
+`entry_point` names the function, and may be left out where the tests call just one that they do not define. Code that
+the item gives before that function (imports, helpers) is run for the answer too: from `prompt` where the record has
+one, else from the reference. Python only.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _outcome_of(verdict: Verdict) -> Outcome:
 
 
 def gold_fault(gold: Mapping[str, Any]) -> str | None:
-    """Why a gold record cannot be used, None where its tests are texts; a reference alone is enough for no score.
+    """Explain why a gold record cannot be used; None if its tests are texts; a reference alone is enough for no score.
 
     >>> gold_fault({"test": 5, "entry_point": "f"})
     'test is neither a text nor a list of texts'
@@ -92,7 +92,7 @@ def _as_text(value: Any) -> str:
 
 
 def entry_point_of(gold: Mapping[str, Any]) -> str:
-    """What the tests are for; where the record does not say, the one function that they call and do not define.
+    """Return the name under test; if the record has none, the one function that the tests call and do not define.
 
     >>> entry_point_of({"test_list": ["assert sorted(add([1], 2)) == [1, 2]"]})
     'add'
@@ -119,7 +119,7 @@ def _bound_by(node: ast.AST) -> list[str]:
 
 
 def given_before(gold: Mapping[str, Any]) -> str:
-    """The code that an item gives before the function it asks for.
+    """Return the code that an item gives before the function it asks for.
 
     >>> given_before({"entry_point": "f", "prompt": "Complete it.\\n\\nimport math\\n\\ndef f(x):\\n"})
     'import math\\n\\n'

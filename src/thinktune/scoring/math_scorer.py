@@ -1,7 +1,7 @@
 r"""Mathematics: a reference answer and one that may be written differently.
 
 Both are first normalized (`normalize`). Numbers with units, times, ratios and numbers of a base are then decided here,
-exactly; lists, tuples and equations are taken apart (`structures`). What remains, expressions, goes to a process that
+exactly; lists, tuples and equations are taken apart (`structures`). The rest, expressions, goes to a process that
 can be killed, because sympy hangs on some inputs (`verify_worker`, `symbolic`). Two answers that cannot be
 decided to be equal are not, and the verdict's note says so.
 """
@@ -68,7 +68,7 @@ def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
 
 
 def compare(reference: str, answer: str) -> Verdict:
-    r"""Whether an answer equals the reference.
+    r"""Return whether an answer equals the reference.
 
     >>> compare("1250", "$1,250.00").equal
     True
@@ -92,12 +92,12 @@ def _depth(text: str) -> int:
 
 
 def _tight(text: str) -> str:
-    """A text without the spaces that say nothing: those of 1 1/2 do."""
+    """Remove the spaces without meaning from a text: those of 1 1/2 have one."""
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
 
 
 def _decide(reference: str, answer: str) -> Verdict:
-    """Whether two normalised answers are equal."""
+    """Decide whether two normalised answers are equal."""
     if _tight(reference) == _tight(answer):
         return Verdict(bool(answer))
     for judge in (_times, _based, _ratios, _quantities, _words, _equations, _builders, _relations, _groups):
@@ -129,7 +129,7 @@ def _times(reference: str, answer: str) -> Verdict | None:
 
 
 def _is_hour(clock: Clock, text: str) -> bool:
-    """Whether a bare number is the hour of a time that leaves out which half of the day it is."""
+    """Return whether a bare number is the hour of a time that leaves out the half of the day."""
     return text.isdecimal() and len(text) < 3 and clock.seconds % 43200 == int(text) * 3600 % 43200
 
 
@@ -162,7 +162,7 @@ def _quantities(reference: str, answer: str) -> Verdict | None:
 
 
 def _words(reference: str, answer: str) -> Verdict | None:
-    """To a parser a word is a product of letters, so that anagrams are equal."""
+    """Compare words as words: to a parser a word is a product of letters, so that anagrams are equal."""
     texts = _untexted(reference), _untexted(answer)
     worded = [bool(_WORDS.fullmatch(text)) for text in texts]
     if all(worded) and not all(len(text) < 3 for text in texts):  # ab is ba
@@ -212,7 +212,7 @@ def _equations(reference: str, answer: str) -> Verdict | None:
 
 
 def _told(equation: list[str]) -> tuple[str, str] | None:
-    """What an equation gives a value to, and the value: the last of several."""
+    """Split an equation into name and value: the last of several."""
     if is_name(equation[0]):
         return equation[0], equation[-1]
     return (equation[-1], equation[0]) if len(equation) == 2 and is_name(equation[-1]) else None
@@ -328,7 +328,8 @@ def _body(quantity: Quantity) -> str:
 
 
 def _factor(reference: Quantity, answer: Quantity) -> str | None:
-    """What takes the reference to the answer's unit, as LaTeX; None if the two measure different things."""
+    """Return the factor from the reference's unit to the answer's, as LaTeX; None if the two measure different
+    things."""
     kinds = [{each.kinds for each in side.measures} for side in (reference, answer)]
     for one, other, factor in ((_ANGLE, _RADIAN, r"\frac{\pi}{180}"), (_RADIAN, _ANGLE, r"\frac{180}{\pi}")):
         if one in kinds[0] and other in kinds[1]:
@@ -341,7 +342,7 @@ def _factor(reference: Quantity, answer: Quantity) -> str | None:
 
 
 def lenient_answers(text: str) -> list[str]:
-    """Where the answer probably stands: the tags, else the last box, else the last number; in prose its last number."""
+    """Yield the probable answers: the tags, else the last box, else the last number; in prose its last number."""
     parsed = tags.parse(text)
     text = text[-TAIL:]
     said = (parsed.answer or tags.last_boxed(text) or "")[-TAIL:]

@@ -1,4 +1,4 @@
-"""Finds the program in an answer: the code that defines what is asked for, with what that code needs."""
+"""Finds the program in an answer: the code that defines the entry point, with the code that it needs."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ _NAME_DEFINED = re.compile(r"^(?:(?:async[ \t]+)?def|class)[ \t]+(\w+)|^(\w+)[ \
 
 
 def program_in(answer: str, entry_point: str) -> str:
-    """The program in an answer: the first piece of code that defines the entry point and is more than its frame,
-    behind what other pieces define and it uses (imports, helpers).
+    """Find the program in an answer: the first piece of code that defines the entry point and is more than its frame,
+    behind the definitions of other pieces that it uses (imports, helpers).
 
     >>> program_in("First:\\n```python\\nimport math\\n```\\n```python\\ndef f(x):\\n    return math.sqrt(x)```", "f")
     'import math\\ndef f(x):\\n    return math.sqrt(x)'
@@ -94,8 +94,8 @@ def _fenced(answer: str, tries: Iterator[int]) -> Iterator[Block]:
 
 
 def _up_to_closing(lines: list[str], start: int, marks: str, tries: Iterator[int]) -> tuple[str, int]:
-    """The code up to the first closing fence that leaves whole code before it (a fence may stand in a docstring), else
-    to the first one, else to the end; and the line behind it."""
+    """Split off the code up to the first closing fence that leaves whole code before it (a fence may stand in a
+    docstring), else to the first one, else to the end; return also the line behind it."""
     first: tuple[str, int] | None = None
     closing = re.compile(rf"(.*?){re.escape(marks[0])}{{{len(marks)},}}[ \t]*")
     for at in range(start, len(lines)):
@@ -112,7 +112,8 @@ def _up_to_closing(lines: list[str], start: int, marks: str, tries: Iterator[int
 
 
 def _whole(answer: str) -> list[Block]:
-    """The answer as it is, if it is code; without a word that stands alone, which is a name that means nothing."""
+    """Return the answer as it is, if it is code; without a word that stands alone, which is a name that means
+    nothing."""
     block = Block(answer)
     if block.tree is None:
         return []
@@ -135,7 +136,7 @@ def _bare(answer: str, tries: Iterator[int]) -> Iterator[Block]:
 
 
 def _longest_code(lines: list[str], tries: Iterator[int]) -> tuple[Block | None, int]:
-    """The code that lines begin with, and how many of them it takes."""
+    """Return the code that lines begin with, and the number of its lines."""
     count = len(lines)
     while count > 0 and next(tries, None) is not None:
         code = textwrap.dedent("\n".join(lines[:count]))
@@ -178,7 +179,7 @@ def _is_main_guard(node: ast.stmt) -> bool:
 
 
 def _takes_all(block: Block) -> bool:
-    """Whether the block has `from … import *`."""
+    """Return whether the block has `from … import *`."""
     return block.tree is not None and any(
         isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in block.tree.body
     )
@@ -208,7 +209,8 @@ def _defined_in(nodes: list[ast.stmt] | list[ast.AST]) -> Iterator[str]:
 
 
 def _is_frame(block: Block, name: str) -> bool:
-    """Whether a function is only announced: its body is a docstring, `pass`, `...` or `raise NotImplementedError`."""
+    """Return whether a function is only announced: its body is a docstring, `pass`, `...` or `raise
+    NotImplementedError`."""
     nodes = block.tree.body if block.tree else []
     found = next((node for node in nodes if getattr(node, "name", None) == name), None)
     if not isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef):

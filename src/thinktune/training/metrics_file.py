@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line a logged step, and what is read off it."""
+"""metrics.jsonl: a line a logged step, and figures derived from it."""
 
 from __future__ import annotations
 
@@ -39,14 +39,15 @@ class MetricsFile:
             stream.write(json.dumps(line) + "\n")
 
     def recorder(self, trainer: ThinkTrainer) -> TrainerCallback:
-        """The callback that writes a line at each log."""
+        """Return the callback that writes a line at each log."""
         return _Recorder(self, trainer)
 
     def has_eval_at(self, step: int) -> bool:
         return any(line["step"] == step and "eval_loss" in line for line in self.lines)
 
     def final_loss(self) -> float:
-        """The last held-out loss; where nothing is held out, the training loss over the last tenth of the lines."""
+        """Return the last held-out loss; without held-out examples, the training loss over the last tenth of the
+        lines."""
         if held_out := [line["eval_loss"] for line in self.lines if "eval_loss" in line]:
             return float(held_out[-1])
         losses = [line["loss"] for line in self.lines if "loss" in line]

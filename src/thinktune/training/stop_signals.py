@@ -28,7 +28,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def callback(self) -> TrainerCallback:
-        """The callback that saves a checkpoint and ends the training loop."""
+        """Return the callback that saves a checkpoint and ends the training loop."""
         return _Stopper(self)
 
     def _request(self, number: int, _: FrameType | None) -> None:

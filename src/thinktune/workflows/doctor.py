@@ -44,7 +44,7 @@ _EXTRAS = {
 
 
 def report() -> dict[str, Any]:
-    """Look at everything, in a few seconds, and return what `--json` prints.
+    """Inspect everything, in a few seconds, and return the values that `--json` prints.
 
     Keys: python, system, hardware, libraries, extras, builtin_model, caches, disk, network, programs, advice.
     Memory and disk are in GiB. `advice` is a list of {"level": "impossible" | "slow" | "note", "what", "do"}.

@@ -17,7 +17,7 @@ FinishReason = Literal["stop", "length", "error"]
 class Request:
     """One prompt, rendered to token ids by us, and how to continue it (`sampling.n` times).
 
-    `adapter` names one of those that the engine was opened with; None is what the engine was opened for.
+    `adapter` names one of those that the engine was opened with; None is the engine's own model.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Completion:
 
 
 def why_refused(ids: Sequence[int], context_length: int, vocabulary: int) -> str | None:
-    """Why a prompt cannot be answered by a model of this context and vocabulary, before the model sees it; or None."""
+    """Explain why a prompt cannot be answered by a model of this context and vocabulary; None if it can."""
     if not ids:
         return "the prompt is empty"
     if len(ids) >= context_length:
@@ -53,7 +53,7 @@ def why_refused(ids: Sequence[int], context_length: int, vocabulary: int) -> str
 
 
 def unhonoured(sampling: Sampling, unsupported: Iterable[str]) -> list[str]:
-    """The fields among `unsupported` that a sampling sets."""
+    """List the fields among `unsupported` that a sampling sets."""
     unset = Sampling()
     return [name for name in sorted(unsupported) if getattr(sampling, name) != getattr(unset, name)]
 

@@ -1,4 +1,4 @@
-"""How a caller of a shared model holds on to what it has asked for. Imports nothing heavy."""
+"""The handle by which a caller of a shared model cancels its requests. Imports nothing heavy."""
 
 from __future__ import annotations
 

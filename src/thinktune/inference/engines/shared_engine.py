@@ -2,7 +2,8 @@
 
 A thread of its own decodes for all of them: streams of one adapter share a batch, which new ones join at the next
 token; those of another adapter, and long lists of requests, take turns with them, token by token. Each has a cache of
-its own, so that a switch of adapters finds nothing stale. What cannot run yet waits in a queue and knows its place.
+its own, so that a switch of adapters finds nothing stale. Requests that cannot run yet wait in a queue and know their
+place.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class _Stream:
         self.pieces: SimpleQueue[str | Exception | None] = SimpleQueue()
 
     def deliver(self) -> bool:
-        """Pass on what was written; False once that is all."""
+        """Pass on new text; return False after the last."""
         try:
             for piece in self.writer.written():
                 self.pieces.put(piece)

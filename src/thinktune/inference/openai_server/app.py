@@ -53,7 +53,7 @@ class Endpoint:
     Args:
         model: answers.
         chat: renders conversations for it.
-        names: what clients may call it; the first is what it is called in answers.
+        names: accepted model names; answers carry the first.
         hosts: names of this machine that requests may ask for, besides addresses.
     """
 
@@ -184,7 +184,7 @@ class Endpoint:
                 choice.ticket.stop()
 
     async def _pieces(self, choices: list[_Choice], requests: list[Request]) -> AsyncIterator[tuple[_Choice, str]]:
-        """The texts of all choices as they grow, each read in a thread of its own."""
+        """Yield the texts of all choices as they grow, each read in a thread of its own."""
         news: asyncio.Queue[tuple[_Choice, str | Exception | None]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -218,7 +218,7 @@ class Endpoint:
 
 
 class _HeldBack:
-    """Text without the stop string that has ended it: what may be the beginning of one waits for more."""
+    """Text without the stop string that ended it: a possible beginning of one is held back."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops

@@ -45,7 +45,7 @@ class Refused(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def as_dict(self) -> dict[str, Any]:
-        """The error in OpenAI's form."""
+        """Return the error in OpenAI's form."""
         kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 

@@ -91,7 +91,7 @@ class Prefilled:
 
 
 def prefill(decoder: Decoder, rows: list[Row]) -> Prefilled:
-    """Read the prompts of `rows` (and what they wrote already) and draw one token each.
+    """Read the prompts of `rows` (and their completions so far) and draw one token each.
 
     Samples share their prompt, and what all prompts begin with, such as a system text, is read once.
     """

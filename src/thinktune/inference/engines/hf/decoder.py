@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Decoder:
-    """What every batch of one model shares."""
+    """State shared by every batch of one model."""
 
     model: Any
     detokenizer: Detokenizer

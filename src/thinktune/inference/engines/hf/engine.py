@@ -35,7 +35,7 @@ class TransformersEngine(Engine):
     """Generates with a causal language model held in memory.
 
     The model's train or eval mode and its attention are as they were after every call, so that a model in training can
-    answer questions. Results do not depend on what shares a batch, beyond the rounding of matrix products.
+    answer questions. Results do not depend on the other rows of a batch, beyond the rounding of matrix products.
 
     Args:
         model: a transformers causal model or a PeftModel over one.
@@ -84,7 +84,8 @@ class TransformersEngine(Engine):
                 yield from finished
 
     def steps(self, requests: Iterable[Request]) -> Generator[list[Completion], None, None]:
-        """`generate` one decoded token at a time: what finished by it, often nothing. To be used within `ready`."""
+        """Do as `generate`, one decoded token at a time: yield the completions that it finished, often none. To be used
+        within `ready`."""
         source = iter(requests)
         scheduler = self.scheduler()
         answered = False
@@ -116,7 +117,7 @@ class TransformersEngine(Engine):
                 yield from writer.written()
 
     def scheduler(self, *, eager: bool = False, decoder: Decoder | None = None) -> Scheduler:
-        """An empty batch of this model. `eager`: see there. `decoder`: one that watches this engine's."""
+        """Make an empty batch of this model. `eager`: see there. `decoder`: one that watches this engine's."""
         return Scheduler(decoder or self._decoder, replace(self._limits), eager=eager)
 
     @property
@@ -128,7 +129,7 @@ class TransformersEngine(Engine):
         return self._decoder
 
     def writer(self, request: Request) -> Writer:
-        """A row to put into a scheduler's queue, and its text as it comes.
+        """Make a row to put into a scheduler's queue, and the stream of its text.
 
         Raises:
             GenerationError: the request cannot be answered.
@@ -193,7 +194,7 @@ class TransformersEngine(Engine):
         return why_refused(request.prompt_ids, self.context_length, self._decoder.vocabulary)
 
     def complete(self, row: Row) -> Completion:
-        """A row that has ended, as a completion."""
+        """Turn a row that has ended into a completion."""
         if row.reason is None or row.reason == "error":
             return Completion(row.request.id, row.index, "", (), "error", row.error)
         text = self._decoder.detokenizer.final_text(row.ids, row.sampling.stop)
@@ -201,7 +202,7 @@ class TransformersEngine(Engine):
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Within, the model may decode: in eval mode, with our attention and packed weights."""
+        """Let the model decode within the block: in eval mode, with our attention and packed weights."""
         with self._model_ready(), packed_linears(self._model):
             yield
 
@@ -237,7 +238,7 @@ class Writer:
         self._shown = ""
 
     def written(self) -> Iterator[str]:
-        """What was added since the last call; the pieces join to the completion's text.
+        """Return the text added since the last call; the pieces join to the completion's text.
 
         Raises:
             GenerationError: the row has failed.

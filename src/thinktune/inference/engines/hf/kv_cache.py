@@ -88,7 +88,7 @@ def spread(cache: Cache, starts: torch.Tensor, width: int) -> Cache:
     Args:
         cache: of a prefix of n tokens.
         starts: the column of each row's first token; row i begins with the first n - starts[i] tokens of the prefix, if
-            that is more than none, and masks what is before. Its own go on in column n.
+            that is more than none, and masks the columns before. Its own go on in column n.
     """
     length = cache.get_seq_length()
     at = (torch.arange(length, device=starts.device) - starts[:, None]).clamp(

@@ -35,7 +35,7 @@ def likelihoods(
 
 
 def _places(pair: Pair) -> range:
-    """Where in its row the scores of a pair's continuation are."""
+    """Locate the scores of a pair's continuation in its row."""
     return range(len(pair[0]) - 1, len(pair[0]) + len(pair[1]) - 1)
 
 

@@ -144,8 +144,8 @@ class Sampler:
 def _draw_filtered(scores: torch.Tensor, noise: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
     """Draw token ids `(rows,)` for scores `(rows, vocabulary)` and columns `(rows, 1)`.
 
-    Looks at the likeliest tokens, and at all of them only for the rows where these do not hold what is kept. Of equal
-    scores all are kept or none, since topk leaves them in any order.
+    Looks at the likeliest tokens, and at all of them only for the rows whose kept tokens are not all among these. Of
+    equal scores all are kept or none, since topk leaves them in any order.
     """
     count = min(_CANDIDATES, scores.shape[-1])
     top, ids = scores.topk(count)

@@ -78,7 +78,7 @@ class WorkerProcess:
     """A process that runs a script and has answered that it is ready.
 
     Attributes:
-        ready: what it said of itself.
+        ready: its description of the model.
         ended: True once it was found to be gone.
 
     Raises:

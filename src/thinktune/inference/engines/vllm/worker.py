@@ -52,7 +52,7 @@ class Worker:
         self._scored: dict[str, int] = {}
 
     def describe(self) -> Message:
-        """What the other side has to know of the model."""
+        """Return the facts about the model that the other side needs."""
         import vllm
 
         config = self._engine.vllm_config.model_config
@@ -76,7 +76,7 @@ class Worker:
         self._engine.engine_core.shutdown()
 
     def _messages(self) -> Iterator[Message | None]:
-        """All that have come; waits for one if there is nothing else to do."""
+        """Return all messages that have come; wait for one if there is nothing else to do."""
         while True:
             try:
                 yield self._inbox.get(block=not self._engine.has_unfinished_requests())

@@ -34,7 +34,7 @@ class Lost(BaseException):
 
 
 class Peer(Crossing):
-    """One end. `guarded` for the tests: the other side may then only use what it was handed."""
+    """One end. `guarded` for the tests: the other side may then only use objects that it was handed."""
 
     def __init__(self, incoming: IO[str], outgoing: IO[str], *, guarded: bool) -> None:
         super().__init__(guarded=guarded)
