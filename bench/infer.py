@@ -272,10 +272,10 @@ def measure_ours(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     took = time.time() - started
     with engine:
         run(PENALTY.changed(max_tokens=WARM_UP))
-        for name, (sampling, item_noise) in cases(options).items():
+        for name, (sampling, per_request_seed) in cases(options).items():
             if isinstance(engine, VllmEngine):
-                engine.settings = engine.settings.model_copy(update={"item_noise": item_noise})
-            elif item_noise != bool(sampling.temperature):  # it has no other noise
+                engine.settings = engine.settings.model_copy(update={"per_request_seed": per_request_seed})
+            elif per_request_seed != bool(sampling.temperature):  # it has no other noise
                 continue
             speeds = [run(sampling) for _ in range(options.rounds)]
             yield {"sampling": name, "tokens_per_second": speeds, "start": took}

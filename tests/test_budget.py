@@ -17,16 +17,16 @@ from thinktune.config import Load, Sampling
 from thinktune.errors import ConfigError, UsageError
 from thinktune.inference.engines.base import Completion, Engine, Request
 from thinktune.inference.engines.hf.engine import TransformersEngine
-from thinktune.inference.engines.think_budget import NO_ANSWER, Budgeted
+from thinktune.inference.engines.think_budget import NO_ANSWER, ThinkBudgetEngine
 from thinktune.models import Chat, load_model
 
 LIMITED = Sampling(max_tokens=60, think_budget=40)
 
 
-def prepare(reply: Callable[[str], str], template: str = tags.TEMPLATE) -> tuple[Budgeted, Chat]:
+def prepare(reply: Callable[[str], str], template: str = tags.TEMPLATE) -> tuple[ThinkBudgetEngine, Chat]:
     tokenizer = make_tiny_tokenizer()
     chat = Chat(tokenizer)
-    return Budgeted(TransformersEngine(ScriptedModel(tokenizer, reply), tokenizer, [2]), chat, template), chat
+    return ThinkBudgetEngine(TransformersEngine(ScriptedModel(tokenizer, reply), tokenizer, [2]), chat, template), chat
 
 
 def ask(reply: str, sampling: Sampling = LIMITED, template: str = tags.TEMPLATE) -> Completion:
@@ -124,7 +124,7 @@ def noisy(tiny_model: Path) -> Any:
 
 
 def test_noise_becomes_well_formed_and_repeats_itself(noisy: Any) -> None:
-    engine = Budgeted(TransformersEngine(noisy.model, noisy.tokenizer, noisy.chat.stop_ids), noisy.chat)
+    engine = ThinkBudgetEngine(TransformersEngine(noisy.model, noisy.tokenizer, noisy.chat.stop_ids), noisy.chat)
     sampling = Sampling(temperature=1.5, max_tokens=24, think_budget=12, n=3, seed=5)
     prompts = [noisy.chat.prompt_ids([{"role": "user", "content": f"question {number}"}]) for number in range(20)]
     requests = [Request(f"r{number}", ids, sampling) for number, ids in enumerate(prompts)]
@@ -139,7 +139,7 @@ def test_noise_becomes_well_formed_and_repeats_itself(noisy: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [1900, 2000, 2040])
 def test_thought_and_answer_share_what_the_context_leaves(noisy: Any, length: int) -> None:
-    engine = Budgeted(TransformersEngine(noisy.model, noisy.tokenizer, noisy.chat.stop_ids), noisy.chat)
+    engine = ThinkBudgetEngine(TransformersEngine(noisy.model, noisy.tokenizer, noisy.chat.stop_ids), noisy.chat)
     ids = [5] * length
     request = Request("a", ids, Sampling(temperature=1, max_tokens=800, think_budget=700))
     (completion,) = engine.generate([request])
@@ -178,7 +178,7 @@ class Echo(Engine):
 
 def test_more_requests_than_a_window_are_answered_each_once() -> None:
     chat = Chat(make_tiny_tokenizer())
-    engine = Budgeted(Echo(), chat)
+    engine = ThinkBudgetEngine(Echo(), chat)
     requests = [Request(str(n), [7] * (n + 1), LIMITED.changed(n=2)) for n in range(600)]
     completions = list(engine.generate(iter(requests)))
     assert len({(each.request_id, each.index) for each in completions}) == len(completions) == 1200
@@ -195,4 +195,4 @@ def test_an_engine_names_the_field_it_cannot_honour() -> None:
     with pytest.raises(UsageError, match=r"sampling\.think_budget"):
         engine.require_supported(LIMITED)
     engine.require_supported(Sampling())
-    Budgeted(engine, Chat(make_tiny_tokenizer())).require_supported(LIMITED)
+    ThinkBudgetEngine(engine, Chat(make_tiny_tokenizer())).require_supported(LIMITED)

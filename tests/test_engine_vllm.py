@@ -21,7 +21,7 @@ import pytest
 from conftest import make_tiny_tokenizer
 from thinktune.config import Sampling, Vllm
 from thinktune.errors import GenerationError, MissingExtra, ModelError, UsageError
-from thinktune.inference.engines import Request, open_engine
+from thinktune.inference.engines import EngineSettings, Request, open_engine
 from thinktune.inference.engines.vllm.engine import (
     OWN,
     VllmEngine,
@@ -353,7 +353,7 @@ def test_adapters_in_float32_are_refused_on_a_gpu(tiny_adapter: Path) -> None:
 
 def test_a_field_that_vllm_cannot_honour_is_named(fake_vllm: None, tiny_model: Path) -> None:
     with (
-        open_engine(tiny_model, engine="vllm") as opened,
+        open_engine(tiny_model, EngineSettings("vllm")) as opened,
         pytest.raises(UsageError, match="no_repeat_ngram_size"),
     ):
         opened.engine.require_supported(Sampling(no_repeat_ngram_size=3))
@@ -363,20 +363,20 @@ def test_a_missing_engine_says_how_to_install_it(tiny_model: Path, monkeypatch: 
     monkeypatch.delenv(PYTHON, raising=False)
     monkeypatch.setattr("thinktune.inference.engines.vllm.process.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="vLLM is not installed") as caught:
-        open_engine(tiny_model, engine="vllm")
+        open_engine(tiny_model, EngineSettings("vllm"))
     assert "thinktune[vllm]" in caught.value.hint
     monkeypatch.setenv(PYTHON, "/no/such/python")
     with pytest.raises(UsageError, match="/no/such/python"):
-        open_engine(tiny_model, engine="vllm")
+        open_engine(tiny_model, EngineSettings("vllm"))
 
 
 def test_without_a_gpu_auto_is_transformers(fake_vllm: None, tiny_model: Path) -> None:
-    with open_engine(tiny_model, engine="auto") as opened:
+    with open_engine(tiny_model, EngineSettings("auto")) as opened:
         assert "no_repeat_ngram_size" not in opened.engine.unsupported
 
 
 def test_a_budget_for_thinking_works_over_vllm(fake_vllm: None, tiny_model: Path) -> None:
-    with open_engine(tiny_model, engine="vllm") as opened:
+    with open_engine(tiny_model, EngineSettings("vllm")) as opened:
         sampling = Sampling(max_tokens=32, think_budget=8, n=2)
         request = Request("a", opened.chat.prompt_ids([{"role": "user", "content": "2 + 2?"}]), sampling)
         texts = [each.text for each in opened.engine.generate([request])]
@@ -386,7 +386,7 @@ def test_a_budget_for_thinking_works_over_vllm(fake_vllm: None, tiny_model: Path
 
 def test_quantised_models_are_not_for_vllm(fake_vllm: None, tiny_model: Path) -> None:
     with pytest.raises(UsageError, match="quantize: int8 is for the transformers engine"):
-        open_engine(tiny_model, engine="vllm", quantize="int8")
+        open_engine(tiny_model, EngineSettings("vllm", quantize="int8"))
 
 
 def test_an_interrupt_while_vllm_starts_leaves_no_process(fake_vllm: None, monkeypatch: pytest.MonkeyPatch) -> None:

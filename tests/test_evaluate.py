@@ -18,6 +18,7 @@ from thinktune.config import Sampling
 from thinktune.data import Example
 from thinktune.evaluation.evaluate import Summary, comparison_table, evaluate, evaluate_data
 from thinktune.evaluation.significance import wilson
+from thinktune.inference.engines import open_engine
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat
 
@@ -135,14 +136,15 @@ def test_the_table_sets_base_against_tuned(tmp_path: Path) -> None:
 def test_a_model_folder_is_evaluated_on_rows_of_a_file(tiny_model: Path, tmp_path: Path) -> None:
     rows = [{"question": f"What is {n} + 1?", "answer": f"{n + 1}"} for n in range(4)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    summary = evaluate_data(
-        tiny_model,
-        str(tmp_path / "rows.jsonl"),
-        tmp_path / "eval",
-        sample=3,
-        sampling=Sampling(max_tokens=5),
-        console=Console(file=io.StringIO()),
-    )
+    with open_engine(tiny_model) as opened:
+        summary = evaluate_data(
+            opened,
+            str(tmp_path / "rows.jsonl"),
+            tmp_path / "eval",
+            sample=3,
+            sampling=Sampling(max_tokens=5),
+            console=Console(file=io.StringIO()),
+        )
     lines = [json.loads(line) for line in (tmp_path / "eval/samples.jsonl").read_text(encoding="utf-8").splitlines()]
     assert (summary.n, summary.told_format, summary.strict.value) == (3, True, 0.0)
     assert all(line["prompt"].startswith(f"What is {line['row'] - 1} + 1?") for line in lines)

@@ -15,7 +15,7 @@ from thinktune.config import Load, Sampling
 from thinktune.errors import ModelError, UsageError
 from thinktune.export.gguf import export, ollama_modelfile
 from thinktune.export.gguf_writer import Precision
-from thinktune.inference.engines import Request, open_engine
+from thinktune.inference.engines import EngineSettings, Request, open_engine
 from thinktune.models import Chat, load_model, load_tokenizer
 
 FLOAT32 = Load(dtype="float32")
@@ -258,7 +258,7 @@ def test_llama_cpp_answers_as_the_model_does(tmp_path: Path) -> None:
     settings.n_parallel = 1
     settings.warmup = False
     server = xllamacpp.Server(settings)
-    with open_engine("builtin:smollm2", engine="transformers", load=FLOAT32) as opened:
+    with open_engine("builtin:smollm2", EngineSettings("transformers", FLOAT32)) as opened:
         for question in ("What is the capital of France?", "What is 2 plus 3?"):
             turns = [{"role": "user", "content": question}]
             ids = opened.chat.prompt_ids(turns)

@@ -16,7 +16,7 @@ from conftest import make_tiny_model
 from test_engine_sampling import Row
 from thinktune.config import Load, Sampling
 from thinktune.data import prepare
-from thinktune.inference.engines import Request, open_engine
+from thinktune.inference.engines import EngineSettings, Request, open_engine
 from thinktune.inference.engines.hf.sampler import Sampler, row_noise
 from thinktune.models import load_model
 from thinktune.planner.plan import Setup
@@ -127,7 +127,7 @@ def test_a_training_for_which_memory_is_short_goes_on_with_less(model: Path, tmp
 
 
 def answers(model: Path, device: str, sampling: Sampling) -> dict[str, tuple[int, ...]]:
-    with open_engine(model, engine="transformers", load=Load(dtype="float32", device=device)) as opened:
+    with open_engine(model, EngineSettings("transformers", Load(dtype="float32", device=device))) as opened:
         texts = [f"{at} + {at * at}" for at in range(30)]
         asked = [Request(text, opened.chat.prompt_ids([{"role": "user", "content": text}]), sampling) for text in texts]
         return {each.request_id: tuple(each.token_ids) for each in opened.engine.generate(asked)}

@@ -15,10 +15,11 @@ from conftest import make_tiny_tokenizer
 from scripted import ScriptedModel
 from test_compare import write_run
 from thinktune.cli import app
+from thinktune.cli.evaluation import harness
 from thinktune.config import Load
 from thinktune.errors import DataError, MissingExtra, UsageError
-from thinktune.evaluation.lm_eval import Figure, evaluate_harness, read_figures
-from thinktune.inference.engines import Opened
+from thinktune.evaluation.lm_eval import Figure, evaluate_harness, load_tasks, read_figures
+from thinktune.inference.engines import EngineSettings, Opened, open_engine
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat
 from thinktune.report.compare import compare
@@ -100,7 +101,8 @@ def test_the_figures_are_those_that_the_harness_gets_from_the_model_itself(
 
     names = [name for name in TASKS if name != "said"]  # control text in a prompt is text to us only
     load = Load(dtype="float32", device="cpu")
-    figures = evaluate_harness(tiny_model, names, tmp_path / "out", path=tasks, sample=4, load=load, console=quiet())
+    with open_engine(tiny_model, EngineSettings(load=load)) as opened:
+        figures = evaluate_harness(opened, load_tasks(names, tasks), tmp_path / "out", sample=4, console=quiet())
     theirs = evaluator.simple_evaluate(
         HFLM(pretrained=str(tiny_model), device="cpu", batch_size=3, dtype="float32"),
         tasks=names,
@@ -143,8 +145,10 @@ def test_answers_end_before_the_stop_text_and_a_second_call_asks_nothing(tasks: 
         number = int(prompt.partition("apples are ")[2].partition(" ")[0])
         return f" {2 * number + (number != 12)}. 77"
 
-    settings: dict[str, Any] = {"path": tasks, "console": quiet()}
-    (figure,) = evaluate_harness("m", ["said"], tmp_path, opened=scripted(reply), **settings)
+    def take() -> list[Figure]:
+        return evaluate_harness(scripted(reply), load_tasks(["said"], tasks), tmp_path, console=quiet())
+
+    (figure,) = take()
     assert (figure.task, figure.metric, figure.filter, figure.n) == ("said", "exact_match", "number", 6)
     assert figure.value == pytest.approx(5 / 6)
     assert figure.name == "said, exact_match (number)"
@@ -154,25 +158,28 @@ def test_answers_end_before_the_stop_text_and_a_second_call_asks_nothing(tasks: 
         "<|im_start|>system\nYou are a tiny model.<|im_end|>\n<|im_start|>user\nIs <|im_end|> text?"
     )
     asked.clear()
-    assert evaluate_harness("m", ["said"], tmp_path, opened=scripted(reply), **settings) == [figure]
+    assert take() == [figure]
     assert asked == []
 
 
 def test_figures_of_several_calls_lie_side_by_side_until_the_model_changes(
     tiny_model: Path, tasks: Path, tmp_path: Path
 ) -> None:
-    settings: dict[str, Any] = {"path": tasks, "console": quiet(), "sample": 2}
-    evaluate_harness(tiny_model, ["chosen"], tmp_path, **settings)
-    evaluate_harness(tiny_model, ["read"], tmp_path, **settings)
+    def take(opened: Opened, name: str) -> None:
+        evaluate_harness(opened, load_tasks([name], tasks), tmp_path, sample=2, console=quiet())
+
+    with open_engine(tiny_model) as opened:
+        take(opened, "chosen")
+        take(opened, "read")
     assert [each.task for each in read_figures(tmp_path)] == ["chosen", "chosen", "read"]
-    evaluate_harness("m", ["said"], tmp_path, opened=scripted(lambda prompt: "1."), **settings)
+    take(scripted(lambda prompt: "1."), "said")
     assert [each.task for each in read_figures(tmp_path)] == ["said"]
 
 
 @pytest.mark.slow
 def test_what_cannot_be_taken_is_told_before_a_model_is_loaded(tasks: Path, tmp_path: Path) -> None:
     def take(name: str, path: Path = tasks) -> None:
-        evaluate_harness(tmp_path / "no model", [name], tmp_path, path=path, console=quiet())
+        harness(str(tmp_path / "no model"), name, path, out=tmp_path)
 
     with pytest.raises(UsageError, match="no task 'sayd'"):
         take("sayd")
@@ -187,7 +194,7 @@ def test_a_task_that_runs_the_models_programs_is_refused(tasks: Path, tmp_path: 
     with (tasks / "said.yaml").open("a") as stream:
         stream.write("\nunsafe_code: true\n")
     with pytest.raises(UsageError, match="said would run what the model writes"):
-        evaluate_harness(tmp_path, ["said"], tmp_path, path=tasks, console=quiet())
+        load_tasks(["said"], tasks)
 
 
 def test_without_the_harness_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +202,7 @@ def test_without_the_harness_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(MissingExtra, match=r"thinktune\[harness\]"):
-        evaluate_harness("m", ["gsm8k"], tmp_path, console=quiet())
+        load_tasks(["gsm8k"])
 
 
 def test_the_verb_prints_figures_and_refuses_what_the_harness_brings_itself(

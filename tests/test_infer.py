@@ -33,8 +33,8 @@ from thinktune.inference.batch_file import read_batch_file
 from thinktune.inference.complete import complete
 from thinktune.inference.engines.base import Request
 from thinktune.inference.engines.hf.engine import TransformersEngine
-from thinktune.inference.engines.lazy import EngineOnDemand
-from thinktune.inference.engines.think_budget import Budgeted
+from thinktune.inference.engines.lazy import Candidate, EngineOnDemand
+from thinktune.inference.engines.think_budget import ThinkBudgetEngine
 from thinktune.inference.journal import Journal, Record
 from thinktune.inference.profiles import samplings
 from thinktune.models import Chat
@@ -80,7 +80,7 @@ class Workbench:
         console = Console(file=self.said, width=200)
         settings = {"model": "m1", **settings}
         chat = Chat(self._tokenizer)
-        return infer(Budgeted(engine, chat), chat, items, self.out, console=console, **settings)
+        return infer(ThinkBudgetEngine(engine, chat), chat, items, self.out, console=console, **settings)
 
     @property
     def results(self) -> list[dict[str, Any]]:
@@ -458,7 +458,7 @@ def test_the_speed_is_that_of_writing_without_the_time_to_load_the_model(
         clock[0] += 1
         return answer_to(prompt)
 
-    engine = Budgeted(EngineOnDemand(load), Chat(tokenizer))
+    engine = ThinkBudgetEngine(EngineOnDemand(Candidate(load)), Chat(tokenizer))
     request = Request("i1", tokenizer("q" + GENERATION_PROMPT).input_ids, SHORT)
     done = complete(engine, [request], journal_of(bench.out), model="m", console=Console(file=bench.said))
     assert 0 < done.seconds < 10_000

@@ -13,7 +13,7 @@ from thinktune.config import Sampling
 from thinktune.inference.engines.base import Request
 from thinktune.inference.engines.detokenizer import Detokenizer, TextStream
 from thinktune.inference.engines.hf.engine import TransformersEngine
-from thinktune.inference.engines.think_budget import Budgeted
+from thinktune.inference.engines.think_budget import ThinkBudgetEngine
 from thinktune.models import Chat
 from thinktune.models.tokenizer import set_pad_token
 
@@ -30,7 +30,7 @@ def ask(tokenizer: Any, said: str, **settings: Any) -> tuple[str, str, str]:
     """Text and finish reason of a scripted reply, and the same streamed."""
     chat = Chat(tokenizer)
     engine = TransformersEngine(ScriptedModel(tokenizer, lambda _: said), tokenizer, chat.stop_ids)
-    layer = Budgeted(engine, chat)
+    layer = ThinkBudgetEngine(engine, chat)
     prompt = chat.prompt_ids([{"role": "user", "content": "3 + 4?"}])
     request = Request("a", prompt, Sampling(max_tokens=100).changed(**settings))
     (completion,) = layer.generate([request])

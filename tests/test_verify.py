@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from thinktune.errors import ModelError
 from thinktune.export.agreement import wrong_weights
 from thinktune.export.merge import merge
 from thinktune.export.verify import Verified, _real_ends, alike, verify
-from thinktune.inference.engines import Completion, open_engine
+from thinktune.inference.engines import Completion, EngineSettings, open_engine
 from thinktune.models import load_model
 
 
@@ -38,8 +39,9 @@ def run(merged_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(merged_run, tmp_path / "run"))
 
 
-def verified(run: Path) -> Verified:
-    return verify(run, load=FLOAT32, prompts=2, max_tokens=6)
+def verified(run: Path, load: Load = FLOAT32, **settings: Any) -> Verified:
+    with open_engine(run, EngineSettings(load=load)) as opened:
+        return verify(opened, run, prompts=2, max_tokens=6, **settings)
 
 
 def test_three_ways_of_running_a_run_agree(run: Path) -> None:
@@ -212,7 +214,7 @@ def test_a_right_merge_is_never_taken_for_a_wrong_one(seed: int, tmp_path: Path)
     save_file(loud, run / "adapter" / "adapter_model.safetensors")
     load = FLOAT32 if seed % 4 else Load(device="cpu", dtype="bfloat16")
     merge(run, load=load, max_tokens=4)
-    result = verify(run, load=load, prompts=2, max_tokens=6)
+    result = verified(run, load)
     assert [check for check in result.checks[:-2] if check.passed is False] == []
     if fainter >= 0.1 and load is FLOAT32:
         assert result.agrees
@@ -237,9 +239,10 @@ def test_an_adapter_that_does_next_to_nothing_cannot_be_told_from_its_base(coars
 def test_an_engine_that_runs_other_weights_is_noticed(coarse_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(coarse_run, tmp_path / "run"))
     for wrong in (coarse_run.parent / "base", coarse_run.parent / "other"):
-        opened = replace(open_engine(run, load=FLOAT32), engine=open_engine(wrong, load=FLOAT32).engine)
+        right, other = (open_engine(each, EngineSettings(load=FLOAT32)) for each in (run, wrong))
+        opened = replace(right, engine=other.engine)
         opened.fingerprint = str(wrong)
-        result = verify(run, load=FLOAT32, prompts=2, max_tokens=6, opened=opened)
+        result = verify(opened, run, prompts=2, max_tokens=6)
         assert {check.name: check.passed for check in result.checks}["engine: log-probabilities"] is False
         assert {check.passed for check in result.checks if "merged" in check.name} == {True}
 
@@ -266,7 +269,7 @@ def test_another_prompt_template_is_found(run: Path) -> None:
 def test_what_is_verified_is_not_verified_again_until_it_changes(run: Path) -> None:
     lines: list[str] = []
     first = verified(run)
-    assert verify(run, load=FLOAT32, prompts=2, max_tokens=6, notify=lines.append) == first
+    assert verified(run, notify=lines.append) == first
     assert lines == [f"{run} is verified"]
     (run / "verify.json").write_text("{}")
     assert verified(run) == first  # anew

@@ -14,7 +14,7 @@ import torch
 from thinktune import tags
 from thinktune.config import Load, Sampling, Vllm
 from thinktune.errors import GenerationError
-from thinktune.inference.engines import Opened, Request, open_engine
+from thinktune.inference.engines import EngineSettings, Opened, Request, open_engine
 from thinktune.inference.engines.vllm.process import PYTHON, has_vllm
 
 pytestmark = [
@@ -68,7 +68,7 @@ def make_adapter(folder: Path, rank: int) -> Path:
 @pytest.fixture(scope="module")
 def vllm(adapters: dict[str, Path]) -> Iterator[Opened]:
     """One engine with the model and both adapters."""
-    with open_engine(MODEL, engine="vllm", load=LOAD, vllm=SMALL, adapters=adapters) as opened:
+    with open_engine(MODEL, EngineSettings("vllm", LOAD, vllm=SMALL), adapters=adapters) as opened:
         yield opened
 
 
@@ -91,7 +91,7 @@ def test_model_and_adapters_answer_as_the_merged_model_in_transformers_does(
     vllm: Opened, adapters: dict[str, Path], adapter: str | None
 ) -> None:
     found = answers(vllm, requests(vllm, adapter))
-    with open_engine(adapters[adapter] if adapter else MODEL, engine="transformers", load=LOAD) as ours:
+    with open_engine(adapters[adapter] if adapter else MODEL, EngineSettings("transformers", LOAD)) as ours:
         for asked in requests(ours):
             (expected,) = ours.engine.generate([asked])
             ids = found[asked.id, 0]

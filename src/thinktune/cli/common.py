@@ -64,10 +64,8 @@ ThinkBudget = Annotated[
         show_default=False,
     ),
 ]
-Engine = Annotated[
-    Literal["auto", "vllm", "transformers"],
-    typer.Option("--engine", help="auto: vLLM if it is installed and there is a GPU, else transformers"),
-]
+ENGINE_HELP = "auto (vLLM if it is installed and there is a GPU), vllm, transformers, or module:function"
+Engine = Annotated[str, typer.Option("--engine", metavar="NAME", help=ENGINE_HELP)]
 SEED = 3407  # config.SEED, without the time that importing it takes
 Seed = Annotated[int, typer.Option("--seed", help="random seed")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]

@@ -31,6 +31,7 @@ from thinktune.errors import UsageError
 
 if TYPE_CHECKING:
     from thinktune.evaluation.predictions import PredictionScores
+    from thinktune.inference.engines import EngineSettings
 
 Rated = Annotated[
     Path | None,
@@ -129,29 +130,47 @@ def eval(
     else:
         prepare_libraries()
         from thinktune.config import parse_load
+        from thinktune.inference.engines import EngineSettings
 
         out = out or Path("eval") / f"{name_of(model)}-{name_of(data)}"
         settings: dict[str, Any] = {
-            "tell_format": tell_format, "engine": engine, "load": parse_load(how), "quantize": quantize, "seed": seed,
-            "scorer": scorer, "overwrite": overwrite, "console": stderr(),
+            "scorer": scorer, "tell_format": tell_format, "seed": seed, "overwrite": overwrite, "console": stderr(),
         }  # fmt: skip
+        run_by = EngineSettings(engine, parse_load(how), quantize)
         if gold is not None:
             from thinktune.evaluation.evaluate import evaluate_items
 
-            _show_predictions(evaluate_items(model, data, gold, out, changes=sampling, **settings), out, json=json)
+            _show_predictions(
+                evaluate_items(model, data, gold, out, run_by, changes=sampling, **settings), out, json=json
+            )
         else:
-            _eval_rows(model, data, out, split=split, sample=sample, changes=sampling, json=json, **settings)
+            _eval_rows(model, run_by, data, out, split=split, sample=sample, changes=sampling, json=json, **settings)
 
 
 def _tell_new_spelling(old: str, verb: str, *arguments: object) -> None:
     notify(f"{old} is deprecated; write: thinktune {shlex.join([verb, *map(str, arguments)])}")
 
 
-def _eval_rows(model: str, data: str, out: Path, *, changes: dict[str, Any], json: bool, **settings: Any) -> None:
+def _eval_rows(
+    model: str,
+    run_by: EngineSettings,
+    data: str,
+    out: Path,
+    *,
+    changes: dict[str, Any],
+    scorer: str | None,
+    json: bool,
+    **settings: Any,
+) -> None:
     from thinktune.config import Sampling
     from thinktune.evaluation.evaluate import comparison_table, evaluate_data
+    from thinktune.inference.engines import open_engine
+    from thinktune.scoring import ROW_TASK, tasks_scored_by
 
-    summary = evaluate_data(model, data, out, sampling=Sampling().changed(**changes), **settings)
+    # What is wrong with these is told before a model is looked for.
+    settings |= {"sampling": Sampling().changed(**changes), "scorer": tasks_scored_by(scorer)[ROW_TASK.name].score}
+    with open_engine(model, run_by, notify=settings["console"].print) as opened:
+        summary = evaluate_data(opened, data, out, **settings)
     show(summary.as_dict(), comparison_table({model: summary}), json=json)
     notify(f"every sample is in {out / 'samples.jsonl'}")
 
@@ -226,16 +245,18 @@ def harness(
 
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; we show a line of our own
     from thinktune.config import parse_load
-    from thinktune.evaluation.lm_eval import evaluate_harness, figures_table
+    from thinktune.evaluation.lm_eval import evaluate_harness, figures_table, load_tasks
+    from thinktune.inference.engines import EngineSettings, open_engine
     from thinktune.run_folder import RunFolder
 
     run = RunFolder(Path(model))
     out = out or (run.eval / "tuned" if run.is_trained else Path("eval") / f"{name_of(model)}-harness")
-    figures = evaluate_harness(
-        model, [name.strip() for name in tasks.split(",") if name.strip()], out, path=include_path, sample=limit,
-        shots=shots, max_tokens=max_tokens, engine=engine, load=parse_load(how), quantize=quantize,
-        overwrite=overwrite, console=stderr(),
-    )  # fmt: skip
+    loaded = load_tasks([name.strip() for name in tasks.split(",") if name.strip()], include_path, shots)
+    console = stderr()
+    with open_engine(model, EngineSettings(engine, parse_load(how), quantize), notify=console.print) as opened:
+        figures = evaluate_harness(
+            opened, loaded, out, sample=limit, max_tokens=max_tokens, overwrite=overwrite, console=console
+        )
     show([asdict(each) for each in figures], figures_table(figures), json=json)
     notify(f"every sample is in {out / 'harness-samples.jsonl'}")
 

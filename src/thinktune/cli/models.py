@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from thinktune.cli.common import (
+    ENGINE_HELP,
     SEED,
     AsJson,
     Engine,
@@ -41,9 +42,7 @@ def ask(
     max_tokens: Annotated[int, typer.Option(min=1, help="max new tokens")] = 2048,
     think_budget: ThinkBudget = None,
     seed: Seed = SEED,
-    engine: Annotated[
-        Literal["vllm", "transformers"], typer.Option("--engine", help="transformers starts in seconds")
-    ] = "transformers",
+    engine: Engine = "transformers",
     quantize: Quantization = "none",
     how: HowLoaded = None,
 ) -> None:
@@ -54,9 +53,10 @@ def ask(
     prepare_libraries()
     from thinktune.config import Sampling, parse_load
     from thinktune.inference.chat_cli import ask
+    from thinktune.inference.engines import EngineSettings
 
     sampling = Sampling().changed(temperature=temperature, max_tokens=max_tokens, seed=seed, think_budget=think_budget)
-    ask(model, question, sampling=sampling, engine=engine, load=parse_load(how), quantize=quantize, raw=raw)
+    ask(model, question, sampling=sampling, settings=EngineSettings(engine, parse_load(how), quantize), raw=raw)
 
 
 @app.command()
@@ -104,8 +104,10 @@ def verify(
 
     from thinktune.config import parse_load
     from thinktune.export.verify import verify
+    from thinktune.inference.engines import EngineSettings, open_engine
 
-    verified = verify(run, engine=engine, prompts=prompts, max_tokens=max_tokens, load=parse_load(how), notify=notify)
+    with open_engine(run, EngineSettings(engine, parse_load(how)), notify=notify) as opened:
+        verified = verify(opened, run, prompts=prompts, max_tokens=max_tokens, notify=notify)
     if json:
         print(dumps(verified.as_dict(), ensure_ascii=False, indent=2))
     else:
@@ -137,8 +139,7 @@ def infer(
         typer.Option("--format", help="result format: results, lines (JSON lines) or openai (its batch API)"),
     ] = "results",
     engine: Annotated[
-        Literal["auto", "vllm", "transformers"] | None,
-        typer.Option("--engine", help="auto: vLLM if it is installed and there is a GPU", show_default=False),
+        str | None, typer.Option("--engine", metavar="NAME", help=ENGINE_HELP, show_default=False)
     ] = None,
     unmerged: Annotated[
         bool, typer.Option("--unmerged", help="run the adapter beside its base instead of a merged model")

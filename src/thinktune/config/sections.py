@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -22,9 +24,14 @@ from thinktune.config.explain import LIST, NAME, explain
 from thinktune.config.trainer_fields import OWNED_TRAINER_FIELDS
 from thinktune.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 Quantize = Literal["none", "int8", "nf4", "fp8"]
 Logger = Literal["tensorboard", "wandb", "mlflow", "swanlab", "trackio"]
 ItemType = Literal["math", "choice", "code-generate", "generic-generate"]
+ENGINES = ("auto", "transformers", "vllm")
+FUNCTION = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+"""A function of the user's own, as module:function."""
 Profile = Literal["default", "article"]
 SEED = 3407
 """The default seed, also of the command line."""
@@ -32,6 +39,19 @@ SEED = 3407
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    _renamed: ClassVar[dict[str, str]] = {}
+    """Keys by the names that they had before; these are understood, and the new one is said."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _under_new_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for old in cls._renamed.keys() & values.keys():
+            if cls._renamed[old] in values:
+                raise ValueError(f"{old} is the former name of {cls._renamed[old]}: set one of them")
+            log.warning("%s is called %s now", old, cls._renamed[old])
+        return {cls._renamed.get(key, key): value for key, value in values.items()}
 
     @model_validator(mode="before")
     @classmethod
@@ -278,6 +298,8 @@ class Ask(_Section):
 class Vllm(_Section):
     """vLLM's own settings."""
 
+    _renamed: ClassVar[dict[str, str]] = {"item_noise": "per_request_seed"}
+
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="fraction of GPU memory for weights, KV cache and CUDA graphs"
     )
@@ -291,7 +313,7 @@ class Vllm(_Section):
     enforce_eager: bool | None = Field(
         None, description="no compilation or CUDA graphs: faster start, slower generation; null: on a CPU only"
     )
-    item_noise: bool = Field(
+    per_request_seed: bool = Field(
         True,
         description="noise by seed, id and sample, whatever shares the batch; false: one generator for all, faster",
     )
@@ -300,8 +322,10 @@ class Vllm(_Section):
 class Infer(_Section):
     """Batch items to a result file."""
 
-    engine: Literal["auto", "transformers", "vllm"] = Field(
-        "auto", description="auto: vLLM where it is installed and there is a GPU, else transformers"
+    engine: str = Field(
+        "auto",
+        description="auto (vLLM where it is installed and there is a GPU), vllm, transformers, or module:function",
+        json_schema_extra={"anyOf": [{"enum": list(ENGINES)}, {"pattern": FUNCTION}]},
     )
     merge: bool = Field(True, description="false: run the adapter beside its base, unmerged, which is slower")
     vllm: Vllm = Vllm()
@@ -313,6 +337,13 @@ class Infer(_Section):
     batch_tokens: int | None = Field(
         None, ge=1, description="max tokens in the transformers engine's KV cache; null: from free memory"
     )
+
+    @field_validator("engine")
+    @classmethod
+    def _known(cls, engine: str) -> str:
+        if engine not in ENGINES and not re.match(FUNCTION, engine):
+            raise ValueError(f"should be {', '.join(ENGINES)} or module:function, not {engine!r}")
+        return engine
 
 
 class Eval(_Section):

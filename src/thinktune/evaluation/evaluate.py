@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from thinktune import tags
-from thinktune.config import Data, Format, Infer, Load, Quantize, Sampling, Vllm
+from thinktune.config import Data, Format, Infer, Sampling
 from thinktune.evaluation.metrics import RATES, Problem, Scores, score_problems
 from thinktune.evaluation.predictions import PredictionScores, read_gold, score_predictions
 from thinktune.evaluation.significance import Rate
@@ -25,9 +25,8 @@ from thinktune.files import telling_full_disk, write_json, write_json_lines
 from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import Messages, read_batch_file, valid_text
 from thinktune.inference.complete import Completed, complete
-from thinktune.inference.engines import Opened, open_engine
+from thinktune.inference.engines import EngineSettings, Opened, open_engine
 from thinktune.inference.engines.base import Engine, Request
-from thinktune.inference.engines.registry import EngineName
 from thinktune.inference.journal import Record
 from thinktune.inference.profiles import samplings
 from thinktune.models.template_date import hold_date
@@ -69,7 +68,7 @@ class Summary(Scores):
 
 
 def evaluate_data(
-    reference: str | Path,
+    opened: Opened,
     source: str,
     out: Path,
     *,
@@ -77,60 +76,41 @@ def evaluate_data(
     sample: int | None = None,
     sampling: Sampling | None = None,
     tell_format: bool | None = None,
-    engine: EngineName = "auto",
-    load: Load | None = None,
-    quantize: Quantize = "none",
-    vllm: Vllm | None = None,
-    batch_tokens: int | None = None,
     seed: int = 0,
-    scorer: str | None = None,
+    scorer: Scorer = ROW_TASK.score,
     overwrite: bool = False,
     console: Console | None = None,
-    opened: Opened | None = None,
 ) -> Summary:
-    """`thinktune eval`: score the model that a reference names on rows with references.
+    """Score a model on rows with references: `thinktune eval MODEL DATA`.
 
     Args:
         source: as in `data.source`.
         tell_format: explain the format in the prompt; None: only to models that were not trained for it.
-        engine, vllm, batch_tokens: as in the config's `infer`.
-        scorer: `module:function` of a user's own, in place of the comparison as mathematics (see `scoring.own_scorer`).
-        opened: the model, where it is open already; closed in the end, unless this is within a `with` of it.
+        scorer: compares answer and reference; a user's own is `tasks_scored_by(…)[ROW_TASK.name].score`.
 
     Raises:
-        DataError, ModelError, …: see `data.load_examples`, `open_engine` and `evaluate`.
+        DataError, …: see `data.load_examples` and `evaluate`.
     """
     from thinktune.data import load_examples
 
     console = console or Console(stderr=True)
-    load = load or Load()
-    score = tasks_scored_by(scorer)[ROW_TASK.name].score
-    with opened or open_engine(
-        reference,
-        engine=engine,
-        load=load,
-        quantize=quantize,
-        vllm=vllm,
-        batch_tokens=batch_tokens,
-        samplings=[sampling or Sampling()],
-        notify=console.print,
-    ) as opened:
-        data = Data(source=source, split=split, sample=sample)
-        fmt = Format.model_validate(opened.format_settings)
-        examples, _ = load_examples(data, fmt, seed, load=load, notify=console.print, need_thought=False)
-        return evaluate(
-            opened.engine,
-            opened.chat,
-            examples,
-            sampling or Sampling(),
-            out,
-            tell_format=not opened.tuned if tell_format is None else tell_format,
-            model=opened.fingerprint,
-            seed=seed,
-            scorer=score,
-            overwrite=overwrite,
-            console=console,
-        )
+    data = Data(source=source, split=split, sample=sample)
+    fmt = Format.model_validate(opened.format_settings)
+    load = opened.settings.load
+    examples, _ = load_examples(data, fmt, seed, load=load, notify=console.print, need_thought=False)
+    return evaluate(
+        opened.engine,
+        opened.chat,
+        examples,
+        sampling or Sampling(),
+        out,
+        tell_format=not opened.tuned if tell_format is None else tell_format,
+        model=opened.fingerprint,
+        seed=seed,
+        scorer=scorer,
+        overwrite=overwrite,
+        console=console,
+    )
 
 
 def evaluate_items(
@@ -138,12 +118,10 @@ def evaluate_items(
     file: str | Path,
     gold: Path,
     out: Path,
+    settings: EngineSettings | None = None,
     *,
     changes: Mapping[str, Any] | None = None,
     tell_format: bool | None = None,
-    engine: EngineName = "auto",
-    load: Load | None = None,
-    quantize: Quantize = "none",
     seed: int = 0,
     scorer: str | None = None,
     overwrite: bool = False,
@@ -153,7 +131,8 @@ def evaluate_items(
 
     Args:
         changes: settings over the sampling of each type.
-        tell_format, scorer: as for `evaluate_data`.
+        tell_format: as for `evaluate_data`.
+        scorer: `module:function` of a user's own, see `scoring.own_scorer`.
         out: also gets `predictions.jsonl`, and its journal.
 
     Raises:
@@ -164,10 +143,7 @@ def evaluate_items(
     profiles = {name: sampling.changed(**(changes or {})) for name, sampling in samplings(Infer(), seed).items()}
     items = read_batch_file(file, samplings=profiles)
     prompts = {str(item.id): item.messages[-1]["content"] for item in items}
-    wanted = {item.sampling for item in items}
-    with open_engine(
-        reference, engine=engine, load=load, quantize=quantize, samplings=wanted, notify=console.print
-    ) as opened:
+    with open_engine(reference, settings, notify=console.print) as opened:
         if not opened.tuned if tell_format is None else tell_format:
             items = [replace(item, messages=_told(item.messages)) for item in items]
         answers = out / "predictions.jsonl"

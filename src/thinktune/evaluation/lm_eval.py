@@ -20,11 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import TypedDict
 
-from thinktune.config import Load, Quantize
 from thinktune.errors import DataError, MissingExtra, UsageError
 from thinktune.files import telling_full_disk, write_json, write_json_lines
-from thinktune.inference.engines import Opened, open_engine
-from thinktune.inference.engines.registry import EngineName
+from thinktune.inference.engines import Opened
 from thinktune.records import read_record
 
 FILE = "harness.json"
@@ -66,54 +64,43 @@ class _Taken(TypedDict):
 
 
 def evaluate_harness(
-    reference: str | Path,
-    tasks: Sequence[str],
+    opened: Opened,
+    tasks: Any,
     out: Path,
     *,
-    path: Path | None = None,
     sample: int | None = None,
-    shots: int | None = None,
     max_tokens: int = 1024,
-    load: Load | None = None,
-    engine: EngineName = "auto",
-    quantize: Quantize = "none",
     overwrite: bool = False,
     console: Console | None = None,
-    opened: Opened | None = None,
 ) -> list[Figure]:
-    """Let the model that a reference names take tasks of lm-evaluation-harness, and write harness.json to `out`.
+    """Let a model take tasks of lm-evaluation-harness, and write harness.json to `out`.
 
     Args:
-        tasks: names or patterns of tasks, groups or tags, as the harness has them.
+        tasks: of `load_tasks`.
         out: also gets `harness-samples.jsonl` and the journal from which stopped generation goes on.
-        path: a folder with further tasks.
         sample: so many problems of each task, the first ones; None: all.
-        shots: solved examples in the prompt; None: as each task has it.
         max_tokens: where a task sets none.
-        opened: the model, where it is open already; closed in the end, unless this is within a `with` of it.
 
     Raises:
-        MissingExtra: lm-evaluation-harness is not installed.
-        UsageError: a task is unknown, or would run programs of the model in this process.
-        DataError: a task's data cannot be had.
-        ModelError, …: see `open_engine`, `complete` and `Engine.likelihoods`.
+        Interrupted, DiskFull, …: see `complete` and `Engine.likelihoods`.
     """
     harness = _import_harness()
-    console = console or Console(stderr=True)
-    loaded = _load_tasks(tasks, path, shots)
-    with opened or open_engine(reference, engine=engine, load=load, quantize=quantize, notify=console.print) as opened:
-        from thinktune.evaluation.lm_eval_model import HarnessModel
+    from thinktune.evaluation.lm_eval_model import HarnessModel
 
-        model = HarnessModel(
-            opened, out / "harness.journal.jsonl", max_tokens=max_tokens, overwrite=overwrite, console=console
+    model = HarnessModel(
+        opened,
+        out / "harness.journal.jsonl",
+        max_tokens=max_tokens,
+        overwrite=overwrite,
+        console=console or Console(stderr=True),
+    )
+    with redirect_stdout(sys.stderr):
+        results = harness.evaluator.evaluate(
+            model, tasks, limit=sample, apply_chat_template=True, fewshot_as_multiturn=True
         )
-        with redirect_stdout(sys.stderr):
-            results = harness.evaluator.evaluate(
-                model, loaded, limit=sample, apply_chat_template=True, fewshot_as_multiturn=True
-            )
-        figures = _figures(results)
-        with telling_full_disk(out):
-            _write(out, figures, results, opened.fingerprint, harness.__version__)
+    figures = _figures(results)
+    with telling_full_disk(out):
+        _write(out, figures, results, opened.fingerprint, harness.__version__)
     return figures
 
 
@@ -148,8 +135,20 @@ def _import_harness() -> Any:
     return lm_eval
 
 
-def _load_tasks(names: Sequence[str], path: Path | None, shots: int | None) -> Any:
-    """What `simple_evaluate` of the harness does before it evaluates, with its seeds."""
+def load_tasks(names: Sequence[str], path: Path | None = None, shots: int | None = None) -> Any:
+    """Prepare tasks as `simple_evaluate` of the harness does, with its seeds.
+
+    Args:
+        names: names or patterns of tasks, groups or tags, as the harness has them.
+        path: a folder with further tasks.
+        shots: few-shot examples in the prompt; None: as each task has it.
+
+    Raises:
+        MissingExtra: lm-evaluation-harness is not installed.
+        UsageError: a task is unknown, or would run programs of the model in this process.
+        DataError: a task's data cannot be had.
+    """
+    _import_harness()
     import numpy
     from lm_eval.tasks import TaskManager
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from thinktune import tags
-from thinktune.config import QUESTIONS, Data, Format, Load, Sampling, Vllm, load_config
+from thinktune.config import QUESTIONS, Data, Format, Load, Sampling, load_config
 from thinktune.errors import GenerationError, ModelError
 from thinktune.export.agreement import (
     SUM_BOUND,
@@ -35,9 +35,8 @@ from thinktune.export.agreement import (
     wrong_weights,
 )
 from thinktune.files import write_json
-from thinktune.inference.engines import Opened, open_engine
+from thinktune.inference.engines import Opened
 from thinktune.inference.engines.base import Completion, Engine, Request
-from thinktune.inference.engines.registry import EngineName
 from thinktune.models import Resolved, make_chat, resolve
 from thinktune.models.adapters import merge_adapter, put_adapter
 from thinktune.models.device import choose_device, choose_dtype, describe
@@ -162,54 +161,49 @@ class _Compared:
 
 
 def verify(
+    opened: Opened,
     reference: str | Path,
     *,
-    load: Load | None = None,
-    engine: EngineName = "auto",
-    vllm: Vllm | None = None,
     prompts: int = 8,
     max_tokens: int | None = None,
     notify: Notify = lambda line: None,
-    opened: Opened | None = None,
 ) -> Verified:
     """Compare the three ways of running the model of a run folder, and write `verify.json` there.
 
     A comparison that was made before, of the same weights, is not made again.
 
     Args:
+        opened: the engine, opened for `reference`.
         reference: a run folder with adapter/ and merged/.
-        engine, vllm: as in the config's `infer`.
         prompts: how many, from `eval.data` of the run's config, else from its training data.
         max_tokens: of the greedy continuations that are compared; None: 256 on a GPU, 48 on a CPU. To see whether they
             end, the engine writes 8 times as many.
-        opened: the engine, as for `evaluate_data`.
 
     Raises:
         ModelError: no run folder, or its merged model is missing or older than the adapter.
         GenerationError: the engine cannot answer.
     """
-    load = load or Load()
+    load = opened.settings.load
     run = RunFolder(Path(reference))
     resolved = resolve(reference, load, notify)
     if resolved.kind != "run" or resolved.folder.resolve() != run.merged.resolve():
         raise ModelError(f"{reference} has no merged model to verify", hint=f"thinktune merge {reference}")
-    with opened or open_engine(reference, engine=engine, load=load, vllm=vllm, notify=notify) as opened:
-        record = run.path / "verify.json"
-        weights = f"{folder_digest(run.merged)[:32]} {adapter_sha256(run.adapter)[:32]}"
-        fingerprint = f"2 {opened.fingerprint} {weights} {engine} {prompts} {max_tokens}"
-        if (before := _read(record)) and before.fingerprint == fingerprint:
-            notify(f"{run.path} is verified")
-            return before
-        questions, source = _held_out(run, prompts, load, notify)
-        device = choose_device(load.device)
-        limit = max_tokens or (256 if device.type == "cuda" else 48)
-        seen = _compare_models(run, resolved, load, device, questions, limit, notify)
-        replies = _replies(opened.chat, questions)
-        rendered = [opened.chat.prompt_ids(prompt.messages) for prompt in questions]
-        pairs = list(zip(rendered, replies, strict=True))
-        said = [opened.engine.logprobs(ids, reply) for ids, reply in pairs]
-        written = continue_greedily(opened.engine, rendered, LONGER * limit)
-        ends = [_end_probability(opened.engine, opened.chat, prompt) for prompt in questions]
+    record = run.path / "verify.json"
+    weights = f"{folder_digest(run.merged)[:32]} {adapter_sha256(run.adapter)[:32]}"
+    fingerprint = f"2 {opened.fingerprint} {weights} {opened.settings.engine} {prompts} {max_tokens}"
+    if (before := _read(record)) and before.fingerprint == fingerprint:
+        notify(f"{run.path} is verified")
+        return before
+    questions, source = _held_out(run, prompts, load, notify)
+    device = choose_device(load.device)
+    limit = max_tokens or (256 if device.type == "cuda" else 48)
+    seen = _compare_models(run, resolved, load, device, questions, limit, notify)
+    replies = _replies(opened.chat, questions)
+    rendered = [opened.chat.prompt_ids(prompt.messages) for prompt in questions]
+    pairs = list(zip(rendered, replies, strict=True))
+    said = [opened.engine.logprobs(ids, reply) for ids, reply in pairs]
+    written = continue_greedily(opened.engine, rendered, LONGER * limit)
+    ends = [_end_probability(opened.engine, opened.chat, prompt) for prompt in questions]
     stops = (_likely_end(ends), _real_ends(written))
     checks = [
         *_checks_of_merged(seen),

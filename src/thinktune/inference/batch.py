@@ -21,7 +21,7 @@ from thinktune.errors import GenerationError, ThinktuneError
 from thinktune.files import telling_full_disk
 from thinktune.inference.batch_file import Item, read_batch_file, valid_text
 from thinktune.inference.complete import Completed, complete
-from thinktune.inference.engines import Opened, open_engine
+from thinktune.inference.engines import EngineSettings, open_engine
 from thinktune.inference.engines.base import Engine, Request
 from thinktune.inference.profiles import samplings
 from thinktune.inference.result_file import Result, ResultFormat, write_results
@@ -76,7 +76,6 @@ def infer_files(
     retry_errors: bool = False,
     form: ResultFormat = "results",
     console: Console | None = None,
-    opened: Opened | None = None,
 ) -> list[Inferred]:
     """`thinktune infer`: answer batch files, one after the other, with the model that a reference names.
 
@@ -85,23 +84,12 @@ def infer_files(
 
     Args:
         files: the result file of each batch file.
-        opened: the model, as for `evaluate_data`.
     """
     console = console or Console(stderr=True)
     settings = settings or Infer()
     chosen = samplings(settings, seed)
     items = {file: read_batch_file(file, samplings=chosen, skip_bad=skip_bad) for file in files}
-    with opened or open_engine(
-        reference,
-        engine=settings.engine,
-        load=load,
-        quantize=quantize,
-        merge=settings.merge,
-        vllm=settings.vllm,
-        batch_tokens=settings.batch_tokens,
-        samplings={item.sampling for each in items.values() for item in each},
-        notify=console.print,
-    ) as opened:
+    with open_engine(reference, EngineSettings.of(settings, load, quantize), notify=console.print) as opened:
         return [
             infer(
                 opened.engine,

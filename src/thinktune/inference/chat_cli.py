@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from thinktune import tags
-from thinktune.config import Load, Quantize, Sampling
+from thinktune.config import Sampling
 from thinktune.errors import GenerationError, UsageError
 from thinktune.inference.batch_file import valid_text
-from thinktune.inference.engines import open_engine
+from thinktune.inference.engines import EngineSettings, open_engine
 from thinktune.inference.engines.base import Engine, Request
-from thinktune.inference.engines.registry import EngineName
 
 if TYPE_CHECKING:
     from thinktune.models import Chat
@@ -30,9 +29,7 @@ def ask(
     question: str | None,
     *,
     sampling: Sampling,
-    engine: EngineName = "transformers",
-    load: Load | None = None,
-    quantize: Quantize = "none",
+    settings: EngineSettings | None = None,
     raw: bool = False,
     console: Console | None = None,
     messages: Console | None = None,
@@ -40,7 +37,8 @@ def ask(
     """`thinktune ask`: answer one question, or hold a conversation if there is none.
 
     Args:
-        engine: for one conversation transformers, which starts in seconds, is soon ahead of vLLM.
+        settings: how the model is run; None: by transformers, which starts in seconds: in one conversation vLLM is
+            ahead of it late, if ever.
         raw: print exactly what the model writes, tags included.
         console: where answers go.
         messages: where notices and warnings go.
@@ -54,9 +52,8 @@ def ask(
         raise UsageError("the question is blank", hint="leave it out for a conversation")
     console = console or Console()
     messages = messages or Console(stderr=True)
-    with open_engine(
-        reference, engine=engine, load=load, quantize=quantize, samplings=[sampling], notify=messages.print
-    ) as opened:
+    settings = settings or EngineSettings(engine="transformers")
+    with open_engine(reference, settings, notify=messages.print) as opened:
         opened.engine.require_supported(sampling)
         opened.engine.start()  # a person who is shown a prompt expects to be answered at once
         if question is not None:

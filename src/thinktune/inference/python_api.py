@@ -9,7 +9,7 @@ from thinktune import config, tags
 from thinktune.errors import GenerationError, UsageError
 from thinktune.inference.batch import Inferred, infer
 from thinktune.inference.batch_file import as_messages, read_batch_file, valid_text
-from thinktune.inference.engines import open_engine
+from thinktune.inference.engines import EngineSettings, open_engine
 from thinktune.inference.engines.base import Request
 from thinktune.inference.profiles import samplings
 from thinktune.inference.result_file import ResultFormat
@@ -48,16 +48,9 @@ class Infer:
         self._settings = config.parse_config({"infer": settings}, where="Infer").infer
         self._samplings = samplings(self._settings, seed)
         self._name = str(model)
-        self._opened = open_engine(
-            model,
-            engine=self._settings.engine,
-            load=load,
-            quantize=quantize,
-            merge=self._settings.merge,
-            vllm=self._settings.vllm,
-            batch_tokens=self._settings.batch_tokens,
-            samplings=self._samplings.values(),
-        )
+        self._opened = open_engine(model, EngineSettings.of(self._settings, load, quantize))
+        for sampling in self._samplings.values():  # so that "auto" chooses an engine for all of them
+            self._opened.engine.require_supported(sampling)
 
     def __call__(
         self, question: str | Conversation, *, type: config.ItemType = "generic-generate", **sampling: object

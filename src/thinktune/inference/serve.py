@@ -9,30 +9,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from thinktune.config import Load, Vllm
 from thinktune.errors import MissingExtra, UsageError
 from thinktune.files import write_json, write_text
-from thinktune.inference.engines.open_engine import (
-    adapter_beside,
-    require_adapters_fit,
-    vllm_model,
-)
-from thinktune.inference.engines.registry import EngineName, choose_engine
+from thinktune.inference.engines.found_model import Notify, find_model
+from thinktune.inference.engines.settings import EngineSettings
 from thinktune.inference.engines.vllm.engine import OWN, engine_arguments, vllm_environment
-from thinktune.inference.engines.vllm.process import vllm_python
-from thinktune.models import make_chat, resolve
+from thinktune.inference.engines.vllm.opening import vllm_model, why_not_vllm
+from thinktune.inference.engines.vllm.process import has_vllm, vllm_python
+from thinktune.models import make_chat
 from thinktune.models.cache import cache_folder
-from thinktune.models.device import choose_device, choose_dtype
 from thinktune.models.folder import read_settings
-from thinktune.models.tokenizer import read_tokenizer
 from thinktune.tags import TAGS
-
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ def serve(
     reference: str | Path,
     *,
     adapters: Sequence[str] = (),
-    engine: EngineName = "auto",
+    engine: Literal["auto", "transformers", "vllm"] = "auto",
     host: str = "127.0.0.1",
     port: int = 8000,
     load: Load | None = None,
@@ -79,13 +72,13 @@ def serve(
         MissingExtra, ModelError, DownloadError, DeviceError: see `engines.open_engine`.
     """
     load = load or Load()
-    resolved = resolve(reference, load, notify)
-    device = choose_device(load.device)
-    dtype = choose_dtype(device, load.dtype)
-    runs_on = choose_engine(engine, reference, resolved, "none", lacks_gpu=False)
-    tokenizer = read_tokenizer(resolved, load, notify)
-    chat = make_chat(tokenizer, resolved.settings)
-    beside = {name: adapter_beside(run, resolved, load) for name, run in _named(adapters).items()}
+    settings = EngineSettings(load=load, vllm=vllm or Vllm())
+    found = find_model(reference, settings, _named(adapters), notify)
+    resolved, tokenizer, chat, beside = found.resolved, found.tokenizer, found.chat, found.adapters
+    problem = why_not_vllm(found)
+    if engine == "vllm" and problem:
+        raise UsageError(f"vLLM cannot run {reference}: {problem}", hint="use --engine transformers")
+    runs_on = engine if engine != "auto" else "vllm" if has_vllm() and not problem else "transformers"
     if runs_on != "transformers" and set(TAGS) & set(tokenizer.all_special_tokens):
         notify(
             "this server leaves special tokens out, and the tags are some: "
@@ -100,18 +93,19 @@ def serve(
                 hint="thinktune merge makes one of model and adapter; or install vLLM",
             )
         folder = str(resolved.folder)
-        command = _own_command(folder, own_name, host, port, device.type, str(dtype).removeprefix("torch."), load)
+        command = _own_command(
+            folder, own_name, host, port, found.device.type, str(found.dtype).removeprefix("torch."), load
+        )
         return Server(command, dict(os.environ), (folder,), url)
     if resolved.adapters and own_name in beside:
         raise _name_taken(own_name)
-    require_adapters_fit(resolved, beside, load)
-    model = vllm_model(resolved, tokenizer, chat, device, dtype, beside)
+    model = vllm_model(found)
     base_name = _name(resolved.base) if resolved.adapters else own_name
     model = replace(model, adapters={own_name if name == OWN else name: path for name, path in model.adapters.items()})
     if base_name in model.adapters:
         raise UsageError(f"the adapter {base_name} has the model's own name", hint="give it another: NAME=RUN")
     arguments = {
-        **engine_arguments(model, vllm or Vllm()),
+        **engine_arguments(model, settings.vllm),
         "generation_config": _generation_folder(model.stop_ids, own_name),
         "served_model_name": base_name,
         "host": host,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thinktune import tags
 from thinktune.config import Load, Quantize
-from thinktune.errors import GenerationError, ThinktuneError, UsageError
-from thinktune.inference.engines import Opened, open_engine
+from thinktune.errors import ThinktuneError, UsageError
+from thinktune.inference.engines import EngineSettings
 from thinktune.inference.engines.base import Engine
+from thinktune.inference.engines.found_model import find_model
 from thinktune.inference.engines.request_handle import Ticket
-from thinktune.inference.engines.think_budget import Budgeted
+from thinktune.inference.engines.think_budget import ThinkBudgetEngine
 from thinktune.models.adapters import changes_base
 from thinktune.models.folder import adapter_sha256, is_adapter
 
@@ -39,7 +39,7 @@ class Seat:
 
     def engine(self, ticket: Ticket) -> Engine:
         """Return the model for one caller, think budgets included."""
-        return Budgeted(self.shared.engine(self.adapter, ticket), self.chat, self.template)
+        return ThinkBudgetEngine(self.shared.engine(self.adapter, ticket), self.chat, self.template)
 
 
 class Pool:
@@ -62,8 +62,7 @@ class Pool:
     ) -> None:
         self._references = tuple(dict.fromkeys(references))
         self._runs = runs
-        self._load = load or Load()
-        self._quantize: Quantize = quantize
+        self._settings = EngineSettings(load=load or Load(), quantize=quantize)
         self._notify = notify
         self._lock = threading.Lock()
         self._shared: dict[tuple[str, str | None], SharedModel] = {}
@@ -118,7 +117,7 @@ class Pool:
     def _take(self, reference: str) -> Seat:
         from thinktune.models import resolve
 
-        resolved = resolve(reference, self._load, self._notify, prefer_merged=False)
+        resolved = resolve(reference, self._settings.load, self._notify, prefer_merged=False)
         version = adapter_sha256(resolved.adapter) if resolved.adapter else ""
         seat = self._seats.get((reference, version))  # a run that was trained anew is another model
         if seat is not None and not seat.shared.failed:
@@ -136,10 +135,9 @@ class Pool:
             self._adapters += 1
             name = f"adapter{self._adapters}"
             shared.add_adapter(name, switched)
-        opened = self._open(reference)
-        template = str(opened.format_settings.get("template", tags.TEMPLATE))
-        fingerprint = f"{opened.fingerprint}{' unmerged' if switched else ''}"
-        seat = Seat(reference, opened.chat, opened.tuned, fingerprint, template, shared, name)
+        found = find_model(reference, self._settings, notify=self._notify)
+        fingerprint = f"{found.fingerprint}{' unmerged' if switched else ''}"
+        seat = Seat(reference, found.chat, found.tuned, fingerprint, found.template, shared, name)
         self._seats[reference, version] = seat
         return seat
 
@@ -150,18 +148,11 @@ class Pool:
         from thinktune.inference.engines.shared_engine import SharedModel
         from thinktune.models import load_model
 
-        loaded = load_model(base, load=self._load, quantize=self._quantize, notify=self._notify)
+        loaded = load_model(base, load=self._settings.load, quantize=self._settings.quantize, notify=self._notify)
         engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
-        require_faithful(engine, loaded.tokenizer, self._open(base).fingerprint, self._notify)
+        found = find_model(base, self._settings, notify=self._notify)
+        require_faithful(engine, loaded.tokenizer, found.fingerprint, self._notify)
         return SharedModel(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
-
-    def _open(self, reference: str) -> Opened:
-        """Collect all that belongs to a model besides its weights."""
-        return open_engine(reference, load=self._load, quantize=self._quantize, notify=self._notify, make=_no_engine)
-
-
-def _no_engine() -> Engine:
-    raise GenerationError("the studio runs its models itself")
 
 
 def reason(error: ThinktuneError) -> str:

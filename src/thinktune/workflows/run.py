@@ -22,9 +22,9 @@ from thinktune.evaluation.evaluate import Summary, comparison_table, evaluate_da
 from thinktune.export.merge import merge
 from thinktune.export.verify import Notify, verify
 from thinktune.files import write_json
-from thinktune.inference.batch import infer_file
+from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import read_batch_file
-from thinktune.inference.engines import Opened, open_engine
+from thinktune.inference.engines import EngineSettings, Opened, open_engine
 from thinktune.inference.profiles import samplings
 from thinktune.records import RunRecord, read_record
 from thinktune.report.html import write_report
@@ -70,15 +70,10 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
         console.print(merged.summary(), highlight=False, markup=False)
     summaries: dict[str, Summary] = {}
     # One engine for all that is asked of the tuned model; it starts at the first question.
-    with open_engine(
-        folder.path,
-        engine=config.infer.engine,
-        load=config.load,
-        vllm=config.infer.vllm,
-        batch_tokens=config.infer.batch_tokens,
-        samplings=asked,
-        notify=notify,
-    ) as tuned:
+    settings = EngineSettings.of(config.infer.model_copy(update={"merge": True}), config.load)
+    with open_engine(folder.path, settings, notify=notify) as tuned:
+        for sampling in asked:  # so that "auto" chooses an engine for all of it
+            tuned.engine.require_supported(sampling)
         with steps("verify"):
             _verify(config, folder, console, notify, tuned)
         if config.infer.file is not None and config.infer.merge:
@@ -88,12 +83,13 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
             with steps("eval tuned"):
                 summaries["tuned"] = _evaluate(config, folder, "tuned", console, tuned)
     if config.infer.file is not None and not config.infer.merge:  # an engine of its own, when that one has gone
-        with steps("infer"):
-            _infer(config, folder, console)
+        unmerged = EngineSettings.of(config.infer, config.load)
+        with steps("infer"), open_engine(folder.path, unmerged, notify=console.print) as opened:
+            _infer(config, folder, console, opened)
     if config.eval.data is not None:
         if config.eval.base:
-            with steps("eval base"):
-                summaries = {"base": _evaluate(config, folder, "base", console), **summaries}
+            with steps("eval base"), open_engine(config.model, settings, notify=console.print) as base:
+                summaries = {"base": _evaluate(config, folder, "base", console, base), **summaries}
         write_json(folder.eval / "summary.json", _summary(summaries, folder, steps.seconds))
         Console().print(comparison_table(summaries))
     console.print(f"everything on one page: {write_report(folder.path)}", highlight=False)
@@ -113,7 +109,7 @@ def _train(config: Config, folder: RunFolder, console: Console, overwrite: bool)
 
 
 def _verify(config: Config, folder: RunFolder, console: Console, notify: Notify, tuned: Opened) -> None:
-    verified = verify(folder.path, load=config.load, engine=config.infer.engine, prompts=4, notify=notify, opened=tuned)
+    verified = verify(tuned, folder.path, prompts=4, notify=notify)
     console.print(verified.table())
     if verified.agrees is None:
         console.print("what the adapter does is too small to tell adapter and base apart", style="yellow")
@@ -125,34 +121,28 @@ def _verify(config: Config, folder: RunFolder, console: Console, notify: Notify,
         console.print("the model has not learnt to end its turn: train longer, or on more rows", style="yellow")
 
 
-def _infer(config: Config, folder: RunFolder, console: Console, opened: Opened | None = None) -> None:
-    infer_file(
-        folder.path,
-        config.infer.file or "",
+def _infer(config: Config, folder: RunFolder, console: Console, opened: Opened) -> None:
+    infer(
+        opened.engine,
+        opened.chat,
+        read_batch_file(config.infer.file or "", samplings=samplings(config.infer, config.seed)),
         config.infer.out or folder.infer / "results.json",
-        settings=config.infer,
-        load=config.load,
-        seed=config.seed,
+        model=opened.fingerprint,
+        name=str(folder.path),
         console=console,
-        opened=opened,
     )
 
 
-def _evaluate(config: Config, folder: RunFolder, name: str, console: Console, opened: Opened | None = None) -> Summary:
+def _evaluate(config: Config, folder: RunFolder, name: str, console: Console, opened: Opened) -> Summary:
     return evaluate_data(
-        folder.path if opened else config.model,
+        opened,
         config.eval.data or "",
         folder.eval / name,
         split=config.eval.split,
         sample=config.eval.sample,
         sampling=config.eval.sampling,
-        engine=config.infer.engine,
-        load=config.load,
-        vllm=config.infer.vllm,
-        batch_tokens=config.infer.batch_tokens,
         seed=config.seed,
         console=console,
-        opened=opened,
     )
 
 

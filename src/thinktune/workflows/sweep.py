@@ -22,7 +22,7 @@ from rich.console import Console
 from thinktune.config import Config, load_config
 from thinktune.errors import ConfigError, DiskFull, Interrupted, ThinktuneError
 from thinktune.evaluation.evaluate import evaluate_data
-from thinktune.inference.engines import open_engine
+from thinktune.inference.engines import EngineSettings, open_engine
 from thinktune.inference.engines.base import Engine
 from thinktune.report.html import write_report
 from thinktune.run_folder import RunFolder
@@ -205,18 +205,17 @@ def _evaluate(config: Config, bench: BaseModelCache, console: Console, before: S
         with ExitStack() as stack:
             # With quantize, the scores are those of the unquantised model, which has to be loaded.
             start = partial(_start, config, bench, console, adapter, stack) if config.quantize == "none" else None
-            opened = open_engine(adapter or config.model, load=config.load, notify=console.print, make=start)
+            settings = EngineSettings(load=config.load)
+            opened = open_engine(adapter or config.model, settings, notify=console.print, start=start)
             summary = evaluate_data(
-                adapter or config.model,
+                stack.enter_context(opened),
                 config.eval.data or "",
                 folder.eval / name,
                 split=config.eval.split,
                 sample=config.eval.sample,
                 sampling=config.eval.sampling,
-                load=config.load,
                 seed=config.seed,
                 console=console,
-                opened=opened,
             )
         console.print(f"{name}: well-formed {summary.format}, right {summary.strict}", highlight=False)
 

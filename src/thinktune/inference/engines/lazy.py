@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request
+from thinktune.config import Sampling
+from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request, unhonoured
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine that may be started; `unsupported` and `context_setting` as of `Engine`."""
+
+    start: Callable[[], Engine]
+    unsupported: frozenset[str] = Engine.unsupported
+    context_setting: int | None = None
 
 
 class EngineOnDemand(Engine):
-    """Starts the real engine at its first use."""
+    """Starts the real engine at its first use.
 
-    def __init__(
-        self,
-        make: Callable[[], Engine],
-        unsupported: frozenset[str] = Engine.unsupported,
-        context_setting: int | None = None,
-    ) -> None:
-        self._make = make
-        self.unsupported = unsupported
-        self.context_setting = context_setting
+    Args:
+        candidates: engines to choose from, the best first. Of several, those fall away that cannot honour a sampling
+            which is asked about (`require_supported`) before the start.
+    """
+
+    def __init__(self, *candidates: Candidate) -> None:
+        self._candidates = candidates
         self._engine: Engine | None = None
+
+    @property
+    def unsupported(self) -> frozenset[str]:  # type: ignore[override]
+        return (self._engine or self._candidates[0]).unsupported
+
+    @property
+    def context_setting(self) -> int | None:  # type: ignore[override]
+        return self._candidates[0].context_setting
 
     @property
     def context_length(self) -> int:  # type: ignore[override]
@@ -28,6 +45,13 @@ class EngineOnDemand(Engine):
     @property
     def slots(self) -> int:  # type: ignore[override]
         return self._started().slots
+
+    def require_supported(self, sampling: Sampling) -> None:
+        """See `Engine.require_supported`."""
+        if self._engine is None:
+            able = tuple(each for each in self._candidates if not unhonoured(sampling, each.unsupported))
+            self._candidates = able or self._candidates
+        super().require_supported(sampling)
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         yield from self._started().generate(requests)
@@ -51,5 +75,5 @@ class EngineOnDemand(Engine):
 
     def _started(self) -> Engine:
         if self._engine is None:
-            self._engine = self._make()
+            self._engine = self._candidates[0].start()
         return self._engine

@@ -16,6 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from thinktune import tags
+from thinktune.config import Sampling
 from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Thought:
     answering: Request
 
 
-class Budgeted(Engine):
+class ThinkBudgetEngine(Engine):
     """Honours `think_budget` on top of an engine; requests without one pass through.
 
     Args:
@@ -66,6 +67,10 @@ class Budgeted(Engine):
     @property
     def unsupported(self) -> frozenset[str]:  # type: ignore[override]
         return self._engine.unsupported - {"think_budget"}
+
+    def require_supported(self, sampling: Sampling) -> None:
+        """See `Engine.require_supported`."""
+        self._engine.require_supported(sampling.model_copy(update={"think_budget": None}))
 
     def start(self) -> None:
         self._engine.start()
@@ -173,7 +178,7 @@ class _Passes(Iterator[Request]):
         left: whether there will be more, whatever the engine does.
     """
 
-    def __init__(self, layer: Budgeted, requests: Iterable[Request]) -> None:
+    def __init__(self, layer: ThinkBudgetEngine, requests: Iterable[Request]) -> None:
         self._layer = layer
         self._source = deque(requests)
         self._thinking: dict[str, Request] = {}

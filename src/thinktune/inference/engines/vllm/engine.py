@@ -105,7 +105,7 @@ class VllmEngine(Engine):
         notify: receives a line for the person now and then.
 
     Attributes:
-        settings: as given; `item_noise` may be exchanged while it runs.
+        settings: as given; `per_request_seed` may be exchanged while it runs.
 
     Raises:
         MissingExtra: vLLM is not installed.
@@ -287,7 +287,7 @@ class VllmEngine(Engine):
             "presence_penalty": sampling.presence_penalty,
             "frequency_penalty": sampling.frequency_penalty,
             "max_tokens": min(sampling.max_tokens, self.context_length - len(row.request.prompt_ids)),
-            "seed": _seed(row) if sampling.temperature > 0 and self.settings.item_noise else None,
+            "seed": _seed(row) if sampling.temperature > 0 and self.settings.per_request_seed else None,
             "stop": stop,
             "detokenize": bool(stop),  # there it looks for stop strings; the text itself is decoded here
             "include_stop_str_in_output": True,

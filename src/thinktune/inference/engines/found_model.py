@@ -1,0 +1,148 @@
+"""The model that a reference names, found and described, but not loaded: what an engine is opened with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thinktune import tags
+from thinktune.config import Load
+from thinktune.errors import ModelError
+from thinktune.inference.engines.settings import EngineSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from thinktune.models import Chat, Resolved
+
+Notify = Callable[[str], None]
+_BLOCK = 4096  # bytes
+_BLOCKS = 64  # of each weight file: training changes nearly every weight, so that a sample of them tells
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """
+    Attributes:
+        reference: as the person named it.
+        tokenizer: of transformers.
+        adapters: folders of further adapters of the same base, by the name that requests use.
+        settings: how it is to be run.
+        notify: receives a line for the person now and then.
+    """
+
+    reference: str | Path
+    resolved: Resolved
+    tokenizer: Any
+    chat: Chat
+    device: torch.device
+    dtype: torch.dtype
+    adapters: Mapping[str, Path]
+    settings: EngineSettings
+    notify: Notify
+
+    @property
+    def tuned(self) -> bool:
+        """Whether it was trained to write the format by itself."""
+        return bool(self.resolved.adapters or self.resolved.settings)
+
+    @property
+    def format_settings(self) -> dict[str, Any]:
+        """The `format` section it was trained with, empty where unknown."""
+        return self.resolved.settings.get("format") or {}
+
+    @property
+    def template(self) -> str:
+        """The form of the completions it was trained to write."""
+        return str(self.format_settings.get("template", tags.TEMPLATE))
+
+    @cached_property
+    def computation(self) -> str:
+        """A fingerprint of weights, number format and quantisation."""
+        return f"{_fingerprint(self.resolved)} {self.dtype} {self.settings.quantize}"
+
+    @property
+    def fingerprint(self) -> str:
+        """`computation`, and how its text is read: part of every key of a journal."""
+        return f"{self.computation}{_reading(self.tokenizer)}"
+
+
+def find_model(
+    reference: str | Path,
+    settings: EngineSettings,
+    adapters: Mapping[str, str | Path] | None = None,
+    notify: Notify = lambda line: None,
+) -> FoundModel:
+    """Find the model that a reference names; download what is missing of it, but load no weights.
+
+    Args:
+        adapters: further adapters of the same base, by name.
+
+    Raises:
+        ModelError, DownloadError, DeviceError: see `models.load_model`.
+    """
+    from thinktune.models import make_chat, resolve
+    from thinktune.models.device import choose_device, choose_dtype
+    from thinktune.models.tokenizer import read_tokenizer
+
+    load = settings.load
+    resolved = resolve(reference, load, notify, prefer_merged=settings.merge and settings.quantize == "none")
+    device = choose_device(load.device)
+    dtype = choose_dtype(device, load.dtype)
+    tokenizer = read_tokenizer(resolved, load, notify)
+    return FoundModel(
+        reference=reference,
+        resolved=resolved,
+        tokenizer=tokenizer,
+        chat=make_chat(tokenizer, resolved.settings),
+        device=device,
+        dtype=dtype,
+        adapters={name: _adapter_beside(adapter, resolved, load) for name, adapter in (adapters or {}).items()},
+        settings=settings,
+        notify=notify,
+    )
+
+
+def _adapter_beside(reference: str | Path, base: Resolved, load: Load) -> Path:
+    """Find the folder of an adapter that goes beside others on a base.
+
+    Raises:
+        ModelError: it is none, or one of another base.
+    """
+    from thinktune.models import resolve
+
+    resolved = resolve(reference, load, lambda line: None, prefer_merged=False)
+    if len(resolved.adapters) != 1:
+        raise ModelError(f"{reference} is not an adapter on a base model", hint="name a run or an adapter folder")
+    if resolved.folder.resolve() != base.folder.resolve():
+        raise ModelError(
+            f"the adapter {reference} was trained on {resolved.base}, not on {base.base}",
+            hint="adapters in one engine share their base; give that as the model",
+        )
+    return resolved.adapters[0]
+
+
+def _reading(tokenizer: Any) -> str:
+    """Marks models whose tags are special tokens: journals of earlier versions hold their completions without tags."""
+    return " with tags" if set(tags.TAGS) & set(tokenizer.all_special_tokens) else ""
+
+
+def _fingerprint(resolved: Resolved) -> str:
+    from thinktune.models.folder import adapter_sha256, check_model_folder
+
+    digest = hashlib.sha256()
+    files = [resolved.folder / resolved.gguf] if resolved.gguf else check_model_folder(resolved.folder)
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as stream:
+            for index in range(_BLOCKS):
+                stream.seek(index * size // _BLOCKS)
+                digest.update(stream.read(_BLOCK))
+    for adapter in resolved.adapters:
+        digest.update(adapter_sha256(adapter).encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,34 @@
+"""The registry entry of the transformers engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from thinktune.inference.engines.base import Engine
+
+if TYPE_CHECKING:
+    from thinktune.inference.engines.found_model import FoundModel
+
+
+def open_transformers(model: FoundModel) -> Engine:
+    """Load a model, and make sure that the engine computes what the model itself does.
+
+    Raises:
+        ModelError, DownloadError, DeviceError: see `models.load_model` and `fidelity.require_faithful`.
+    """
+    from thinktune.inference.engines.hf.engine import TransformersEngine
+    from thinktune.inference.engines.hf.fidelity import require_faithful
+    from thinktune.models import load_model
+
+    how = model.settings
+    loaded = load_model(
+        model.reference, load=how.load, quantize=how.quantize, merge_adapter=how.merge, notify=model.notify
+    )
+    engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=how.batch_tokens)
+    require_faithful(engine, loaded.tokenizer, model.computation, model.notify)
+    return engine
+
+
+def why_not_transformers(model: FoundModel) -> str | None:
+    """Say why it cannot run a model; None: it may."""
+    return "it holds one adapter at a time" if model.adapters else None
