@@ -61,3 +61,9 @@ def test_the_chinese_readme_has_the_sections_tables_and_code_of_the_english_one(
 
 def test_the_readme_stays_short() -> None:
     assert len(read(READMES["en"]).splitlines()) <= 200
+
+
+def test_the_tree_in_contributing_names_every_folder_of_the_package() -> None:
+    package = ROOT / "src" / "thinktune"
+    folders = {file.parent.name for file in package.rglob("*.py") if file.parent != package}
+    assert [name for name in sorted(folders) if f" {name}/" not in read(ROOT / "CONTRIBUTING.md")] == []

@@ -56,9 +56,9 @@ def complete(
 
     Args:
         model: fingerprint of the model, part of every key.
-        console: where to say what goes on (a live line if it is a terminal).
-        overwrite: forget what the journal has.
-        only_failed: generate only what the journal has as an error; the rest of what is missing stays so.
+        console: place of the progress line (live on a terminal).
+        overwrite: begin the journal anew.
+        only_failed: generate only completions that the journal has as errors; other missing ones stay missing.
 
     Raises:
         UsageError: the engine cannot honour a request's sampling, or another process writes the journal.
@@ -106,8 +106,8 @@ class _Digests:
     """Keys of one model's completions.
 
     Args:
-        context: what a setting holds it to. It is part of the key where it may cut a completion short, so that this is
-            made anew in another one.
+        context: limits by settings. It is part of the key where it may cut a completion short, so that this is made
+            anew in another one.
     """
 
     def __init__(self, model: str, context: int | None) -> None:

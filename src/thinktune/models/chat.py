@@ -114,8 +114,8 @@ class Chat:
     def reply_ids(self, text: str) -> list[int]:
         """Return the token ids of an assistant's reply as it is trained: the text and the token that ends the turn.
 
-        They are what has to follow the generation prompt. Nothing of it passes through the template, which may trim
-        a reply or drop its thought.
+        They have to follow the generation prompt. Nothing of it passes through the template, which may trim a reply or
+        drop its thought.
         """
         return [*self._text_ids(text), self.end_of_turn_id]
 

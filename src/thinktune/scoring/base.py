@@ -37,8 +37,8 @@ class Score:
         outcome: why; "cut off" and "malformed" are never right.
         extracted: the answer that was compared, None where there was none.
         lenient: right where the format is forgiven, as is fair to models that were not trained for it.
-        scorer: name and version of what decided.
-        note: what the reader of the score has to know, for example that the comparison ran out of time.
+        scorer: name and version of the scorer.
+        note: remark for the reader of the score, for example that the comparison ran out of time.
     """
 
     correct: bool | None

@@ -72,7 +72,7 @@ def _is_list_of_texts(value: Any) -> bool:
 
 
 def tests_of(gold: Mapping[str, Any]) -> str:
-    """The tests of a gold record as one text, empty where it has none.
+    """Return the tests of a gold record as one text, empty if it has none.
 
     >>> tests_of({"test_list": ["assert f(1) == 1", "assert f(2) == 2"], "test_imports": ["import math"]})
     'import math\nassert f(1) == 1\nassert f(2) == 2'

@@ -17,7 +17,7 @@ _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
 
 def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
-    """The value is sentence chrF, from 0 to 1: sentence BLEU is zero for most sentences.
+    """Score by sentence chrF, from 0 to 1: sentence BLEU is zero for most sentences.
 
     Raises:
         MissingExtra: sacrebleu is not installed.

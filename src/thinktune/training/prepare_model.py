@@ -14,7 +14,8 @@ from thinktune.training.fused.packed_attention import packed_documents
 
 @contextmanager
 def set_up(model: PeftModel, loaded: Loaded, plan: Plan, setup: Setup) -> Iterator[None]:
-    """Within, the model with its adapter takes packed batches and keeps what `setup` says; then it is as it was."""
+    """Let the model with its adapter take packed batches and save tensors as `setup` says within the block; restore it
+    then."""
     with packed_documents(loaded.model):
         if plan.fused:
             from thinktune.training.fused.fuse_model import (
@@ -37,5 +38,5 @@ def set_up(model: PeftModel, loaded: Loaded, plan: Plan, setup: Setup) -> Iterat
 
 
 def recomputes_by_transformers(plan: Plan, setup: Setup) -> bool:
-    """Whether whole layers are recomputed the way transformers does it, which is the one for layers not fused."""
+    """Return whether whole layers are recomputed by transformers' checkpointing, used for layers not fused."""
     return not plan.fused and setup.memory.levels[0] == "full"

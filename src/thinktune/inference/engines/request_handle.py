@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Ticket:
-    """A caller's hold on what it has asked for."""
+    """A caller's handle on its requests."""
 
     def __init__(self) -> None:
         self.waiting = 0

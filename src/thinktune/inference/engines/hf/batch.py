@@ -93,7 +93,7 @@ class Prefilled:
 def prefill(decoder: Decoder, rows: list[Row]) -> Prefilled:
     """Read the prompts of `rows` (and their completions so far) and draw one token each.
 
-    Samples share their prompt, and what all prompts begin with, such as a system text, is read once.
+    Samples share their prompt, and the common beginning of all prompts, such as a system text, is read once.
     """
     lines: dict[tuple[int, ...] | int, int] = {}
     # Rows that wrote something differ, even when they belong to one request.

@@ -79,7 +79,7 @@ class Decoder:
         return logits[:, -1]
 
     def accept(self, rows: Sequence[Row], logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:
-        """Draw a token for each row, note it and what it ends; returns the ids `(rows,)`."""
+        """Draw a token for each row, and note it and the rows that it ends; return the ids `(rows,)`."""
         picked, sound = sampler.pick(logits)
         for row, token, usable in zip(rows, picked.tolist(), sound.tolist(), strict=True):
             if row.reason is None:

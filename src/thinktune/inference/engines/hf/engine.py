@@ -260,8 +260,8 @@ class Writer:
 
 
 def _takes_attention(model: Any) -> bool:
-    """Whether it uses the attention that its config names. Falcon and others know names of their own alone, and would
-    read SDPA's mask, which says what is seen, as numbers to add."""
+    """Return whether the model uses the attention that its config names. Falcon and others know only names of their
+    own, and would read SDPA's boolean mask as numbers to add."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return bool(inner._supports_sdpa and inner._supports_attention_backend)
 
