@@ -106,8 +106,8 @@ class _Digests:
     """Keys of one model's completions.
 
     Args:
-        context: limits by settings. It is part of the key where it may cut a completion short, so that this is made
-            anew in another one.
+        context: the context length that a setting limits it to. It is part of the key if it may cut a completion
+            short, which is then made anew under another limit.
     """
 
     def __init__(self, model: str, context: int | None) -> None:
