@@ -22,6 +22,7 @@ from conftest import make_tiny_tokenizer
 from thinktune.config import Sampling, Vllm
 from thinktune.errors import GenerationError, MissingExtra, ModelError, UsageError
 from thinktune.inference.engines import EngineSettings, Request, open_engine
+from thinktune.inference.engines.base import RequestSource
 from thinktune.inference.engines.vllm.engine import (
     OWN,
     VllmEngine,
@@ -102,11 +103,13 @@ def test_requests_are_taken_as_there_is_room_for_them(engine: VllmEngine) -> Non
 def test_requests_that_come_while_others_are_answered_join_them(engine: VllmEngine) -> None:
     waiting = deque([ask(10, name="0")])
 
-    class Source(Iterator[Request]):
-        def __next__(self) -> Request:
-            if not waiting:
-                raise StopIteration
-            return waiting.popleft()
+    class Source(RequestSource):
+        def poll(self) -> Request | None:
+            return waiting.popleft() if waiting else None
+
+        @property
+        def done(self) -> bool:
+            return False
 
     found = []
     for completion in engine.generate(Source()):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from thinktune.config import Sampling
@@ -58,6 +59,27 @@ def unhonoured(sampling: Sampling, unsupported: Iterable[str]) -> list[str]:
     return [name for name in sorted(unsupported) if getattr(sampling, name) != getattr(unset, name)]
 
 
+class RequestSource(Iterable[Request]):
+    """Requests that become ready while others are answered. Iterating yields those that are ready now."""
+
+    @abstractmethod
+    def poll(self) -> Request | None:
+        """Take the next request; None: none is ready now."""
+
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether no more will come, whatever the engine does."""
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.poll, None)
+
+
+def polling(requests: Iterable[Request]) -> Callable[[], Request | None]:
+    """Make a function that takes the next request, or returns None where none is ready."""
+    return requests.poll if isinstance(requests, RequestSource) else partial(next, iter(requests), None)
+
+
 Pair = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of a continuation, each at least one."""
 
@@ -98,8 +120,7 @@ class Engine(ABC):
         completions of that request. Close the generator to stop early.
 
         Args:
-            requests: an iterator that has none for now may have more later: it may be asked again while some are
-                answered.
+            requests: an engine that answers many at once polls a `RequestSource` again while it answers some.
 
         Raises:
             GenerationError: the engine itself cannot go on.

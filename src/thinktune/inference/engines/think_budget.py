@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request
+from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request, RequestSource
 
 if TYPE_CHECKING:
     from thinktune.models import Chat
@@ -89,7 +89,7 @@ class ThinkBudgetEngine(Engine):
         with closing(self._engine.generate(plain())) as completions:
             yield from completions
         passes = _Passes(self, budgeted)
-        while passes.left:
+        while not passes.done:
             with closing(self._engine.generate(passes)) as completions:
                 yield from filter(None, map(passes.take, completions))
 
@@ -168,14 +168,11 @@ class ThinkBudgetEngine(Engine):
         return self._chat.reply_ids((self._head + think + self._middle).rstrip())[:-1]
 
 
-class _Passes(Iterator[Request]):
+class _Passes(RequestSource):
     """What can be written of budgeted requests: answers whose thoughts are there, before further thoughts.
 
-    Unlike a generator it may have more after it had none: no more thoughts are begun than the engine writes at once, so
-    that answers follow soon. Nothing waits for the slowest thought, and little is lost when the engine is stopped.
-
-    Attributes:
-        left: whether there will be more, whatever the engine does.
+    No more thoughts are begun than the engine writes at once, so that answers follow soon. Nothing waits for the
+    slowest thought, and little is lost when the engine is stopped.
     """
 
     def __init__(self, layer: ThinkBudgetEngine, requests: Iterable[Request]) -> None:
@@ -187,14 +184,14 @@ class _Passes(Iterator[Request]):
         self._thoughts: dict[str, Thought] = {}
 
     @property
-    def left(self) -> bool:
-        return bool(self._answers or self._source)
+    def done(self) -> bool:
+        return not (self._answers or self._source)
 
-    def __next__(self) -> Request:
+    def poll(self) -> Request | None:
         if self._answers:
             return self._answers.popleft()
         if not self._source or self._open >= self._layer.slots:
-            raise StopIteration
+            return None
         request = self._source.popleft()
         thinking = self._layer.thinking(request)
         self._thinking[thinking.id] = request

@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thinktune.errors import GenerationError, ModelError, OutOfMemory
-from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request, why_refused
+from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request, polling, why_refused
 from thinktune.inference.engines.detokenizer import Detokenizer, TextStream
 from thinktune.inference.engines.hf.cuda_graph import Recorder, attends_to_all
 from thinktune.inference.engines.hf.decoder import Decoder, Row
@@ -86,12 +86,12 @@ class TransformersEngine(Engine):
     def steps(self, requests: Iterable[Request]) -> Generator[list[Completion], None, None]:
         """Do as `generate`, one decoded token at a time: yield the completions that it finished, often none. To be used
         within `ready`."""
-        source = iter(requests)
+        poll = polling(requests)
         scheduler = self.scheduler()
         answered = False
         while True:
             if not scheduler.waiting:
-                window = list(islice(source, _WINDOW))
+                window = list(islice(iter(poll, None), _WINDOW))
                 yield [refused for request in window for refused in self._refuse(request)]
                 scheduler.waiting.extend(self._rows(window))
             if scheduler.idle:

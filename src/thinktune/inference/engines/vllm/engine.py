@@ -16,13 +16,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from thinktune.config import Sampling, Vllm
 from thinktune.errors import GenerationError, ModelError
-from thinktune.inference.engines.base import Completion, Engine, Request, why_refused
+from thinktune.inference.engines.base import Completion, Engine, Request, polling, why_refused
 from thinktune.inference.engines.detokenizer import Detokenizer, TextStream
 from thinktune.inference.engines.vllm.process import Crashed, Flight, WorkerProcess
 from thinktune.models.adapters import touches_embeddings
@@ -82,18 +81,18 @@ class VllmModel:
     adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
-class _Rows(Iterator[_Row]):
-    """All samples of requests; it has more whenever those have more."""
+class _Rows:
+    """All samples of requests, as far as these are ready."""
 
-    def __init__(self, requests: Iterable[Request]) -> None:
-        self._requests = iter(requests)
-        self._next: deque[_Row] = deque()
+    def __init__(self, requests: Iterable[Request] = (), rows: Iterable[_Row] = ()) -> None:
+        self._poll = polling(requests)
+        self._next = deque(rows)
 
-    def __next__(self) -> _Row:
-        while not self._next:
-            request = next(self._requests)
+    def take(self, count: int) -> list[_Row]:
+        """Take so many rows, or those that are ready."""
+        while len(self._next) < count and (request := self._poll()) is not None:
             self._next.extend(_Row(request, index) for index in range(request.sampling.n))
-        return self._next.popleft()
+        return [self._next.popleft() for _ in range(min(count, len(self._next)))]
 
 
 class VllmEngine(Engine):
@@ -209,24 +208,23 @@ class VllmEngine(Engine):
             self._notify(f"vLLM {self._process.ready['version']} is ready after {took:.0f} s")
         return self._process
 
-    def _answer(self, source: Iterable[_Row], *, alone: bool = False) -> Generator[Completion, None, None]:
+    def _answer(self, rows: _Rows, *, alone: bool = False) -> Generator[Completion, None, None]:
         """Keep as many rows in flight as vLLM can use. Where it ends, halve what was in flight, and go on.
 
         A row is blamed only where it was `alone`: vLLM may have been killed from outside.
         """
-        rows = iter(source)
         most = 2 * self.settings.max_num_seqs  # those that decode, and as many waiting at the door
         suspects: list[_Row] | None = []
         while suspects is not None:
             half = (len(suspects) + 1) // 2
             for part in filter(None, (suspects[:half], suspects[half:])):
-                yield from self._answer(part, alone=len(part) == 1)
+                yield from self._answer(_Rows(rows=part), alone=len(part) == 1)
             suspects = None
             flying: dict[str, _Row] = {}
             leaving: list[_Row] = []  # on their way to the process
             with Flight(self._running()) as flight:
                 try:
-                    while (taken := list(islice(rows, most - len(flying)))) or flying:
+                    while (taken := rows.take(most - len(flying))) or flying:
                         yield from (_failed(row, problem) for row in taken if (problem := self._problem(row.request)))
                         leaving = [row for row in taken if not self._problem(row.request)]
                         flying.update(zip(flight.add(map(self._wire_request, leaving)), leaving, strict=True))
