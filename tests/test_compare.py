@@ -168,7 +168,11 @@ def test_peoples_ratings_stand_beside_the_scores(tmp_path: Path) -> None:
 
 def test_the_studios_ratings_of_several_samples_count_problems_and_are_set_beside_the_scores(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", tuned="r" * 6, base="w" * 6)
-    samples = {"sample": lambda n: n % 2, "row": lambda n: (n + 1) // 2, "prompt": lambda n: f"What is {(n + 1) // 2}?"}
+    samples: dict[str, Any] = {
+        "sample": lambda n: n % 2,
+        "row": lambda n: (n + 1) // 2,
+        "prompt": lambda n: f"What is {(n + 1) // 2}?",
+    }
     write_scores(run / "eval/tuned", "r" * 6, **samples)
     write_scores(run / "eval/base", "w" * 6, **samples)
     study = study_of_scores(tmp_path / "studio/studies/s", [run], seed=1)
