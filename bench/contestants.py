@@ -62,9 +62,10 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
 
     from thinktune.models import load_model
     from thinktune.training.adapter import adapter_to_train
+    from thinktune.training.collator import PackedCollator
+    from thinktune.training.model_with_loss import ModelWithLoss
     from thinktune.training.plan import plan_training, settle
     from thinktune.training.prepare_model import set_up
-    from thinktune.training.trainer import PackedCollator
 
     config = config_for(task, quantize)
     loaded = load_model(config.model, load=config.load, quantize=config.quantize)
@@ -77,6 +78,7 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     with ExitStack() as stack:
         model = stack.enter_context(adapter_to_train(loaded, config, say))
+        with_loss = ModelWithLoss(model)
         plan, setup = settle(model, config, loaded, examples, plan, plan.setup, say)
         stack.enter_context(set_up(model, loaded, plan, setup))
         model.train()
@@ -92,10 +94,8 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
             start = time.perf_counter()  # batches are there by then for the peers' trainers too
             loss = torch.zeros((), device=loaded.device)
             for batch in batches:
-                inputs = {
-                    k: v.to(loaded.device) if torch.is_tensor(v) else v for k, v in batch.items() if k != "labels"
-                }
-                part = model(**inputs, use_cache=False)["loss"] / total
+                inputs = {k: v.to(loaded.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+                part = with_loss(**inputs) / total
                 part.backward()
                 loss += part.detach()
             norm = torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)

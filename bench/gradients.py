@@ -31,9 +31,10 @@ from thinktune.files import replacing
 from thinktune.models import load_model, resolve
 from thinktune.planner.plan import Setup
 from thinktune.training.adapter import adapter_to_train
+from thinktune.training.collator import PackedCollator
+from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.plan import plan_training, settle
 from thinktune.training.prepare_model import set_up
-from thinktune.training.trainer import PackedCollator
 from workload import TARGETS, as_tokens, byte_tokenizer
 
 Gradients = dict[str, torch.Tensor]
@@ -175,14 +176,14 @@ def ours(
     found, losses = [], []
     with ExitStack() as stack:
         model = stack.enter_context(adapter_to_train(loaded, config, lambda line: None))
+        with_loss = ModelWithLoss(model)
         plan, setup = settle(model, config, loaded, examples, plan, plan.setup, print)
         stack.enter_context(set_up(model, loaded, plan, Setup(setup.memory, len(batches[0]), 1)))
         model.train()
         for batch in batches:
             inputs = PackedCollator(batch)([{"documents": list(range(len(batch)))}])
-            del inputs["labels"]
             inputs = {k: v.to(loaded.device) if torch.is_tensor(v) else v for k, v in inputs.items()}
-            loss = model(**inputs, use_cache=False)["loss"] / inputs["targets"].numel()
+            loss = with_loss(**inputs) / inputs["targets"].numel()
             loss.backward()
             found.append(take_gradients(model))
             losses.append(float(loss))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import tempfile
-import types
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from thinktune.config import Config, parse_config
 from thinktune.data import Tokens
 from thinktune.models import load_model
 from thinktune.training.base_model_cache import BaseModelCache
+from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.train import train
 
 VARIANTS = {"plain": "none", "ours": "none", "ours-fp8": "fp8", "ours-int8": "int8", "ours-nf4": "nf4"}
@@ -80,31 +80,27 @@ def learn(config: Config, *, plain: bool) -> dict[str, Any]:
     with ExitStack() as stack:
         if plain:
             for name, own in {
-                "thinktune.training.base_model_cache.fuse_lora": lambda model: 0,
-                "thinktune.training.base_model_cache.add_summed_loss": add_plain_loss,
+                "thinktune.training.adapter.fuse_lora": lambda model: 0,
+                "thinktune.training.train.ModelWithLoss": PlainLoss,
                 "thinktune.training.prepare_model.packed_documents": lambda model: nullcontext(),
-                "thinktune.training.train.documents_are_isolated": lambda model, examples: True,  # as rows
+                "thinktune.training.fidelity.documents_are_isolated": lambda model, examples: True,  # as rows
             }.items():
                 stack.enter_context(mock.patch(name, own))
         return train(config, console=Console(file=io.StringIO()))
 
 
-def add_plain_loss(model: Any) -> None:
-    """Let the model take a packed batch apart and run its documents as rows padded to the longest."""
-    original = model.forward
+class PlainLoss(ModelWithLoss):
+    """Takes a packed batch apart and runs its documents as rows padded to the longest, through the full logits."""
 
-    def forward(self: Any, positions: torch.Tensor, targets: torch.Tensor, **batch: Any) -> dict[str, torch.Tensor]:
+    def forward(self, positions: torch.Tensor, targets: torch.Tensor, **batch: Any) -> torch.Tensor:
         lengths, packed = batch["document_lengths"], batch["input_ids"][0]
         labels = torch.full_like(packed, -100)
         labels[positions + 1] = targets
         rows = pad_sequence(packed.split(lengths), batch_first=True)
         wanted = pad_sequence(labels.split(lengths), batch_first=True, padding_value=-100)
         there = pad_sequence(torch.ones_like(packed).split(lengths), batch_first=True)
-        logits = original(input_ids=rows, attention_mask=there, use_cache=False).logits[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted[:, 1:].flatten(), reduction="sum")
-        return {"loss": loss}
-
-    model.forward = types.MethodType(forward, model)
+        logits = self.peft_model(input_ids=rows, attention_mask=there, use_cache=False).logits[:, :-1].float()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted[:, 1:].flatten(), reduction="sum")
 
 
 @torch.no_grad()

@@ -26,9 +26,10 @@ from transformers import set_seed
 from thinktune.config import Load, parse_config
 from thinktune.data import Tokens, prepare
 from thinktune.models import load_model
+from thinktune.training.collator import PackedCollator
 from thinktune.training.fused.lora_linear import fuse_lora
 from thinktune.training.fused.packed_attention import packed_documents
-from thinktune.training.trainer import PackedCollator, add_summed_loss
+from thinktune.training.model_with_loss import ModelWithLoss
 
 Step = Callable[[list[Tokens]], torch.Tensor]
 
@@ -98,13 +99,12 @@ def make_plain(model: str, load: Load) -> tuple[Any, Step]:
 def make_ours(model: str, load: Load) -> tuple[Any, Step]:
     peft_model = with_adapter(model, load)
     fuse_lora(peft_model)
-    add_summed_loss(peft_model.get_base_model())
+    with_loss = ModelWithLoss(peft_model)
 
     def loss_of(batch: list[Tokens]) -> torch.Tensor:
         inputs = PackedCollator(batch)([{"documents": list(range(len(batch)))}])
-        del inputs["labels"]
         with packed_documents(peft_model.get_base_model()):
-            loss: torch.Tensor = peft_model(**inputs, use_cache=False)["loss"]
+            loss: torch.Tensor = with_loss(**inputs)
         return loss / len(inputs["targets"])
 
     return peft_model, loss_of

@@ -21,6 +21,7 @@ from thinktune.training.adapter import adapter_to_train
 from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.fidelity import measure
 from thinktune.training.fused import packed_attention
+from thinktune.training.model_with_loss import ModelWithLoss
 from training import adapter_of, make_config, quietly
 
 
@@ -127,7 +128,7 @@ def test_what_is_measured_leaves_no_gradient_and_no_other_mode(tiny_model: Path,
     with adapter_to_train(loaded, config, lambda line: None) as model, packed_attention.packed_documents(loaded.model):
         model.train()
         state = torch.get_rng_state()
-        gap = measure(model, prepared.train[:2], torch.float32)
+        gap = measure(ModelWithLoss(model), prepared.train[:2], torch.float32)
         assert gap.loss < 1e-5
         assert gap.gradient < 1e-4
         assert torch.equal(torch.get_rng_state(), state)

@@ -17,6 +17,7 @@ from thinktune.training.fused import packed_attention
 from thinktune.training.fused.chunked_loss import chunked_logprobs, chunked_loss, has_plain_head
 from thinktune.training.fused.lora_linear import fuse_lora
 from thinktune.training.fused.packed_attention import packed_documents
+from thinktune.training.model_with_loss import ModelWithLoss
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -264,3 +265,26 @@ def test_a_document_longer_than_the_sliding_window_is_refused_with_the_length_to
             sliding_window=8,
         )
     assert "data.max_length=8" in raised.value.hint
+
+
+@pytest.mark.parametrize("settings", [{}, {"logit_scale": 0.5}], ids=["a plain head", "a scaled head"])
+def test_a_model_with_its_loss_sums_the_weighted_cross_entropy_of_its_logits(settings: dict[str, float]) -> None:
+    import transformers
+
+    kind = "Cohere" if settings else "Llama"
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=60, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, **settings,
+    )  # fmt: skip
+    base = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model = ModelWithLoss(get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)))
+    ids = torch.arange(3, 20)[None]
+    positions = torch.arange(4, 16)
+    weights = torch.randn(12, generator=torch.Generator().manual_seed(0))
+    losses = F.cross_entropy(base(ids).logits[0, positions], ids[0, positions + 1], reduction="none")
+    for given, expected in ((None, losses.sum()), (weights, (losses * weights).sum())):
+        loss = model(positions, ids[0, positions + 1], given, input_ids=ids)
+        torch.testing.assert_close(loss, expected)
+        ours = torch.autograd.grad(loss, model.trained)
+        theirs = torch.autograd.grad(expected, model.trained, retain_graph=True)
+        torch.testing.assert_close(ours, theirs)

@@ -22,11 +22,12 @@ from thinktune.models import load_model
 from thinktune.planner.plan import Setup
 from thinktune.planner.recompute_policy import Memory
 from thinktune.training.adapter import adapter_to_train
+from thinktune.training.collator import PackedCollator
 from thinktune.training.fused.packed_attention import packed_documents
+from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.out_of_memory import free_memory_of_the_past
 from thinktune.training.plan import plan_training
 from thinktune.training.prepare_model import set_up
-from thinktune.training.trainer import PackedCollator
 from training import adapter_of, make_config, metrics_of, quietly
 
 pytestmark = pytest.mark.gpu
@@ -87,12 +88,11 @@ def test_checkpoints_in_main_memory_change_no_gradient(model: Path, tmp_path: Pa
     examples = prepare(config, loaded.chat).train
     plan = plan_training(config, loaded, examples)
     inputs = PackedCollator(examples)([{"documents": list(range(len(examples)))}])
-    del inputs["labels"]
     inputs = {name: value.to(DEVICE) if torch.is_tensor(value) else value for name, value in inputs.items()}
 
     def gradients(tuned: Any, memory: Memory) -> Iterator[torch.Tensor]:
         with set_up(tuned, loaded, plan, Setup(memory, rows=1, accumulation=1)):
-            tuned(**inputs, use_cache=False)["loss"].backward()
+            ModelWithLoss(tuned)(**inputs).backward()
         for parameter in tuned.parameters():
             if parameter.grad is not None:
                 yield parameter.grad.flatten()

@@ -16,9 +16,10 @@ from thinktune.models import Loaded, load_model
 from thinktune.planner.plan import Plan, Setup
 from thinktune.planner.recompute_policy import Memory
 from thinktune.training.adapter import adapter_to_train
+from thinktune.training.collator import PackedCollator
+from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.plan import plan_training, settle
 from thinktune.training.prepare_model import set_up
-from thinktune.training.trainer import PackedCollator
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,7 @@ def load(model: Path) -> tuple[Config, Loaded, list[Tokens], Plan]:
 
 def loss_of(model: Any, examples: list[Tokens]) -> tuple[float, list[torch.Tensor]]:
     inputs = PackedCollator(examples)([{"documents": list(range(len(examples)))}])
-    del inputs["labels"]
-    loss = model(**inputs, use_cache=False)["loss"]
+    loss = ModelWithLoss(model)(**inputs)
     loss.backward()
     gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
     model.zero_grad()

@@ -25,9 +25,11 @@ from thinktune.models import load_model, load_tokenizer, make_chat, read_setting
 from thinktune.run_folder import RunFolder
 from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.checkpoints import whole_checkpoints
+from thinktune.training.collator import PackedCollator
+from thinktune.training.methods.sft import SFT
 from thinktune.training.out_of_memory import prove
 from thinktune.training.train import train
-from thinktune.training.trainer import PackedCollator, ThinkTrainer
+from thinktune.training.trainer import ThinkTrainer
 from training import (
     adapter_of,
     assert_same_outcome,
@@ -360,7 +362,7 @@ def test_a_target_the_layers_lack_is_refused_with_those_they_have(
     assert not (tmp_path / "run").exists()  # the corrected config may have the folder
 
 
-def test_a_trainer_field_that_sftconfig_lacks_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_trainer_field_that_training_arguments_lack_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no field adam_betta2") as raised:
         quietly(make_config(tiny_model, tmp_path / "run", train={"trainer": {"adam_betta2": 0.9}}))
     assert raised.value.hint == "did you mean adam_beta2?"
@@ -374,6 +376,19 @@ def test_dropout_above_zero_trains_through_plain_peft(tiny_model: Path, tmp_path
     lines = metrics_of(tmp_path / "run")
     assert record["steps"] > 2
     assert lines[-2]["loss"] < lines[0]["loss"]
+
+
+def test_the_weights_of_a_method_reach_the_gradient(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = {}
+    for weight in (None, 1.0, 0.0):
+        if weight is not None:
+            monkeypatch.setattr(SFT, "weights", lambda _, batch, w=weight: torch.full(batch["targets"].shape, w))
+        quietly(make_config(tiny_model, tmp_path / str(weight), train={"max_steps": 2}))
+        trained[weight] = adapter_of(tmp_path / str(weight))
+    assert all(torch.equal(trained[None][name], trained[1.0][name]) for name in trained[None])
+    assert all(not trained[0.0][name].any() for name in trained[0.0] if "lora_B" in name)
 
 
 def test_every_module_trains_in_training_mode_also_after_an_evaluation(

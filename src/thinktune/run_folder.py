@@ -17,7 +17,7 @@ from thinktune.errors import RunFolderError
 from thinktune.files import NO_SPACE
 from thinktune.records import DataRecord, read_record
 
-_LIBRARIES = ("thinktune", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "vllm")
+_LIBRARIES = ("thinktune", "torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "vllm")
 
 
 @dataclass(frozen=True)

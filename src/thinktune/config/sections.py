@@ -213,7 +213,7 @@ class Train(_Section):
         None, ge=1, description="optimizer steps between evaluation losses; null: only at the end"
     )
     report_to: list[Logger] = Field([], description="further loggers, through the trainer's own integrations")
-    trainer: dict[str, Any] = Field({}, description="any further field of TRL's SFTConfig, checked by it")
+    trainer: dict[str, Any] = Field({}, description="any further field of transformers' TrainingArguments")
 
     @field_validator("trainer")
     @classmethod

@@ -34,11 +34,7 @@ OWNED_TRAINER_FIELDS = {
     "remove_unused_columns": "",
     "disable_tqdm": "",
     "logging_nan_inf_filter": "",
-    "dataset_kwargs": "",
-    "assistant_only_loss": "",
-    "completion_only_loss": "",
-    "loss_type": "",
     "label_smoothing_factor": "",
     "use_liger_kernel": "",
 }
-"""SFTConfig fields that thinktune sets itself, and the setting to use instead ("" where there is none)."""
+"""Trainer fields that thinktune sets itself, and the setting to use instead ("" where there is none)."""

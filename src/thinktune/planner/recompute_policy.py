@@ -17,13 +17,11 @@ class Memory:
         levels: of each layer, the first layer first; the last one stands for those beyond.
         mlp_chunks: parts of the tokens that the MLP takes one after the other; more parts, a smaller workspace.
         offload: keep the inputs of the layers of level "full" in main memory, copied while the device computes.
-        loss_chunk: bytes of logits that are there at once.
     """
 
     levels: tuple[Level, ...] = ("none",)
     mlp_chunks: int = 1
     offload: bool = False
-    loss_chunk: int = 512 * 2**20
 
     def level(self, layer: int) -> Level:
         return self.levels[min(layer, len(self.levels) - 1)]

@@ -18,7 +18,6 @@ from thinktune.models.adapters import put_adapter, touches_embeddings
 from thinktune.models.fp8_linear import has_quantised_weights
 from thinktune.network import keep_peft_local
 from thinktune.training.fused.lora_linear import fuse_lora
-from thinktune.training.trainer import add_summed_loss
 
 Notify = Callable[[str], None]
 
@@ -33,12 +32,10 @@ def adapter_to_train(loaded: Loaded, config: Config, notify: Notify) -> Iterator
     model = _wrap(loaded, config, notify)
     _require_plain_head(model)
     fuse_lora(model)
-    add_summed_loss(base)
     try:
         yield model
     finally:
         model.unload()
-        del base.forward  # the one with the summed loss; the class's own is below it
         if base.is_gradient_checkpointing:
             base.gradient_checkpointing_disable()
         base.disable_input_require_grads()

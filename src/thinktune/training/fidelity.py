@@ -31,8 +31,9 @@ from thinktune.models.untouched import (
     untouched,
     widened,
 )
+from thinktune.training.collator import PackedCollator
 from thinktune.training.fused.packed_attention import packed_documents
-from thinktune.training.trainer import PackedCollator
+from thinktune.training.model_with_loss import ModelWithLoss
 
 LOSS_BOUNDS = {torch.float32: 1e-4}
 """Largest difference of a document's loss, as a part of it, by the dtype of the training."""
@@ -89,7 +90,9 @@ class Gap:
         return " and ".join(found) or None
 
 
-def examine_in_float32(model: PeftModel, examples: Sequence[Tokens], dtype: torch.dtype, *, packs: bool) -> bool:
+def examine_in_float32(
+    with_loss: ModelWithLoss, examples: Sequence[Tokens], dtype: torch.dtype, *, packs: bool
+) -> bool:
     """Hold training our way against the model itself in float32, where a training in 16 bits has room for that.
 
     In 16 bits, rounding hides much of what an attention leaves out. Weights are widened for a moment; packed ones
@@ -104,24 +107,25 @@ def examine_in_float32(model: PeftModel, examples: Sequence[Tokens], dtype: torc
     Raises:
         ModelError: loss or gradient is not the model's own.
     """
+    model = with_loss.peft_model
     room = size_widened(model) <= _SHARE_FOR_WIDE * _free_memory(model)
     if dtype == torch.float32 or not room or not _is_plain(model):
         return True
     try:
         with widened(model), packed_documents(inner_model(model)):
             apart: bool = documents_are_isolated(model, examples)
-            require_faithful(model, examples, torch.float32, together=packs and apart)
+            require_faithful(with_loss, examples, torch.float32, together=packs and apart)
     except (torch.OutOfMemoryError, MemoryError):
         return True
     return apart
 
 
 def examine_as_set_up(
-    model: PeftModel, examples: Sequence[Tokens], dtype: torch.dtype, *, packs: bool, apart: bool
+    with_loss: ModelWithLoss, examples: Sequence[Tokens], dtype: torch.dtype, *, packs: bool, apart: bool
 ) -> bool:
     """The same in the dtype of the training, of a model that is set up for it: `apart` is what was seen before."""
-    apart = apart and documents_are_isolated(model, examples)
-    require_faithful(model, examples, computes_in(model, dtype), together=packs and apart)
+    apart = apart and documents_are_isolated(with_loss.peft_model, examples)
+    require_faithful(with_loss, examples, computes_in(with_loss.peft_model, dtype), together=packs and apart)
     return apart
 
 
@@ -130,7 +134,9 @@ def _is_plain(model: PeftModel) -> bool:
     return not has_quantised_weights(inner_model(model))
 
 
-def require_faithful(model: PeftModel, examples: Sequence[Tokens], dtype: torch.dtype, *, together: bool) -> None:
+def require_faithful(
+    with_loss: ModelWithLoss, examples: Sequence[Tokens], dtype: torch.dtype, *, together: bool
+) -> None:
     """Hold loss and gradient of the shortest and of the longest example against the model's own.
 
     Both are computed the way training will, in one pack if they may be `together`. Nothing of it stays: no gradient,
@@ -139,8 +145,9 @@ def require_faithful(model: PeftModel, examples: Sequence[Tokens], dtype: torch.
     Raises:
         ModelError: they differ by more than rounding can explain.
     """
+    model = with_loss.peft_model
     for pack in _packs(model, examples, together):
-        problem = _with_room(pack, lambda documents: measure(model, documents, dtype).problem(dtype))
+        problem = _with_room(pack, lambda documents: measure(with_loss, documents, dtype).problem(dtype))
         if problem is not None:
             lengths = " and ".join(f"{len(document):,}" for document in pack)
             raise ModelError(
@@ -150,15 +157,16 @@ def require_faithful(model: PeftModel, examples: Sequence[Tokens], dtype: torch.
             )
 
 
-def measure(model: PeftModel, documents: Sequence[Tokens], dtype: torch.dtype) -> Gap:
+def measure(with_loss: ModelWithLoss, documents: Sequence[Tokens], dtype: torch.dtype) -> Gap:
     """How far the loss and gradient of a pack are from those of its documents alone, through the untouched model.
 
     Rounding gets several tries to explain a gap: in mixtures of experts, it may send a token to other experts in one
     and not in the next.
     """
+    model = with_loss.peft_model
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     parameters = list(trained.values())
-    ours = _Seen(*_ours(model, documents, parameters))
+    ours = _Seen(*_ours(with_loss, documents, parameters))
     own = _Seen(*_own(model, documents, parameters))
     if not math.isfinite(own.loss):  # of weights that are no numbers, training itself tells
         return Gap(0.0, 0.0, 0.0, 0.0, "")
@@ -194,10 +202,13 @@ class _Seen:
         return apart / total if total else math.inf if apart else 0.0
 
 
-def _ours(model: PeftModel, documents: Sequence[Tokens], parameters: list[Any]) -> tuple[float, list[torch.Tensor]]:
+def _ours(
+    with_loss: ModelWithLoss, documents: Sequence[Tokens], parameters: list[Any]
+) -> tuple[float, list[torch.Tensor]]:
+    model = with_loss.peft_model
     inputs = _batch(model, documents)
     with _failing_as_told(model, "as it is trained here"), _exact(model), torch.enable_grad():
-        loss = model(**inputs, use_cache=False)["loss"]
+        loss = with_loss(**inputs)
         return float(loss.detach()), _gradients(loss, parameters)
 
 
@@ -241,7 +252,6 @@ def _gradients(loss: torch.Tensor, parameters: list[Any]) -> list[torch.Tensor]:
 
 def _batch(model: PeftModel, documents: Sequence[Tokens]) -> dict[str, Any]:
     batch = PackedCollator(documents)([{"documents": list(range(len(documents)))}])
-    del batch["labels"]
     return {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
 
 
@@ -348,7 +358,7 @@ def _whole(change: torch.Tensor, states: torch.Tensor) -> float:
 
 def _hidden(model: PeftModel, documents: Sequence[Tokens]) -> torch.Tensor:
     batch = _batch(model, documents)
-    for unused in ("positions", "targets"):
+    for unused in ("positions", "targets", "labels"):
         del batch[unused]
     inner = inner_model(model)
     out = inner.base_model(**batch, use_cache=False)

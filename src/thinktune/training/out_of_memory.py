@@ -44,20 +44,17 @@ def prove(trainer: ThinkTrainer, longest: list[list[int]]) -> float:
     Returns:
         The peak of memory, in GiB.
     """
-    model = trainer.model
+    model = trainer.model_with_loss
     inputs = trainer._prepare_inputs(trainer.data_collator([{"documents": documents} for documents in longest]))
-    del inputs["labels"]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     was_training = model.training
     model.train()
     with torch.random.fork_rng():
         # What the optimizer will hold from the first step on.
-        state = [torch.empty(2, *parameter.shape, device=parameter.device) for parameter in trained]
-        loss = model(**inputs, use_cache=False)["loss"] / inputs["targets"].numel()
+        state = [torch.empty(2, *parameter.shape, device=parameter.device) for parameter in model.trained]
+        loss = model(**inputs) / inputs["targets"].numel()
         loss.backward()
     del state, loss
-    for parameter in trained:
-        parameter.grad = None
+    model.zero_grad()
     model.train(was_training)
     return peak_memory_gib()
 

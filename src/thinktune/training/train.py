@@ -1,7 +1,7 @@
 """`thinktune train`: a config becomes a run folder with an adapter in it.
 
-Read `train` top to bottom: load, prepare, check, train, save, answer. The optimisation itself is TRL's; what we change
-in it is in trainer.py and fused/.
+Read `train` top to bottom: load, prepare, check, train, save, answer. The optimisation itself is that of transformers'
+Trainer; what we change in it is in trainer.py, model_with_loss.py and fused/.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.checkpoints import newest_whole
 from thinktune.training.eval_callback import GenerationEvalCallback, checkup_problems
 from thinktune.training.fidelity import examine_as_set_up, examine_in_float32
+from thinktune.training.methods.sft import SFT
 from thinktune.training.metrics_file import MetricsFile
+from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.out_of_memory import free_memory_of_the_past, go_lighter, memory_limited, prove
 from thinktune.training.packing_check import require_single_documents, require_windows
 from thinktune.training.peak_memory import reset_peak_memory
@@ -50,8 +52,8 @@ from thinktune.training.prepare_model import recomputes_by_transformers, set_up
 from thinktune.training.progress_bar import ProgressLine
 from thinktune.training.run_record import closing_line, parameter_line, run_record
 from thinktune.training.stop_signals import StopSignals
-from thinktune.training.trainer import PackedCollator, ThinkTrainer, as_dataset
-from thinktune.training.trl_config import check_trainer_fields, sft_config
+from thinktune.training.trainer import ThinkTrainer
+from thinktune.training.training_arguments import check_trainer_fields, training_arguments
 
 
 def train(
@@ -142,6 +144,7 @@ class _Attempt:
         notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
         set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
         with adapter_to_train(loaded, config, notify) as model, self.run.held():
+            with_loss = ModelWithLoss(model)
             console.print(parameter_line(model), highlight=False)
             if left_out := uncovered(model, config.lora.targets):
                 line = f"the adapter is not everywhere: {'; '.join(left_out)} (lora.targets names what gets one)"
@@ -150,9 +153,9 @@ class _Attempt:
             attempt, opened = replace(self, plan=plan, setup=setup), False
             try:
                 packs, examples = config.train.packing or config.train.batch_size > 1, self.prepared.train
-                apart = examine_in_float32(model, examples, loaded.dtype, packs=packs)
+                apart = examine_in_float32(with_loss, examples, loaded.dtype, packs=packs)
                 with StopSignals() as stop, set_up(model, loaded, plan, setup):
-                    if not examine_as_set_up(model, examples, loaded.dtype, packs=packs, apart=apart):
+                    if not examine_as_set_up(with_loss, examples, loaded.dtype, packs=packs, apart=apart):
                         require_single_documents(config)
                         setup = replace(setup, rows=config.train.batch_size, accumulation=config.train.accumulation)
                         attempt = replace(attempt, setup=setup)
@@ -160,7 +163,7 @@ class _Attempt:
                     _open_run(self.run, config, self.prepared, date_settings(loaded.chat), overwrite=self.overwrite)
                     opened = True
                     record_setup(self.run, config, plan, setup)
-                    trainer = _build_trainer(model, attempt)
+                    trainer = _build_trainer(with_loss, attempt)
                     metrics = attempt._optimise(trainer, stop)
             except torch.OutOfMemoryError:
                 raise _NoRoom(plan, setup, opened=opened) from None
@@ -279,14 +282,14 @@ def _newest_step(run: RunFolder, console: Console) -> int:
     return newest[0] if newest else 0
 
 
-def _build_trainer(model: PeftModel, attempt: _Attempt) -> ThinkTrainer:
+def _build_trainer(model: ModelWithLoss, attempt: _Attempt) -> ThinkTrainer:
     config, prepared, loaded, run = attempt.config, attempt.prepared, attempt.loaded, attempt.run
     setup = attempt.setup
     packs = packs_of([len(example) for example in prepared.train], config)
-    held_out = as_dataset([[index] for index in range(len(prepared.held_out))], offset=len(prepared.train))
     trainer = ThinkTrainer(
-        model=model,
-        args=sft_config(
+        model,
+        SFT(prepared.train, packs, prepared.held_out),
+        training_arguments(
             config,
             setup,
             run,
@@ -294,9 +297,6 @@ def _build_trainer(model: PeftModel, attempt: _Attempt) -> ThinkTrainer:
             evaluates=bool(prepared.held_out),
             checkpointing=recomputes_by_transformers(attempt.plan, setup),
         ),
-        train_dataset=as_dataset(packs),
-        eval_dataset=held_out if prepared.held_out else None,
-        data_collator=PackedCollator([*prepared.train, *prepared.held_out]),
         processing_class=loaded.tokenizer,
         keep_checkpoints=config.train.keep_checkpoints,
     )
@@ -304,9 +304,6 @@ def _build_trainer(model: PeftModel, attempt: _Attempt) -> ThinkTrainer:
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(run.logs)  # else it would be inside checkpoints/
-    for parameter in model.parameters():
-        if parameter.requires_grad:  # TRL makes them bf16 on quantised bases, where small steps then round to nothing
-            parameter.data = parameter.data.float()
     return trainer
 
 

@@ -1,148 +1,52 @@
-"""TRL's SFTTrainer with what we own changed: batches, loss, whole checkpoints, a meter that survives them."""
+"""transformers' Trainer with batches, weights, loss and whole checkpoints of ours, and a meter that survives them."""
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
-import types
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import Trainer
-from trl import SFTTrainer
+from transformers import Trainer, TrainingArguments
 
-from thinktune.data.tokens import IGNORED, Tokens
 from thinktune.errors import RunFolderError
 from thinktune.files import full_disk_as_oserror
 from thinktune.models.folder import ADAPTER_WEIGHTS
 from thinktune.training.checkpoints import mark_whole, read_marker, whole_checkpoints
-from thinktune.training.fused.chunked_loss import chunked_loss, has_plain_head
+from thinktune.training.meter import Meter
+from thinktune.training.methods.base import Method
+from thinktune.training.model_with_loss import ModelWithLoss
 
 
-@dataclass
-class Meter:
-    """Counts real work: no padding, and nothing twice after a resume.
-
-    Attributes:
-        tokens: all tokens that went through the model, over the whole run.
-        trained_tokens: those of them that were predicted.
-        seconds: of training, without evaluation and saving.
-        loss: summed cross-entropy (nats) since the last line of metrics.
-        loss_tokens: the trained tokens that it sums over.
-    """
-
-    tokens: int = 0
-    trained_tokens: int = 0
-    seconds: float = 0.0
-    loss: float | torch.Tensor = 0.0  # a tensor while steps run, so that no step waits for the device
-    loss_tokens: int = 0
-
-    def add(self, tokens: int, trained: int, loss: torch.Tensor) -> None:
-        self.tokens += tokens
-        self.trained_tokens += trained
-        self.loss_tokens += trained
-        self.loss = loss + self.loss
-
-    def take_loss(self) -> float:
-        """The mean loss a trained token since the last call, in nats."""
-        mean = float(self.loss) / self.loss_tokens if self.loss_tokens else math.nan
-        self.loss, self.loss_tokens = 0.0, 0
-        return mean
-
-    def state(self) -> dict[str, float]:
-        return {**asdict(self), "loss": float(self.loss)}
-
-
-class PackedCollator:
-    """Lays documents end to end, with nothing between them."""
-
-    def __init__(self, examples: Sequence[Tokens]) -> None:
-        self._examples = examples
-        self._before: list[int] = []  # lengths in the batch before
-
-    def __call__(self, packs: list[dict[str, list[int]]]) -> dict[str, Any]:
-        """
-        Args:
-            packs: rows `{"documents": [index of an example, …]}`.
-
-        Returns:
-            input_ids, position_ids and labels, int64 [1, tokens], positions counting from 0 in each document; where
-            the loss is taken: positions and the targets they predict, int64 [trained tokens]; and what attention over
-            packed documents wants: int32 cu_seq_lens_q, max_length_q, document_lengths, repeats.
-        """
-        documents = [self._examples[index] for pack in packs for index in pack["documents"]]
-        lengths = [len(document) for document in documents]
-        ids = torch.cat([torch.frombuffer(document.ids, dtype=torch.int32) for document in documents]).long()
-        contexts = torch.tensor([document.context for document in documents]).repeat_interleave(torch.tensor(lengths))
-        places = torch.cat([torch.arange(length) for length in lengths])
-        labels = ids.masked_fill(places < contexts, IGNORED)
-        repeats = lengths == self._before and len(set(lengths)) == 1
-        self._before = lengths
-        # A document's first label is never trained, so that shifting the whole row mixes no two documents.
-        (positions,) = (labels[1:] != IGNORED).nonzero(as_tuple=True)
-        return {
-            "input_ids": ids[None],
-            "position_ids": places[None],
-            "labels": labels[None],
-            "positions": positions,
-            "targets": labels[positions + 1],
-            "cu_seq_lens_q": torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
-            "max_length_q": max(lengths),
-            "document_lengths": lengths,
-            "repeats": repeats,
-        }
-
-
-def as_dataset(packs: list[list[int]], offset: int = 0) -> Dataset:
-    """A row a pack, naming its examples by index; the collator has the examples."""
-    return Dataset.from_dict({"documents": [[offset + index for index in pack] for pack in packs]})
-
-
-def add_summed_loss(model: Any) -> None:
-    """Let a causal LM's forward return its summed loss where it is given positions and targets.
-
-    The loss runs inside `forward`, so that wrappers around it (DDP, FSDP) see one ordinary call. A `loss_chunk` set on
-    the model is the bytes of logits that are there at once.
-    """
-    plain = has_plain_head(model)
-    original = model.forward
-
-    def forward(
-        self: Any, positions: torch.Tensor | None = None, targets: torch.Tensor | None = None, **inputs: Any
-    ) -> Any:
-        if positions is None or targets is None:
-            return original(**inputs)
-        if plain:
-            chunk = getattr(self, "loss_chunk", None)
-            hidden = self.base_model(**inputs).last_hidden_state[0, positions]
-            return {"loss": chunked_loss(hidden, self.get_output_embeddings().weight, targets, chunk_bytes=chunk)}
-        logits = original(**inputs).logits[0, positions].float()
-        return {"loss": torch.nn.functional.cross_entropy(logits, targets, reduction="sum")}
-
-    model.forward = types.MethodType(forward, model)
-
-
-class ThinkTrainer(SFTTrainer):
-    """Takes a model with `add_summed_loss` and batches of `PackedCollator`.
+class ThinkTrainer(Trainer):
+    """Trains the batches and token weights of a `Method`; `model` is the PeftModel, which Trainer can save.
 
     The loss of an optimizer step is the sum over all its batches divided by all their trained tokens, so that how the
     examples are spread over batches and devices changes nothing.
     """
 
-    def __init__(self, *args: Any, keep_checkpoints: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, model: ModelWithLoss, method: Method, args: TrainingArguments, *, keep_checkpoints: int, **kwargs: Any
+    ) -> None:
+        super().__init__(
+            model.peft_model,
+            args,
+            data_collator=method.collate,
+            train_dataset=method.train_rows(),
+            eval_dataset=method.held_out_rows(),
+            **kwargs,
+        )
+        self.model.train()  # a base that was loaded to be asked is in eval mode under an adapter that is not
+        if args.gradient_checkpointing:
+            self.model.enable_input_require_grads()
+        self.model_with_loss = model
+        self.method = method
         self.model_accepts_loss_kwargs = True  # ours divides by num_items_in_batch; Trainer must not divide again
         self.meter = Meter()
         self._keep_checkpoints = keep_checkpoints
-        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        _spare_walks(self.model, self._trained)
         self._since = time.monotonic()
 
     def start_clock(self) -> None:
@@ -154,12 +58,18 @@ class ThinkTrainer(SFTTrainer):
         self.meter.seconds += now - self._since
         self._since = now
 
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        # A step runs the model with its loss, and wrappers (DDP) go around both; Trainer saves and loads PEFT's model.
+        if model is not self.model:
+            return model
+        return self.accelerator.prepare_model(self.model_with_loss, device_placement=False)
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # nobody asks, and Trainer would count all parameters for it in every step
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         # Trainer hands over all parameters of the model, and walks over its modules for them.
-        norm: torch.Tensor = self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
+        norm: torch.Tensor = self.accelerator.clip_grad_norm_(self.model_with_loss.trained, self.args.max_grad_norm)
         return norm
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -192,7 +102,7 @@ class ThinkTrainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """The batch's share of the step's mean loss."""
-        summed = _summed_loss(model, inputs)
+        summed = model(**inputs, weights=self.method.weights(inputs))
         self.meter.add(inputs["input_ids"].numel(), inputs["targets"].numel(), summed.detach())
         # DDP averages the gradients of its processes, while num_items_in_batch counts the tokens of all of them.
         loss: torch.Tensor = summed / num_items_in_batch * self.accelerator.num_processes
@@ -207,7 +117,7 @@ class ThinkTrainer(SFTTrainer):
         with torch.no_grad():
             for batch in self.get_eval_dataloader():
                 inputs = self._prepare_inputs(batch)
-                totals += torch.stack([_summed_loss(self.model, inputs), totals.new_tensor(inputs["targets"].numel())])
+                totals += torch.stack([self.model_with_loss(**inputs), totals.new_tensor(inputs["targets"].numel())])
         self.model.train(was_training)
         loss, tokens = self.accelerator.reduce(totals).tolist()
         metrics = {"eval_loss": loss / max(1.0, tokens)}
@@ -220,13 +130,13 @@ class ThinkTrainer(SFTTrainer):
         if "loss" in logs:
             logs = {**logs, "loss": self.meter.take_loss()}  # the device is waited for here, before the clock is read
             self.stop_clock()
-        Trainer.log(self, logs, start_time)  # not SFTTrainer's, which adds figures of the loss it would have computed
+        super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save, mark as whole, and only then drop older ones."""
         self.stop_clock()
         with full_disk_as_oserror(Path(self.args.output_dir)):
-            Trainer._save_checkpoint(self, model, trial)  # not SFTTrainer's, which writes a model card into it
+            super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             with full_disk_as_oserror(folder):
@@ -234,28 +144,6 @@ class ThinkTrainer(SFTTrainer):
             for _, old in whole_checkpoints(folder.parent)[: -self._keep_checkpoints]:
                 shutil.rmtree(old)
         self.start_clock()
-
-
-def _spare_walks(model: Any, trained: list[torch.nn.Parameter]) -> None:
-    """Let what Trainer calls in every step not walk over all modules: with an adapter, 36 layers have some 1,500, and
-    each walk keeps a GPU waiting for milliseconds."""
-    kind = type(model)
-
-    def train(self: Any, mode: bool = True) -> Any:
-        return self if self.training is mode else kind.train(self, mode)
-
-    def zero_grad(self: Any, set_to_none: bool = True) -> None:
-        for parameter in trained:
-            parameter.grad = None
-
-    kind.train(model)  # a base that was loaded to be asked is in eval mode under an adapter that is not
-    model.train, model.zero_grad = types.MethodType(train, model), types.MethodType(zero_grad, model)
-
-
-def _summed_loss(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    inputs = {name: value for name, value in inputs.items() if name != "labels"}  # only there to be counted by Trainer
-    loss: torch.Tensor = model(**inputs, use_cache=False)["loss"]
-    return loss
 
 
 def require_loaded(model: Any, checkpoint: Path) -> None:

@@ -104,7 +104,8 @@ def chunked_logprobs(
 def _rows(hidden: torch.Tensor, head: torch.Tensor, chunk_bytes: int | None) -> int:
     """Count the tokens whose logits are held at once."""
     held = chunk_bytes or _CHUNK_BYTES.get(hidden.device.type, 2**27)
-    return max(1, held // (hidden.element_size() * head.shape[0]))
+    row: int = hidden.element_size() * head.shape[0]
+    return max(1, held // row)
 
 
 def has_plain_head(model: Any) -> bool:

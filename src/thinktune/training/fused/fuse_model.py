@@ -48,7 +48,6 @@ class FusedLayers:
     @memory.setter
     def memory(self, memory: Memory) -> None:
         self._memory = memory
-        self._base.loss_chunk = memory.loss_chunk
         self._store = HostStore(len(self.layers)) if memory.offload else None
         for layer in self.layers:
             layer.memory, layer.store = memory, self._store
@@ -58,7 +57,6 @@ class FusedLayers:
         for layer in self._layers:
             layer.__dict__.pop("forward", None)
             layer.__dict__.pop("fused", None)
-        del self._base.loss_chunk
 
     def _forward(self, fused: FusedLayer, original: Any) -> Any:
         first = fused is self.layers[0]

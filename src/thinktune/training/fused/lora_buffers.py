@@ -72,8 +72,8 @@ def _zeros(shapes: Sequence[tuple[int, ...]], device: torch.device) -> list[torc
 class Adapters:
     """All adapters of a model in two flat buffers, so that what the kernels read is refreshed by two copies.
 
-    The parameters become parts of a float32 buffer; where somebody gives one other memory (TRL casts those of quantised
-    models), its values are taken over at the next refresh.
+    The parameters become parts of a float32 buffer; where somebody gives one other memory, its values are taken over at
+    the next refresh.
     """
 
     def __init__(self, adapters: list[Adapter], scaling: float, dtype: torch.dtype, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What a config means to TRL's SFTTrainer."""
+"""Translates a config into the TrainingArguments of transformers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
-from trl import SFTConfig
+from transformers import TrainingArguments
 
 from thinktune.config import OWNED_TRAINER_FIELDS, Config
 from thinktune.errors import ConfigError
@@ -19,16 +19,16 @@ def check_trainer_fields(config: Config) -> None:
     """Find a misspelt field, or a value of another type, before the time is spent to load anything.
 
     Raises:
-        ConfigError: train.trainer has a field that SFTConfig has not, or a value that its field cannot hold.
+        ConfigError: train.trainer has a field that TrainingArguments has not, or a value that its field cannot hold.
     """
-    known = {field.name for field in fields(SFTConfig) if field.init}
+    known = {field.name for field in fields(TrainingArguments) if field.init}
     if unknown := [name for name in config.train.trainer if name not in known]:
         close = get_close_matches(unknown[0], known - set(OWNED_TRAINER_FIELDS), 1)
         raise ConfigError(
-            f"train.trainer: SFTConfig has no field {', '.join(unknown)}",
+            f"train.trainer: TrainingArguments has no field {', '.join(unknown)}",
             hint=f"did you mean {close[0]}?" if close else "",
         )
-    types = get_type_hints(SFTConfig)
+    types = get_type_hints(TrainingArguments)
     for name, value in config.train.trainer.items():
         try:
             TypeAdapter(types[name]).validate_python(value, strict=True)
@@ -36,16 +36,16 @@ def check_trainer_fields(config: Config) -> None:
             raise ConfigError(f"train.trainer.{name}: {value!r}: {error.errors()[0]['msg']}") from None
 
 
-def sft_config(
+def training_arguments(
     config: Config, setup: Setup, run: RunFolder, *, on_gpu: bool, evaluates: bool, checkpointing: bool
-) -> SFTConfig:
-    """TRL's settings for a training of ours.
+) -> TrainingArguments:
+    """Build the arguments of the trainer from a config.
 
     Args:
         checkpointing: whether transformers recomputes every layer.
 
     Raises:
-        ConfigError: train.trainer has a value that SFTConfig does not take.
+        ConfigError: train.trainer has a value that TrainingArguments does not take.
     """
     settings = config.train
     optimizer = {"adamw": "adamw_torch_fused"}.get(settings.optimizer, settings.optimizer)
@@ -78,13 +78,12 @@ def sft_config(
         "run_name": run.path.name,
         "bf16": False,  # the weights are bf16 where the hardware has it; autocast on top would only cost
         "use_cpu": not on_gpu,
-        "max_length": None,  # nothing is cut here; data.overlong has decided
-        "packing": False,  # packed already
         "remove_unused_columns": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
         "disable_tqdm": True,
     }
     try:
-        return SFTConfig(**given, **settings.trainer)
+        arguments = TrainingArguments(**given, **settings.trainer)
     except (TypeError, ValueError, OSError, ImportError) as error:  # a file it names, a package that it takes
         raise ConfigError(f"train.trainer: {error}") from None
+    arguments._n_gpu = 1  # of several visible ones; Trainer would take nn.DataParallel
+    return arguments

@@ -1,0 +1,56 @@
+"""Batches of packed documents, and the datasets whose rows they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from thinktune.data.tokens import IGNORED, Tokens
+
+
+class PackedCollator:
+    """Lays documents end to end, with nothing between them."""
+
+    def __init__(self, examples: Sequence[Tokens]) -> None:
+        self._examples = examples
+        self._before: list[int] = []  # lengths in the batch before
+
+    def __call__(self, packs: list[dict[str, list[int]]]) -> dict[str, Any]:
+        """
+        Args:
+            packs: rows `{"documents": [index of an example, …]}`.
+
+        Returns:
+            input_ids, position_ids and labels, int64 [1, tokens], positions counting from 0 in each document; where
+            the loss is taken: positions and the targets they predict, int64 [trained tokens]; and what attention over
+            packed documents wants: int32 cu_seq_lens_q, max_length_q, document_lengths, repeats.
+        """
+        documents = [self._examples[index] for pack in packs for index in pack["documents"]]
+        lengths = [len(document) for document in documents]
+        ids = torch.cat([torch.frombuffer(document.ids, dtype=torch.int32) for document in documents]).long()
+        contexts = torch.tensor([document.context for document in documents]).repeat_interleave(torch.tensor(lengths))
+        places = torch.cat([torch.arange(length) for length in lengths])
+        labels = ids.masked_fill(places < contexts, IGNORED)
+        repeats = lengths == self._before and len(set(lengths)) == 1
+        self._before = lengths
+        # A document's first label is never trained, so that shifting the whole row mixes no two documents.
+        (positions,) = (labels[1:] != IGNORED).nonzero(as_tuple=True)
+        return {
+            "input_ids": ids[None],
+            "position_ids": places[None],
+            "labels": labels[None],
+            "positions": positions,
+            "targets": labels[positions + 1],
+            "cu_seq_lens_q": torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
+            "max_length_q": max(lengths),
+            "document_lengths": lengths,
+            "repeats": repeats,
+        }
+
+
+def as_dataset(packs: list[list[int]]) -> Dataset:
+    """Make a row of each pack, naming its examples by index; the collator has the examples."""
+    return Dataset.from_dict({"documents": packs})
