@@ -32,7 +32,7 @@ import psutil
 
 from thinktune.config import Load, Sampling
 from thinktune.inference.engines.base import Request
-from thinktune.inference.engines.request_handle import Ticket
+from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.studio.model_pool import Pool
 
 PARTS = ("page", "first", "sessions")
@@ -118,9 +118,9 @@ def measure_page(model: str) -> None:
 
 def measure_first_tokens(url: str, pool: Pool, model: str) -> None:
     """Both for the same question, in turns, so that a load on the machine is the same for both."""
-    seat = pool.take(model)
+    model_handle = pool.take(model)
     sampling = Sampling(temperature=0.1, max_tokens=4, seed=3407)
-    request = Request("ask", seat.chat.prompt_ids([{"role": "user", "content": QUESTION}]), sampling)
+    request = Request("ask", model_handle.chat.prompt_ids([{"role": "user", "content": QUESTION}]), sampling)
     engine, page_times = [], []
     with chromium() as browser:
         page = open_page(browser, url)
@@ -130,7 +130,7 @@ def measure_first_tokens(url: str, pool: Pool, model: str) -> None:
         page.keyboard.press("Tab")
         for _ in range(ASKED + 1):
             started = time.perf_counter()
-            stream = seat.engine(Ticket()).stream(request)
+            stream = model_handle.engine(RequestHandle()).stream(request)
             next(stream)
             engine.append(1000 * (time.perf_counter() - started))
             list(stream)
@@ -234,10 +234,10 @@ def sizes(process: psutil.Process, over: threading.Event) -> Iterator[float]:
 
 
 def alone(pool: Pool, model: str, question: str) -> str:
-    seat = pool.take(model)
+    model_handle = pool.take(model)
     sampling = Sampling(temperature=0, max_tokens=MOST_TOKENS, seed=1)
-    ids = seat.chat.prompt_ids([{"role": "user", "content": question}])
-    return "".join(seat.engine(Ticket()).stream(Request("ask", ids, sampling)))
+    ids = model_handle.chat.prompt_ids([{"role": "user", "content": question}])
+    return "".join(model_handle.engine(RequestHandle()).stream(Request("ask", ids, sampling)))
 
 
 def talk(client: httpx.Client, url: str, event: int, model: str, question: str, session: str) -> str:

@@ -16,7 +16,7 @@ from thinktune.config import Sampling
 from thinktune.errors import GenerationError, Interrupted, ModelError
 from thinktune.inference.engines.base import Request
 from thinktune.inference.engines.hf.engine import TransformersEngine
-from thinktune.inference.engines.request_handle import Ticket
+from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.inference.engines.shared_engine import SharedModel
 from thinktune.models import Loaded, load_model
 from thinktune.models.adapters import put_adapter
@@ -111,7 +111,7 @@ def test_a_list_is_answered_beside_streams_as_it_is_alone(loaded: Loaded, shared
 
 
 def test_a_stop_ends_one_stream_and_no_other(loaded: Loaded, endless: SharedModel) -> None:
-    mine, other = Ticket(), Ticket()
+    mine, other = RequestHandle(), RequestHandle()
     long = {"max_tokens": 1500, "stop": ()}
     stream = endless.engine(None, mine).stream(ask(loaded, "mine", **long))
     beside = endless.engine(None, other).stream(ask(loaded, "beside", **long))
@@ -140,35 +140,35 @@ def test_who_stops_listening_stops_the_engine(loaded: Loaded, endless: SharedMod
 
 
 def test_those_who_wait_know_their_place_and_can_leave(loaded: Loaded, endless: SharedModel) -> None:
-    tickets = [Ticket() for _ in range(7)]
+    handles = [RequestHandle() for _ in range(7)]
     texts: dict[int, str] = {}
 
     def read(n: int) -> None:
         request = ask(loaded, f"q {n}", max_tokens=1200, stop=())
-        texts[n] = "".join(endless.engine(None, tickets[n]).stream(request))
+        texts[n] = "".join(endless.engine(None, handles[n]).stream(request))
 
     threads = [threading.Thread(target=read, args=(n,)) for n in range(7)]
     for thread in threads:
         thread.start()
         time.sleep(0.02)
     time.sleep(0.1)
-    assert [ticket.waiting for ticket in tickets] == [0, 0, 0, 0, 1, 2, 3]
-    tickets[4].stop()
+    assert [handle.waiting for handle in handles] == [0, 0, 0, 0, 1, 2, 3]
+    handles[4].stop()
     time.sleep(0.2)
-    assert [ticket.waiting for ticket in tickets[5:]] == [1, 2]
-    for ticket in tickets:
-        ticket.stop()
+    assert [handle.waiting for handle in handles[5:]] == [1, 2]
+    for handle in handles:
+        handle.stop()
     for thread in threads:
         thread.join(timeout=10)
     assert texts[4] == texts[5] == texts[6] == ""
 
 
 def test_a_stopped_list_says_that_it_goes_on(loaded: Loaded, endless: SharedModel) -> None:
-    ticket = Ticket()
+    handle = RequestHandle()
     requests = [ask(loaded, f"item {n}", max_tokens=4 + 300 * n, stop=()) for n in range(4)]
-    completions = endless.engine(None, ticket).generate(requests)
+    completions = endless.engine(None, handle).generate(requests)
     assert next(completions).request_id == "item 0"
-    ticket.stop()
+    handle.stop()
     with pytest.raises(Interrupted):
         list(completions)
 

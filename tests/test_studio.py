@@ -26,7 +26,7 @@ from thinktune.errors import BatchFileError, ConfigError, RunFolderError, UsageE
 from thinktune.evaluation.ratings import Rating
 from thinktune.evaluation.significance import wilson
 from thinktune.inference.batch import infer_file
-from thinktune.inference.engines.request_handle import Ticket
+from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.report.compare import compare, sentences
 from thinktune.studio import app
 from thinktune.studio.answers import read_answers
@@ -159,25 +159,27 @@ def test_two_models_answer_at_once_and_differently(pool: Pool) -> None:
     sampling = Sampling(max_tokens=20, temperature=0.7, seed=1)
     states = [
         [each.as_dict() for each in state]
-        for state in read_answers(pool, pool.names(), [turns, turns], sampling, Ticket(), pause=0)
+        for state in read_answers(pool, pool.names(), [turns, turns], sampling, RequestHandle(), pause=0)
     ]
     first, second = states[-1]
     assert (first["state"], second["state"]) == ("done", "done")
     assert first["text"] != second["text"]
     assert first["tokens"] > 1
-    again = [each for state in read_answers(pool, pool.names()[:1], [turns], sampling, Ticket()) for each in state][-1]
+    again = [
+        each for state in read_answers(pool, pool.names()[:1], [turns], sampling, RequestHandle()) for each in state
+    ][-1]
     assert again.text == first["text"]
 
 
 def test_a_stop_ends_answers_and_keeps_what_was_written(pool: Pool) -> None:
-    ticket = Ticket()
+    handle = RequestHandle()
     states = read_answers(
         pool, pool.names()[:1], [[{"role": "user", "content": "go"}]],
-        Sampling(max_tokens=1900, temperature=2, stop=(), seed=4), ticket, pause=0,
+        Sampling(max_tokens=1900, temperature=2, stop=(), seed=4), handle, pause=0,
     )  # fmt: skip
     for state in states:
         if state[0].tokens > 3:
-            ticket.stop()
+            handle.stop()
     assert state[0].state in ("stopped", "done")
     assert state[0].text
     wait_for(lambda: not pool.take(pool.names()[0]).shared.busy)
@@ -196,11 +198,11 @@ class Slow(Pool):
 
 
 def test_nobody_waits_for_a_model_that_is_being_loaded_after_a_stop(runs: Path, tiny_model: Path) -> None:
-    pool, ticket = Slow(str(tiny_model), runs), Ticket()
+    pool, handle = Slow(str(tiny_model), runs), RequestHandle()
     turns = [[{"role": "user", "content": "Hi"}]]
-    answers = read_answers(pool, [str(tiny_model)], turns, Sampling(max_tokens=4), ticket)
+    answers = read_answers(pool, [str(tiny_model)], turns, Sampling(max_tokens=4), handle)
     assert next(answers)[0].state == "running"
-    ticket.stop()
+    handle.stop()
     assert [each.state for each in list(answers)[-1]] == ["stopped"]
     assert not pool.read.is_set()
     pool.read.set()
@@ -223,7 +225,7 @@ def test_a_pool_is_closed_while_a_model_is_being_loaded_which_is_let_go_then(run
 
 
 def test_a_model_that_is_gone_is_an_answer_that_says_so(pool: Pool) -> None:
-    *_, last = read_answers(pool, ["gone"], [[{"role": "user", "content": "q"}]], Sampling(), Ticket())
+    *_, last = read_answers(pool, ["gone"], [[{"role": "user", "content": "q"}]], Sampling(), RequestHandle())
     assert last[0].state == "error"
     assert "no model 'gone'" in last[0].error
 
@@ -292,7 +294,7 @@ def test_three_models_get_strengths(tmp_path: Path) -> None:
 def test_models_answer_the_questions_of_a_study(tmp_path: Path, pool: Pool) -> None:
     asked: list[str] = []
     study = study_of_models(
-        tmp_path / "s", pool, pool.names(), batch_file(tmp_path, 3), seed=1, ticket=Ticket(), tell=asked.append
+        tmp_path / "s", pool, pool.names(), batch_file(tmp_path, 3), seed=1, handle=RequestHandle(), tell=asked.append
     )
     assert asked == study.models == pool.names()
     assert [question.prompt for question in study.questions] == ["0 + 0?", "1 + 1?", "2 + 2?"]

@@ -18,7 +18,7 @@ from thinktune.models import Chat
 from thinktune.report.compare import compare
 from thinktune.report.html import write_comparison, write_report
 from thinktune.studio.app import USER, open_page
-from thinktune.studio.model_pool import Pool, Seat
+from thinktune.studio.model_pool import ModelHandle, Pool
 from thinktune.studio.state import Studio
 from thinktune.studio.study import study_of_scores
 
@@ -67,10 +67,10 @@ class Parrot(Pool):
         tokenizer = make_tiny_tokenizer()
         model = ScriptedModel(tokenizer, lambda prompt: prompt.rsplit("say: ", 1)[1].split("<|im_end|>")[0])
         shared = SharedModel(model, tokenizer, [tokenizer.eos_token_id])
-        self._seat = Seat(reference, Chat(tokenizer), False, "parrot", tags.TEMPLATE, shared, None)
+        self._model_handle = ModelHandle(reference, Chat(tokenizer), False, "parrot", tags.TEMPLATE, shared, None)
 
-    def take(self, reference: str) -> Seat:
-        return self._seat
+    def take(self, reference: str) -> ModelHandle:
+        return self._model_handle
 
 
 class Watch:

@@ -15,7 +15,7 @@ from thinktune.config import Sampling
 from thinktune.errors import ThinktuneError
 from thinktune.inference.batch_file import valid_text
 from thinktune.inference.engines.base import Request
-from thinktune.inference.engines.request_handle import Ticket
+from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.studio.model_pool import Pool, reason
 
 State = Literal["running", "done", "stopped", "error"]
@@ -45,7 +45,7 @@ def read_answers(
     models: Sequence[str],
     history: Sequence[Sequence[dict[str, str]]],
     sampling: Sampling,
-    ticket: Ticket,
+    handle: RequestHandle,
     *,
     name: str = "ask",
     tell_format: bool = False,
@@ -60,7 +60,7 @@ def read_answers(
         tell_format: explain the format to models that were not trained for it.
     """
     readers = [
-        _Reader(pool, model, turns, sampling, ticket, name, tell_format)
+        _Reader(pool, model, turns, sampling, handle, name, tell_format)
         for model, turns in zip(models, history, strict=True)
     ]
     news: SimpleQueue[None] = SimpleQueue()
@@ -89,7 +89,7 @@ class _Reader:
         model: str,
         turns: Sequence[dict[str, str]],
         sampling: Sampling,
-        ticket: Ticket,
+        handle: RequestHandle,
         name: str,
         tell_format: bool,
     ) -> None:
@@ -97,8 +97,8 @@ class _Reader:
         self._pool = pool
         self._turns = [{**turn, "content": valid_text(turn["content"])} for turn in turns]
         self._sampling = sampling
-        self._all = ticket
-        self._own = Ticket()  # its place in the queue is its own
+        self._all = handle
+        self._own = RequestHandle()  # its place in the queue is its own
         self._name = name
         self._tell_format = tell_format
         self._seated = False
@@ -125,14 +125,14 @@ class _Reader:
 
     def _read(self, news: SimpleQueue[None]) -> None:
         answer = self.answer
-        seat = self._pool.take(answer.model)
+        model_handle = self._pool.take(answer.model)
         self._seated = True
         turns = self._turns
-        if self._tell_format and not seat.tuned:
+        if self._tell_format and not model_handle.tuned:
             turns = [*turns[:-1], {**turns[-1], "content": f"{turns[-1]['content']}\n\n{tags.INSTRUCTION}"}]
-        request = Request(self._name, seat.chat.prompt_ids(turns), self._sampling)
+        request = Request(self._name, model_handle.chat.prompt_ids(turns), self._sampling)
         started = time.perf_counter()
-        for piece in seat.engine(self._own).stream(request):
+        for piece in model_handle.engine(self._own).stream(request):
             if self._all.stopped:
                 break
             answer.text += piece

@@ -25,7 +25,7 @@ from thinktune.errors import BatchFileError, Interrupted, ThinktuneError, UsageE
 from thinktune.files import write_json
 from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import Item, read_batch_file
-from thinktune.inference.engines.request_handle import Ticket
+from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.inference.profiles import samplings
 from thinktune.studio.model_pool import Pool, reason
 
@@ -53,7 +53,7 @@ class Jobs:
     def __init__(self, folder: Path, pool: Pool) -> None:
         self._folder = folder
         self._pool = pool
-        self._tickets: dict[str, Ticket] = {}
+        self._handles: dict[str, RequestHandle] = {}
         self._lock = threading.Lock()
         self._waiting: SimpleQueue[str | None] = SimpleQueue()
         self._worker: threading.Thread | None = None
@@ -72,8 +72,8 @@ class Jobs:
             return
         self._waiting.put(None)
         worker, self._worker = self._worker, None
-        for ticket in list(self._tickets.values()):
-            ticket.stop()
+        for handle in list(self._handles.values()):
+            handle.stop()
         worker.join(timeout=10)
 
     def all(self) -> list[Job]:
@@ -120,8 +120,8 @@ class Jobs:
         if job.state != "running":
             return
         self._write(replace(job, state="stopped"))
-        if ticket := self._tickets.get(name):
-            ticket.stop()
+        if handle := self._handles.get(name):
+            handle.stop()
 
     def go_on(self, name: str) -> None:
         job = self.get(name)
@@ -139,7 +139,7 @@ class Jobs:
         return count_lines(self._folder / name / "results.journal.jsonl")
 
     def _enqueue(self, name: str) -> None:
-        self._tickets[name] = Ticket()
+        self._handles[name] = RequestHandle()
         self._waiting.put(name)
 
     def _work(self) -> None:
@@ -155,9 +155,17 @@ class Jobs:
         out = folder / "results.json"
         try:
             items = check(folder / "questions.jsonl", job.profile, job.think_budget)
-            seat = self._pool.take(job.model)
-            engine = seat.engine(self._tickets[name])
-            infer(engine, seat.chat, items, out, model=seat.fingerprint, name=job.model, console=Console(quiet=True))
+            model_handle = self._pool.take(job.model)
+            engine = model_handle.engine(self._handles[name])
+            infer(
+                engine,
+                model_handle.chat,
+                items,
+                out,
+                model=model_handle.fingerprint,
+                name=job.model,
+                console=Console(quiet=True),
+            )
         except Interrupted:
             return  # by `stop`, which has said so, or by the end of the server, after which it goes on
         except ThinktuneError as error:

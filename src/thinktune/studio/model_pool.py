@@ -13,7 +13,7 @@ from thinktune.errors import ThinktuneError, UsageError
 from thinktune.inference.engines import EngineSettings
 from thinktune.inference.engines.base import Engine
 from thinktune.inference.engines.found_model import find_model
-from thinktune.inference.engines.request_handle import Ticket
+from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.inference.engines.think_budget import ThinkBudgetEngine
 from thinktune.models.adapters import changes_base
 from thinktune.models.folder import adapter_sha256, is_adapter
@@ -26,7 +26,7 @@ _CLOSING_SECONDS = 1.0  # that the end of the server waits for a model that is b
 
 
 @dataclass(frozen=True)
-class Seat:
+class ModelHandle:
     """One model of the studio, ready to be asked."""
 
     reference: str
@@ -37,9 +37,9 @@ class Seat:
     shared: SharedModel
     adapter: str | None
 
-    def engine(self, ticket: Ticket) -> Engine:
+    def engine(self, handle: RequestHandle) -> Engine:
         """Return the model for one caller, think budgets included."""
-        return ThinkBudgetEngine(self.shared.engine(self.adapter, ticket), self.chat, self.template)
+        return ThinkBudgetEngine(self.shared.engine(self.adapter, handle), self.chat, self.template)
 
 
 class Pool:
@@ -66,7 +66,7 @@ class Pool:
         self._notify = notify
         self._lock = threading.Lock()
         self._shared: dict[tuple[str, str | None], SharedModel] = {}
-        self._seats: dict[tuple[str, str], Seat] = {}
+        self._model_handles: dict[tuple[str, str], ModelHandle] = {}
         self._adapters = 0
         self._closed = threading.Event()
         self.loading: str | None = None
@@ -79,7 +79,7 @@ class Pool:
         found.sort(key=lambda run: -(run / "adapter").stat().st_mtime)
         return list(dict.fromkeys([*self._references, *map(str, found)]))
 
-    def take(self, reference: str) -> Seat:
+    def take(self, reference: str) -> ModelHandle:
         """Return a model, loaded now if it is not in memory. One call loads, others wait for it.
 
         Raises:
@@ -112,16 +112,16 @@ class Pool:
         for shared in self._shared.values():
             shared.close()
         self._shared.clear()
-        self._seats.clear()
+        self._model_handles.clear()
 
-    def _take(self, reference: str) -> Seat:
+    def _take(self, reference: str) -> ModelHandle:
         from thinktune.models import resolve
 
         resolved = resolve(reference, self._settings.load, self._notify, prefer_merged=False)
         version = adapter_sha256(resolved.adapter) if resolved.adapter else ""
-        seat = self._seats.get((reference, version))  # a run that was trained anew is another model
-        if seat is not None and not seat.shared.failed:
-            return seat
+        model_handle = self._model_handles.get((reference, version))  # a run that was trained anew is another model
+        if model_handle is not None and not model_handle.shared.failed:
+            return model_handle
         # Adapters upon adapters, and those that change their base, are rare: such models are merged, each by itself.
         alone = len(resolved.adapters) != 1 or changes_base(resolved.adapters[0])
         switched = None if alone else resolved.adapter
@@ -137,9 +137,9 @@ class Pool:
             shared.add_adapter(name, switched)
         found = find_model(reference, self._settings, notify=self._notify)
         fingerprint = f"{found.fingerprint}{' unmerged' if switched else ''}"
-        seat = Seat(reference, found.chat, found.tuned, fingerprint, found.template, shared, name)
-        self._seats[reference, version] = seat
-        return seat
+        model_handle = ModelHandle(reference, found.chat, found.tuned, fingerprint, found.template, shared, name)
+        self._model_handles[reference, version] = model_handle
+        return model_handle
 
     def _load_shared(self, base: str) -> SharedModel:
         # Imported when the page is there already: they bring torch with them.

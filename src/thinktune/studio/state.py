@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from thinktune.inference.engines.request_handle import Ticket
+from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.studio.batch_jobs import Jobs
 from thinktune.studio.model_pool import Pool
 from thinktune.studio.training_jobs import Trainings
@@ -19,50 +19,50 @@ class Sessions:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tickets: dict[str, list[Ticket]] = defaultdict(list)
+        self._handles: dict[str, list[RequestHandle]] = defaultdict(list)
 
-    def open(self, session: str) -> Ticket:
-        ticket = Ticket()
+    def open(self, session: str) -> RequestHandle:
+        handle = RequestHandle()
         with self._lock:
-            self._tickets[session].append(ticket)
-        return ticket
+            self._handles[session].append(handle)
+        return handle
 
-    def close(self, session: str, ticket: Ticket) -> None:
+    def close(self, session: str, handle: RequestHandle) -> None:
         with self._lock:
-            held = self._tickets.get(session, [])
-            if ticket in held:
-                held.remove(ticket)
+            held = self._handles.get(session, [])
+            if handle in held:
+                held.remove(handle)
             if not held:
-                self._tickets.pop(session, None)
+                self._handles.pop(session, None)
 
     def stop(self, session: str) -> None:
         with self._lock:
-            for ticket in self._tickets.get(session, ()):
-                ticket.stop()
+            for handle in self._handles.get(session, ()):
+                handle.stop()
 
     def drop(self, session: str) -> None:
         """Stop all requests of a page whose answers nobody wants to see any more."""
         with self._lock:
-            for ticket in self._tickets.pop(session, ()):
-                ticket.stop()
+            for handle in self._handles.pop(session, ()):
+                handle.stop()
 
     def stop_all(self) -> None:
         """Stop the requests of every page: the server ends."""
         with self._lock:
-            for tickets in self._tickets.values():
-                for ticket in tickets:
-                    ticket.stop()
+            for handles in self._handles.values():
+                for handle in handles:
+                    handle.stop()
 
-    def holds(self, session: str, ticket: Ticket) -> bool:
-        """Return whether the page still wants the answer of this ticket."""
+    def holds(self, session: str, handle: RequestHandle) -> bool:
+        """Return whether the page still wants the answer of this handle."""
         with self._lock:
-            return ticket in self._tickets.get(session, ())
+            return handle in self._handles.get(session, ())
 
     @property
     def active(self) -> int:
         """Number of answers being written or waited for."""
         with self._lock:
-            return sum(map(len, self._tickets.values()))
+            return sum(map(len, self._handles.values()))
 
 
 class Studio:

@@ -33,7 +33,7 @@ from thinktune.evaluation.ratings import (
 from thinktune.files import write_json, write_text
 from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import BUILTIN, Item, read_batch_file
-from thinktune.inference.engines.request_handle import Ticket
+from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.inference.profiles import samplings
 from thinktune.records import read_records
 from thinktune.report.compare import read_scores
@@ -186,7 +186,7 @@ def study_of_models(
     questions: str | Path | None,
     *,
     seed: int,
-    ticket: Ticket,
+    handle: RequestHandle,
     tell: Callable[[str], None] = lambda model: None,
 ) -> Study:
     """Let models answer a batch file, and make a study of it.
@@ -206,10 +206,18 @@ def study_of_models(
     answers: dict[str, dict[str, str]] = {}
     for number, model in enumerate(models):
         tell(model)
-        seat = pool.take(model)
+        model_handle = pool.take(model)
         out = folder / f"model{number}.json"
         console = Console(quiet=True)
-        infer(seat.engine(ticket), seat.chat, items, out, model=seat.fingerprint, name=model, console=console)
+        infer(
+            model_handle.engine(handle),
+            model_handle.chat,
+            items,
+            out,
+            model=model_handle.fingerprint,
+            name=model,
+            console=console,
+        )
         answers[model] = dict(_texts(out))
     found = [
         Question(str(item.id), _prompt(item), {model: texts[str(item.id)] for model, texts in answers.items()}, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Ticket:
+class RequestHandle:
     """A caller's handle on its requests."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from thinktune.errors import GenerationError, Interrupted, ModelError, Thinktune
 from thinktune.inference.engines.base import Completion, Engine, Request
 from thinktune.inference.engines.hf.engine import TransformersEngine, Writer
 from thinktune.inference.engines.hf.scheduler import Scheduler
-from thinktune.inference.engines.request_handle import Ticket
+from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.models.adapters import put_adapter
 
 Result = TypeVar("Result")
@@ -32,10 +32,10 @@ _MOST_STREAMS = 16  # at once, each then as fast as a reader on a small CPU; mor
 class _Stream:
     """One request whose text is read while it grows. None ends the pieces."""
 
-    def __init__(self, writer: Writer, adapter: str | None, ticket: Ticket) -> None:
+    def __init__(self, writer: Writer, adapter: str | None, handle: RequestHandle) -> None:
         self.writer = writer
         self.adapter = adapter
-        self.ticket = ticket
+        self.handle = handle
         self.pieces: SimpleQueue[str | Exception | None] = SimpleQueue()
 
     def deliver(self) -> bool:
@@ -65,7 +65,7 @@ class _Streams:
 
     def advance(self) -> bool:
         for stream in self.members:
-            if stream.ticket.stopped and stream.writer.row.reason is None:
+            if stream.handle.stopped and stream.writer.row.reason is None:
                 stream.writer.row.reason = "stop"  # the batch drops it at its next change
         self._scheduler.advance()
         self.members = [stream for stream in self.members if stream.deliver()]
@@ -79,14 +79,16 @@ class _Streams:
 class _Bulk:
     """A list of requests, answered in a batch of its own, as the command line would."""
 
-    def __init__(self, steps: Generator[list[Completion], None, None], adapter: str | None, ticket: Ticket) -> None:
+    def __init__(
+        self, steps: Generator[list[Completion], None, None], adapter: str | None, handle: RequestHandle
+    ) -> None:
         self.adapter = adapter
         self.finished: SimpleQueue[Completion | Exception | None] = SimpleQueue()
         self._steps = steps
-        self._ticket = ticket
+        self._handle = handle
 
     def advance(self) -> bool:
-        if self._ticket.stopped:
+        if self._handle.stopped:
             self._steps.close()
             self.fail(Interrupted("stopped", hint="it goes on from there when it is started again"))
             return False
@@ -130,9 +132,9 @@ class SharedModel:
         self._layers: list[Any] = []  # those that adapters change
         self._active: str | None = None
         self._changed = threading.Condition()
-        self._errands: deque[Callable[[], None]] = deque()
+        self._commands: deque[Callable[[], None]] = deque()
         self._queue: deque[_Stream] = deque()
-        self._lanes: list[_Streams | _Bulk] = []
+        self._work_items: list[_Streams | _Bulk] = []
         self._failure: Exception | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="thinktune-decode", daemon=True)
@@ -145,7 +147,7 @@ class SharedModel:
     @property
     def busy(self) -> bool:
         """Whether it decodes, or is about to."""
-        return bool(self._lanes or self._queue or self._errands)
+        return bool(self._work_items or self._queue or self._commands)
 
     @property
     def failed(self) -> bool:
@@ -160,14 +162,14 @@ class SharedModel:
         """
         self._run(lambda: self._put(name, folder))
 
-    def engine(self, adapter: str | None = None, ticket: Ticket | None = None) -> Engine:
+    def engine(self, adapter: str | None = None, handle: RequestHandle | None = None) -> Engine:
         """This model, with that adapter, as an engine for one caller."""
-        return _View(self, adapter, ticket or Ticket())
+        return _View(self, adapter, handle or RequestHandle())
 
-    def stream(self, request: Request, adapter: str | None, ticket: Ticket) -> Iterator[str]:
-        """See `Engine.stream`; it ends early when the ticket is stopped."""
-        stream = _Stream(self._engine.writer(request), adapter, ticket)
-        ticket.waiting = len(self._queue) + 1
+    def stream(self, request: Request, adapter: str | None, handle: RequestHandle) -> Iterator[str]:
+        """See `Engine.stream`; it ends early when the handle is stopped."""
+        stream = _Stream(self._engine.writer(request), adapter, handle)
+        handle.waiting = len(self._queue) + 1
         self._submit(lambda: self._queue.append(stream))
         try:
             while (piece := stream.pieces.get()) is not None:
@@ -175,27 +177,27 @@ class SharedModel:
                     raise piece
                 yield piece
         finally:
-            ticket.tokens, ticket.reason = len(stream.writer.row.ids), stream.writer.row.reason
+            handle.tokens, handle.reason = len(stream.writer.row.ids), stream.writer.row.reason
             if stream.writer.row.reason is None:  # whoever listened has gone
-                ticket.stop()
+                handle.stop()
 
     def generate(
-        self, requests: Iterable[Request], adapter: str | None, ticket: Ticket
+        self, requests: Iterable[Request], adapter: str | None, handle: RequestHandle
     ) -> Generator[Completion, None, None]:
         """See `Engine.generate`.
 
         Raises:
-            Interrupted: the ticket was stopped.
+            Interrupted: the handle was stopped.
         """
-        bulk = _Bulk(self._engine.steps(list(requests)), adapter, ticket)
-        self._submit(lambda: self._lanes.append(bulk))
+        bulk = _Bulk(self._engine.steps(list(requests)), adapter, handle)
+        self._submit(lambda: self._work_items.append(bulk))
         try:
             while (completion := bulk.finished.get()) is not None:
                 if isinstance(completion, Exception):
                     raise completion
                 yield completion
         except GeneratorExit:
-            ticket.stop()
+            handle.stop()
             raise
 
     def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int], adapter: str | None) -> list[float]:
@@ -214,24 +216,24 @@ class SharedModel:
             self._changed.notify()
         self._thread.join()
 
-    def _submit(self, errand: Callable[[], None]) -> None:
+    def _submit(self, command: Callable[[], None]) -> None:
         """Let the decoding thread do something between two tokens."""
         with self._changed:
             if self._failure is not None or self._closing:
                 raise GenerationError(f"the model is not running any more: {self._failure or 'it was closed'}")
-            self._errands.append(errand)
+            self._commands.append(command)
             self._changed.notify()
 
     def _run(self, work: Callable[[], Result]) -> Result:
         future: Future[Result] = Future()
 
-        def errand() -> None:
+        def command() -> None:
             try:
                 future.set_result(work())
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's to handle
                 future.set_exception(error)
 
-        self._submit(errand)
+        self._submit(command)
         return future.result()
 
     def _work(self) -> None:
@@ -240,37 +242,37 @@ class SharedModel:
             with self._engine.ready():
                 while self._wait():
                     self._admit()
-                    for lane in list(self._lanes):
-                        self._switch(lane.adapter)
-                        if not lane.advance():
-                            self._lanes.remove(lane)
+                    for work_item in list(self._work_items):
+                        self._switch(work_item.adapter)
+                        if not work_item.advance():
+                            self._work_items.remove(work_item)
         except Exception as error:  # noqa: BLE001 - every caller has to hear of it, whatever it is
             failure = self._failure = error
         with self._changed:
             self._closing = True
-            for errand in self._errands:
-                errand()
-        for lane in self._lanes:
-            lane.fail(failure)
+            for command in self._commands:
+                command()
+        for work_item in self._work_items:
+            work_item.fail(failure)
         for stream in self._queue:
             stream.pieces.put(failure)
 
     def _wait(self) -> bool:
-        """Until there is something to do, errands first; False when it is time to end."""
+        """Until there is something to do, commands first; False when it is time to end."""
         with self._changed:
-            while not (self._errands or self._lanes or self._queue or self._closing):
+            while not (self._commands or self._work_items or self._queue or self._closing):
                 self._changed.wait()
-            errands = list(self._errands)
-            self._errands.clear()
-        for errand in errands:
-            errand()
+            commands = list(self._commands)
+            self._commands.clear()
+        for command in commands:
+            command()
         return not self._closing
 
     def _admit(self) -> None:
-        for stream in [each for each in self._queue if each.ticket.stopped]:
+        for stream in [each for each in self._queue if each.handle.stopped]:
             self._queue.remove(stream)
             stream.pieces.put(None)
-        batches = [lane for lane in self._lanes if isinstance(lane, _Streams)]
+        batches = [work_item for work_item in self._work_items if isinstance(work_item, _Streams)]
         running = sum(len(batch.members) for batch in batches)
         while self._queue and running < self._most_streams:
             stream = self._queue.popleft()
@@ -278,12 +280,12 @@ class SharedModel:
             if batch is None:
                 batch = _Streams(self._engine.scheduler(eager=True), stream.adapter)
                 batches.append(batch)
-                self._lanes.append(batch)
+                self._work_items.append(batch)
             batch.join(stream)
-            stream.ticket.waiting = 0
+            stream.handle.waiting = 0
             running += 1
         for place, stream in enumerate(self._queue, start=1):
-            stream.ticket.waiting = place
+            stream.handle.waiting = place
 
     def _put(self, name: str, folder: Path) -> None:
         try:
@@ -310,20 +312,20 @@ class SharedModel:
 
 
 class _View(Engine):
-    def __init__(self, model: SharedModel, adapter: str | None, ticket: Ticket) -> None:
+    def __init__(self, model: SharedModel, adapter: str | None, handle: RequestHandle) -> None:
         self._model = model
         self._adapter = adapter
-        self._ticket = ticket
+        self._handle = handle
 
     @property
     def context_length(self) -> int:  # type: ignore[override]
         return self._model.context_length
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
-        return self._model.generate(requests, self._adapter, self._ticket)
+        return self._model.generate(requests, self._adapter, self._handle)
 
     def stream(self, request: Request) -> Iterator[str]:
-        return self._model.stream(request, self._adapter, self._ticket)
+        return self._model.stream(request, self._adapter, self._handle)
 
     def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
         return self._model.logprobs(prompt_ids, continuation_ids, self._adapter)

@@ -14,7 +14,7 @@ from typing import Any
 
 from thinktune.errors import ThinktuneError
 from thinktune.inference.engines.base import Request
-from thinktune.inference.engines.request_handle import Ticket
+from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.inference.engines.shared_engine import SharedModel
 from thinktune.inference.openai_server.request_body import Asked, Refused, read_body, read_request
 from thinktune.models.chat import Chat
@@ -43,7 +43,7 @@ class _Choice:
     """One completion that is being written."""
 
     index: int
-    ticket: Ticket
+    handle: RequestHandle
     text: str = ""
 
 
@@ -153,7 +153,7 @@ class Endpoint:
     async def _write(self, connection: _Connection, asked: Asked, ids: list[int], most: int, *, chat: bool) -> None:
         seed = secrets.randbits(31) if asked.sampling.seed is None else asked.sampling.seed
         one = asked.sampling.changed(n=1, max_tokens=most, seed=seed)
-        choices = [_Choice(index, Ticket()) for index in range(asked.sampling.n)]
+        choices = [_Choice(index, RequestHandle()) for index in range(asked.sampling.n)]
         reply = _Reply(self._names[0], len(ids), chat=chat)
         requests = [Request(str(choice.index), ids, one) for choice in choices]
         pieces = self._pieces(choices, requests)
@@ -181,7 +181,7 @@ class Endpoint:
         finally:
             watch.cancel()
             for choice in choices:
-                choice.ticket.stop()
+                choice.handle.stop()
 
     async def _pieces(self, choices: list[_Choice], requests: list[Request]) -> AsyncIterator[tuple[_Choice, str]]:
         """Yield the texts of all choices as they grow, each read in a thread of its own."""
@@ -195,7 +195,7 @@ class Endpoint:
         def read(choice: _Choice, request: Request) -> None:
             held = _HeldBack(request.sampling.stop)
             try:
-                for piece in self._model.stream(request, None, choice.ticket):
+                for piece in self._model.stream(request, None, choice.handle):
                     tell(choice, held.push(piece))
                 tell(choice, held.rest())
                 tell(choice, None)
@@ -259,7 +259,7 @@ class _Reply:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
     def usage(self, choices: list[_Choice]) -> dict[str, int]:
-        written = sum(choice.ticket.tokens for choice in choices)
+        written = sum(choice.handle.tokens for choice in choices)
         tokens = self._prompt_tokens
         return {"prompt_tokens": tokens, "completion_tokens": written, "total_tokens": tokens + written}
 
@@ -378,7 +378,7 @@ async def _until(pieces: AsyncIterator[Any], watch: asyncio.Task[None]) -> Async
 
 
 def _reason(choice: _Choice) -> str:
-    return "length" if choice.ticket.reason == "length" else "stop"
+    return "length" if choice.handle.reason == "length" else "stop"
 
 
 def _about(asked: Asked) -> str:

@@ -208,18 +208,18 @@ class ChatTab:
             return
         last = turns[-1]
         session = str(request.session_hash)
-        ticket = self._studio.sessions.open(session)
+        handle = self._studio.sessions.open(session)
         history = [_history(turns, side) for side in range(len(models))]
         try:
             yield "", {"turns": turns}, _side(turns, 0, words), _side(turns, 1, words), ""
             name = f"ask {last['attempt']}" if last["attempt"] else "ask"
             pause = min(1.0, _SECONDS_A_SESSION * self._studio.sessions.active)
             answers = read_answers(
-                self._studio.pool, models, history, chosen, ticket, name=name, tell_format=tell, pause=pause
+                self._studio.pool, models, history, chosen, handle, name=name, tell_format=tell, pause=pause
             )
             saved = time.monotonic()
             for state in answers:
-                if not self._studio.sessions.holds(session, ticket):
+                if not self._studio.sessions.holds(session, handle):
                     return  # the conversation was ended meanwhile: nothing of it comes back
                 last["answers"] = [each.as_dict() for each in state] + [None] * (2 - len(state))
                 # Values that stay the same are told again: for each that is skipped, Gradio builds the component anew.
@@ -228,11 +228,11 @@ class ChatTab:
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     saved, kept = time.monotonic(), {"turns": turns}
                 yield gr.skip(), kept, *told
-            if self._studio.sessions.holds(session, ticket):
+            if self._studio.sessions.holds(session, handle):
                 yield gr.skip(), {"turns": turns}, *told
         finally:
-            ticket.stop()
-            self._studio.sessions.close(session, ticket)
+            handle.stop()
+            self._studio.sessions.close(session, handle)
 
 
 def _turns(conversation: Any) -> list[dict[str, Any]]:

@@ -197,7 +197,7 @@ class RateTab:
         """Prepare a study, reporting its progress."""
         words = Words(request)
         session = f"study {request.session_hash}"
-        ticket = self._studio.sessions.open(session)
+        handle = self._studio.sessions.open(session)
         news: SimpleQueue[Study | ThinktuneError] = SimpleQueue()
         asking: list[str] = []
         try:
@@ -213,7 +213,7 @@ class RateTab:
                         study_of_scores(folder, runs, seed=seed)
                         if from_scores
                         else study_of_models(
-                            folder, self._studio.pool, models, file, seed=seed, ticket=ticket, tell=asking.append
+                            folder, self._studio.pool, models, file, seed=seed, handle=handle, tell=asking.append
                         )
                     )
                 except ThinktuneError as error:
@@ -236,8 +236,8 @@ class RateTab:
         except ThinktuneError as error:
             yield plain(reason(error)), gr.skip()
         finally:
-            ticket.stop()
-            self._studio.sessions.close(session, ticket)
+            handle.stop()
+            self._studio.sessions.close(session, handle)
 
     def stop_making(self, request: gr.Request) -> None:
         self._studio.sessions.stop(f"study {request.session_hash}")

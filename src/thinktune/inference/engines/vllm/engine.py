@@ -23,7 +23,7 @@ from thinktune.config import Sampling, Vllm
 from thinktune.errors import GenerationError, ModelError
 from thinktune.inference.engines.base import Completion, Engine, Request, polling, why_refused
 from thinktune.inference.engines.detokenizer import Detokenizer, TextStream
-from thinktune.inference.engines.vllm.process import Crashed, Flight, WorkerProcess
+from thinktune.inference.engines.vllm.process import Crashed, InFlight, WorkerProcess
 from thinktune.models.adapters import touches_embeddings
 from thinktune.models.folder import ADAPTER_CONFIG, check_adapter_folder, read_json
 from thinktune.network import SILENT
@@ -158,9 +158,9 @@ class VllmEngine(Engine):
             raise GenerationError(problem)
         text, shown = TextStream(self._detokenizer), ""
         ids: list[int] = []
-        with Flight(self._running()) as flight:
-            flight.add([self._wire_request(_Row(request, 0), streamed=True)])
-            while (event := flight.next_event()).get("finish_reason") is None:
+        with InFlight(self._running()) as in_flight:
+            in_flight.add([self._wire_request(_Row(request, 0), streamed=True)])
+            while (event := in_flight.next_event()).get("finish_reason") is None:
                 if "error" in event:
                     raise GenerationError(event["error"])
                 ids += event["token_ids"]
@@ -183,9 +183,9 @@ class VllmEngine(Engine):
         request = Request("score", [*prompt_ids, *continuation_ids], Sampling())
         if problem := self._problem(request):
             raise GenerationError(problem)
-        with Flight(self._running()) as flight:
-            flight.score(request.prompt_ids, len(continuation_ids), self._adapter(request))
-            event = flight.next_event()
+        with InFlight(self._running()) as in_flight:
+            in_flight.score(request.prompt_ids, len(continuation_ids), self._adapter(request))
+            event = in_flight.next_event()
         if "error" in event:
             raise GenerationError(event["error"])
         return [float(value) for value in event["logprobs"]]
@@ -222,15 +222,15 @@ class VllmEngine(Engine):
             suspects = None
             flying: dict[str, _Row] = {}
             leaving: list[_Row] = []  # on their way to the process
-            with Flight(self._running()) as flight:
+            with InFlight(self._running()) as in_flight:
                 try:
                     while (taken := rows.take(most - len(flying))) or flying:
                         yield from (_failed(row, problem) for row in taken if (problem := self._problem(row.request)))
                         leaving = [row for row in taken if not self._problem(row.request)]
-                        flying.update(zip(flight.add(map(self._wire_request, leaving)), leaving, strict=True))
+                        flying.update(zip(in_flight.add(map(self._wire_request, leaving)), leaving, strict=True))
                         leaving = []
                         if flying:
-                            event = flight.next_event()
+                            event = in_flight.next_event()
                             yield self._complete(flying.pop(event["id"]), event)
                 except Crashed as crash:
                     self._note_crash(crash)

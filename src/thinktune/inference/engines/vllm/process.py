@@ -216,7 +216,7 @@ class WorkerProcess:
         self._process.wait()
 
 
-class Flight:
+class InFlight:
     """Requests that one call has in flight. Those that are not answered when it is left are called back."""
 
     def __init__(self, process: WorkerProcess) -> None:
@@ -256,7 +256,7 @@ class Flight:
             self._process.close_box(event["id"])
         return event
 
-    def __enter__(self) -> Flight:
+    def __enter__(self) -> InFlight:
         return self
 
     def __exit__(self, *exc: object) -> None:
