@@ -61,26 +61,28 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
     from transformers import set_seed
 
     from thinktune.models import load_model
+    from thinktune.planner.pack_lengths import packs_of, rows_of
     from thinktune.training.adapter import adapter_to_train
     from thinktune.training.collator import PackedCollator
     from thinktune.training.model_with_loss import ModelWithLoss
-    from thinktune.training.plan import plan_training, settle
+    from thinktune.training.plan import resolve_plan
     from thinktune.training.prepare_model import set_up
 
     config = config_for(task, quantize)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"fused": fused})})
     loaded = load_model(config.model, load=config.load, quantize=config.quantize)
     begin_training(task.limit)
     steps = task.workload.documents(loaded.model.config.vocab_size)
     examples = as_tokens([ids for step in steps for ids in step])
-    plan = plan_training(config, loaded, examples, may_fuse=fused)
+    rows = rows_of(examples, packs_of([len(example) for example in examples], config))
     result = Result()
     set_seed(0)
     say = lambda line: print(line, file=sys.stderr)  # noqa: E731
     with ExitStack() as stack:
         model = stack.enter_context(adapter_to_train(loaded, config, say))
         with_loss = ModelWithLoss(model)
-        plan, setup = settle(model, config, loaded, examples, plan, plan.setup, say)
-        stack.enter_context(set_up(model, loaded, plan, setup))
+        plan = resolve_plan(model, config, loaded, rows, say)
+        stack.enter_context(set_up(model, loaded, plan))
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
@@ -88,7 +90,7 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
         for documents in steps:
             begin, end = end, end + len(documents)
             total = sum(row.trained for row in examples[begin:end])
-            at_once = len(documents) if config.train.packing else setup.rows
+            at_once = len(documents) if config.train.packing else plan.rows
             starts = range(begin, end, at_once)
             batches = [collate([{"documents": [at]} for at in range(at, min(at + at_once, end))]) for at in starts]
             start = time.perf_counter()  # batches are there by then for the peers' trainers too
@@ -108,7 +110,7 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
             result.losses.append(float(loss))
             result.norms.append(float(norm))
     result.predicted, result.parts = plan.parts["peak"] / 2**30, plan.parts
-    result.label = f"ours, {quantize}{'' if plan.fused else ', not fused'}: {setup.describe()}"
+    result.label = f"ours, {quantize}{'' if plan.fused else ', not fused'}: {plan.describe()}"
     return result.finish()
 
 

@@ -29,11 +29,11 @@ from thinktune.config import Config, parse_config
 from thinktune.data import Tokens
 from thinktune.files import replacing
 from thinktune.models import load_model, resolve
-from thinktune.planner.plan import Setup
+from thinktune.planner.pack_lengths import packs_of, rows_of
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.collator import PackedCollator
 from thinktune.training.model_with_loss import ModelWithLoss
-from thinktune.training.plan import plan_training, settle
+from thinktune.training.plan import resolve_plan
 from thinktune.training.prepare_model import set_up
 from workload import TARGETS, as_tokens, byte_tokenizer
 
@@ -172,13 +172,13 @@ def ours(
     config = config_for(reference, adapter, base, dtype, batches)
     loaded = load_model(reference, load=config.load, quantize=config.quantize)
     examples = [document for batch in batches for document in batch]
-    plan = plan_training(config, loaded, examples)
+    rows = rows_of(examples, packs_of([len(example) for example in examples], config))
     found, losses = [], []
     with ExitStack() as stack:
         model = stack.enter_context(adapter_to_train(loaded, config, lambda line: None))
         with_loss = ModelWithLoss(model)
-        plan, setup = settle(model, config, loaded, examples, plan, plan.setup, print)
-        stack.enter_context(set_up(model, loaded, plan, Setup(setup.memory, len(batches[0]), 1)))
+        plan = resolve_plan(model, config, loaded, rows, print)
+        stack.enter_context(set_up(model, loaded, plan))
         model.train()
         for batch in batches:
             inputs = PackedCollator(batch)([{"documents": list(range(len(batch)))}])

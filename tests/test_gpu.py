@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from thinktune.data import prepare
 from thinktune.inference.engines import EngineSettings, Request, open_engine
 from thinktune.inference.engines.hf.sampler import Sampler, row_noise
 from thinktune.models import load_model
-from thinktune.planner.plan import Setup
+from thinktune.planner.pack_lengths import rows_of
 from thinktune.planner.recompute_policy import Memory
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.collator import PackedCollator
 from thinktune.training.fused.packed_attention import packed_documents
 from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.out_of_memory import free_memory_of_the_past
-from thinktune.training.plan import plan_training
+from thinktune.training.plan import resolve_plan
 from thinktune.training.prepare_model import set_up
 from training import adapter_of, make_config, metrics_of, quietly
 
@@ -86,12 +87,11 @@ def test_checkpoints_in_main_memory_change_no_gradient(model: Path, tmp_path: Pa
     config = make_config(model, tmp_path / "run", load=BFLOAT16)
     loaded = load_model(config.model, load=config.load)
     examples = prepare(config, loaded.chat).train
-    plan = plan_training(config, loaded, examples)
     inputs = PackedCollator(examples)([{"documents": list(range(len(examples)))}])
     inputs = {name: value.to(DEVICE) if torch.is_tensor(value) else value for name, value in inputs.items()}
 
     def gradients(tuned: Any, memory: Memory) -> Iterator[torch.Tensor]:
-        with set_up(tuned, loaded, plan, Setup(memory, rows=1, accumulation=1)):
+        with set_up(tuned, loaded, replace(plan, memory=memory)):
             ModelWithLoss(tuned)(**inputs).backward()
         for parameter in tuned.parameters():
             if parameter.grad is not None:
@@ -99,6 +99,8 @@ def test_checkpoints_in_main_memory_change_no_gradient(model: Path, tmp_path: Pa
                 parameter.grad = None
 
     with adapter_to_train(loaded, config, lambda line: None) as tuned:
+        rows = rows_of(examples, [[index] for index in range(len(examples))])
+        plan = resolve_plan(tuned, config, loaded, rows, print)
         kept = torch.cat([*gradients(tuned, Memory(("full",)))])
         offloaded = torch.cat([*gradients(tuned, Memory(("full",), offload=True))])
     assert kept.norm() > 0

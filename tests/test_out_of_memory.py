@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from conftest import make_tiny_model
 from thinktune.config import Config, parse_config
 from thinktune.data import Tokens, prepare
 from thinktune.models import Loaded, load_model
-from thinktune.planner.plan import Plan, Setup
+from thinktune.planner.hardware import find_gpu, hardware_here
+from thinktune.planner.model_shape import shape_of
+from thinktune.planner.pack_lengths import packs_of, rows_of
+from thinktune.planner.plan import Plan, plan_rows
 from thinktune.planner.recompute_policy import Memory
+from thinktune.run_folder import RunFolder
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.collator import PackedCollator
 from thinktune.training.model_with_loss import ModelWithLoss
-from thinktune.training.plan import plan_training, settle
+from thinktune.training.plan import record_plan, recorded_plan, resolve_plan
 from thinktune.training.prepare_model import set_up
 
 
@@ -41,7 +46,10 @@ def load(model: Path) -> tuple[Config, Loaded, list[Tokens], Plan]:
     loaded = load_model(config.model, load=config.load)
     examples = [example.shorten(20) for example in prepare(config, loaded.chat).train]
     examples = [replace(example, context=10) for example in examples]
-    return config, loaded, examples, plan_training(config, loaded, examples)
+    packs = packs_of([len(example) for example in examples], config)
+    hardware = hardware_here(loaded.device, loaded.dtype)
+    rows = rows_of(examples, packs)
+    return config, loaded, examples, plan_rows(config, shape_of(loaded.model.config), rows, hardware, width=4)
 
 
 def loss_of(model: Any, examples: list[Tokens]) -> tuple[float, list[torch.Tensor]]:
@@ -56,13 +64,13 @@ def loss_of(model: Any, examples: list[Tokens]) -> tuple[float, list[torch.Tenso
 @pytest.mark.skipif(torch.cuda.is_available(), reason="interprets the kernels, which a GPU machine compiles")
 def test_fused_and_other_layers_give_the_same_loss_and_gradients_and_are_put_back(wide_headed: Path) -> None:
     config, loaded, examples, plan = load(wide_headed)
-    setup = Setup(Memory(("full", "mlp"), mlp_chunks=2), rows=1, accumulation=1)
+    pieces = replace(plan, fused=True, memory=Memory(("full", "mlp"), mlp_chunks=2))
     layer = loaded.model.model.layers[0]
     with adapter_to_train(loaded, config, lambda line: None) as model:
         model.train()
-        with set_up(model, loaded, plan, plan.setup):
+        with set_up(model, loaded, plan):
             expected, theirs = loss_of(model, examples)
-        with set_up(model, loaded, replace(plan, fused=True), setup):
+        with set_up(model, loaded, pieces):
             assert "forward" in vars(layer)
             fused, ours = loss_of(model, examples)
         assert "forward" not in vars(layer)
@@ -72,45 +80,71 @@ def test_fused_and_other_layers_give_the_same_loss_and_gradients_and_are_put_bac
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_a_model_that_the_kernels_do_not_take_is_planned_anew(tiny_model: Path) -> None:
-    config, loaded, examples, plan = load(tiny_model)
-    said: list[str] = []
+def resolve(config: Config, loaded: Loaded, examples: list[Tokens]) -> tuple[Plan, list[str]]:
+    """The plan on a GPU as fast as this CPU, and what is said of it."""
+    heard: list[str] = []
+    rows = rows_of(examples, packs_of([len(example) for example in examples], config))
     with adapter_to_train(loaded, config, lambda line: None) as model:
-        asked = replace(plan, fused=True)
-        settled, setup = settle(model, config, loaded, examples, asked, asked.setup, said.append)
-        resumed = Setup(Memory(("full", "full")), rows=1, accumulation=1)
-        assert settle(model, config, loaded, examples, asked, resumed, said.append)[1] == resumed
-    assert not settled.fused
-    assert setup == settled.setup
-    assert "8 dimensions" in said[0]
+        return resolve_plan(model, config, loaded, rows, heard.append), heard
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes a model on a CPU for one on a GPU")
 @pytest.mark.parametrize(
-    ("fused", "said"), [(True, ["its layers are not fused: the adapter has dropout"]), (False, [])]
+    ("dropout", "fused", "said"),
+    [
+        (0.0, True, []),
+        (0.1, True, ["its layers are not fused: the adapter has dropout"]),
+        (0.1, False, []),
+    ],
 )
 def test_a_training_on_a_gpu_that_is_not_fused_says_why_unless_that_was_asked_for(
-    wide_headed: Path, fused: bool, said: list[str]
+    wide_headed: Path, monkeypatch: pytest.MonkeyPatch, dropout: float, fused: bool, said: list[str]
 ) -> None:
-    config, loaded, examples, plan = load(wide_headed)
+    monkeypatch.setattr("thinktune.training.plan.hardware_here", lambda *_: find_gpu("h100"))
+    config, loaded, examples, _ = load(wide_headed)
     lora, train = (getattr(config, name) for name in ("lora", "train"))
-    changes = {"lora": lora.model_copy(update={"dropout": 0.1}), "train": train.model_copy(update={"fused": fused})}
-    heard: list[str] = []
-    config = config.model_copy(update=changes)
-    with adapter_to_train(loaded, config, lambda line: None) as model:
-        on_gpu = replace(loaded, device=torch.device("cuda"))
-        assert settle(model, config, on_gpu, examples, plan, plan.setup, heard.append) == (plan, plan.setup)
+    changes = {"lora": lora.model_copy(update={"dropout": dropout}), "train": train.model_copy(update={"fused": fused})}
+    on_gpu = replace(loaded, device=torch.device("cuda"), dtype=torch.bfloat16)
+    plan, heard = resolve(config.model_copy(update=changes), on_gpu, examples)
     assert [line.split(",")[0] for line in heard] == said
+    assert plan.fused is (fused and not said)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="takes a model on a CPU for one on a GPU")
+def test_a_model_that_the_kernels_do_not_take_is_planned_without_them(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thinktune.training.plan.hardware_here", lambda *_: find_gpu("h100"))
+    config, loaded, examples, _ = load(tiny_model)
+    plan, heard = resolve(config, replace(loaded, device=torch.device("cuda"), dtype=torch.bfloat16), examples)
+    assert not plan.fused
+    assert "8 dimensions" in heard[0]
+
+
+def test_a_resumed_run_follows_its_recorded_plan_under_the_same_settings(tiny_model: Path, tmp_path: Path) -> None:
+    config, _, _, plan = load(tiny_model)
+    run = RunFolder(tmp_path)
+    assert recorded_plan(run, config, plan) == plan
+    begun = replace(plan, memory=Memory(("full", "full"), mlp_chunks=2), rows=3, accumulation=5)
+    record_plan(run, config, begun)
+    assert recorded_plan(run, config, plan) == begun
+    values = json.loads(run.plan.read_text())
+    values["setup"]["memory"]["unheard_of"] = 512  # an earlier version's
+    run.plan.write_text(json.dumps(values))
+    assert recorded_plan(run, config, plan) == begun
+    other = config.model_copy(update={"train": config.train.model_copy(update={"accumulation": 2})})
+    assert recorded_plan(run, other, plan) == plan
+    assert recorded_plan(run, config, replace(plan, hardware="another")).rows == plan.rows
 
 
 def test_what_is_recomputed_as_a_whole_is_so_only_within(tiny_model: Path) -> None:
     config, loaded, examples, plan = load(tiny_model)
-    whole = Setup(Memory(("full", "full")), 1, 1)
+    whole = replace(plan, memory=Memory(("full", "full")))
     with adapter_to_train(loaded, config, lambda line: None) as model:
         model.train()
-        with set_up(model, loaded, plan, plan.setup):
+        with set_up(model, loaded, plan):
             kept = loss_of(model, examples)
-        with set_up(model, loaded, plan, whole):
+        with set_up(model, loaded, whole):
             assert loaded.model.is_gradient_checkpointing
             recomputed = loss_of(model, examples)
         assert not loaded.model.is_gradient_checkpointing

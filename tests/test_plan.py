@@ -18,7 +18,7 @@ from thinktune.planner.cost_model import Batch, Work, work_of
 from thinktune.planner.hardware import GIB, Hardware, find_gpu
 from thinktune.planner.model_shape import Shape, shape_of
 from thinktune.planner.pack_lengths import Rows, packs_of, read_rows
-from thinktune.planner.plan import Setup, choose, fit, lighter, plan_rows
+from thinktune.planner.plan import Plan, choose, fit, lighter, plan_rows
 from thinktune.planner.recompute_policy import Memory
 
 BATCH = Batch(tokens=12_000, trained=12_000, attended=8 * 1500**2)
@@ -234,13 +234,15 @@ def test_packs_hold_every_example_once() -> None:
     assert packs_of([60, 30], config_with()) == [[0], [1]]
 
 
-def test_lighter_setups_come_in_the_promised_order_and_keep_the_rows_of_a_step() -> None:
-    setup: Setup | None = Setup(Memory(("none", "none")), rows=6, accumulation=2)
+def test_lighter_plans_come_in_the_promised_order_and_keep_the_rows_of_a_step(shape: Shape) -> None:
+    first = plan_rows(config_with(batch_size=6, accumulation=2), shape, ROWS, card(80), width=2)
+    first = replace(first, memory=Memory(("none", "none")), rows=6, accumulation=2)
+    plan: Plan | None = first
     steps = []
-    while setup is not None:
-        steps.append((setup.memory.levels[0], setup.memory.mlp_chunks, setup.memory.offload, setup.rows))
-        assert setup.rows * setup.accumulation == 12
-        setup = lighter(setup, fused=True)
+    while plan is not None:
+        steps.append((plan.memory.levels[0], plan.memory.mlp_chunks, plan.memory.offload, plan.rows))
+        assert plan.rows * plan.accumulation == 12
+        plan = lighter(plan)
     assert steps == [
         ("none", 1, False, 6),
         ("mlp", 1, False, 6),
@@ -248,10 +250,10 @@ def test_lighter_setups_come_in_the_promised_order_and_keep_the_rows_of_a_step()
         *[("full", chunks, False, 6) for chunks in (2, 4, 8)],
         *[("full", 8, True, rows) for rows in (6, 3, 1)],
     ]
-    plain = lighter(Setup(Memory(("none",) * 2), 2, 1), fused=False)
+    plain = lighter(replace(first, fused=False, rows=2, accumulation=1))
     assert plain is not None
     assert plain.memory == Memory(("full",) * 2)
-    assert lighter(plain, fused=False) == Setup(Memory(("full",) * 2), 1, 2)
+    assert lighter(plain) == replace(plain, rows=1, accumulation=2)
 
 
 def test_a_gpu_is_named_or_sized() -> None:

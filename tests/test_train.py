@@ -27,7 +27,7 @@ from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.checkpoints import whole_checkpoints
 from thinktune.training.collator import PackedCollator
 from thinktune.training.methods.sft import SFT
-from thinktune.training.out_of_memory import prove
+from thinktune.training.out_of_memory import warm_up_step
 from thinktune.training.train import train
 from thinktune.training.trainer import ThinkTrainer
 from training import (
@@ -574,7 +574,7 @@ def test_the_proof_leaves_no_trace(tiny_model: Path, tmp_path: Path, monkeypatch
     proved = []
 
     def train_after_proof(trainer: Any, **arguments: Any) -> Any:
-        proved.append(prove(trainer, [trainer.train_dataset[0]["documents"]]))
+        proved.append(warm_up_step(trainer, [trainer.train_dataset[0]["documents"]]))
         assert all(parameter.grad is None for parameter in trainer.model.parameters())
         return original(trainer, **arguments)
 

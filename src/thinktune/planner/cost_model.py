@@ -12,7 +12,7 @@ from functools import cached_property
 
 from thinktune.config import Config, Quantize
 from thinktune.planner.hardware import Hardware
-from thinktune.planner.model_shape import FUSED_MODELS, Shape
+from thinktune.planner.model_shape import FUSED_HEAD_DIMS, FUSED_MAX_RANK, FUSED_MODELS, Shape
 from thinktune.planner.recompute_policy import Memory
 
 # Rates: of the published one, how much is reached.
@@ -82,8 +82,8 @@ class Work:
     @property
     def fused(self) -> bool:
         """Whether decoder layers are fused, as far as sizes tell (`fused.fuse_model` knows)."""
-        heads = self.shape.q // self.shape.heads in (32, 64, 128, 256)
-        known = self.shape.model_type in FUSED_MODELS and heads and self.rank <= 64
+        heads = self.shape.q // self.shape.heads in FUSED_HEAD_DIMS
+        known = self.shape.model_type in FUSED_MODELS and heads and self.rank <= FUSED_MAX_RANK
         return self.may_fuse and known and self.kind == "cuda" and self.width == 2 and not self.dropout
 
     @cached_property

@@ -8,8 +8,15 @@ from typing import Any
 
 from thinktune.errors import ConfigError
 
-FUSED_MODELS = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose decoder layers fused/ runs as one piece each; others train by PEFT."""
+FUSED_MODELS = {
+    "llama": "LlamaDecoderLayer",
+    "mistral": "MistralDecoderLayer",
+    "qwen2": "Qwen2DecoderLayer",
+    "qwen3": "Qwen3DecoderLayer",
+}
+"""Model types whose decoder layers, of this class, training/fused runs as one piece each; others train by PEFT."""
+FUSED_HEAD_DIMS = (32, 64, 128, 256)
+FUSED_MAX_RANK = 64
 
 
 @dataclass(frozen=True)

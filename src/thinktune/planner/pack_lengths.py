@@ -54,10 +54,11 @@ def packs_of(lengths: Sequence[int], config: Config) -> list[list[int]]:
     return pack(lengths, config.train.pack_length or config.data.max_length)
 
 
-def rows_of(examples: Sequence[Tokens], config: Config, *, of: int | None = None, source: str = "the data") -> Rows:
-    """The rows that examples are packed into; `of` says how many examples they stand for (default: themselves)."""
+def rows_of(
+    examples: Sequence[Tokens], packs: Sequence[Sequence[int]], *, of: int | None = None, source: str = "the data"
+) -> Rows:
+    """Return the rows of these packs of examples; `of`: how many examples they stand for (None: themselves)."""
     sizes = [(len(example), example.trained) for example in examples]
-    packs = packs_of([tokens for tokens, _ in sizes], config)
     count = len(packs) if of is None else math.ceil(len(packs) * of / len(examples))
     return Rows(tuple(tuple(sizes[index] for index in documents) for documents in packs), count, source)
 
@@ -103,7 +104,8 @@ def _read_rows(config: Config, notify: Notify) -> Rows:
         usable = wanted if config.data.source == "builtin:arithmetic" else min(wanted, usable)  # made as many as asked
     count = round(usable * (1 - config.data.eval_fraction))
     source = f"{len(prepared.train):,} examples read" + (f" for {count:,}" if count > len(prepared.train) else "")
-    return rows_of(prepared.train, config, of=count, source=source)
+    packs = packs_of([len(example) for example in prepared.train], config)
+    return rows_of(prepared.train, packs, of=count, source=source)
 
 
 def _share_that_fits(sources: Sequence[SourceReport]) -> float:

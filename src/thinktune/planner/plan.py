@@ -19,7 +19,7 @@ from thinktune.planner.model_shape import Shape, shape_of
 from thinktune.planner.pack_lengths import Rows, read_rows
 from thinktune.planner.recompute_policy import Level, Memory
 
-__all__ = ["Batch", "Memory", "Plan", "Rows", "Setup", "choose", "fit", "lighter", "plan_config", "plan_rows"]
+__all__ = ["Batch", "Memory", "Plan", "Rows", "choose", "fit", "lighter", "plan_config", "plan_rows"]
 
 Notify = Callable[[str], None]
 Checkpointing = bool | Literal["auto"]
@@ -62,9 +62,10 @@ class Plan:
     hours: float | None
     data: str
 
-    @property
-    def setup(self) -> Setup:
-        return Setup(self.memory, self.rows, self.accumulation)
+    def describe(self) -> str:
+        """Say how the rows of an optimizer step go through the model."""
+        spread = f"{self.rows} row{'s' * (self.rows > 1)} at once"
+        return f"{spread} x {self.accumulation}, {describe_memory(self.memory)}"
 
     def line(self) -> str:
         """The plan in a line."""
@@ -72,7 +73,7 @@ class Plan:
         hours = f", {duration(self.hours)}" if self.hours else ""
         return (
             f"plan: {self.parts['peak'] / GIB:.1f} of {self.limit / GIB:.1f} GiB"
-            f"{'' if self.fits else ' (does not fit)'}{speed}{hours}; {self.setup.describe()}"
+            f"{'' if self.fits else ' (does not fit)'}{speed}{hours}; {self.describe()}"
         )
 
     def overrides(self, config: Config) -> list[str]:
@@ -90,24 +91,6 @@ class Plan:
         return [f"{key}={str(value).lower()}" for key, value in settings.items() if value != before[key]]
 
 
-@dataclass(frozen=True)
-class Setup:
-    """How the rows of an optimizer step go through the model."""
-
-    memory: Memory
-    rows: int
-    accumulation: int
-
-    def describe(self) -> str:
-        spread = f"{self.rows} row{'s' * (self.rows > 1)} at once"
-        return f"{spread} x {self.accumulation}, {describe_memory(self.memory)}"
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Setup:
-        memory = {**values["memory"], "levels": tuple(values["memory"]["levels"])}
-        return cls(Memory(**memory), values["rows"], values["accumulation"])
-
-
 def describe_memory(memory: Memory) -> str:
     """Such as `recomputing 12 of 36 MLPs and 4 of 36 layers, MLP in 2 chunks`."""
     full, mlp, total = memory.levels.count("full"), memory.levels.count("mlp"), len(memory.levels)
@@ -118,23 +101,23 @@ def describe_memory(memory: Memory) -> str:
     return ", ".join(parts)
 
 
-def lighter(setup: Setup, *, fused: bool) -> Setup | None:
-    """The next setup that takes less memory for the same optimizer step: more recomputation, then smaller pieces of the
-    MLP, then checkpoints in main memory, then fewer rows at once. None where nothing is left."""
-    memory = setup.memory
-    ladder: tuple[Level, ...] = ("mlp", "full") if fused else ("full",)
+def lighter(plan: Plan) -> Plan | None:
+    """The same plan with less memory for the same optimizer step: more recomputation, then smaller pieces of the MLP,
+    then checkpoints in main memory, then fewer rows at once. None where nothing is left. What it predicts stays."""
+    memory = plan.memory
+    ladder: tuple[Level, ...] = ("mlp", "full") if plan.fused else ("full",)
     for level in ladder:
         heavier = ("none",) if level == "mlp" else ("none", "mlp")
         if any(each in heavier for each in memory.levels):
             levels = tuple(level if each in heavier else each for each in memory.levels)
-            return replace(setup, memory=replace(memory, levels=levels))
-    if fused and memory.mlp_chunks < _MOST_CHUNKS:
-        return replace(setup, memory=replace(memory, mlp_chunks=memory.mlp_chunks * 2))
-    if fused and not memory.offload:
-        return replace(setup, memory=replace(memory, offload=True))
-    if setup.rows > 1:
-        factor = smallest_factor(setup.rows)
-        return replace(setup, rows=setup.rows // factor, accumulation=setup.accumulation * factor)
+            return replace(plan, memory=replace(memory, levels=levels))
+    if plan.fused and memory.mlp_chunks < _MOST_CHUNKS:
+        return replace(plan, memory=replace(memory, mlp_chunks=memory.mlp_chunks * 2))
+    if plan.fused and not memory.offload:
+        return replace(plan, memory=replace(memory, offload=True))
+    if plan.rows > 1:
+        factor = smallest_factor(plan.rows)
+        return replace(plan, rows=plan.rows // factor, accumulation=plan.accumulation * factor)
     return None
 
 
@@ -230,25 +213,27 @@ def _plans(
             longest = rows.longest(at_once)
             memory = choose(work, longest, hardware, checkpointing=checkpointing, offload=offload)
             accumulation = config.train.batch_size * config.train.accumulation // at_once
-            yield _plan(config, work, rows, hardware, Setup(memory, at_once, accumulation))
+            yield _plan(config, work, rows, hardware, memory, at_once, accumulation)
 
 
-def _plan(config: Config, work: Work, rows: Rows, hardware: Hardware, setup: Setup) -> Plan:
-    longest, mean = rows.longest(setup.rows), rows.mean(setup.rows)
-    parts = work.memory(longest, setup.memory)
-    seconds = setup.accumulation * work.seconds(mean, setup.memory, hardware) + work.optimizer_seconds(hardware)
-    step_tokens = mean.tokens * setup.accumulation
+def _plan(
+    config: Config, work: Work, rows: Rows, hardware: Hardware, memory: Memory, at_once: int, accumulation: int
+) -> Plan:
+    longest, mean = rows.longest(at_once), rows.mean(at_once)
+    parts = work.memory(longest, memory)
+    seconds = accumulation * work.seconds(mean, memory, hardware) + work.optimizer_seconds(hardware)
+    step_tokens = mean.tokens * accumulation
     steps = config.train.max_steps
     if steps is None and rows.count is not None:
-        steps = math.ceil(math.ceil(rows.count / (setup.rows * setup.accumulation)) * config.train.epochs)
+        steps = math.ceil(math.ceil(rows.count / (at_once * accumulation)) * config.train.epochs)
     return Plan(
         model=config.model,
         hardware=hardware.name,
         quantize=work.quantize,
         fused=work.fused,
-        memory=setup.memory,
-        rows=setup.rows,
-        accumulation=setup.accumulation,
+        memory=memory,
+        rows=at_once,
+        accumulation=accumulation,
         parts=parts,
         limit=hardware.memory,
         fits=_fits(parts, hardware),

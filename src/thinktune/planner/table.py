@@ -50,7 +50,7 @@ def _table(plan: Plan) -> Table:
 
 def _remarks(plan: Plan, overrides: list[str], fitted: bool) -> Iterator[str]:
     yield "fits" if plan.fits else f"does not fit into {plan.limit / GIB:.1f} GiB"
-    yield plan.setup.describe()
+    yield plan.describe()
     if not plan.fused:
         yield "layers by PEFT and transformers: the fused ones are for bfloat16 on CUDA, lora.dropout 0 and " + (
             f"the model types {', '.join(FUSED_MODELS)}"

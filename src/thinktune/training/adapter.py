@@ -17,6 +17,7 @@ from thinktune.models import Loaded, resolve
 from thinktune.models.adapters import put_adapter, touches_embeddings
 from thinktune.models.fp8_linear import has_quantised_weights
 from thinktune.network import keep_peft_local
+from thinktune.planner.model_shape import shape_of
 from thinktune.training.fused.lora_linear import fuse_lora
 
 Notify = Callable[[str], None]
@@ -84,6 +85,8 @@ def _wrap(loaded: Loaded, config: Config, notify: Notify) -> PeftModel:
         notify(f"continuing the adapter {resolved.adapter}; its own rank, scale, dropout and targets hold")
         model: PeftModel = put_adapter(loaded.model, resolved.adapter, merge=False, trainable=True)
         return model
+    shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
+    shape.check_targets(config.lora.targets)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora.r,

@@ -12,7 +12,7 @@ from rich.console import Console
 from thinktune.config import Config
 from thinktune.errors import OutOfMemory
 from thinktune.planner.hardware import GIB
-from thinktune.planner.plan import Plan, Setup, lighter, smallest_factor
+from thinktune.planner.plan import Plan, lighter, smallest_factor
 from thinktune.training.peak_memory import peak_memory_gib
 from thinktune.training.trainer import ThinkTrainer
 
@@ -33,7 +33,7 @@ def memory_limited(config: Config, device: torch.device) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-def prove(trainer: ThinkTrainer, longest: list[list[int]]) -> float:
+def warm_up_step(trainer: ThinkTrainer, longest: list[list[int]]) -> float:
     """Run one forward and backward pass on the longest batch that there can be, so that memory runs out now or never.
 
     Nothing of it stays: no gradient, and the random numbers are where they were. (Kernels that it made are kept.)
@@ -59,17 +59,17 @@ def prove(trainer: ThinkTrainer, longest: list[list[int]]) -> float:
     return peak_memory_gib()
 
 
-def describe_shortage(plan: Plan, setup: Setup) -> str:
+def describe_shortage(plan: Plan) -> str:
     """What was predicted, what there is, and for which batches."""
     used = f"{peak_memory_gib():.1f} GiB were in use" if torch.cuda.is_initialized() else "memory ran out"
     return (
         f"out of memory in training: {plan.parts['peak'] / GIB:.1f} GiB were predicted and {plan.limit / GIB:.1f} GiB "
-        f"there, {used}, with batches of up to {plan.longest:,} tokens ({setup.describe()})"
+        f"there, {used}, with batches of up to {plan.longest:,} tokens ({plan.describe()})"
     )
 
 
-def go_lighter(config: Config, plan: Plan, setup: Setup, console: Console, *, after: int) -> Setup:
-    """The setup to go on with after memory ran out; it is said.
+def next_lighter_plan(config: Config, plan: Plan, console: Console, *, after: int) -> Plan:
+    """Choose the plan to go on with after memory ran out, and say it.
 
     Args:
         after: the optimizer step whose checkpoint training goes on from; 0: from the start.
@@ -77,8 +77,8 @@ def go_lighter(config: Config, plan: Plan, setup: Setup, console: Console, *, af
     Raises:
         OutOfMemory: `train.on_oom` is error, or nothing is left to give up.
     """
-    shortage = describe_shortage(plan, setup)
-    lighter_one = lighter(setup, fused=plan.fused) if config.train.on_oom == "retry" else None
+    shortage = describe_shortage(plan)
+    lighter_one = lighter(plan) if config.train.on_oom == "retry" else None
     if lighter_one is None:
         raise OutOfMemory(shortage, hint="try " + ", or ".join(_ways_to_save_memory(config)))
     console.print(shortage, style="yellow", highlight=False)

@@ -1,21 +1,21 @@
-"""The plan that a training follows: made for the loaded model, settled for its adapter, kept in the run folder."""
+"""The plan that a training follows: resolved for the loaded model with its adapter, kept in the run folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from peft import PeftModel
 
 from thinktune.config import Config
-from thinktune.data import Tokens
 from thinktune.files import write_json
 from thinktune.models import Loaded
 from thinktune.planner.hardware import hardware_here
 from thinktune.planner.model_shape import shape_of
-from thinktune.planner.pack_lengths import rows_of
-from thinktune.planner.plan import Plan, Setup, plan_rows
+from thinktune.planner.pack_lengths import Rows
+from thinktune.planner.plan import Plan, plan_rows
+from thinktune.planner.recompute_policy import Memory
 from thinktune.records import PlanRecord, read_record
 from thinktune.run_folder import RunFolder
 from thinktune.training.fused.support import why_not_fused
@@ -23,50 +23,42 @@ from thinktune.training.fused.support import why_not_fused
 Notify = Callable[[str], None]
 
 
-def plan_training(config: Config, loaded: Loaded, examples: Sequence[Tokens], *, may_fuse: bool = True) -> Plan:
-    """The plan for a model and the examples to train on, on the device where the model is; see `plan_rows`."""
+def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, rows: Rows, notify: Notify) -> Plan:
+    """Plan the training of a model with its adapter on the rows of `rows_of`, on the device where the model is.
+
+    On a GPU it is said why layers are not fused, unless that was asked for.
+    """
+    may_fuse = config.train.fused and loaded.device.type == "cuda"
+    if may_fuse and (reason := why_not_fused(model)) is not None:
+        notify(f"its layers are not fused: {reason}")
+        may_fuse = False
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
     hardware = hardware_here(loaded.device, loaded.dtype, config.train.memory)
-    rows = rows_of(examples, config)
     return plan_rows(config, shape, rows, hardware, width=loaded.dtype.itemsize, may_fuse=may_fuse)
 
 
-def settle(
-    model: PeftModel,
-    config: Config,
-    loaded: Loaded,
-    examples: Sequence[Tokens],
-    plan: Plan,
-    setup: Setup,
-    notify: Notify,
-) -> tuple[Plan, Setup]:
-    """Plan and setup as they are, or those for layers that are not fused where fused/ cannot run this model's.
-
-    On a GPU it is said why they are not, unless that was asked for.
-    """
-    reason = why_not_fused(model) if plan.fused or (config.train.fused and loaded.device.type == "cuda") else None
-    if reason is not None:
-        notify(f"its layers are not fused: {reason}")
-    if reason is None or not plan.fused:
-        return plan, setup
-    plain = plan_training(config, loaded, examples, may_fuse=False)
-    return plain, (plain.setup if setup == plan.setup else setup)  # another one is a resumed run's own
-
-
-def recorded_setup(run: RunFolder, config: Config, plan: Plan) -> Setup:
-    """The setup that this run began with on this hardware under the same settings, else the plan's.
+def recorded_plan(run: RunFolder, config: Config, plan: Plan) -> Plan:
+    """The plan with the rows and the recomputation that this run began with on this hardware under the same settings.
 
     How rows are spread decides in which order numbers are added up: a resumed training repeats it bit by bit.
     """
     if not run.plan.exists():
-        return plan.setup
+        return plan
     values = read_record(run.plan, PlanRecord)
-    same = values["asked"] == _asked(config) and values["plan"]["hardware"] == plan.hardware
-    return Setup.from_dict(values["setup"]) if same else plan.setup
+    if values["asked"] != _asked(config) or values["plan"]["hardware"] != plan.hardware:
+        return plan
+    setup = values["setup"]
+    known = {field.name for field in fields(Memory)}  # a run of an earlier version may say more
+    memory: dict[str, Any] = {name: value for name, value in setup["memory"].items() if name in known}
+    memory["levels"] = tuple(memory["levels"])
+    return replace(plan, memory=Memory(**memory), rows=setup["rows"], accumulation=setup["accumulation"])
 
 
-def record_setup(run: RunFolder, config: Config, plan: Plan, setup: Setup) -> None:
-    write_json(run.plan, {"setup": asdict(setup), "asked": _asked(config), "plan": asdict(plan)})
+def record_plan(run: RunFolder, config: Config, plan: Plan) -> None:
+    """Write plan.json."""
+    values = asdict(plan)
+    setup = {name: values[name] for name in ("memory", "rows", "accumulation")}
+    write_json(run.plan, {"setup": setup, "asked": _asked(config), "plan": values})
 
 
 def _asked(config: Config) -> dict[str, Any]:

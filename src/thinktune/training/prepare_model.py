@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from peft import PeftModel
 
 from thinktune.models import Loaded
-from thinktune.planner.plan import Plan, Setup
+from thinktune.planner.plan import Plan
 from thinktune.training.fused.packed_attention import packed_documents
 
 
 @contextmanager
-def set_up(model: PeftModel, loaded: Loaded, plan: Plan, setup: Setup) -> Iterator[None]:
-    """Let the model with its adapter take packed batches and save tensors as `setup` says within the block; restore it
+def set_up(model: PeftModel, loaded: Loaded, plan: Plan) -> Iterator[None]:
+    """Let the model with its adapter take packed batches and save tensors as `plan` says within the block; restore it
     then."""
     with packed_documents(loaded.model):
         if plan.fused:
@@ -22,13 +22,13 @@ def set_up(model: PeftModel, loaded: Loaded, plan: Plan, setup: Setup) -> Iterat
                 fuse_layers,  # needs Triton, which comes with PyTorch for GPUs only
             )
 
-            fused = fuse_layers(model, setup.memory)
+            fused = fuse_layers(model, plan.memory)
             try:
                 yield
             finally:
                 fused.undo()
             return
-        if recomputes_by_transformers(plan, setup):
+        if recomputes_by_transformers(plan):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         try:
             yield
@@ -37,6 +37,6 @@ def set_up(model: PeftModel, loaded: Loaded, plan: Plan, setup: Setup) -> Iterat
                 loaded.model.gradient_checkpointing_disable()
 
 
-def recomputes_by_transformers(plan: Plan, setup: Setup) -> bool:
+def recomputes_by_transformers(plan: Plan) -> bool:
     """Return whether whole layers are recomputed by transformers' checkpointing, used for layers not fused."""
-    return not plan.fused and setup.memory.levels[0] == "full"
+    return not plan.fused and plan.memory.levels[0] == "full"

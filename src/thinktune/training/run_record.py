@@ -12,7 +12,7 @@ from thinktune.models import Loaded
 from thinktune.models.chat import date_settings
 from thinktune.models.device import describe_hardware
 from thinktune.planner.hardware import GIB
-from thinktune.planner.plan import Plan, Setup
+from thinktune.planner.plan import Plan
 from thinktune.run_folder import RunFolder, library_versions
 from thinktune.training.adapter_coverage import uncovered
 from thinktune.training.metrics_file import MetricsFile
@@ -25,7 +25,6 @@ def run_record(
     loaded: Loaded,
     prepared: Prepared,
     plan: Plan,
-    setup: Setup,
     trainer: ThinkTrainer,
     metrics: MetricsFile,
     seconds: float,
@@ -57,7 +56,7 @@ def run_record(
         "tokens_per_second": round(meter.tokens / max(meter.seconds, 1e-9), 1),
         "peak_memory_gib": round(peak_memory_gib(), 2),
         "predicted_memory_gib": round(plan.parts["peak"] / GIB, 2),
-        "setup": setup.describe(),
+        "setup": plan.describe(),
         "uncovered": uncovered(model, config.lora.targets),
         "evaluation_seconds": round(sum(line.get("eval_seconds", 0.0) for line in metrics.lines), 2),
         "final_loss": metrics.final_loss(),

@@ -31,8 +31,8 @@ from thinktune.models import Loaded, write_settings
 from thinktune.models.chat import date_settings
 from thinktune.models.template_date import date_of
 from thinktune.planner.hardware import GIB
-from thinktune.planner.pack_lengths import packs_of
-from thinktune.planner.plan import Plan, Setup
+from thinktune.planner.pack_lengths import packs_of, rows_of
+from thinktune.planner.plan import Plan
 from thinktune.run_folder import RunFolder
 from thinktune.training import plots
 from thinktune.training.adapter import adapter_to_train
@@ -44,10 +44,10 @@ from thinktune.training.fidelity import examine_as_set_up, examine_in_float32
 from thinktune.training.methods.sft import SFT
 from thinktune.training.metrics_file import MetricsFile
 from thinktune.training.model_with_loss import ModelWithLoss
-from thinktune.training.out_of_memory import free_memory_of_the_past, go_lighter, memory_limited, prove
+from thinktune.training.out_of_memory import free_memory_of_the_past, memory_limited, next_lighter_plan, warm_up_step
 from thinktune.training.packing_check import require_single_documents, require_windows
 from thinktune.training.peak_memory import reset_peak_memory
-from thinktune.training.plan import plan_training, record_setup, recorded_setup, settle
+from thinktune.training.plan import record_plan, recorded_plan, resolve_plan
 from thinktune.training.prepare_model import recomputes_by_transformers, set_up
 from thinktune.training.progress_bar import ProgressLine
 from thinktune.training.run_record import closing_line, parameter_line, run_record
@@ -97,48 +97,44 @@ def train(
     problems = checkup_problems(config, notify)
     reset_peak_memory()  # loading may have needed more for a moment
     with memory_limited(config, loaded.device):
-        plan = plan_training(config, loaded, prepared.train)
-        setup = recorded_setup(run, config, plan) if resume else plan.setup
-        console.print(plan.line(), highlight=False)
-        for warning in _warnings(config, loaded, prepared, plan):
-            console.print(warning, style="yellow", highlight=False)
-        while True:
-            try:
-                attempt = _Attempt(config, loaded, prepared, problems, run, overwrite, console, plan, setup)
-                return attempt.train(started)
-            except _NoRoom as shortage:  # left before going on: it holds the tensors that there is no room for
-                plan, setup = shortage.plan, shortage.setup
-                overwrite = overwrite and not shortage.opened
-            setup = go_lighter(config, plan, setup, console, after=0 if overwrite else _newest_step(run, console))
+        packs = packs_of([len(example) for example in prepared.train], config)
+        attempt = _Attempt(config, loaded, prepared, packs, problems, run, console, resume=resume, overwrite=overwrite)
+        while isinstance(outcome := attempt.train(started), _Shortage):
+            overwrite = overwrite and not outcome.opened
+            after = 0 if overwrite else _newest_step(run, console)
+            plan = next_lighter_plan(config, outcome.plan, console, after=after)
+            attempt = replace(attempt, overwrite=overwrite, plan=plan)
+        return outcome
 
 
-class _NoRoom(Exception):
-    """GPU memory ran out before training had ended, under this plan and setup, the run folder `opened` or not yet."""
+@dataclass(frozen=True)
+class _Shortage:
+    """GPU memory ran out before training had ended, under this plan, the run folder `opened` or not yet."""
 
-    def __init__(self, plan: Plan, setup: Setup, *, opened: bool) -> None:
-        super().__init__()
-        self.plan, self.setup, self.opened = plan, setup, opened
+    plan: Plan
+    opened: bool
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A training under one setup, from the newest checkpoint to the end."""
+    """A training under one plan, from the newest checkpoint to the end; the first one makes the plan."""
 
     config: Config
     loaded: Loaded
     prepared: Prepared
+    packs: list[list[int]]
     problems: list[Example]
     run: RunFolder
-    overwrite: bool
     console: Console
-    plan: Plan
-    setup: Setup
+    resume: bool
+    overwrite: bool
+    plan: Plan | None = None
 
-    def train(self, started: float) -> dict[str, Any]:
-        """What run.json records.
+    def train(self, started: float) -> dict[str, Any] | _Shortage:
+        """Train, and return what run.json records, or that memory ran out.
 
         Raises:
-            _NoRoom, Interrupted.
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved first.
         """
         config, loaded, console = self.config, self.loaded, self.console
         notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
@@ -149,45 +145,54 @@ class _Attempt:
             if left_out := uncovered(model, config.lora.targets):
                 line = f"the adapter is not everywhere: {'; '.join(left_out)} (lora.targets names what gets one)"
                 console.print(line, style="yellow", highlight=False)
-            plan, setup = settle(model, config, loaded, self.prepared.train, self.plan, self.setup, notify)
-            attempt, opened = replace(self, plan=plan, setup=setup), False
+            plan, opened = self.plan or self._resolve_plan(model), False
             try:
                 packs, examples = config.train.packing or config.train.batch_size > 1, self.prepared.train
                 apart = examine_in_float32(with_loss, examples, loaded.dtype, packs=packs)
-                with StopSignals() as stop, set_up(model, loaded, plan, setup):
+                with StopSignals() as stop, set_up(model, loaded, plan):
                     if not examine_as_set_up(with_loss, examples, loaded.dtype, packs=packs, apart=apart):
                         require_single_documents(config)
-                        setup = replace(setup, rows=config.train.batch_size, accumulation=config.train.accumulation)
-                        attempt = replace(attempt, setup=setup)
+                        plan = replace(plan, rows=config.train.batch_size, accumulation=config.train.accumulation)
                     free_memory_of_the_past()  # the peak that is told is that of the training
                     _open_run(self.run, config, self.prepared, date_settings(loaded.chat), overwrite=self.overwrite)
                     opened = True
-                    record_setup(self.run, config, plan, setup)
-                    trainer = _build_trainer(with_loss, attempt)
-                    metrics = attempt._optimise(trainer, stop)
-            except torch.OutOfMemoryError:
-                raise _NoRoom(plan, setup, opened=opened) from None
+                    record_plan(self.run, config, plan)
+                    trainer = _build_trainer(with_loss, self, plan)
+                    metrics = self._optimise(trainer, plan, stop)
+            except torch.OutOfMemoryError:  # returned, not raised on: it holds the tensors that there is no room for
+                return _Shortage(plan, opened)
             if stop.requested:
                 raise Interrupted(
                     f"stopped by {stop.name} after step {trainer.state.global_step}; a checkpoint is saved",
                     hint="go on with the same command and --resume",
                 )
             _save_adapter(model, loaded, config, self.run)
-            record = run_record(
-                config, loaded, self.prepared, plan, setup, trainer, metrics, time.monotonic() - started
-            )
+            seconds = time.monotonic() - started
+            record = run_record(config, loaded, self.prepared, plan, trainer, metrics, seconds)
             write_json(self.run.record, record)
             plots.save(plots.training_figure(metrics.lines), self.run.loss_plot)
             console.print(closing_line(record, self.run), highlight=False)
             _answer_questions(model, loaded, config, console)
         return record
 
-    def _optimise(self, trainer: ThinkTrainer, stop: StopSignals) -> MetricsFile:
+    def _resolve_plan(self, model: PeftModel) -> Plan:
+        """Make the plan, or take a resumed run's, and say it, with the settings that have no effect under it."""
+        config, loaded, console = self.config, self.loaded, self.console
+        notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
+        plan = resolve_plan(model, config, loaded, rows_of(self.prepared.train, self.packs), notify)
+        if self.resume:
+            plan = recorded_plan(self.run, config, plan)
+        console.print(plan.line(), highlight=False)
+        for warning in _warnings(config, loaded, self.prepared, plan):
+            console.print(warning, style="yellow", highlight=False)
+        return plan
+
+    def _optimise(self, trainer: ThinkTrainer, plan: Plan, stop: StopSignals) -> MetricsFile:
         """Run the training loop, with a last evaluation of the held-out loss."""
         step = _newest_step(self.run, self.console)
         checkpoint = str(self.run.checkpoints / f"checkpoint-{step}") if step else None
         checkup = _checkup(self, trainer)
-        self._prove(trainer)
+        self._warm_up(trainer, plan)
         if checkpoint is not None:
             trainer.resume_meter(Path(checkpoint))
             self.console.print(f"resuming after step {step}", style="dim", highlight=False)
@@ -209,14 +214,14 @@ class _Attempt:
                 trainer.evaluate()
         return metrics
 
-    def _prove(self, trainer: ThinkTrainer) -> None:
+    def _warm_up(self, trainer: ThinkTrainer, plan: Plan) -> None:
         if self.loaded.device.type != "cuda":
             return
         lengths = [len(example) for example in self.prepared.train]
-        packs = sorted(packs_of(lengths, self.config), key=lambda pack: -sum(lengths[index] for index in pack))
-        peak = prove(trainer, packs[: trainer.args.per_device_train_batch_size])
+        packs = sorted(self.packs, key=lambda pack: -sum(lengths[index] for index in pack))
+        peak = warm_up_step(trainer, packs[: trainer.args.per_device_train_batch_size])
         self.console.print(
-            f"proved on the longest batch: {peak:.1f} GiB, {self.plan.parts['peak'] / GIB:.1f} predicted",
+            f"proved on the longest batch: {peak:.1f} GiB, {plan.parts['peak'] / GIB:.1f} predicted",
             style="dim",
             highlight=False,
         )
@@ -282,20 +287,18 @@ def _newest_step(run: RunFolder, console: Console) -> int:
     return newest[0] if newest else 0
 
 
-def _build_trainer(model: ModelWithLoss, attempt: _Attempt) -> ThinkTrainer:
+def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan) -> ThinkTrainer:
     config, prepared, loaded, run = attempt.config, attempt.prepared, attempt.loaded, attempt.run
-    setup = attempt.setup
-    packs = packs_of([len(example) for example in prepared.train], config)
     trainer = ThinkTrainer(
         model,
-        SFT(prepared.train, packs, prepared.held_out),
+        SFT(prepared.train, attempt.packs, prepared.held_out),
         training_arguments(
             config,
-            setup,
+            plan,
             run,
             on_gpu=loaded.device.type == "cuda",
             evaluates=bool(prepared.held_out),
-            checkpointing=recomputes_by_transformers(attempt.plan, setup),
+            checkpointing=recomputes_by_transformers(plan),
         ),
         processing_class=loaded.tokenizer,
         keep_checkpoints=config.train.keep_checkpoints,

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from thinktune.config import OWNED_TRAINER_FIELDS, Config
 from thinktune.errors import ConfigError
-from thinktune.planner.plan import Setup
+from thinktune.planner.plan import Plan
 from thinktune.run_folder import RunFolder
 
 
@@ -37,7 +37,7 @@ def check_trainer_fields(config: Config) -> None:
 
 
 def training_arguments(
-    config: Config, setup: Setup, run: RunFolder, *, on_gpu: bool, evaluates: bool, checkpointing: bool
+    config: Config, plan: Plan, run: RunFolder, *, on_gpu: bool, evaluates: bool, checkpointing: bool
 ) -> TrainingArguments:
     """Build the arguments of the trainer from a config.
 
@@ -53,9 +53,9 @@ def training_arguments(
         optimizer = "adamw_torch_fused"  # bitsandbytes' optimizers are CUDA kernels; same mathematics, more memory
     given: dict[str, Any] = {
         "output_dir": str(run.checkpoints),
-        "per_device_train_batch_size": setup.rows,
+        "per_device_train_batch_size": plan.rows,
         "per_device_eval_batch_size": settings.batch_size,
-        "gradient_accumulation_steps": setup.accumulation,
+        "gradient_accumulation_steps": plan.accumulation,
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,
         "learning_rate": settings.learning_rate,

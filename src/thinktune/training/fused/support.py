@@ -10,10 +10,8 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
+from thinktune.planner.model_shape import FUSED_HEAD_DIMS, FUSED_MAX_RANK, FUSED_MODELS
 from thinktune.training.fused.lora_buffers import base_of, matrices
-
-_KNOWN = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
-_LARGEST_RANK = 64
 
 
 def why_not_fused(model: PeftModel) -> str | None:
@@ -23,7 +21,7 @@ def why_not_fused(model: PeftModel) -> str | None:
         return "its kernels are for NVIDIA GPUs from Ampere on, in bfloat16 or float16"
     layers = list(getattr(base.base_model, "layers", ()))
     names = {type(layer).__name__ for layer in layers}
-    if not layers or not names <= _KNOWN:
+    if not layers or not names <= set(FUSED_MODELS.values()):
         return f"{' and '.join(sorted(names)) or type(base).__name__} is no architecture that it knows"
     config = base.config
     if config.hidden_act != "silu":
@@ -31,7 +29,7 @@ def why_not_fused(model: PeftModel) -> str | None:
     if config.attention_dropout or getattr(config, "mlp_bias", False):
         return "it has dropout in attention, or biases in its MLP"
     attention = layers[0].self_attn
-    if attention.head_dim not in (32, 64, 128, 256):
+    if attention.head_dim not in FUSED_HEAD_DIMS:
         return f"its heads have {attention.head_dim} dimensions"
     if base_of(attention.o_proj).bias is not None:
         return "its attention's output has a bias"
@@ -43,8 +41,8 @@ def why_not_fused(model: PeftModel) -> str | None:
     kinds = {(matrices(module)[0].shape[0], module.scaling[next(iter(module.lora_A))]) for module in modules}
     if len(kinds) != 1:
         return "the adapter's ranks or scalings differ from layer to layer"
-    if next(iter(kinds))[0] > _LARGEST_RANK:
-        return f"the adapter's rank is above {_LARGEST_RANK}"
+    if next(iter(kinds))[0] > FUSED_MAX_RANK:
+        return f"the adapter's rank is above {FUSED_MAX_RANK}"
     return None
 
 
