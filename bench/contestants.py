@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import threading
 import time
 import traceback
@@ -61,6 +60,7 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
     from transformers import set_seed
 
     from thinktune.models import load_model
+    from thinktune.notices import show_notices
     from thinktune.planner.pack_lengths import packs_of, rows_of
     from thinktune.training.adapter import adapter_to_train
     from thinktune.training.collator import PackedCollator
@@ -77,11 +77,11 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
     rows = rows_of(examples, packs_of([len(example) for example in examples], config))
     result = Result()
     set_seed(0)
-    say = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    show_notices()
     with ExitStack() as stack:
-        model = stack.enter_context(adapter_to_train(loaded, config, say))
+        model = stack.enter_context(adapter_to_train(loaded, config))
         with_loss = ModelWithLoss(model)
-        plan = resolve_plan(model, config, loaded, rows, say)
+        plan = resolve_plan(model, config, loaded, rows)
         stack.enter_context(set_up(model, loaded, plan))
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -105,7 +105,7 @@ def load_base(reference: str, dtype: torch.dtype, base: str = "none") -> Any:
     from thinktune.config import Load
     from thinktune.models.loading import _bitsandbytes
 
-    folder = resolve(reference, Load(), lambda line: None).folder
+    folder = resolve(reference, Load()).folder
     arguments: dict[str, Any] = {"device_map": {"": 0 if DEVICE == "cuda" else "cpu"}}
     if base != "none":
         arguments["quantization_config"] = _bitsandbytes(base)
@@ -175,7 +175,7 @@ def ours(
     rows = rows_of(examples, packs_of([len(example) for example in examples], config))
     found, losses = [], []
     with ExitStack() as stack:
-        model = stack.enter_context(adapter_to_train(loaded, config, lambda line: None))
+        model = stack.enter_context(adapter_to_train(loaded, config))
         with_loss = ModelWithLoss(model)
         plan = resolve_plan(model, config, loaded, rows, print)
         stack.enter_context(set_up(model, loaded, plan))

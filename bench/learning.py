@@ -48,7 +48,7 @@ def main() -> None:
             for variant in args.variants.split(","):
                 config = config_for(args, int(seed), variant, Path(place) / f"{variant}-{seed}")
                 record = learn(config, plain=variant == "plain")
-                held_out = BaseModelCache().take(config.model_copy(update={"quantize": "none"}), silent)[1].held_out
+                held_out = BaseModelCache().take(config.model_copy(update={"quantize": "none"}))[1].held_out
                 before = loss_of(config.model, held_out, config)
                 after[variant] = loss_of(str(config.run_folder), held_out, config)
                 print(row(f"{variant} seed {seed}", before, after, variant, record), flush=True)
@@ -122,10 +122,6 @@ def row(name: str, before: float, after: dict[str, float], variant: str, record:
     off = f"{own / after['plain'] - 1:+.2%}" if "plain" in after else "-"
     rate = record["tokens_per_second"]
     return f"{name:18}{before:>9.4f}{own:>9.4f}{before - own:>8.4f}{share:>9}{off:>12}{rate:>10,.0f}"
-
-
-def silent(line: str) -> None:
-    pass
 
 
 if __name__ == "__main__":

@@ -54,36 +54,36 @@ def copy_of(finished: Path, tmp_path: Path) -> tuple[Path, Path, Path]:
 @pytest.mark.parametrize("harm", [cut, zero, flip, Path.unlink])
 @pytest.mark.parametrize("name", FILES[:-1])
 def test_damage_to_any_file_is_seen_and_the_older_checkpoint_used(
-    finished: Path, tmp_path: Path, name: str, harm: Callable[[Path], None]
+    finished: Path, tmp_path: Path, name: str, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     run, older, newer = copy_of(finished, tmp_path)
     harm(newer / name)
-    said: list[str] = []
-    assert newest_whole(run / "checkpoints", said.append) == (2, older)
-    assert name in said[0]
-    assert "checkpoint-2 is used instead" in said[0]
+    assert newest_whole(run / "checkpoints") == (2, older)
+    assert name in caplog.messages[0]
+    assert "checkpoint-2 is used instead" in caplog.messages[0]
     assert not newer.exists()
     assert newer.with_name("damaged-4").exists()
 
 
 @pytest.mark.parametrize("harm", [cut, zero])
-def test_a_marker_that_cannot_be_read_is_damage(finished: Path, tmp_path: Path, harm: Callable[[Path], None]) -> None:
+def test_a_marker_that_cannot_be_read_is_damage(
+    finished: Path, tmp_path: Path, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
     run, older, newer = copy_of(finished, tmp_path)
     harm(newer / MARKER)
-    said: list[str] = []
-    assert newest_whole(run / "checkpoints", said.append) == (2, older)
-    assert MARKER in said[0]
+    assert newest_whole(run / "checkpoints") == (2, older)
+    assert MARKER in caplog.messages[0]
 
 
 def test_a_training_resumed_from_the_older_one_says_so_and_ends_as_ever(
-    finished: Path, tiny_model: Path, tmp_path: Path
+    finished: Path, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, _, newer = copy_of(finished, tmp_path)
     zero(newer / "optimizer.pt")
     said = io.StringIO()
     console = Console(file=said, width=400)
     train(make_config(tiny_model, run, train={"max_steps": 4, "save_every": 2}), console=console, resume=True)
-    assert "checkpoint-4 is damaged" in said.getvalue()
+    assert "checkpoint-4 is damaged" in caplog.text
     assert "resuming after step 2" in said.getvalue()
     assert_same_outcome(run, finished)
 
@@ -93,7 +93,7 @@ def test_where_no_checkpoint_is_whole_the_files_are_named_and_left(finished: Pat
     cut(older / "optimizer.pt")
     cut(newer / "adapter_model.safetensors")
     with pytest.raises(RunFolderError, match=r"adapter_model.safetensors .*optimizer.pt") as raised:
-        newest_whole(run / "checkpoints", lambda line: None)
+        newest_whole(run / "checkpoints")
     assert "--overwrite" in raised.value.hint
     assert older.exists()
     assert newer.exists()

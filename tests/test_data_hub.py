@@ -20,21 +20,23 @@ from hub_server import Hub, serve
 
 NAME = "someone/Worked-Rows"
 READ = """
-import json, sys
+import io, json, logging, sys
 from pathlib import Path
 from thinktune.config import Load
 from thinktune.data.sources import read_rows
 from thinktune.errors import ThinktuneError
 
 source, split, cache = sys.argv[1:]
-notices = []
-result = {"notices": notices}
+said = io.StringIO()
+logging.getLogger("thinktune").addHandler(logging.StreamHandler(said))
+logging.getLogger("thinktune").setLevel("INFO")
+result = {}
 try:
-    rows = read_rows(source, split, count=None, seed=0, cache=Path(cache), load=Load(attempts=2, wait=0.05),
-                     notify=notices.append)
+    rows = read_rows(source, split, count=None, seed=0, cache=Path(cache), load=Load(attempts=2, wait=0.05))
     result["rows"] = [[row.number, row.fields] for row in rows]
 except ThinktuneError as error:
     result |= {"error": type(error).__name__, "message": str(error)}
+result["notices"] = said.getvalue().splitlines()
 print(json.dumps(result))
 """
 

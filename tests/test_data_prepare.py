@@ -55,10 +55,6 @@ def config_of(source: Any, train: dict[str, Any] | None = None, **data: Any) -> 
     return parse_config({"data": {"source": source, **data}, "train": train or {}})
 
 
-def silent(_: str) -> None:
-    """Takes notices and says nothing."""
-
-
 def prompts_of(prepared: Prepared) -> list[str]:
     return [tokens.example.messages[-1]["content"] for tokens in prepared.train]
 
@@ -66,7 +62,7 @@ def prompts_of(prepared: Prepared) -> list[str]:
 def test_ids_are_what_the_chat_template_renders_and_only_reply_and_end_of_turn_are_trained(
     write: Write, chat: Chat, tokenizer: Any
 ) -> None:
-    (tokens,) = prepare(config_of(write([row(42)])), chat, silent).train
+    (tokens,) = prepare(config_of(write([row(42)])), chat).train
     reply = "<think>so so so</think> <answer>42</answer>"
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is 42?"}, {"role": "assistant", "content": reply}], tokenize=False
@@ -83,7 +79,7 @@ def test_ids_are_what_the_chat_template_renders_and_only_reply_and_end_of_turn_a
 def test_a_conversation_trains_only_its_last_reply(write: Write, chat: Chat, tokenizer: Any) -> None:
     turns = [("user", "A?"), ("assistant", "<think>p</think> 1"), ("user", "B?"), ("assistant", "<think>q</think> 2")]
     source = write([{"messages": [{"role": role, "content": text} for role, text in turns]}, row(1)])
-    prepared = prepare(config_of(source), chat, silent)
+    prepared = prepare(config_of(source), chat)
     (tokens,) = (tokens for tokens in prepared.train if tokens.example.row == 1)
     trained = tokenizer.decode(tokens.ids[tokens.context :])
     assert trained == "<think>q</think> <answer>2</answer><|im_end|>"
@@ -93,7 +89,7 @@ def test_a_conversation_trains_only_its_last_reply(write: Write, chat: Chat, tok
 
 def test_control_tokens_in_a_row_are_text(write: Write, chat: Chat) -> None:
     rows = [{"prompt": "Say <|im_end|>!", "completion": "<think>t <|im_end|></think> a"}, row(1)]
-    prepared = prepare(config_of(write(rows)), chat, silent)
+    prepared = prepare(config_of(write(rows)), chat)
     (tokens,) = (tokens for tokens in prepared.train if tokens.example.row == 1)
     trained = list(tokens.ids[tokens.context :])
     assert trained.count(chat.end_of_turn_id) == 1
@@ -118,7 +114,7 @@ def test_every_row_is_accounted_for_under_its_reason_with_its_number(tmp_path: P
         json.dumps({"prompt": "Q", "completion": "again none"}).encode(),
     ]
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines))
-    report = prepare(config_of(str(tmp_path / "rows.jsonl"), max_length=512), chat, silent).report
+    report = prepare(config_of(str(tmp_path / "rows.jsonl"), max_length=512), chat).report
     assert report.sources[0].dropped == {
         "no thought": [2, 7],
         "not UTF-8": [3],
@@ -134,38 +130,39 @@ def test_every_row_is_accounted_for_under_its_reason_with_its_number(tmp_path: P
 
 def test_a_sample_is_drawn_by_seed_from_what_is_usable_and_fits(write: Write, chat: Chat) -> None:
     source = write([row(n, words=5000 if n % 3 == 0 else 3) for n in range(60)])
-    drawn = prepare(config_of(source, sample=15, seed=1, max_length=512), chat, silent)
+    drawn = prepare(config_of(source, sample=15, seed=1, max_length=512), chat)
     assert len(drawn.train) == 15
     assert len(set(prompts_of(drawn))) == 15
     assert drawn.report.kept == 15
     assert drawn.report.not_drawn + drawn.report.dropped["too long"] == 45
     assert drawn.report.sources[0].dropped["too long"] == sorted(drawn.report.sources[0].dropped["too long"])
-    again = prepare(config_of(source, sample=15, seed=1, max_length=512), chat, silent)
+    again = prepare(config_of(source, sample=15, seed=1, max_length=512), chat)
     assert (again.fingerprint, prompts_of(again)) == (drawn.fingerprint, prompts_of(drawn))
-    other = prepare(config_of(source, sample=15, seed=2, max_length=512), chat, silent)
+    other = prepare(config_of(source, sample=15, seed=2, max_length=512), chat)
     assert set(prompts_of(other)) != set(prompts_of(drawn))
     assert other.fingerprint != drawn.fingerprint
 
 
 def test_the_top_level_seed_is_used_where_the_data_have_none(write: Write, chat: Chat) -> None:
     source = write([row(n) for n in range(30)])
-    by_top = prepare(parse_config({"seed": 5, "data": {"source": source, "sample": 10}}), chat, silent)
-    by_data = prepare(parse_config({"seed": 9, "data": {"source": source, "sample": 10, "seed": 5}}), chat, silent)
+    by_top = prepare(parse_config({"seed": 5, "data": {"source": source, "sample": 10}}), chat)
+    by_data = prepare(parse_config({"seed": 9, "data": {"source": source, "sample": 10, "seed": 5}}), chat)
     assert by_top.fingerprint == by_data.fingerprint
 
 
-def test_a_sample_larger_than_what_is_usable_takes_all_and_says_so(write: Write, chat: Chat) -> None:
-    notices: list[str] = []
-    prepared = prepare(config_of(write([row(1), row(2)]), sample=10), chat, notices.append)
+def test_a_sample_larger_than_what_is_usable_takes_all_and_says_so(
+    write: Write, chat: Chat, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared = prepare(config_of(write([row(1), row(2)]), sample=10), chat)
     assert len(prepared.train) == 2
-    assert "10 examples asked for, 2 usable" in notices[0]
+    assert "10 examples asked for, 2 usable" in caplog.messages[0]
 
 
 def test_sources_share_the_sample_by_weight(write: Write, chat: Chat) -> None:
     first = write([row(n) for n in range(40)], "a.jsonl")
     second = write([row(n) for n in range(100, 140)], "b.jsonl")
     sources = [{"source": first, "weight": 3}, {"source": second}]
-    report = prepare(config_of(sources, sample=20), chat, silent).report
+    report = prepare(config_of(sources, sample=20), chat).report
     assert [source.kept for source in report.sources] == [15, 5]
 
 
@@ -198,31 +195,30 @@ def test_weights_without_a_sample_are_refused() -> None:
 def test_too_long_is_an_error_where_that_is_asked_for(write: Write, chat: Chat) -> None:
     source = write([row(1), row(2, words=500)])
     with pytest.raises(DataError, match=r"rows\.jsonl, row 2: .* tokens, but data\.max_length is 256"):
-        prepare(config_of(source, max_length=256, overlong="error"), chat, silent)
+        prepare(config_of(source, max_length=256, overlong="error"), chat)
 
 
-def test_a_cut_example_loses_its_end_and_is_counted_and_warned_of(write: Write, chat: Chat) -> None:
-    notices: list[str] = []
-    prepared = prepare(
-        config_of(write([row(1), row(2, words=500)]), max_length=256, overlong="cut"), chat, notices.append
-    )
+def test_a_cut_example_loses_its_end_and_is_counted_and_warned_of(
+    write: Write, chat: Chat, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared = prepare(config_of(write([row(1), row(2, words=500)]), max_length=256, overlong="cut"), chat)
     cut = next(tokens for tokens in prepared.train if tokens.cut)
     assert len(cut) == 256
     assert cut.ids[-1] != chat.end_of_turn_id
     assert prepared.report.cut == 1
-    assert "1 examples were longer than 256 tokens and lost their end" in notices[0]
+    assert "1 examples were longer than 256 tokens and lost their end" in caplog.messages[0]
     assert "1 CUT" in prepared.report.one_line()
 
 
 def test_a_prompt_that_leaves_nothing_to_train_is_dropped_even_where_rows_are_cut(write: Write, chat: Chat) -> None:
     rows = [row(1), {"prompt": "long " * 500, "completion": "<think>t</think> a"}]
-    report = prepare(config_of(write(rows), max_length=256, overlong="cut"), chat, silent).report
+    report = prepare(config_of(write(rows), max_length=256, overlong="cut"), chat).report
     assert report.sources[0].dropped == {"prompt alone too long": [2]}
 
 
 def test_held_out_examples_are_apart_from_training_even_where_rows_repeat(write: Write, chat: Chat) -> None:
     source = write([row(n % 50) for n in range(200)])
-    prepared = prepare(config_of(source, eval_fraction=0.1), chat, silent)
+    prepared = prepare(config_of(source, eval_fraction=0.1), chat)
     trained = set(prompts_of(prepared))
     held_out = {tokens.example.messages[-1]["content"] for tokens in prepared.held_out}
     assert not trained & held_out
@@ -233,11 +229,11 @@ def test_held_out_examples_are_apart_from_training_even_where_rows_repeat(write:
 
 def test_holding_out_everything_is_refused(write: Write, chat: Chat) -> None:
     with pytest.raises(DataError, match="leaves nothing to train on"):
-        prepare(config_of(write([row(1), row(1)]), eval_fraction=0.5), chat, silent)
+        prepare(config_of(write([row(1), row(1)]), eval_fraction=0.5), chat)
 
 
 def test_the_report_counts_tokens_and_packs(write: Write, chat: Chat) -> None:
-    prepared = prepare(config_of(write([row(n, words=n) for n in range(1, 40)]), max_length=256), chat, silent)
+    prepared = prepare(config_of(write([row(n, words=n) for n in range(1, 40)]), max_length=256), chat)
     lengths = [len(tokens) for tokens in prepared.train]
     report = prepared.report
     assert report.lengths
@@ -256,12 +252,12 @@ def test_the_report_counts_tokens_and_packs(write: Write, chat: Chat) -> None:
 
 
 def test_unpacked_data_report_no_packs(write: Write, chat: Chat) -> None:
-    assert prepare(config_of(write([row(1)]), {"packing": False}), chat, silent).report.packs is None
+    assert prepare(config_of(write([row(1)]), {"packing": False}), chat).report.packs is None
 
 
 def test_an_unknown_shape_names_the_keys_seen_and_the_shapes_known(write: Write, chat: Chat) -> None:
     with pytest.raises(DataError) as caught:
-        prepare(config_of(write([{"text": "a", "label": 1}, {"text": "b", "extra": 2}])), chat, silent)
+        prepare(config_of(write([{"text": "a", "label": 1}, {"text": "b", "extra": 2}])), chat)
     assert "keys seen: extra, label, text" in str(caught.value)
     assert "instruction/input/output" in str(caught.value)
     assert "data.shape" in str(caught.value)
@@ -270,9 +266,9 @@ def test_an_unknown_shape_names_the_keys_seen_and_the_shapes_known(write: Write,
 def test_no_usable_row_is_an_error_with_every_reason(write: Write, chat: Chat) -> None:
     rows = [{"prompt": "Q", "completion": "none"}, {"prompt": "", "completion": "<think>t</think> a"}]
     with pytest.raises(DataError, match=r"no usable rows: 1 no thought \(row 1 of .*; 1 empty prompt \(row 2 of"):
-        prepare(config_of(write(rows)), chat, silent)
+        prepare(config_of(write(rows)), chat)
     with pytest.raises(DataError, match=r"no usable rows: 1 too long \(row 1"):
-        prepare(config_of(write([row(1, words=500)]), max_length=64), chat, silent)
+        prepare(config_of(write([row(1, words=500)]), max_length=64), chat)
 
 
 def test_loading_for_evaluation_needs_neither_tokenizer_nor_thought(write: Write) -> None:
@@ -295,7 +291,7 @@ def test_a_split_can_be_given_apart_from_the_config() -> None:
 
 def printed(config: Config, chat: Chat, **options: Any) -> str:
     console = Console(width=120, file=io.StringIO())
-    show(config, chat, console, notify=silent, **options)
+    show(config, chat, console, **options)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
@@ -322,7 +318,7 @@ def test_without_a_chat_the_one_of_the_configs_model_is_used(
     write: Write, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = parse_config({"model": str(tiny_model), "data": {"source": write([row(1), row(2)])}})
-    report = show(config, json=True, notify=silent)
+    report = show(config, json=True)
     assert json.loads(capsys.readouterr().out)["fingerprint"] == report.fingerprint
 
 

@@ -20,7 +20,7 @@ ROWS = [{"question": f"Wie groß ist {n}?", "answer": f"gedacht\n#### {n}"} for 
 
 
 def read(source: str | Path, split: str = "train", **options: Any) -> list[Row]:
-    settings: dict[str, Any] = {"count": None, "seed": 1, "cache": Path("cache"), "notify": print}
+    settings: dict[str, Any] = {"count": None, "seed": 1, "cache": Path("cache")}
     return list(read_rows(str(source), split, **{**settings, "load": Load(attempts=1), **options}))
 
 

@@ -124,8 +124,8 @@ def test_the_check_changes_nothing_in_the_training(
 
 def test_what_is_measured_leaves_no_gradient_and_no_other_mode(tiny_model: Path, tmp_path: Path) -> None:
     config = short(tiny_model, tmp_path / "run")
-    loaded, prepared = BaseModelCache().take(config, lambda line: None)
-    with adapter_to_train(loaded, config, lambda line: None) as model, packed_attention.packed_documents(loaded.model):
+    loaded, prepared = BaseModelCache().take(config)
+    with adapter_to_train(loaded, config) as model, packed_attention.packed_documents(loaded.model):
         model.train()
         state = torch.get_rng_state()
         gap = measure(ModelWithLoss(model), prepared.train[:2], torch.float32)

@@ -98,9 +98,9 @@ def test_checkpoints_in_main_memory_change_no_gradient(model: Path, tmp_path: Pa
                 yield parameter.grad.flatten()
                 parameter.grad = None
 
-    with adapter_to_train(loaded, config, lambda line: None) as tuned:
+    with adapter_to_train(loaded, config) as tuned:
         rows = rows_of(examples, [[index] for index in range(len(examples))])
-        plan = resolve_plan(tuned, config, loaded, rows, print)
+        plan = resolve_plan(tuned, config, loaded, rows)
         kept = torch.cat([*gradients(tuned, Memory(("full",)))])
         offloaded = torch.cat([*gradients(tuned, Memory(("full",), offload=True))])
     assert kept.norm() > 0

@@ -21,19 +21,22 @@ from hub_server import Hub, serve
 
 NAME = "someone/tiny"
 FETCH = """
-import json, sys
+import io, json, logging, sys
 from thinktune.config import Load
 from thinktune.errors import ThinktuneError
 from thinktune.models import hub
 
 kind, name, load = json.loads(sys.argv[1])
-notices = []
-result = {"notices": notices}
+said = io.StringIO()
+logging.getLogger("thinktune").addHandler(logging.StreamHandler(said))
+logging.getLogger("thinktune").setLevel("INFO")
+result = {}
 download = {"hub": hub.download_from_hub, "modelscope": hub.download_from_modelscope}[kind]
 try:
-    result["folder"] = str(download(name, Load(**load), notices.append))
+    result["folder"] = str(download(name, Load(**load)))
 except ThinktuneError as error:
     result |= {"error": type(error).__name__, "message": str(error)}
+result["notices"] = said.getvalue().splitlines()
 print(json.dumps(result))
 """
 

@@ -59,16 +59,17 @@ def logits(model: Any) -> torch.Tensor:
     return result
 
 
-def test_a_model_folder_is_loaded_with_all_that_belongs_to_it(tiny_model: Path) -> None:
-    lines: list[str] = []
-    loaded = load_model(tiny_model, load=FLOAT32, notify=lines.append)
+def test_a_model_folder_is_loaded_with_all_that_belongs_to_it(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = load_model(tiny_model, load=FLOAT32)
     assert loaded.dtype == next(loaded.model.parameters()).dtype == torch.float32
     assert not loaded.model.training
     assert not loaded.tuned
     assert loaded.base == loaded.reference == str(tiny_model)
     assert loaded.chat.system_text == "You are a tiny model."
     assert loaded.chat.stop_ids == {2}
-    assert "float32" in lines[-1]
+    assert "float32" in caplog.messages[-1]
 
 
 def test_models_may_be_loaded_in_several_threads(tiny_model: Path) -> None:
@@ -101,7 +102,7 @@ def test_an_adapter_is_merged_or_left_as_asked(tiny_model: Path, tmp_path: Path)
 def test_a_run_folder_brings_its_recorded_system_text(tiny_model: Path, tmp_path: Path) -> None:
     run = make_run(tiny_model, tmp_path / "run", system="Be brief.")
     assert load_model(run, load=FLOAT32).chat.system_text == "Be brief."
-    assert resolve(run, FLOAT32, print).kind == "run"
+    assert resolve(run, FLOAT32).kind == "run"
 
 
 def test_a_run_trained_without_system_text_is_asked_without_one(tiny_model: Path, tmp_path: Path) -> None:
@@ -110,25 +111,24 @@ def test_a_run_trained_without_system_text_is_asked_without_one(tiny_model: Path
 
 
 def test_the_merged_model_of_a_run_is_used_only_while_it_belongs_to_the_adapter(
-    tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = make_run(tiny_model, tmp_path / "run")
     shutil.copytree(tiny_model, run / "merged")
     digest = adapter_sha256(run / "adapter")
     write_settings(run / "merged", {"base_model": str(tiny_model), "system": None, "adapter_sha256": digest})
-    assert resolve(run, FLOAT32, print).folder == run / "merged"
-    assert resolve(run, FLOAT32, print, prefer_merged=False).adapter == run / "adapter"
+    assert resolve(run, FLOAT32).folder == run / "merged"
+    assert resolve(run, FLOAT32, prefer_merged=False).adapter == run / "adapter"
     make_adapter(tiny_model, run / "adapter", settings={"system": None}, seed=2)
-    lines: list[str] = []
-    assert resolve(run, FLOAT32, lines.append).adapter == run / "adapter"
-    assert "older than the adapter" in lines[0]
+    assert resolve(run, FLOAT32).adapter == run / "adapter"
+    assert "older than the adapter" in caplog.messages[0]
 
 
 def test_an_adapter_on_a_run_is_put_on_the_runs_own_adapter(tiny_model: Path, tmp_path: Path) -> None:
     run = make_run(tiny_model, tmp_path / "run")
     second = make_adapter(tiny_model, tmp_path / "second", settings={}, seed=5)
     write_settings(second, {"base_model": str(run)})
-    assert resolve(second, FLOAT32, print).adapters == (run / "adapter", second)
+    assert resolve(second, FLOAT32).adapters == (run / "adapter", second)
     both, first = load_model(second, load=FLOAT32), load_model(run, load=FLOAT32)
     assert (logits(both.model) - logits(first.model)).abs().max() > 0.01
 
@@ -139,7 +139,7 @@ def test_the_base_of_an_adapter_is_found_from_any_working_folder(
     monkeypatch.chdir(tiny_model.parent)
     adapter = make_adapter(Path(tiny_model.name), tmp_path / "adapter", settings={})
     monkeypatch.chdir(tmp_path)
-    assert resolve(adapter, FLOAT32, print).folder == tiny_model
+    assert resolve(adapter, FLOAT32).folder == tiny_model
 
 
 def test_a_tokenizer_is_loaded_without_weights(model_copy: Path) -> None:
@@ -205,9 +205,9 @@ def test_an_adapter_of_a_deeper_model_is_refused_by_the_first_layer_too_many(tmp
     with pytest.raises(ModelError, match=r"no place for model\.layers\.2\.mlp\.down_proj\.lora_A\.weight and 7 more"):
         load_model(adapter, load=FLOAT32)
     with pytest.raises(ModelError, match=r"no place for model\.layers\.2"):  # without weights, for vLLM
-        require_fit(resolve(adapter, FLOAT32, print), adapter, FLOAT32)
+        require_fit(resolve(adapter, FLOAT32), adapter, FLOAT32)
     right = make_adapter(tiny_model, tmp_path / "right")
-    require_fit(resolve(right, FLOAT32, print), right, FLOAT32)
+    require_fit(resolve(right, FLOAT32), right, FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -364,28 +364,31 @@ def test_a_quantised_model_still_trains_an_adapter_after_an_evaluation(tiny_mode
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
 
 
-def test_a_pad_token_that_ends_no_turn_is_kept() -> None:
+def test_a_pad_token_that_ends_no_turn_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = make_tiny_tokenizer()
-    set_pad_token(tokenizer, {2}, pytest.fail)
+    set_pad_token(tokenizer, {2})
+    assert not caplog.messages
     assert tokenizer.pad_token == "<|endoftext|>"
 
 
-def test_a_pad_token_that_ends_turns_is_replaced_without_adding_one() -> None:
+def test_a_pad_token_that_ends_turns_is_replaced_without_adding_one(caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = make_tiny_tokenizer()
     tokenizer.pad_token = "<|im_end|>"
     size = len(tokenizer)
-    set_pad_token(tokenizer, {2}, pytest.fail)
+    set_pad_token(tokenizer, {2})
+    assert not caplog.messages
     assert tokenizer.pad_token == "<|endoftext|>"
     assert len(tokenizer) == size
 
 
-def test_a_vocabulary_without_another_token_pads_with_the_end_of_turn_and_says_so() -> None:
+def test_a_vocabulary_without_another_token_pads_with_the_end_of_turn_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     tokenizer = make_tiny_tokenizer()
     tokenizer.pad_token = None
-    lines: list[str] = []
-    set_pad_token(tokenizer, {0, 1, 2}, lines.append)
+    set_pad_token(tokenizer, {0, 1, 2})
     assert tokenizer.pad_token == tokenizer.eos_token
-    assert "no token for padding" in lines[0]
+    assert "no token for padding" in caplog.messages[0]
 
 
 def test_adapters_that_stand_on_each_other_are_refused(tiny_model: Path, tmp_path: Path) -> None:

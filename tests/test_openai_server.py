@@ -23,7 +23,7 @@ OK: dict[str, Any] = {"model": "tiny", "messages": TURNS, "max_tokens": 6}
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Iterator[tuple[SharedModel, Any]]:
-    loaded = load_model(tiny_model, load=Load(device="cpu", dtype="float32"), notify=lambda line: None)
+    loaded = load_model(tiny_model, load=Load(device="cpu", dtype="float32"))
     shared = SharedModel(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
     yield shared, loaded.chat
     shared.close()

@@ -66,7 +66,7 @@ def test_fused_and_other_layers_give_the_same_loss_and_gradients_and_are_put_bac
     config, loaded, examples, plan = load(wide_headed)
     pieces = replace(plan, fused=True, memory=Memory(("full", "mlp"), mlp_chunks=2))
     layer = loaded.model.model.layers[0]
-    with adapter_to_train(loaded, config, lambda line: None) as model:
+    with adapter_to_train(loaded, config) as model:
         model.train()
         with set_up(model, loaded, plan):
             expected, theirs = loss_of(model, examples)
@@ -80,12 +80,11 @@ def test_fused_and_other_layers_give_the_same_loss_and_gradients_and_are_put_bac
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def resolve(config: Config, loaded: Loaded, examples: list[Tokens]) -> tuple[Plan, list[str]]:
-    """The plan on a GPU as fast as this CPU, and what is said of it."""
-    heard: list[str] = []
+def resolve(config: Config, loaded: Loaded, examples: list[Tokens]) -> Plan:
+    """The plan on a GPU as fast as this CPU."""
     rows = rows_of(examples, packs_of([len(example) for example in examples], config))
-    with adapter_to_train(loaded, config, lambda line: None) as model:
-        return resolve_plan(model, config, loaded, rows, heard.append), heard
+    with adapter_to_train(loaded, config) as model:
+        return resolve_plan(model, config, loaded, rows)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes a model on a CPU for one on a GPU")
@@ -98,27 +97,32 @@ def resolve(config: Config, loaded: Loaded, examples: list[Tokens]) -> tuple[Pla
     ],
 )
 def test_a_training_on_a_gpu_that_is_not_fused_says_why_unless_that_was_asked_for(
-    wide_headed: Path, monkeypatch: pytest.MonkeyPatch, dropout: float, fused: bool, said: list[str]
+    wide_headed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dropout: float,
+    fused: bool,
+    said: list[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("thinktune.training.plan.hardware_here", lambda *_: find_gpu("h100"))
     config, loaded, examples, _ = load(wide_headed)
     lora, train = (getattr(config, name) for name in ("lora", "train"))
     changes = {"lora": lora.model_copy(update={"dropout": dropout}), "train": train.model_copy(update={"fused": fused})}
     on_gpu = replace(loaded, device=torch.device("cuda"), dtype=torch.bfloat16)
-    plan, heard = resolve(config.model_copy(update=changes), on_gpu, examples)
-    assert [line.split(",")[0] for line in heard] == said
+    plan = resolve(config.model_copy(update=changes), on_gpu, examples)
+    assert [line.split(",")[0] for line in caplog.messages if "fused" in line] == said
     assert plan.fused is (fused and not said)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes a model on a CPU for one on a GPU")
 def test_a_model_that_the_kernels_do_not_take_is_planned_without_them(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("thinktune.training.plan.hardware_here", lambda *_: find_gpu("h100"))
     config, loaded, examples, _ = load(tiny_model)
-    plan, heard = resolve(config, replace(loaded, device=torch.device("cuda"), dtype=torch.bfloat16), examples)
+    plan = resolve(config, replace(loaded, device=torch.device("cuda"), dtype=torch.bfloat16), examples)
     assert not plan.fused
-    assert "8 dimensions" in heard[0]
+    assert "8 dimensions" in caplog.text
 
 
 def test_a_resumed_run_follows_its_recorded_plan_under_the_same_settings(tiny_model: Path, tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_a_resumed_run_follows_its_recorded_plan_under_the_same_settings(tiny_mo
 def test_what_is_recomputed_as_a_whole_is_so_only_within(tiny_model: Path) -> None:
     config, loaded, examples, plan = load(tiny_model)
     whole = replace(plan, memory=Memory(("full", "full")))
-    with adapter_to_train(loaded, config, lambda line: None) as model:
+    with adapter_to_train(loaded, config) as model:
         model.train()
         with set_up(model, loaded, plan):
             kept = loss_of(model, examples)

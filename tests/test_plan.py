@@ -216,7 +216,7 @@ def test_examples_that_are_too_long_are_not_counted_as_steps(tiny_model: Path, t
     write_json_lines(tmp_path / "rows.jsonl", rows)
     data = {"source": str(tmp_path / "rows.jsonl"), "max_length": 100}
     config = parse_config({"model": str(tiny_model), "data": data, "train": {"packing": False}})
-    assert read_rows(config, lambda line: None).count == 20
+    assert read_rows(config).count == 20
 
 
 def test_the_longest_batch_has_the_longest_rows_and_a_sample_stands_for_all() -> None:

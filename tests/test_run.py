@@ -17,7 +17,7 @@ from training import make_config
 
 
 def test_a_run_loads_its_tuned_model_once_for_every_engine_step_and_again_for_none(
-    tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     questions = tmp_path / "questions.jsonl"
     lines = [{"id": str(at), "type": "math", "prompt": f"What is {at} + 1?"} for at in range(3)]
@@ -32,9 +32,9 @@ def test_a_run_loads_its_tuned_model_once_for_every_engine_step_and_again_for_no
     )
 
     def loaded() -> list[str]:
-        written = io.StringIO()
-        run(config, console=Console(file=written, width=1000))
-        words = [line.split() for line in written.getvalue().splitlines()]
+        caplog.clear()
+        run(config, console=Console(quiet=True))
+        words = [line.split() for line in caplog.messages]
         return [line[1].removeprefix(str(tmp_path)) for line in words if line[:1] == ["loading"]]
 
     base = str(tiny_model)

@@ -78,13 +78,12 @@ def test_a_system_text_that_was_trained_is_put_into_the_template(
 
 
 def test_an_adapter_that_was_told_something_else_is_pointed_out(
-    tiny_model: Path, adapter: Path, tmp_path: Path, with_vllm: None
+    tiny_model: Path, adapter: Path, tmp_path: Path, with_vllm: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     told = make_adapter(tiny_model, tmp_path / "told")
     write_settings(told, {"base_model": str(tiny_model), "system": "Be brief."})
-    said: list[str] = []
-    serve(tiny_model, adapters=[f"a={adapter}", f"b={told}"], notify=said.append)
-    (line,) = [each for each in said if "clients" in each]
+    serve(tiny_model, adapters=[f"a={adapter}", f"b={told}"])
+    (line,) = [each for each in caplog.messages if "clients" in each]
     assert "clients of b" in line
     assert "'Be brief.'" in line
 
@@ -194,7 +193,7 @@ def test_the_server_of_vllm_answers_as_base_and_as_adapter(tmp_path: Path) -> No
     from thinktune.config import Load, Vllm
     from thinktune.models import resolve
 
-    base = resolve("builtin:smollm2", Load(), lambda line: None).folder
+    base = resolve("builtin:smollm2", Load()).folder
     adapter = make_adapter(base, tmp_path / "same")
     server = serve(base, adapters=[f"same={adapter}"], engine="vllm", port=free_port(), vllm=Vllm(max_model_len=512))
     with running(server) as client:

@@ -76,5 +76,5 @@ def test_a_tag_never_becomes_the_padding() -> None:
     tokenizer = special("<answer>", "</answer>")
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.chat_template = tokenizer.chat_template + "<|endoftext|><|im_start|>"
-    set_pad_token(tokenizer, {2}, lambda line: None)
+    set_pad_token(tokenizer, {2})
     assert tokenizer.pad_token not in tags.TAGS

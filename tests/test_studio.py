@@ -525,14 +525,17 @@ def test_a_page_that_cannot_be_shared_is_not_opened(
 
 
 def test_the_first_model_is_loaded_when_a_page_is_there_or_nobody_comes(
-    tiny_model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loaded = threading.Event()
     monkeypatch.setattr(app, "_PAGE_SECONDS", 1.0)
-    server = serve([str(tiny_model)], runs=runs, notify=lambda line: loaded.set() if "loading" in line else None)
+    server = serve([str(tiny_model)], runs=runs)
     try:
-        assert not loaded.wait(0.5)
-        assert loaded.wait(10)
+        time.sleep(0.5)
+        assert "loading" not in caplog.text
+        deadline = time.monotonic() + 10
+        while "loading" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert "loading" in caplog.text
     finally:
         server.close()
 

@@ -204,7 +204,7 @@ def test_adapters_leave_no_trace_in_the_base_model(tiny_model: Path, tmp_path: P
     ids = torch.arange(3, 40)[None]
     before, logits = checksum(loaded.model), loaded.model(ids).logits
     modules = [type(module) for module in loaded.model.modules()]
-    with adapter_to_train(loaded, make_config(tiny_model), print) as model:
+    with adapter_to_train(loaded, make_config(tiny_model)) as model:
         assert len(list(model.modules())) > len(modules)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -221,18 +221,18 @@ def test_adapters_leave_no_trace_in_the_base_model(tiny_model: Path, tmp_path: P
 
 def test_a_base_model_that_was_changed_is_loaded_anew(tiny_model: Path) -> None:
     bench, config = BaseModelCache(), make_config(tiny_model)
-    loaded = bench.take_model(config, print)
-    assert bench.take_model(config, print) is loaded
+    loaded = bench.take_model(config)
+    assert bench.take_model(config) is loaded
     with torch.no_grad():
         loaded.model.get_input_embeddings().weight[5, 5] += 1e-3
-    assert bench.take_model(config, print) is not loaded
+    assert bench.take_model(config) is not loaded
     assert bench.loads == 2
 
 
 def test_another_base_model_takes_the_place_of_the_first(tiny_model: Path, tmp_path: Path) -> None:
     other = make_tiny_model(tmp_path / "other", seed=1)
     bench = BaseModelCache()
-    first = bench.take_model(make_config(tiny_model), print)
-    second = bench.take_model(make_config(other), print)
+    first = bench.take_model(make_config(tiny_model))
+    second = bench.take_model(make_config(other))
     assert checksum(first.model) != checksum(second.model)
     assert bench.loads == 2

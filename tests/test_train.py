@@ -426,8 +426,8 @@ def test_an_example_longer_than_the_sliding_window_is_refused_before_the_first_s
 ) -> None:
     config = make_config(tiny_model, tmp_path / "run", train={"packing": False})
     bench = BaseModelCache()
-    model = bench.take_model(config, lambda line: None).model
-    longest = max(len(example) for example in bench.take(config, lambda line: None)[1].train)
+    model = bench.take_model(config).model
+    longest = max(len(example) for example in bench.take(config)[1].train)
     model.config.sliding_window = longest - 1
     with pytest.raises(ModelError, match=f"{longest} tokens is longer"):
         quietly(config, bench=bench)
@@ -440,7 +440,7 @@ def test_settings_that_do_nothing_and_examples_beyond_the_models_context_are_poi
     idle = {"max_steps": 1, "eval_every": 1, "offload_checkpoints": True}
     config = make_config(tiny_model, tmp_path / "run", data={"eval_fraction": 0.0}, train=idle)
     bench, said = BaseModelCache(), io.StringIO()
-    bench.take_model(config, lambda line: None).model.config.max_position_embeddings = 20
+    bench.take_model(config).model.config.max_position_embeddings = 20
     train(config, console=Console(file=said, width=1000), bench=bench)
     for warning in ("eval_every does nothing", "offload_checkpoints does nothing", "more than the 20 that"):
         assert warning in said.getvalue()
@@ -519,7 +519,7 @@ def run_with_little_memory(model: Path, run: Path, most_tokens: int, **settings:
     """
     config = make_config(model, run, train=settings)
     bench, calls, console = BaseModelCache(), [0], Console(file=io.StringIO(), width=200)
-    layer = bench.take_model(config, lambda line: None).model.model.layers[1]
+    layer = bench.take_model(config).model.model.layers[1]
 
     def need_memory(module: Any, inputs: Any, output: Any) -> None:
         if module.training and torch.is_grad_enabled():

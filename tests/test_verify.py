@@ -266,11 +266,11 @@ def test_another_prompt_template_is_found(run: Path) -> None:
     assert [check.passed for check in result.checks if "rendered" in check.name] == [False, False]
 
 
-def test_what_is_verified_is_not_verified_again_until_it_changes(run: Path) -> None:
-    lines: list[str] = []
+def test_what_is_verified_is_not_verified_again_until_it_changes(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = verified(run)
-    assert verified(run, notify=lines.append) == first
-    assert lines == [f"{run} is verified"]
+    caplog.clear()
+    assert verified(run) == first
+    assert caplog.messages == [f"{run} is verified"]
     (run / "verify.json").write_text("{}")
     assert verified(run) == first  # anew
 

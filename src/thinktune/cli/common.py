@@ -86,8 +86,11 @@ def _options(
         typer.Option("--help", "-h", is_eager=True, callback=_show_help, help="Show this message and exit."),
     ] = False,
 ) -> None:
+    from thinktune.notices import show_notices
+
     if debug:
         os.environ["THINKTUNE_DEBUG"] = "1"
+    show_notices()
 
 
 def load(file: Path, overrides: list[str] | None) -> Config:
@@ -118,9 +121,14 @@ def name_of(reference: str) -> str:
 
 
 def stderr() -> Console:
+    """Make the console for progress; notices go through it from now on."""
     from rich.console import Console
 
-    return Console(stderr=True)
+    from thinktune.notices import show_notices
+
+    console = Console(stderr=True)
+    show_notices(console)
+    return console
 
 
 def prepare_libraries(config: Config | None = None) -> None:

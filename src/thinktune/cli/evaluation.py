@@ -169,7 +169,7 @@ def _eval_rows(
 
     # What is wrong with these is told before a model is looked for.
     settings |= {"sampling": Sampling().changed(**changes), "scorer": tasks_scored_by(scorer)[ROW_TASK.name].score}
-    with open_engine(model, run_by, notify=settings["console"].print) as opened:
+    with open_engine(model, run_by) as opened:
         summary = evaluate_data(opened, data, out, **settings)
     show(summary.as_dict(), comparison_table({model: summary}), json=json)
     notify(f"every sample is in {out / 'samples.jsonl'}")
@@ -253,7 +253,7 @@ def harness(
     out = out or (run.eval / "tuned" if run.is_trained else Path("eval") / f"{name_of(model)}-harness")
     loaded = load_tasks([name.strip() for name in tasks.split(",") if name.strip()], include_path, shots)
     console = stderr()
-    with open_engine(model, EngineSettings(engine, parse_load(how), quantize), notify=console.print) as opened:
+    with open_engine(model, EngineSettings(engine, parse_load(how), quantize)) as opened:
         figures = evaluate_harness(
             opened, loaded, out, sample=limit, max_tokens=max_tokens, overwrite=overwrite, console=console
         )

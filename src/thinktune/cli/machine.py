@@ -63,7 +63,6 @@ def demo(
         data=data or [],
         load=parse_load(how),
         quantize=quantize,
-        notify=notify,
     )
     print(server.url, flush=True)
     if server.password is not None:

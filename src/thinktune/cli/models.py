@@ -56,7 +56,8 @@ def ask(
     from thinktune.inference.engines import EngineSettings
 
     sampling = Sampling().changed(temperature=temperature, max_tokens=max_tokens, seed=seed, think_budget=think_budget)
-    ask(model, question, sampling=sampling, settings=EngineSettings(engine, parse_load(how), quantize), raw=raw)
+    settings = EngineSettings(engine, parse_load(how), quantize)
+    ask(model, question, sampling=sampling, settings=settings, raw=raw, messages=stderr())
 
 
 @app.command()
@@ -80,7 +81,7 @@ def merge(
     from thinktune.config import parse_load
     from thinktune.export.merge import merge
 
-    print(merge(run, out, load=parse_load(how), dtype=dtype, overwrite=overwrite, notify=notify).summary())
+    print(merge(run, out, load=parse_load(how), dtype=dtype, overwrite=overwrite).summary())
 
 
 @app.command()
@@ -106,8 +107,8 @@ def verify(
     from thinktune.export.verify import verify
     from thinktune.inference.engines import EngineSettings, open_engine
 
-    with open_engine(run, EngineSettings(engine, parse_load(how)), notify=notify) as opened:
-        verified = verify(opened, run, prompts=prompts, max_tokens=max_tokens, notify=notify)
+    with open_engine(run, EngineSettings(engine, parse_load(how))) as opened:
+        verified = verify(opened, run, prompts=prompts, max_tokens=max_tokens)
     if json:
         print(dumps(verified.as_dict(), ensure_ascii=False, indent=2))
     else:
@@ -254,7 +255,6 @@ def serve(
         port=port,
         load=parse_load(how, settings.load),
         vllm=settings.infer.vllm,
-        notify=notify,
     )
     notify(f"{server.url} will have {', '.join(server.models)}")
     server.run()
@@ -287,4 +287,4 @@ def export(
     from thinktune.export.gguf import export
 
     out = out or Path(f"{name_of(Path(model).name)}-{gguf}.gguf")
-    print(export(model, out, gguf, load=parse_load(how), overwrite=overwrite, notify=notify))
+    print(export(model, out, gguf, load=parse_load(how), overwrite=overwrite))

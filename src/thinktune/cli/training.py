@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from thinktune.cli.common import AsJson, ConfigFile, Overrides, Overwrite, app, load, notify, prepare_libraries, stderr
+from thinktune.cli.common import AsJson, ConfigFile, Overrides, Overwrite, app, load, prepare_libraries, stderr
 from thinktune.errors import UsageError
 
 
@@ -93,7 +93,7 @@ def plan(
     prepare_libraries()
     from thinktune.planner.table import show
 
-    show(load(config, overrides), gpu=gpu, fitted=fit, json=json, notify=notify)
+    show(load(config, overrides), gpu=gpu, fitted=fit, json=json)
 
 
 @app.command()

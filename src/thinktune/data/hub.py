@@ -6,6 +6,7 @@ Both keep their downloads in `data.cache`, and use them, with a notice, when the
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -17,7 +18,8 @@ from thinktune.data.examples import Row
 from thinktune.data.files import read_path
 from thinktune.errors import DataError, DiskFull, DownloadError, MissingExtra
 
-Notify = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 _WHOLE = ".thinktune-whole"
@@ -31,19 +33,19 @@ class _MayPass(Exception):
     """A fault of the network or the hub that may be gone in a moment."""
 
 
-def read_hub_dataset(source: str, split: str, cache: Path, load: Load, notify: Notify) -> Iterator[Row]:
+def read_hub_dataset(source: str, split: str, cache: Path, load: Load) -> Iterator[Row]:
     """Yield the rows of `owner/name`, or of `owner/name:subset`.
 
     Raises:
         DataError: no such data set, subset or split.
         DownloadError: the hub does not answer, and nothing is cached.
     """
-    rows = _try_again(lambda: _load_from_hub(source, split, cache, notify), source, load, notify)
+    rows = _try_again(lambda: _load_from_hub(source, split, cache), source, load)
     for number, fields in enumerate(rows, start=1):
         yield Row(number, fields)
 
 
-def _load_from_hub(source: str, split: str, cache: Path, notify: Notify) -> Any:
+def _load_from_hub(source: str, split: str, cache: Path) -> Any:
     import datasets
     from datasets.packaged_modules.cache.cache import Cache
 
@@ -60,7 +62,7 @@ def _load_from_hub(source: str, split: str, cache: Path, notify: Notify) -> Any:
             builder = Cache(str(cache), dataset_name, subset or None, repo_id=name, **newest)
         except ValueError:  # nothing cached
             raise _MayPass(silence) from None
-        notify(f"{source}: {silence}; using the copy in {cache}")
+        logger.info(f"{source}: {silence}; using the copy in {cache}")
         return builder.as_dataset(split=split)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(f"no data set {source}: {error}", hint="check the spelling, or log in: hf auth login") from None
@@ -101,7 +103,7 @@ def _why_hub_is_silent(name: str) -> str | None:
     return None
 
 
-def read_modelscope_dataset(source: str, split: str, cache: Path, load: Load, notify: Notify) -> Iterator[Row]:
+def read_modelscope_dataset(source: str, split: str, cache: Path, load: Load) -> Iterator[Row]:
     """Yield the rows of the data files of `ms:owner/name`; raises as `read_hub_dataset`, and
 
     Raises:
@@ -111,11 +113,11 @@ def read_modelscope_dataset(source: str, split: str, cache: Path, load: Load, no
         raise MissingExtra(f"{source} needs ModelScope's client", hint="pip install 'thinktune[modelscope]'")
     name = source.removeprefix("ms:")
     folder = cache / "modelscope" / name.replace("/", "___")
-    _try_again(lambda: _fetch_from_modelscope(name, folder, notify), source, load, notify)
+    _try_again(lambda: _fetch_from_modelscope(name, folder), source, load)
     yield from read_path(folder, split)
 
 
-def _fetch_from_modelscope(name: str, folder: Path, notify: Notify) -> None:
+def _fetch_from_modelscope(name: str, folder: Path) -> None:
     from modelscope.hub.snapshot_download import dataset_snapshot_download
     from modelscope_hub import errors
 
@@ -135,15 +137,15 @@ def _fetch_from_modelscope(name: str, folder: Path, notify: Notify) -> None:
         silence = f"ModelScope cannot be reached ({type(error).__name__})"
         if not whole.exists():
             raise _MayPass(silence) from error
-        notify(f"ms:{name}: {silence}; using the copy in {folder}")
+        logger.info(f"ms:{name}: {silence}; using the copy in {folder}")
 
 
-def _try_again(fetch: Callable[[], T], source: str, load: Load, notify: Notify) -> T:
+def _try_again(fetch: Callable[[], T], source: str, load: Load) -> T:
     reason = ""
     for attempt in range(load.attempts):
         if attempt:
             pause = load.wait * 2 ** (attempt - 1)
-            notify(f"{source}: {reason}; attempt {attempt + 1} of {load.attempts} in {pause:g} s")
+            logger.info(f"{source}: {reason}; attempt {attempt + 1} of {load.attempts} in {pause:g} s")
             time.sleep(pause)
         try:
             return fetch()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
@@ -22,16 +22,12 @@ from thinktune.data.sources import read_rows
 from thinktune.data.tokens import Renders, Tokens, fingerprint, tokenize
 from thinktune.errors import ConfigError, DataError
 
-Notify = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T", Example, Tokens)
 
 UNKNOWN_SHAPE = "unknown row shape"
 _ROWS_TO_SEE = 100_000  # of a source, after which, where none was usable, no more are read
-
-
-def say(message: str) -> None:
-    """Print a notice on stderr, apart from the results."""
-    print(message, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -52,13 +48,13 @@ class _Pool:
     wanted: int | None
     report: SourceReport
 
-    def take(self, items: Iterable[T], notify: Notify) -> Iterator[T]:
+    def take(self, items: Iterable[T]) -> Iterator[T]:
         """Yield as many as are wanted, and count them."""
         for item in islice(items, self.wanted):
             self.report.kept += 1
             yield item
         if self.wanted is not None and self.report.kept < self.wanted:
-            notify(f"{self.report.source}: {self.wanted:,} examples asked for, {self.report.kept:,} usable")
+            logger.info(f"{self.report.source}: {self.wanted:,} examples asked for, {self.report.kept:,} usable")
 
 
 def load_examples(
@@ -68,7 +64,6 @@ def load_examples(
     *,
     load: Load,
     split: str | None = None,
-    notify: Notify = say,
     need_thought: bool = True,
 ) -> tuple[list[Example], DataReport]:
     """Read, check and draw examples, without a tokenizer: `data.max_length` plays no part here.
@@ -82,14 +77,14 @@ def load_examples(
         DataError: a source that cannot be read, or no usable rows in any of them.
         DownloadError, MissingExtra: see `sources.read_rows`.
     """
-    pools = _read_pools(data, fmt, seed, load, notify, split=split, need_thought=need_thought)
-    examples = [example for pool in pools for example in pool.take(pool.examples, notify)]
+    pools = _read_pools(data, fmt, seed, load, split=split, need_thought=need_thought)
+    examples = [example for pool in pools for example in pool.take(pool.examples)]
     Random(seed).shuffle(examples)
     report = DataReport([pool.report for pool in pools], multi_turn=sum(example.multi_turn for example in examples))
     return examples, report
 
 
-def prepare(config: Config, chat: Renders, notify: Notify = say) -> Prepared:
+def prepare(config: Config, chat: Renders) -> Prepared:
     """Read, check, draw and tokenise everything a training needs.
 
     Examples come in an order drawn by the seed. Only as many are tokenised as `data.sample` needs.
@@ -98,13 +93,13 @@ def prepare(config: Config, chat: Renders, notify: Notify = say) -> Prepared:
         DataError: as `load_examples`; an example longer than `data.max_length` under `overlong: error`.
     """
     data, seed = config.data, config.data_seed
-    pools = _read_pools(data, config.format, seed, config.load, notify)
-    tokens = _tokenize(pools, data, chat, config.format, notify)
+    pools = _read_pools(data, config.format, seed, config.load)
+    tokens = _tokenize(pools, data, chat, config.format)
     Random(seed).shuffle(tokens)
     train, held_out = _hold_out(tokens, data.eval_fraction)
     report = _report(config, pools, train, held_out)
     if report.cut:
-        notify(
+        logger.info(
             f"warning: {report.cut:,} examples were longer than {data.max_length} tokens and lost their end, with it "
             "the end of the turn; data.overlong: drop keeps whole ones only"
         )
@@ -116,7 +111,6 @@ def _read_pools(
     fmt: Format,
     seed: int,
     load: Load,
-    notify: Notify,
     *,
     split: str | None = None,
     need_thought: bool = True,
@@ -127,7 +121,7 @@ def _read_pools(
     pools = []
     for source, wanted in zip(sources, shares(sources, data.sample), strict=True):
         where = split or source.split or data.split
-        rows = read_rows(source.source, where, count=wanted, seed=seed, cache=data.cache, load=load, notify=notify)
+        rows = read_rows(source.source, where, count=wanted, seed=seed, cache=data.cache, load=load)
         report = SourceReport(source.source)
         examples: list[Example] = []
         for row in rows:
@@ -181,7 +175,7 @@ def _shape_of(fields: dict[str, object], report: SourceReport) -> Shape:
     return shape
 
 
-def _tokenize(pools: list[_Pool], data: Data, chat: Renders, fmt: Format, notify: Notify) -> list[Tokens]:
+def _tokenize(pools: list[_Pool], data: Data, chat: Renders, fmt: Format) -> list[Tokens]:
     console = Console(stderr=True)
     columns = (TextColumn("tokenising"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     tokens: list[Tokens] = []
@@ -189,7 +183,7 @@ def _tokenize(pools: list[_Pool], data: Data, chat: Renders, fmt: Format, notify
         task = progress.add_task("", total=sum(pool.wanted or len(pool.examples) for pool in pools))
         for pool in pools:
             fitting = _fit(tokenize(pool.examples, chat, fmt.template), data, pool.report)
-            for item in pool.take(fitting, notify):
+            for item in pool.take(fitting):
                 tokens.append(item)
                 progress.advance(task)
     for pool in pools:

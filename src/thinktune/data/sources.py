@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast, get_args
 
@@ -29,14 +29,12 @@ def read_rows(
     seed: int,
     cache: Path,
     load: Load,
-    notify: Callable[[str], None],
 ) -> Iterator[Row]:
     """Yield the rows of one source, numbered from 1.
 
     Args:
         count, seed: number of rows and random seed of the generator.
         cache: folder that keeps downloaded data sets.
-        notify: told of further attempts, and when a cached copy is used because a hub does not answer.
 
     Raises:
         DataError: no such file or data set, or one that cannot be read.
@@ -46,8 +44,8 @@ def read_rows(
     if source.startswith("builtin:"):
         return _generate(source, split, count or BUILTIN_ROWS, seed)
     if source.startswith("ms:"):
-        return read_modelscope_dataset(source, split, cache, load, notify)
-    return _read_local(source, split) or read_hub_dataset(source, split, cache, load, notify)
+        return read_modelscope_dataset(source, split, cache, load)
+    return _read_local(source, split) or read_hub_dataset(source, split, cache, load)
 
 
 def check_local(source: str, split: str) -> None:

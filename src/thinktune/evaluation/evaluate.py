@@ -97,7 +97,7 @@ def evaluate_data(
     data = Data(source=source, split=split, sample=sample)
     fmt = Format.model_validate(opened.format_settings)
     load = opened.settings.load
-    examples, _ = load_examples(data, fmt, seed, load=load, notify=console.print, need_thought=False)
+    examples, _ = load_examples(data, fmt, seed, load=load, need_thought=False)
     return evaluate(
         opened.engine,
         opened.chat,
@@ -143,7 +143,7 @@ def evaluate_items(
     profiles = {name: sampling.changed(**(changes or {})) for name, sampling in samplings(Infer(), seed).items()}
     items = read_batch_file(file, samplings=profiles)
     prompts = {str(item.id): item.messages[-1]["content"] for item in items}
-    with open_engine(reference, settings, notify=console.print) as opened:
+    with open_engine(reference, settings) as opened:
         if not opened.tuned if tell_format is None else tell_format:
             items = [replace(item, messages=_told(item.messages)) for item in items]
         answers = out / "predictions.jsonl"

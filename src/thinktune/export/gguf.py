@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +24,12 @@ from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat, load_model, make_chat, resolve
 from thinktune.models.tokenizer import read_tokenizer, require_gguf
 
+logger = logging.getLogger(__name__)
+
 AGREEMENT: dict[Precision, float] = {"f16": 0.95, "q8_0": 0.8}
 """Share of greedy tokens that must be the same, counted up to where two continuations part."""
 _TOKENS = 32
 _PROBES = ("2 + 2 = 4, isn't it?", "  indented\n\n\tand tabbed", "naïve 小明 🙂 12345.678", "\\frac{3}{4} <think>")
-
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ def export(
     *,
     load: Load | None = None,
     overwrite: bool = False,
-    notify: Notify = lambda line: None,
 ) -> Exported:
     """Write `out` and a Modelfile beside it.
 
@@ -70,12 +70,12 @@ def export(
         raise UsageError(f"{out} should be called *.gguf", hint=f"for example -o {out.with_suffix('.gguf')}")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} is there already", hint="--overwrite it, or choose another -o FILE")
-    resolved = resolve(reference, load, notify)
+    resolved = resolve(reference, load)
     if resolved.adapters:
         raise ModelError(f"{reference} is an adapter beside its base", hint=f"thinktune merge {reference}")
     if resolved.gguf:
         raise UsageError(f"{reference} is GGUF already")
-    tokenizer = read_tokenizer(resolved, load, notify)
+    tokenizer = read_tokenizer(resolved, load)
     chat = make_chat(tokenizer, resolved.settings)
     told = ollama_modelfile(out.name, chat)  # what cannot be written is refused before minutes of writing
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -83,9 +83,9 @@ def export(
         # A reader tells the format by the name.
         unproven = temporary.with_name(f"{temporary.name}.gguf")
         try:
-            notify(f"writing {out} as {precision}")
+            logger.info(f"writing {out} as {precision}")
             write_gguf(resolved.folder, unproven, tokenizer, chat, precision, Path(reference).name)
-            agreement, tokens = _prove(resolved.folder, unproven, chat, load, notify)
+            agreement, tokens = _prove(resolved.folder, unproven, chat, load)
             if agreement < AGREEMENT[precision]:
                 raise ModelError(
                     f"the file does not read back as the model: {agreement:.1%} of {tokens} greedy tokens are the "
@@ -181,7 +181,7 @@ def _go(text: str) -> str:
     return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""  # Go knows no surrogate pairs
 
 
-def _prove(folder: Path, file: Path, chat: Chat, load: Load, notify: Notify) -> tuple[float, int]:
+def _prove(folder: Path, file: Path, chat: Chat, load: Load) -> tuple[float, int]:
     """Read the file back; return the share of greedy tokens that equal the model's, and the number of compared tokens.
 
     Raises:
@@ -190,7 +190,7 @@ def _prove(folder: Path, file: Path, chat: Chat, load: Load, notify: Notify) -> 
     prompts = [chat.prompt_ids([{"role": "user", "content": question}]) for question in QUESTIONS]
     found: list[list[Sequence[int]]] = []
     for reference in (folder, file):
-        loaded = load_model(reference, load=load, notify=notify)
+        loaded = load_model(reference, load=load)
         texts = [(text, loaded.tokenizer(text, add_special_tokens=False).input_ids) for text in _PROBES]
         if unequal := [text for text, ids in texts if ids != chat.tokenizer(text, add_special_tokens=False).input_ids]:
             raise ModelError(f"the tokenizer does not read back as it was: {unequal[0]!r} becomes other tokens")

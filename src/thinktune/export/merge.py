@@ -12,9 +12,10 @@ the effect of merging, and not bfloat16's rounding along two ways of computing t
 from __future__ import annotations
 
 import gc
+import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,7 +37,8 @@ from thinktune.models.tokenizer import read_tokenizer
 if TYPE_CHECKING:
     import torch
 
-Notify = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 LOST = 0.1  # of the adapter's effect: where rounding takes more, it is said
 Dtype = Literal["bfloat16", "float16", "float32"]
 
@@ -98,7 +100,6 @@ def merge(
     overwrite: bool = False,
     question: str = QUESTIONS[2],
     max_tokens: int | None = None,
-    notify: Notify = lambda line: None,
 ) -> Merged:
     """Merge the adapter of a run or adapter folder into its base.
 
@@ -119,7 +120,7 @@ def merge(
     from filelock import FileLock
 
     load = load or Load()
-    resolved = resolve(reference, load, notify, prefer_merged=False)
+    resolved = resolve(reference, load, prefer_merged=False)
     if resolved.adapter is None:
         raise ModelError(f"{reference} has no adapter to merge", hint="name a run folder or an adapter folder")
     out = (out or _default_folder(resolved.adapter)).absolute()
@@ -129,9 +130,9 @@ def merge(
             shutil.rmtree(left_over)  # of a merge that was killed: we hold the lock
         _require_ours(out)
         if not overwrite and (done := _already_merged(out, resolved.adapter, dtype)):
-            notify(f"{out} is there and up to date (--overwrite merges again)")
+            logger.info(f"{out} is there and up to date (--overwrite merges again)")
             return done
-        return _merge(resolved, out, load, dtype, question, max_tokens, notify)
+        return _merge(resolved, out, load, dtype, question, max_tokens)
 
 
 def _merge(
@@ -141,20 +142,19 @@ def _merge(
     wanted: Dtype | None,
     question: str,
     max_tokens: int | None,
-    notify: Notify,
 ) -> Merged:
     import torch
 
     start = time.perf_counter()
     device = choose_device(load.device)
-    own = _base_dtype(resolved, notify)
+    own = _base_dtype(resolved)
     dtype: torch.dtype = getattr(torch, wanted) if wanted else own
-    tokenizer = read_tokenizer(resolved, load, notify)
+    tokenizer = read_tokenizer(resolved, load)
     chat = make_chat(tokenizer, resolved.settings)
     prompts = [chat.prompt_ids([_user(text)]) + chat.reply_ids(tags.render("So be it.", "42")) for text in QUESTIONS]
 
     wide = torch.float32 if dtype == torch.float32 else comparison_dtype(resolved, device, own)
-    notify(f"merging on {describe(device, dtype)}, compared in {_name(wide)}")
+    logger.info(f"merging on {describe(device, dtype)}, compared in {_name(wide)}")
     model, logits, effect = _summed(resolved, load, device, wide, prompts)
     cast_weights(model, dtype)
     cast_weights(model, wide)
@@ -277,7 +277,7 @@ def _settings(resolved: Resolved, result: Merged) -> dict[str, Any]:
     return {**resolved.settings, "base_model": resolved.base, **adapter}
 
 
-def _base_dtype(resolved: Resolved, notify: Notify) -> torch.dtype:
+def _base_dtype(resolved: Resolved) -> torch.dtype:
     """Return the dtype that the base was published in.
 
     Raises:
@@ -286,7 +286,7 @@ def _base_dtype(resolved: Resolved, notify: Notify) -> torch.dtype:
     import torch
 
     if resolved.gguf:
-        notify(f"{resolved.base} is GGUF: merging into its dequantised weights, which are not the original ones")
+        logger.info(f"{resolved.base} is GGUF: merging into its dequantised weights, which are not the original ones")
         return torch.bfloat16
     stored = stored_dtype(check_model_folder(resolved.folder))
     known = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

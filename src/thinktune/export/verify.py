@@ -12,8 +12,9 @@ Models are loaded one after the other, in float32 where that fits into memory.
 from __future__ import annotations
 
 import gc
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 
     from thinktune.models import Chat
 
+logger = logging.getLogger(__name__)
+
 REPLY = 64  # tokens of each reply that are compared
 KEPT = 0.5  # of the adapter's effect, at least, after rounding; less, and the merged model cannot be told from its base
 AGREEMENT = 0.9  # of greedy tokens
@@ -66,8 +69,6 @@ NOISES = 4  # an engine's gap, in those that its number format makes in a plain 
 FLOOR = 0.01  # nats: gaps below need no explanation
 ENDED = 0.9  # share of replies after which the end of turn is likelier than not, and of answers that end
 LONGER = 8
-
-Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,6 @@ def verify(
     *,
     prompts: int = 8,
     max_tokens: int | None = None,
-    notify: Notify = lambda line: None,
 ) -> Verified:
     """Compare the three ways of running the model of a run folder, and write `verify.json` there.
 
@@ -185,19 +185,19 @@ def verify(
     """
     load = opened.settings.load
     run = RunFolder(Path(reference))
-    resolved = resolve(reference, load, notify)
+    resolved = resolve(reference, load)
     if resolved.kind != "run" or resolved.folder.resolve() != run.merged.resolve():
         raise ModelError(f"{reference} has no merged model to verify", hint=f"thinktune merge {reference}")
     record = run.path / "verify.json"
     weights = f"{folder_digest(run.merged)[:32]} {adapter_sha256(run.adapter)[:32]}"
     fingerprint = f"2 {opened.fingerprint} {weights} {opened.settings.engine} {prompts} {max_tokens}"
     if (before := _read(record)) and before.fingerprint == fingerprint:
-        notify(f"{run.path} is verified")
+        logger.info(f"{run.path} is verified")
         return before
-    questions, source = _held_out(run, prompts, load, notify)
+    questions, source = _held_out(run, prompts, load)
     device = choose_device(load.device)
     limit = max_tokens or (256 if device.type == "cuda" else 48)
-    seen = _compare_models(run, resolved, load, device, questions, limit, notify)
+    seen = _compare_models(run, resolved, load, device, questions, limit)
     replies = _replies(opened.chat, questions)
     rendered = [opened.chat.prompt_ids(prompt.messages) for prompt in questions]
     pairs = list(zip(rendered, replies, strict=True))
@@ -238,7 +238,7 @@ def _read(record: Path) -> Verified | None:
         return None
 
 
-def _held_out(run: RunFolder, count: int, load: Load, notify: Notify) -> tuple[list[_Prompt], str]:
+def _held_out(run: RunFolder, count: int, load: Load) -> tuple[list[_Prompt], str]:
     from thinktune.data import load_examples
 
     fmt = Format.model_validate(read_settings(run.adapter).get("format") or {})
@@ -250,7 +250,7 @@ def _held_out(run: RunFolder, count: int, load: Load, notify: Notify) -> tuple[l
         data, source = Data(source=config.eval.data, split=config.eval.split, sample=count), config.eval.data
     else:
         data, source = config.data.model_copy(update={"sample": count}), "the training data (eval.data is not set)"
-    examples, _ = load_examples(data, fmt, config.seed, load=load, notify=notify, need_thought=False)
+    examples, _ = load_examples(data, fmt, config.seed, load=load, need_thought=False)
     return [
         _Prompt(list(example.messages), tags.render(example.think or "So be it.", example.answer, fmt.template))
         for example in examples
@@ -264,15 +264,14 @@ def _compare_models(
     device: torch.device,
     prompts: Sequence[_Prompt],
     limit: int,
-    notify: Notify,
 ) -> _Compared:
     """Compare base, adapter, their sum and the merged model, one after the other."""
     import torch
 
-    tuned = resolve(run.adapter, load, notify, prefer_merged=False)
+    tuned = resolve(run.adapter, load, prefer_merged=False)
     wide = comparison_dtype(tuned, device, torch.bfloat16)
-    notify(f"comparing {run.adapter} with {run.merged} on {describe(device, wide)}")
-    chat = make_chat(read_tokenizer(tuned, load, notify), tuned.settings)
+    logger.info(f"comparing {run.adapter} with {run.merged} on {describe(device, wide)}")
+    chat = make_chat(read_tokenizer(tuned, load), tuned.settings)
     rendered = [chat.prompt_ids(prompt.messages) for prompt in prompts]
     inputs = list(zip(rendered, _replies(chat, prompts), strict=True))
 
@@ -301,10 +300,10 @@ def _compare_models(
     cast_weights(other, wide)
     other = other.to(device).eval()
     merged_seen = _seen(_predictions(other, inputs), inputs, likeliest)
-    written = _write_greedily(other, merged, load, rendered, limit, notify)
+    written = _write_greedily(other, merged, load, rendered, limit)
     cast_weights(other, choose_dtype(device, load.dtype))
     coarse = _seen(_predictions(other, inputs), inputs, likeliest)
-    own = make_chat(read_tokenizer(merged, load, notify), merged.settings)
+    own = make_chat(read_tokenizer(merged, load), merged.settings)
     return _Compared(
         base,
         adapter_seen,
@@ -355,12 +354,12 @@ def _seen(
 
 
 def _write_greedily(
-    model: Any, merged: Resolved, load: Load, rendered: Sequence[list[int]], limit: int, notify: Notify
+    model: Any, merged: Resolved, load: Load, rendered: Sequence[list[int]], limit: int
 ) -> list[_Written]:
     """Generate greedy continuations of the merged model, with the other likely tokens at each place."""
     from thinktune.inference.engines.hf.engine import TransformersEngine
 
-    tokenizer = read_tokenizer(merged, load, notify)
+    tokenizer = read_tokenizer(merged, load)
     chat = make_chat(tokenizer, merged.settings, stop_ids=generation_ends(merged.folder))
     engine = TransformersEngine(model, tokenizer, chat.stop_ids)
     tokens = [list(completion.token_ids) for completion in continue_greedily(engine, rendered, limit)]

@@ -89,7 +89,7 @@ def infer_files(
     settings = settings or Infer()
     chosen = samplings(settings, seed)
     items = {file: read_batch_file(file, samplings=chosen, skip_bad=skip_bad) for file in files}
-    with open_engine(reference, EngineSettings.of(settings, load, quantize), notify=console.print) as opened:
+    with open_engine(reference, EngineSettings.of(settings, load, quantize)) as opened:
         return [
             infer(
                 opened.engine,

@@ -53,7 +53,7 @@ def ask(
     console = console or Console()
     messages = messages or Console(stderr=True)
     settings = settings or EngineSettings(engine="transformers")
-    with open_engine(reference, settings, notify=messages.print) as opened:
+    with open_engine(reference, settings) as opened:
         opened.engine.require_supported(sampling)
         opened.engine.start()  # a person who is shown a prompt expects to be answered at once
         if question is not None:

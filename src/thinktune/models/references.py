@@ -15,8 +15,8 @@ A path that exists is used as it is, without any network.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,8 @@ from thinktune.models.folder import (
     what_lies_in,
 )
 
-Notify = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 Kind = Literal["run", "adapter", "folder", "gguf", "hub", "modelscope", "builtin"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -66,9 +67,7 @@ class Resolved:
         return self.adapters[-1] if self.adapters else None
 
 
-def resolve(
-    reference: str | Path, load: Load, notify: Notify, *, weights: bool = True, prefer_merged: bool = True
-) -> Resolved:
+def resolve(reference: str | Path, load: Load, *, weights: bool = True, prefer_merged: bool = True) -> Resolved:
     """Find the model of a reference, downloading or converting it if need be.
 
     Args:
@@ -83,35 +82,33 @@ def resolve(
     text = str(reference)
     path = Path(text).expanduser()
     if text.startswith("builtin:"):
-        folder, base = builtin.prepare(text, load, notify)
+        folder, base = builtin.prepare(text, load)
         return Resolved(text, "builtin", folder, base)
     if text.startswith("ms:"):
-        folder = hub.download_from_modelscope(_hub_id(text.removeprefix("ms:"), text), load, notify, weights=weights)
-        return _found(text, "modelscope", folder, load, notify, weights, prefer_merged)
+        folder = hub.download_from_modelscope(_hub_id(text.removeprefix("ms:"), text), load, weights=weights)
+        return _found(text, "modelscope", folder, load, weights, prefer_merged)
     if path.exists():
-        return _local(text, path, load, notify, weights, prefer_merged)
+        return _local(text, path, load, weights, prefer_merged)
     if _looks_like_path(text):
         raise ModelError(f"there is no {path}", hint=f"{_near(path)}; hub ids look like owner/name")
-    folder = hub.download_from_hub(_hub_id(text, text), load, notify, weights=weights)
-    return _found(text, "hub", folder, load, notify, weights, prefer_merged)
+    folder = hub.download_from_hub(_hub_id(text, text), load, weights=weights)
+    return _found(text, "hub", folder, load, weights, prefer_merged)
 
 
-def _local(text: str, path: Path, load: Load, notify: Notify, weights: bool, prefer_merged: bool) -> Resolved:
+def _local(text: str, path: Path, load: Load, weights: bool, prefer_merged: bool) -> Resolved:
     if path.is_dir():
-        return _found(text, "folder", path, load, notify, weights, prefer_merged)
+        return _found(text, "folder", path, load, weights, prefer_merged)
     if path.suffix == ".gguf":
         return Resolved(text, "gguf", path.parent, text, gguf=path.name)
     raise ModelError(f"{path} is a file", hint="name a model folder, a run folder, a .gguf file or a hub id")
 
 
-def _found(
-    text: str, kind: Kind, folder: Path, load: Load, notify: Notify, weights: bool, prefer_merged: bool
-) -> Resolved:
+def _found(text: str, kind: Kind, folder: Path, load: Load, weights: bool, prefer_merged: bool) -> Resolved:
     """Tell run, adapter and model folders apart by their contents."""
     if is_adapter(folder):
-        return _adapter(text, folder, load, notify, weights)
+        return _adapter(text, folder, load, weights)
     if _is_run(folder):
-        return _run(text, folder, load, notify, weights, prefer_merged)
+        return _run(text, folder, load, weights, prefer_merged)
     if weights:
         check_model_folder(folder)
     settings = read_settings(folder)
@@ -123,7 +120,7 @@ def _is_run(folder: Path) -> bool:
     return named and not (folder / "config.json").is_file()
 
 
-def _run(text: str, folder: Path, load: Load, notify: Notify, weights: bool, prefer_merged: bool) -> Resolved:
+def _run(text: str, folder: Path, load: Load, weights: bool, prefer_merged: bool) -> Resolved:
     adapter = folder / "adapter"
     if not is_adapter(adapter):
         raise RunFolderError(
@@ -135,8 +132,8 @@ def _run(text: str, folder: Path, load: Load, notify: Notify, weights: bool, pre
         if (problem := _why_not(merged, adapter, weights)) is None:
             settings = read_settings(merged)
             return Resolved(text, "run", merged, str(settings["base_model"]), settings=settings)
-        notify(f"{problem}: using the adapter (thinktune merge {text} renews it)")
-    return replace(_adapter(text, adapter, load, notify, weights), kind="run")
+        logger.warning(f"{problem}: using the adapter (thinktune merge {text} renews it)")
+    return replace(_adapter(text, adapter, load, weights), kind="run")
 
 
 def _why_not(merged: Path, adapter: Path, weights: bool) -> str | None:
@@ -151,7 +148,7 @@ def _why_not(merged: Path, adapter: Path, weights: bool) -> str | None:
     return None
 
 
-def _adapter(text: str, folder: Path, load: Load, notify: Notify, weights: bool) -> Resolved:
+def _adapter(text: str, folder: Path, load: Load, weights: bool) -> Resolved:
     if weights:
         check_adapter_folder(folder)
     settings = read_settings(folder)
@@ -163,7 +160,7 @@ def _adapter(text: str, folder: Path, load: Load, notify: Notify, weights: bool)
         )
     _refuse_circle(folder)
     try:
-        below = resolve(base, load, notify, weights=weights)
+        below = resolve(base, load, weights=weights)
     except ModelError as error:
         raise ModelError(
             f"the base of {folder}, {base}: {error.message}",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from thinktune.models.folder import TOKENIZER_FILES, read_json
 from thinktune.models.foreign import ALLOW, check_foreign_code, needs_own_code
 from thinktune.models.references import Resolved
 
+logger = logging.getLogger(__name__)
 
-def read_tokenizer(resolved: Resolved, load: Load, notify: Callable[[str], None]) -> Any:
+
+def read_tokenizer(resolved: Resolved, load: Load) -> Any:
     """Load the tokenizer of a resolved reference: the adapter's own if it has one, else the base's.
 
     Its pad token is never the one that ends a turn, where the vocabulary allows it. No token is added, and no
@@ -26,11 +29,11 @@ def read_tokenizer(resolved: Resolved, load: Load, notify: Callable[[str], None]
             no embeddings for, or a model that names programs to run (see `foreign`).
     """
     folder, _ = tokenizer_folder(resolved)
-    check_foreign_code(list(dict.fromkeys([resolved.folder, *resolved.adapters, folder])), load, notify)
+    check_foreign_code(list(dict.fromkeys([resolved.folder, *resolved.adapters, folder])), load)
     tokenizer = _read(resolved, load)
     chat = Chat(tokenizer)
     rows = _embeddings(resolved)
-    set_pad_token(tokenizer, {chat.end_of_turn_id, tokenizer.eos_token_id}, notify, rows)
+    set_pad_token(tokenizer, {chat.end_of_turn_id, tokenizer.eos_token_id}, rows)
     if rows is not None:
         _check_fits(chat, rows, folder, resolved)
     return tokenizer
@@ -83,9 +86,7 @@ def _check_fits(chat: Chat, rows: int, folder: Path, resolved: Resolved) -> None
     )
 
 
-def set_pad_token(
-    tokenizer: Any, ends: set[int | None], notify: Callable[[str], None], rows: int | None = None
-) -> None:
+def set_pad_token(tokenizer: Any, ends: set[int | None], rows: int | None = None) -> None:
     """Make sure that padding is not an end-of-turn token.
 
     Trainers mask padding out of the loss by its id. Where that is also the id that ends a turn, the model never
@@ -107,7 +108,7 @@ def set_pad_token(
             return
     if tokenizer.pad_token_id is None or (rows is not None and tokenizer.pad_token_id >= rows):
         tokenizer.pad_token = tokenizer.eos_token
-    notify(f"the vocabulary has no token for padding but {tokenizer.pad_token}, which also ends a turn")
+    logger.warning(f"the vocabulary has no token for padding but {tokenizer.pad_token}, which also ends a turn")
 
 
 def _pad_candidates(tokenizer: Any) -> Iterator[str]:

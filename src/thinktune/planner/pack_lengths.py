@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,9 +14,11 @@ from thinktune.data.packing import pack
 from thinktune.data.report import LENGTH_FAULTS, SourceReport
 from thinktune.data.tokens import Tokens
 from thinktune.errors import ThinktuneError
+from thinktune.notices import muted
 from thinktune.planner.cost_model import Batch
 
-Notify = Callable[[str], None]
+logger = logging.getLogger(__name__)
+
 _DRAWN = 1000
 """Examples whose lengths stand for all of them."""
 _QUICK_BYTES = 256 * 2**20
@@ -63,13 +66,13 @@ def rows_of(
     return Rows(tuple(tuple(sizes[index] for index in documents) for documents in packs), count, source)
 
 
-def read_rows(config: Config, notify: Notify) -> Rows:
+def read_rows(config: Config) -> Rows:
     """The data's rows where they are on this machine and small, else rows of the longest that the config allows."""
     if _is_quick(config):
         try:
-            return _read_rows(config, notify)
+            return _read_rows(config)
         except ThinktuneError as error:  # the data will not do, or the tokenizer; the memory can be told nevertheless
-            notify(f"lengths of the data are not known: {error.message}")
+            logger.info(f"lengths of the data are not known: {error.message}")
     longest = (config.train.pack_length if config.train.packing else None) or config.data.max_length
     document = min(longest, config.data.max_length)
     documents = ((document, document),) * (longest // document)
@@ -89,15 +92,16 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _read_rows(config: Config, notify: Notify) -> Rows:
+def _read_rows(config: Config) -> Rows:
     from thinktune.data import prepare
     from thinktune.models import load_tokenizer, make_chat
 
-    chat = make_chat(load_tokenizer(config.model, load=config.load, notify=notify), config.data.chat_settings)
+    chat = make_chat(load_tokenizer(config.model, load=config.load), config.data.chat_settings)
     wanted = config.data.sample
     drawn = _DRAWN if wanted is None else min(wanted, _DRAWN)
     data = config.data.model_copy(update={"sample": drawn, "eval_fraction": 0.0})
-    prepared = prepare(config.model_copy(update={"data": data}), chat, lambda line: None)
+    with muted():
+        prepared = prepare(config.model_copy(update={"data": data}), chat)
     sources = prepared.report.sources
     usable = math.floor(sum(source.usable for source in sources) * _share_that_fits(sources))
     if wanted is not None:

@@ -8,11 +8,12 @@ among those that fit, at the same number of rows an optimizer step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from thinktune.config import Config, Quantize
+from thinktune.notices import muted
 from thinktune.planner.cost_model import FRAGMENTS, Batch, Work, work_of
 from thinktune.planner.hardware import GIB, Hardware, find_gpu, hardware_here
 from thinktune.planner.model_shape import Shape, shape_of
@@ -21,7 +22,6 @@ from thinktune.planner.recompute_policy import Level, Memory
 
 __all__ = ["Batch", "Memory", "Plan", "Rows", "choose", "fit", "lighter", "plan_config", "plan_rows"]
 
-Notify = Callable[[str], None]
 Checkpointing = bool | Literal["auto"]
 _SMALLEST_CHUNK = 512
 """Tokens of an MLP chunk; below, products lose their speed."""
@@ -180,7 +180,8 @@ def _continued(config: Config) -> Config:
 
     if config.lora.init is None:
         return config
-    adapter = resolve(config.lora.init, config.load, lambda line: None, weights=False, prefer_merged=False).adapter
+    with muted():
+        adapter = resolve(config.lora.init, config.load, weights=False, prefer_merged=False).adapter
     if adapter is None:
         return config  # training will say so
     told = read_json(adapter / ADAPTER_CONFIG)
@@ -315,9 +316,7 @@ def _fits(parts: dict[str, int], hardware: Hardware) -> bool:
     return parts["peak"] * (1 + FRAGMENTS) <= hardware.memory
 
 
-def plan_config(
-    config: Config, *, gpu: str | None = None, fitted: bool = False, notify: Notify = lambda line: None
-) -> Plan:
+def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False) -> Plan:
     """What `thinktune plan` prints: from the model's configuration, without its weights.
 
     Args:
@@ -337,18 +336,18 @@ def plan_config(
         hardware, width = find_gpu(gpu), 4 if config.load.dtype == "float32" else 2
         if config.train.memory is not None:
             hardware = replace(hardware, memory=min(hardware.memory, int(config.train.memory * GIB)))
-    shape, rows = read_shape(config, notify), read_rows(config, notify)
+    shape, rows = read_shape(config), read_rows(config)
     plan = (fit if fitted else plan_rows)(config, shape, rows, hardware, width=width)
     return plan if hardware.rated else replace(plan, tokens_per_second=None, hours=None)
 
 
-def read_shape(config: Config, notify: Notify) -> Shape:
+def read_shape(config: Config) -> Shape:
     """The shape of a config's model, for which at most its configuration is downloaded."""
     from transformers import AutoConfig
 
     from thinktune.models import resolve
 
-    resolved = resolve(config.model, config.load, notify, weights=False)
+    resolved = resolve(config.model, config.load, weights=False)
     settings: dict[str, Any] = {"gguf_file": resolved.gguf} if resolved.gguf else {}
     found = AutoConfig.from_pretrained(
         resolved.folder, local_files_only=True, trust_remote_code=config.load.trust_remote_code, **settings

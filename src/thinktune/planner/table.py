@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from json import dumps
 
@@ -15,9 +15,9 @@ from thinktune.planner.model_shape import FUSED_MODELS
 from thinktune.planner.plan import Plan, duration, plan_config
 
 
-def show(config: Config, *, gpu: str | None, fitted: bool, json: bool, notify: Callable[[str], None]) -> None:
+def show(config: Config, *, gpu: str | None, fitted: bool, json: bool) -> None:
     """Print the plan to stdout, as a table or as JSON."""
-    plan = plan_config(config, gpu=gpu, fitted=fitted, notify=notify)
+    plan = plan_config(config, gpu=gpu, fitted=fitted)
     overrides = plan.overrides(config) if fitted else []
     if json:
         print(dumps({**asdict(plan), "overrides": overrides}, indent=2, ensure_ascii=False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from rich.console import Console, Group
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from thinktune.config import Config
 from thinktune.data.packing import pack
-from thinktune.data.prepare import Prepared, name_rows, prepare, say
+from thinktune.data.prepare import Prepared, name_rows, prepare
 from thinktune.data.report import DataReport
 from thinktune.data.tokens import Tokens
 
@@ -38,7 +38,6 @@ def show(
     console: Console | None = None,
     *,
     json: bool = False,
-    notify: Callable[[str], None] = say,
 ) -> DataReport:
     """Prepare the data of a config and print the report.
 
@@ -52,8 +51,8 @@ def show(
         ModelError, DownloadError: the tokenizer of the config's model cannot be had.
     """
     console = console or Console()
-    chat = chat or _chat_of(config, notify)
-    prepared = prepare(config, chat, notify)
+    chat = chat or _chat_of(config)
+    prepared = prepare(config, chat)
     if json:
         console.print_json(data=prepared.report.to_dict())
         return prepared.report
@@ -65,22 +64,22 @@ def show(
     return prepared.report
 
 
-def _chat_of(config: Config, notify: Callable[[str], None]) -> Any:
+def _chat_of(config: Config) -> Any:
     # Imported here because it brings transformers, and because data know models only where a verb puts them together.
     from thinktune.models import make_chat, resolve
     from thinktune.models.tokenizer import read_tokenizer
 
-    resolved = resolve(config.model, config.load, notify, weights=False)
-    return make_chat(read_tokenizer(resolved, config.load, notify), {**resolved.settings, **config.data.chat_settings})
+    resolved = resolve(config.model, config.load, weights=False)
+    return make_chat(read_tokenizer(resolved, config.load), {**resolved.settings, **config.data.chat_settings})
 
 
-def first_batch(config: Config, notify: Callable[[str], None] = say) -> Iterator[tuple[str, Kind]]:
+def first_batch(config: Config) -> Iterator[tuple[str, Kind]]:
     """Yield the text that `show` prints of one batch, piece by piece, each with its use in training.
 
     Raises as `show` does.
     """
-    chat = _chat_of(config, notify)
-    documents, padding = _first_batch(prepare(config, chat, notify), config)
+    chat = _chat_of(config)
+    documents, padding = _first_batch(prepare(config, chat), config)
     for number, tokens in enumerate(documents, start=1):
         yield f"{number}: row {tokens.example.row}", "border"
         for piece in _pieces(tokens.ids[: tokens.context], chat.tokenizer):

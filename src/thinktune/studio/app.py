@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -22,6 +23,8 @@ from thinktune.studio.sign_in import Door
 
 if TYPE_CHECKING:
     from thinktune.studio.state import Studio
+
+logger = logging.getLogger(__name__)
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TUNNEL = ".gradio.live"
@@ -85,7 +88,6 @@ def serve(
     data: Sequence[str] = (),
     load: Load | None = None,
     quantize: Quantize = "none",
-    notify: Callable[[str], None] = lambda line: None,
 ) -> Server:
     """Start the studio and return when its page can be opened; the first model is loaded after that.
 
@@ -107,11 +109,11 @@ def serve(
     from thinktune.studio.state import Studio
 
     exposed = share or host not in _LOOPBACK
-    pool = Pool(models or ["builtin:smollm2"], runs, load=load, quantize=quantize, notify=notify)
+    pool = Pool(models or ["builtin:smollm2"], runs, load=load, quantize=quantize)
     studio = Studio(pool, runs, may_train=not exposed, data=data)
     password = password or (secrets.token_urlsafe(9) if exposed else None)
     server = open_page(studio, host=host, port=port, share=share, password=password)
-    Thread(target=_load_first, args=(studio, notify), daemon=True).start()
+    Thread(target=_load_first, args=(studio,), daemon=True).start()
     return server
 
 
@@ -194,11 +196,11 @@ def _guard(host: str, share: bool, files: Path, door: Door) -> Any:
     return Middleware(Guard, names=names, suffix=_TUNNEL if share else "", files=files, door=door)
 
 
-def _load_first(studio: Studio, notify: Callable[[str], None]) -> None:
+def _load_first(studio: Studio) -> None:
     """Load the first model, so that the first question need not wait for it. The page goes first: reading a model would
     slow it."""
     studio.opened.wait(_PAGE_SECONDS)
     try:
         studio.pool.take(studio.pool.names()[0])
     except ThinktuneError as error:
-        notify(str(error))
+        logger.error(str(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +48,6 @@ class Pool:
     Args:
         references: those that the studio was started with.
         runs: the folder of run folders; those with an adapter are offered too.
-        notify: receives a line for the person who started the studio.
     """
 
     def __init__(
@@ -58,12 +57,10 @@ class Pool:
         *,
         load: Load | None = None,
         quantize: Quantize = "none",
-        notify: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._references = tuple(dict.fromkeys(references))
         self._runs = runs
         self._settings = EngineSettings(load=load or Load(), quantize=quantize)
-        self._notify = notify
         self._lock = threading.Lock()
         self._shared: dict[tuple[str, str | None], SharedModel] = {}
         self._model_handles: dict[tuple[str, str], ModelHandle] = {}
@@ -117,7 +114,7 @@ class Pool:
     def _take(self, reference: str) -> ModelHandle:
         from thinktune.models import resolve
 
-        resolved = resolve(reference, self._settings.load, self._notify, prefer_merged=False)
+        resolved = resolve(reference, self._settings.load, prefer_merged=False)
         version = adapter_sha256(resolved.adapter) if resolved.adapter else ""
         model_handle = self._model_handles.get((reference, version))  # a run that was trained anew is another model
         if model_handle is not None and not model_handle.shared.failed:
@@ -135,7 +132,7 @@ class Pool:
             self._adapters += 1
             name = f"adapter{self._adapters}"
             shared.add_adapter(name, switched)
-        found = find_model(reference, self._settings, notify=self._notify)
+        found = find_model(reference, self._settings)
         fingerprint = f"{found.fingerprint}{' unmerged' if switched else ''}"
         model_handle = ModelHandle(reference, found.chat, found.tuned, fingerprint, found.template, shared, name)
         self._model_handles[reference, version] = model_handle
@@ -148,10 +145,10 @@ class Pool:
         from thinktune.inference.engines.shared_engine import SharedModel
         from thinktune.models import load_model
 
-        loaded = load_model(base, load=self._settings.load, quantize=self._settings.quantize, notify=self._notify)
+        loaded = load_model(base, load=self._settings.load, quantize=self._settings.quantize)
         engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
-        found = find_model(base, self._settings, notify=self._notify)
-        require_faithful(engine, loaded.tokenizer, found.fingerprint, self._notify)
+        found = find_model(base, self._settings)
+        require_faithful(engine, loaded.tokenizer, found.fingerprint)
         return SharedModel(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
 
 

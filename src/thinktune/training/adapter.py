@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,17 @@ from thinktune.network import keep_peft_local
 from thinktune.planner.model_shape import shape_of
 from thinktune.training.fused.lora_linear import fuse_lora
 
-Notify = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def adapter_to_train(loaded: Loaded, config: Config, notify: Notify) -> Iterator[PeftModel]:
+def adapter_to_train(loaded: Loaded, config: Config) -> Iterator[PeftModel]:
     """Within, the base model carries a new adapter, or the one of `lora.init`, its master weights in float32;
     afterwards it is the plain base model again."""
     keep_peft_local()
     base = loaded.model
     base.requires_grad_(False)
-    model = _wrap(loaded, config, notify)
+    model = _wrap(loaded, config)
     _require_plain_head(model)
     fuse_lora(model)
     try:
@@ -77,12 +78,12 @@ def _require_plain_head(model: PeftModel) -> None:
         )
 
 
-def _wrap(loaded: Loaded, config: Config, notify: Notify) -> PeftModel:
+def _wrap(loaded: Loaded, config: Config) -> PeftModel:
     if config.lora.init is not None:
-        resolved = resolve(config.lora.init, config.load, notify, prefer_merged=False)
+        resolved = resolve(config.lora.init, config.load, prefer_merged=False)
         if resolved.adapter is None:
             raise ConfigError(f"lora.init: {config.lora.init} is no adapter", hint="name a run or an adapter folder")
-        notify(f"continuing the adapter {resolved.adapter}; its own rank, scale, dropout and targets hold")
+        logger.info(f"continuing the adapter {resolved.adapter}; its own rank, scale, dropout and targets hold")
         model: PeftModel = put_adapter(loaded.model, resolved.adapter, merge=False, trainable=True)
         return model
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from datetime import datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ from thinktune.data import Prepared, prepare
 from thinktune.models import Loaded, load_model, make_chat
 from thinktune.models.chat import date_settings
 
-Notify = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 class BaseModelCache:
@@ -36,7 +36,7 @@ class BaseModelCache:
         self._checksum = 0
         self._now = datetime.now()  # all see the same date
 
-    def take(self, config: Config, notify: Notify, now: datetime | None = None) -> tuple[Loaded, Prepared]:
+    def take(self, config: Config, now: datetime | None = None) -> tuple[Loaded, Prepared]:
         """The base model, with the chat that `config` asks for, and the data to train.
 
         Args:
@@ -45,24 +45,24 @@ class BaseModelCache:
         Raises:
             ThinktuneError: what loading the model and the data raise.
         """
-        loaded = self.take_model(config, notify, now)
+        loaded = self.take_model(config, now)
         key = (model_key(config), data_key(config), date_settings(loaded.chat).get("now"))
         if self._prepared is None or self._keys[1] != key:
             self._prepared = None
-            self._prepared = prepare(config, loaded.chat, notify)
+            self._prepared = prepare(config, loaded.chat)
             self.preparations += 1
             self._keys = (self._keys[0], key)
         return loaded, self._prepared
 
-    def take_model(self, config: Config, notify: Notify, now: datetime | None = None) -> Loaded:
+    def take_model(self, config: Config, now: datetime | None = None) -> Loaded:
         """The base model alone. One whose weights are not what they were when it was loaded is loaded anew."""
         key = model_key(config)
         if self._loaded is not None and self._keys[0] == key and checksum(self._loaded.model) != self._checksum:
-            notify("warning: the base model in memory has changed; loading it anew")
+            logger.warning("warning: the base model in memory has changed; loading it anew")
             self._loaded = None
         if self._loaded is None or self._keys[0] != key:
             self._loaded = None  # its memory first
-            self._loaded = load_model(config.model, load=config.load, quantize=config.quantize, notify=notify)
+            self._loaded = load_model(config.model, load=config.load, quantize=config.quantize)
             self.loads += 1
             self._keys = (key, self._keys[1])
             self._checksum = checksum(self._loaded.model)

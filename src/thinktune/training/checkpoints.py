@@ -7,15 +7,17 @@ written, and on resume the marker is not believed but checked.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from thinktune.errors import ModelError, RunFolderError
 from thinktune.files import sync, sync_entry, write_json
 from thinktune.models.folder import ADAPTER_WEIGHTS, read_safetensors_header, sha256
+
+logger = logging.getLogger(__name__)
 
 MARKER = "whole.json"
 """Written last into a checkpoint, with the meter's state: a checkpoint without it is not whole."""
@@ -96,7 +98,7 @@ def whole_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def newest_whole(folder: Path, notify: Callable[[str], None]) -> tuple[int, Path] | None:
+def newest_whole(folder: Path) -> tuple[int, Path] | None:
     """Step and folder of the newest checkpoint whose files are what was written; None where none was ever whole.
 
     Those cut off while they were written are removed. Damaged ones are put aside as damaged-STEP, and that is said.
@@ -113,7 +115,9 @@ def newest_whole(folder: Path, notify: Callable[[str], None]) -> tuple[int, Path
         problem = damage(checkpoint)
         if problem is None:
             for other, what in damaged:
-                notify(f"{other.name} is damaged: {what}; it is put aside, and {checkpoint.name} is used instead")
+                logger.warning(
+                    f"{other.name} is damaged: {what}; it is put aside, and {checkpoint.name} is used instead"
+                )
                 _put_aside(other)
             return int(read_marker(checkpoint)["step"]), checkpoint
         damaged.append((checkpoint, problem))

@@ -24,7 +24,6 @@ from thinktune.scoring import ROW_TASK
 
 if TYPE_CHECKING:
     from thinktune.models import Loaded
-    from thinktune.training.base_model_cache import Notify
     from thinktune.training.trainer import ThinkTrainer
 
 _STEP_SECONDS = 0.02
@@ -32,7 +31,7 @@ _STEP_SECONDS = 0.02
 first evaluation will take."""
 
 
-def checkup_problems(config: Config, notify: Notify) -> list[Example]:
+def checkup_problems(config: Config) -> list[Example]:
     """The problems asked during training, always the same; none where `eval.data` or `eval.every` is not set.
 
     Raises:
@@ -41,7 +40,7 @@ def checkup_problems(config: Config, notify: Notify) -> list[Example]:
     if config.eval.data is None or config.eval.every is None:
         return []
     data = Data(source=config.eval.data, split=config.eval.split, sample=config.eval.every_sample)
-    examples, _ = load_examples(data, config.format, config.seed, load=config.load, notify=notify, need_thought=False)
+    examples, _ = load_examples(data, config.format, config.seed, load=config.load, need_thought=False)
     return examples
 
 

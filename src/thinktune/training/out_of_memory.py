@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,8 +15,6 @@ from thinktune.planner.hardware import GIB
 from thinktune.planner.plan import Plan, lighter, smallest_factor
 from thinktune.training.peak_memory import peak_memory_gib
 from thinktune.training.trainer import ThinkTrainer
-
-Notify = Callable[[str], None]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -20,17 +20,17 @@ from thinktune.records import PlanRecord, read_record
 from thinktune.run_folder import RunFolder
 from thinktune.training.fused.support import why_not_fused
 
-Notify = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
-def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, rows: Rows, notify: Notify) -> Plan:
+def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, rows: Rows) -> Plan:
     """Plan the training of a model with its adapter on the rows of `rows_of`, on the device where the model is.
 
     On a GPU it is said why layers are not fused, unless that was asked for.
     """
     may_fuse = config.train.fused and loaded.device.type == "cuda"
     if may_fuse and (reason := why_not_fused(model)) is not None:
-        notify(f"its layers are not fused: {reason}")
+        logger.info(f"its layers are not fused: {reason}")
         may_fuse = False
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
     hardware = hardware_here(loaded.device, loaded.dtype, config.train.memory)

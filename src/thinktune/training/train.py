@@ -87,21 +87,20 @@ def train(
     if config.eval.data is not None:
         check_local(config.eval.data, config.eval.split)
     started = time.monotonic()
-    notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
     now = date_of(run.data_report) if resume else None
-    loaded, prepared = (bench or BaseModelCache()).take(config, notify, now)
+    loaded, prepared = (bench or BaseModelCache()).take(config, now)
     console.print(prepared.report.one_line(), highlight=False)
     if resume:
         run.require_same_data(prepared.fingerprint)
     require_windows(loaded, [*prepared.train, *prepared.held_out])
-    problems = checkup_problems(config, notify)
+    problems = checkup_problems(config)
     reset_peak_memory()  # loading may have needed more for a moment
     with memory_limited(config, loaded.device):
         packs = packs_of([len(example) for example in prepared.train], config)
         attempt = _Attempt(config, loaded, prepared, packs, problems, run, console, resume=resume, overwrite=overwrite)
         while isinstance(outcome := attempt.train(started), _Shortage):
             overwrite = overwrite and not outcome.opened
-            after = 0 if overwrite else _newest_step(run, console)
+            after = 0 if overwrite else _newest_step(run)
             plan = next_lighter_plan(config, outcome.plan, console, after=after)
             attempt = replace(attempt, overwrite=overwrite, plan=plan)
         return outcome
@@ -137,9 +136,8 @@ class _Attempt:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved first.
         """
         config, loaded, console = self.config, self.loaded, self.console
-        notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
         set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
-        with adapter_to_train(loaded, config, notify) as model, self.run.held():
+        with adapter_to_train(loaded, config) as model, self.run.held():
             with_loss = ModelWithLoss(model)
             console.print(parameter_line(model), highlight=False)
             if left_out := uncovered(model, config.lora.targets):
@@ -178,8 +176,7 @@ class _Attempt:
     def _resolve_plan(self, model: PeftModel) -> Plan:
         """Make the plan, or take a resumed run's, and say it, with the settings that have no effect under it."""
         config, loaded, console = self.config, self.loaded, self.console
-        notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
-        plan = resolve_plan(model, config, loaded, rows_of(self.prepared.train, self.packs), notify)
+        plan = resolve_plan(model, config, loaded, rows_of(self.prepared.train, self.packs))
         if self.resume:
             plan = recorded_plan(self.run, config, plan)
         console.print(plan.line(), highlight=False)
@@ -189,7 +186,7 @@ class _Attempt:
 
     def _optimise(self, trainer: ThinkTrainer, plan: Plan, stop: StopSignals) -> MetricsFile:
         """Run the training loop, with a last evaluation of the held-out loss."""
-        step = _newest_step(self.run, self.console)
+        step = _newest_step(self.run)
         checkpoint = str(self.run.checkpoints / f"checkpoint-{step}") if step else None
         checkup = _checkup(self, trainer)
         self._warm_up(trainer, plan)
@@ -281,9 +278,9 @@ def _open_run(run: RunFolder, config: Config, prepared: Prepared, date: dict[str
     write_json(run.data_report, {**prepared.report.to_dict(), **date})
 
 
-def _newest_step(run: RunFolder, console: Console) -> int:
+def _newest_step(run: RunFolder) -> int:
     """The step of the newest whole checkpoint, 0 where there is none; what is damaged is said."""
-    newest = newest_whole(run.checkpoints, lambda line: console.print(line, style="yellow", highlight=False))
+    newest = newest_whole(run.checkpoints)
     return newest[0] if newest else 0
 
 

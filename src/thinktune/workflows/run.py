@@ -20,7 +20,7 @@ from thinktune.config import Config, load_config
 from thinktune.errors import Interrupted
 from thinktune.evaluation.evaluate import Summary, comparison_table, evaluate_data
 from thinktune.export.merge import merge
-from thinktune.export.verify import Notify, verify
+from thinktune.export.verify import verify
 from thinktune.files import write_json
 from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import read_batch_file
@@ -62,20 +62,19 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
         asked |= {item.sampling for item in items if config.infer.merge}
     folder = RunFolder(config.run_folder)
     steps = _Steps(folder.path / "steps.json", console, anew=overwrite)
-    notify = lambda line: console.print(line, style="dim", highlight=False)  # noqa: E731
     with steps("train"):
         _train(config, folder, console, overwrite)
     with steps("merge"):
-        merged = merge(folder.path, load=config.load, notify=notify)
+        merged = merge(folder.path, load=config.load)
         console.print(merged.summary(), highlight=False, markup=False)
     summaries: dict[str, Summary] = {}
     # One engine for all that is asked of the tuned model; it starts at the first question.
     settings = EngineSettings.of(config.infer.model_copy(update={"merge": True}), config.load)
-    with open_engine(folder.path, settings, notify=notify) as tuned:
+    with open_engine(folder.path, settings) as tuned:
         for sampling in asked:  # so that "auto" chooses an engine for all of it
             tuned.engine.require_supported(sampling)
         with steps("verify"):
-            _verify(config, folder, console, notify, tuned)
+            _verify(config, folder, console, tuned)
         if config.infer.file is not None and config.infer.merge:
             with steps("infer"):
                 _infer(config, folder, console, tuned)
@@ -84,11 +83,11 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
                 summaries["tuned"] = _evaluate(config, folder, "tuned", console, tuned)
     if config.infer.file is not None and not config.infer.merge:  # an engine of its own, when that one has gone
         unmerged = EngineSettings.of(config.infer, config.load)
-        with steps("infer"), open_engine(folder.path, unmerged, notify=console.print) as opened:
+        with steps("infer"), open_engine(folder.path, unmerged) as opened:
             _infer(config, folder, console, opened)
     if config.eval.data is not None:
         if config.eval.base:
-            with steps("eval base"), open_engine(config.model, settings, notify=console.print) as base:
+            with steps("eval base"), open_engine(config.model, settings) as base:
                 summaries = {"base": _evaluate(config, folder, "base", console, base), **summaries}
         write_json(folder.eval / "summary.json", _summary(summaries, folder, steps.seconds))
         Console().print(comparison_table(summaries))
@@ -108,8 +107,8 @@ def _train(config: Config, folder: RunFolder, console: Console, overwrite: bool)
         raise Interrupted(stop.message, hint="the same command goes on from there") from None
 
 
-def _verify(config: Config, folder: RunFolder, console: Console, notify: Notify, tuned: Opened) -> None:
-    verified = verify(tuned, folder.path, prompts=4, notify=notify)
+def _verify(config: Config, folder: RunFolder, console: Console, tuned: Opened) -> None:
+    verified = verify(tuned, folder.path, prompts=4)
     console.print(verified.table())
     if verified.agrees is None:
         console.print("what the adapter does is too small to tell adapter and base apart", style="yellow")

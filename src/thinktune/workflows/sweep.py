@@ -206,7 +206,7 @@ def _evaluate(config: Config, bench: BaseModelCache, console: Console, before: S
             # With quantize, the scores are those of the unquantised model, which has to be loaded.
             start = partial(_start, config, bench, console, adapter, stack) if config.quantize == "none" else None
             settings = EngineSettings(load=config.load)
-            opened = open_engine(adapter or config.model, settings, notify=console.print, start=start)
+            opened = open_engine(adapter or config.model, settings, start=start)
             summary = evaluate_data(
                 stack.enter_context(opened),
                 config.eval.data or "",
@@ -223,7 +223,7 @@ def _evaluate(config: Config, bench: BaseModelCache, console: Console, before: S
 def _start(config: Config, bench: BaseModelCache, console: Console, adapter: Path | None, stack: ExitStack) -> Engine:
     from thinktune.inference.engines.hf.engine import TransformersEngine
 
-    loaded = bench.take_model(config, console.print)
+    loaded = bench.take_model(config)
     model = stack.enter_context(adapter_to_ask(loaded, adapter)) if adapter else loaded.model
     return TransformersEngine(model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=config.infer.batch_tokens)
 

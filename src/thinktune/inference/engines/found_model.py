@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +13,13 @@ from thinktune import tags
 from thinktune.config import Load
 from thinktune.errors import ModelError
 from thinktune.inference.engines.settings import EngineSettings
+from thinktune.notices import muted
 
 if TYPE_CHECKING:
     import torch
 
     from thinktune.models import Chat, Resolved
 
-Notify = Callable[[str], None]
 _BLOCK = 4096  # bytes
 _BLOCKS = 64  # of each weight file: training changes nearly every weight, so that a sample of them tells
 
@@ -32,7 +32,6 @@ class FoundModel:
         tokenizer: of transformers.
         adapters: folders of further adapters of the same base, by the name that requests use.
         settings: how it is to be run.
-        notify: receives a line for the person now and then.
     """
 
     reference: str | Path
@@ -43,7 +42,6 @@ class FoundModel:
     dtype: torch.dtype
     adapters: Mapping[str, Path]
     settings: EngineSettings
-    notify: Notify
 
     @property
     def tuned(self) -> bool:
@@ -75,7 +73,6 @@ def find_model(
     reference: str | Path,
     settings: EngineSettings,
     adapters: Mapping[str, str | Path] | None = None,
-    notify: Notify = lambda line: None,
 ) -> FoundModel:
     """Find the model that a reference names; download what is missing of it, but load no weights.
 
@@ -90,10 +87,10 @@ def find_model(
     from thinktune.models.tokenizer import read_tokenizer
 
     load = settings.load
-    resolved = resolve(reference, load, notify, prefer_merged=settings.merge and settings.quantize == "none")
+    resolved = resolve(reference, load, prefer_merged=settings.merge and settings.quantize == "none")
     device = choose_device(load.device)
     dtype = choose_dtype(device, load.dtype)
-    tokenizer = read_tokenizer(resolved, load, notify)
+    tokenizer = read_tokenizer(resolved, load)
     return FoundModel(
         reference=reference,
         resolved=resolved,
@@ -103,7 +100,6 @@ def find_model(
         dtype=dtype,
         adapters={name: _adapter_beside(adapter, resolved, load) for name, adapter in (adapters or {}).items()},
         settings=settings,
-        notify=notify,
     )
 
 
@@ -115,7 +111,8 @@ def _adapter_beside(reference: str | Path, base: Resolved, load: Load) -> Path:
     """
     from thinktune.models import resolve
 
-    resolved = resolve(reference, load, lambda line: None, prefer_merged=False)
+    with muted():
+        resolved = resolve(reference, load, prefer_merged=False)
     if len(resolved.adapters) != 1:
         raise ModelError(f"{reference} is not an adapter on a base model", hint="name a run or an adapter folder")
     if resolved.folder.resolve() != base.folder.resolve():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thinktune.inference.engines.base import Engine
-from thinktune.inference.engines.found_model import Notify, find_model
+from thinktune.inference.engines.found_model import find_model
 from thinktune.inference.engines.lazy import Candidate, EngineOnDemand
 from thinktune.inference.engines.registry import choose_engines, require_engine
 from thinktune.inference.engines.settings import EngineSettings
@@ -52,14 +52,12 @@ def open_engine(
     settings: EngineSettings | None = None,
     *,
     adapters: Mapping[str, str | Path] | None = None,
-    notify: Notify = lambda line: None,
     start: Callable[[], Engine] | None = None,
 ) -> Opened:
     """Find the model that a reference names, and an engine that will run it.
 
     Args:
         adapters: more adapters of the same base by name, for requests that name one; only vLLM has them.
-        notify: receives a line for the person now and then.
         start: gives the engine, where that model is in memory already; None: it is loaded.
 
     Raises:
@@ -69,7 +67,7 @@ def open_engine(
     """
     settings = settings or EngineSettings()
     require_engine(settings.engine)
-    model = find_model(reference, settings, adapters, notify)
+    model = find_model(reference, settings, adapters)
     candidates = (
         [Candidate(start)]
         if start

@@ -35,10 +35,12 @@ def _serve(given: argparse.Namespace) -> None:
     from thinktune.inference.engines.shared_engine import SharedModel
     from thinktune.inference.openai_server.app import Endpoint
     from thinktune.models import load_model
+    from thinktune.notices import show_notices
     from thinktune.web.connections import HurriedProtocol
 
     load = Load(device=given.device, dtype=given.dtype, trust_remote_code=given.trust_remote_code)
-    loaded = load_model(given.model, load=load, notify=lambda line: print(line, file=sys.stderr))
+    show_notices()
+    loaded = load_model(given.model, load=load)
     model = SharedModel(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
     hosts = {given.host.lower(), "localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
     app = Endpoint(model, loaded.chat, [given.model, Path(given.model).name, *given.name], hosts)

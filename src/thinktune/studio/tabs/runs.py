@@ -11,6 +11,7 @@ import gradio as gr
 
 from thinktune.config import load_config
 from thinktune.errors import ThinktuneError
+from thinktune.notices import muted
 from thinktune.report.compare import differing_settings, read_scores, read_settings
 from thinktune.report.data_preview import first_batch
 from thinktune.studio.markdown import plain
@@ -125,7 +126,8 @@ class RunsTab:
         try:
             config = load_config(runs[0].folder.config)
             words = Words(request)
-            pieces = [(text, words(kind)) for text, kind in first_batch(config, notify=lambda line: None)]
+            with muted():
+                pieces = [(text, words(kind)) for text, kind in first_batch(config)]
             return gr.update(value=pieces, color_map={words(kind): color for kind, color in _COLORS.items()}), ""
         except ThinktuneError as error:
             return None, plain(reason(error))

@@ -12,6 +12,7 @@ import gradio as gr
 
 from thinktune.config import Config, dump_config, load_config
 from thinktune.errors import ThinktuneError
+from thinktune.notices import muted
 from thinktune.studio.markdown import plain
 from thinktune.studio.model_pool import reason
 from thinktune.studio.state import Studio
@@ -102,7 +103,8 @@ class TrainingForm:
 
         try:
             config, _ = self._studio.trainings.plan(name, _shipped(file), list(_settings(file, *fields)))
-            return plain(plan_config(config).line())
+            with muted():
+                return plain(plan_config(config).line())
         except ThinktuneError as error:
             return plain(reason(error))
 

@@ -47,7 +47,7 @@ class Recorder:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # the model asks the GPU for a number, say
-            log.info("decoding without a CUDA graph: %s", error)
+            log.debug("decoding without a CUDA graph: %s", error)
             self.works = False
             return None
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,6 +28,8 @@ from thinktune.inference.engines.hf.sampler import Sampler
 from thinktune.inference.engines.hf.scheduler import OUT_OF_MEMORY_HINT
 from thinktune.models.cache import cache_folder
 from thinktune.models.untouched import computes_in, inner_model, is_coarse, rounded_otherwise, untouched
+
+logger = logging.getLogger(__name__)
 
 BOUND = 2e-3
 """Nats that the log-probability of a token may be off in float32, as the mean over what is likely at a position."""
@@ -52,9 +55,7 @@ class _Watched(Decoder):
         return super().accept(rows, logits, sampler)
 
 
-def require_faithful(
-    engine: TransformersEngine, tokenizer: Any, fingerprint: str, notify: Callable[[str], None] = lambda line: None
-) -> None:
+def require_faithful(engine: TransformersEngine, tokenizer: Any, fingerprint: str) -> None:
     """Hold an engine against its own model. One that was found right before is not looked at again.
 
     Args:
@@ -74,7 +75,7 @@ def require_faithful(
     try:
         write_json(record, {"apart": apart, "where": where, "versions": versions})
     except OSError as error:  # then it is looked at again
-        notify(f"{record} cannot be written: {error}")
+        logger.warning(f"{record} cannot be written: {error}")
 
 
 def compare(engine: TransformersEngine, prompts: Sequence[list[int]]) -> float:

@@ -21,11 +21,9 @@ def open_transformers(model: FoundModel) -> Engine:
     from thinktune.models import load_model
 
     how = model.settings
-    loaded = load_model(
-        model.reference, load=how.load, quantize=how.quantize, merge_adapter=how.merge, notify=model.notify
-    )
+    loaded = load_model(model.reference, load=how.load, quantize=how.quantize, merge_adapter=how.merge)
     engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=how.batch_tokens)
-    require_faithful(engine, loaded.tokenizer, model.computation, model.notify)
+    require_faithful(engine, loaded.tokenizer, model.computation)
     return engine
 
 

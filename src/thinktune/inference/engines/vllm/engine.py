@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from thinktune.inference.engines.vllm.process import Crashed, InFlight, WorkerPr
 from thinktune.models.adapters import touches_embeddings
 from thinktune.models.folder import ADAPTER_CONFIG, check_adapter_folder, read_json
 from thinktune.network import SILENT
+
+logger = logging.getLogger(__name__)
 
 WORKER = Path(__file__).with_name("worker.py")
 VLLM_CANNOT = Engine.unsupported | {"no_repeat_ngram_size"}
@@ -101,7 +104,6 @@ class VllmEngine(Engine):
     Args:
         model: what to run.
         settings: of vLLM itself.
-        notify: receives a line for the person now and then.
 
     Attributes:
         settings: as given; `per_request_seed` may be exchanged while it runs.
@@ -118,10 +120,7 @@ class VllmEngine(Engine):
         self,
         model: VllmModel,
         settings: Vllm,
-        *,
-        notify: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._notify = notify
         self._model = model
         self.settings = settings
         self.slots = settings.max_num_seqs
@@ -201,11 +200,11 @@ class VllmEngine(Engine):
             self.close()
             _release_gpu_memory()
             unmerged = f", {len(self._model.adapters)} adapters beside it" if self._model.adapters else ""
-            self._notify(f"starting vLLM on {self._model.folder}{unmerged}")
+            logger.info(f"starting vLLM on {self._model.folder}{unmerged}")
             started = time.perf_counter()
             self._process = WorkerProcess(WORKER, self._first, self._environment)
             took = time.perf_counter() - started
-            self._notify(f"vLLM {self._process.ready['version']} is ready after {took:.0f} s")
+            logger.info(f"vLLM {self._process.ready['version']} is ready after {took:.0f} s")
         return self._process
 
     def _answer(self, rows: _Rows, *, alone: bool = False) -> Generator[Completion, None, None]:

@@ -18,7 +18,7 @@ def open_vllm(model: FoundModel) -> Engine:
         ModelError: an adapter does not fit.
         GenerationError: vLLM does not start.
     """
-    return VllmEngine(vllm_model(model), model.settings.vllm, notify=model.notify)
+    return VllmEngine(vllm_model(model), model.settings.vllm)
 
 
 def why_not_vllm(model: FoundModel) -> str | None:
