@@ -83,7 +83,8 @@ def learn(config: Config, *, plain: bool) -> dict[str, Any]:
                 "thinktune.training.adapter.fuse_lora": lambda model: 0,
                 "thinktune.training.train.ModelWithLoss": PlainLoss,
                 "thinktune.training.prepare_model.packed_documents": lambda model: nullcontext(),
-                "thinktune.training.fidelity.documents_are_isolated": lambda model, examples: True,  # as rows
+                "thinktune.training.train.examine_in_float32": lambda *_, **__: True,  # rows share no sequence
+                "thinktune.training.train.examine_as_set_up": lambda *_, **__: True,
             }.items():
                 stack.enter_context(mock.patch(name, own))
         return train(config, console=Console(file=io.StringIO()))
