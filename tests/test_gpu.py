@@ -154,7 +154,7 @@ def test_a_model_that_asks_the_gpu_for_a_number_decodes_without_a_graph(
     rotary = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}  # their frequencies follow the longest row
     model = make_tiny_model(tmp_path / "model", rope_parameters=rotary)
     sampling = Sampling(max_tokens=16, stop=())
-    with caplog.at_level("INFO", logger="thinktune"):
+    with caplog.at_level("DEBUG", logger="thinktune"):
         ours = answers(model, DEVICE, sampling)
     assert caplog.text.count("without a CUDA graph") == 1
     assert ours == answers(model, "cpu", sampling)
