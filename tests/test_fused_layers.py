@@ -16,7 +16,7 @@ from thinktune.config import Load
 from thinktune.errors import ModelError
 from thinktune.models import load_model
 from thinktune.models.fp8_linear import quantise_to_fp8
-from thinktune.planner.recompute_policy import Memory
+from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.training.fused import frozen_projection
 from thinktune.training.fused.fuse_model import fuse_layers
 from thinktune.training.fused.packed_attention import packed_documents
@@ -95,7 +95,7 @@ def assert_same(fused: PeftModel, plain: PeftModel) -> None:
 def test_fused_layers_give_the_logits_and_gradients_of_plain_peft(kind: str) -> None:
     plain, fused = make(kind), make(kind)
     assert why_not_fused(fused) is None
-    layers = fuse_layers(fused, Memory())
+    layers = fuse_layers(fused, RecomputePolicy())
     assert_same(fused, plain)
     layers.undo()
     assert_same(fused, plain)
@@ -104,7 +104,7 @@ def test_fused_layers_give_the_logits_and_gradients_of_plain_peft(kind: str) -> 
 def test_a_document_longer_than_the_sliding_window_is_refused_by_fused_layers_too() -> None:
     fused = make("mistral")
     fused.config.sliding_window = max(LENGTHS) - 1
-    fuse_layers(fused, Memory())
+    fuse_layers(fused, RecomputePolicy())
     with pytest.raises(ModelError, match="sliding window of 29"):
         outcome(fused)
 
@@ -112,12 +112,12 @@ def test_a_document_longer_than_the_sliding_window_is_refused_by_fused_layers_to
 @pytest.mark.parametrize(
     "memory",
     [
-        Memory(("mlp",)),
-        pytest.param(Memory(("full",)), marks=pytest.mark.slow),
-        pytest.param(Memory(("none", "full"), mlp_chunks=3), marks=pytest.mark.slow),
+        RecomputePolicy(("mlp",)),
+        pytest.param(RecomputePolicy(("full",)), marks=pytest.mark.slow),
+        pytest.param(RecomputePolicy(("none", "full"), mlp_chunks=3), marks=pytest.mark.slow),
     ],
 )
-def test_what_is_computed_again_is_the_same(memory: Memory) -> None:
+def test_what_is_computed_again_is_the_same(memory: RecomputePolicy) -> None:
     fused = make("qwen3")
     fuse_layers(fused, memory)
     assert_same(fused, make("qwen3"))
@@ -133,7 +133,7 @@ def test_what_is_computed_again_is_the_same(memory: Memory) -> None:
 )
 def test_any_targets_and_ranks_may_be_trained(changes: dict[str, Any]) -> None:
     fused = make("qwen2", **changes)
-    fuse_layers(fused, Memory())
+    fuse_layers(fused, RecomputePolicy())
     assert_same(fused, make("qwen2", **changes))
 
 
@@ -142,13 +142,15 @@ def test_an_eight_bit_base_is_made_whole_for_its_products(monkeypatch: pytest.Mo
     monkeypatch.setattr(frozen_projection, "_multiplies_fp8", lambda layers: False)  # as on GPUs before Hopper
     fused = make("qwen2", quantise=True)
     assert all(parameter.dtype == torch.float32 for parameter in fused.parameters() if parameter.requires_grad)
-    fuse_layers(fused, Memory(("mlp",)))
+    fuse_layers(fused, RecomputePolicy(("mlp",)))
     assert_same(fused, make("qwen2", quantise=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "memory"), [("qwen2", Memory()), ("qwen3", Memory(("full",), mlp_chunks=2))])
-def test_products_in_eight_bits_come_near_to_those_of_the_same_weights(kind: str, memory: Memory) -> None:
+@pytest.mark.parametrize(
+    ("kind", "memory"), [("qwen2", RecomputePolicy()), ("qwen3", RecomputePolicy(("full",), mlp_chunks=2))]
+)
+def test_products_in_eight_bits_come_near_to_those_of_the_same_weights(kind: str, memory: RecomputePolicy) -> None:
     fused = make(kind, quantise=True)
     fuse_layers(fused, memory)
     (logits, grads), (expected_logits, expected_grads) = outcome(fused), outcome(make(kind, quantise=True))
@@ -162,7 +164,7 @@ def test_products_in_eight_bits_come_near_to_those_of_the_same_weights(kind: str
 @pytest.mark.slow
 def test_products_in_eight_bits_can_be_set_aside_for_a_comparison() -> None:
     fused = make("qwen2", quantise=True)
-    layers = fuse_layers(fused, Memory()).layers
+    layers = fuse_layers(fused, RecomputePolicy()).layers
     kinds = [[type(each) for each in layer.projections.values()] for layer in layers]
     assert {kind for of_layer in kinds for kind in of_layer} == {frozen_projection.Fp8Projection}
     with ExitStack() as stack:
@@ -184,7 +186,7 @@ def test_bases_of_bitsandbytes_train_as_in_plain_peft(base: Any, tmp_path: Path)
         return add_adapter(model.requires_grad_(False))
 
     fused = load()
-    fuse_layers(fused, Memory(("mlp",)))
+    fuse_layers(fused, RecomputePolicy(("mlp",)))
     (logits, grads), (expected_logits, expected_grads) = outcome(fused), outcome(load())
     # bitsandbytes rounds activations, to bfloat16 or to 8 bits; the fused products take them as they are.
     torch.testing.assert_close(logits, expected_logits, atol=0.01, rtol=0.01)

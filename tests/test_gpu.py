@@ -21,7 +21,7 @@ from thinktune.inference.engines import EngineSettings, Request, open_engine
 from thinktune.inference.engines.hf.sampler import Sampler, row_noise
 from thinktune.models import load_model
 from thinktune.planner.pack_lengths import rows_of
-from thinktune.planner.recompute_policy import Memory
+from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.collator import PackedCollator
 from thinktune.training.fused.packed_attention import packed_documents
@@ -90,7 +90,7 @@ def test_checkpoints_in_main_memory_change_no_gradient(model: Path, tmp_path: Pa
     inputs = PackedCollator(examples)([{"documents": list(range(len(examples)))}])
     inputs = {name: value.to(DEVICE) if torch.is_tensor(value) else value for name, value in inputs.items()}
 
-    def gradients(tuned: Any, memory: Memory) -> Iterator[torch.Tensor]:
+    def gradients(tuned: Any, memory: RecomputePolicy) -> Iterator[torch.Tensor]:
         with set_up(tuned, loaded, replace(plan, memory=memory)):
             ModelWithLoss(tuned)(**inputs).backward()
         for parameter in tuned.parameters():
@@ -101,8 +101,8 @@ def test_checkpoints_in_main_memory_change_no_gradient(model: Path, tmp_path: Pa
     with adapter_to_train(loaded, config) as tuned:
         rows = rows_of(examples, [[index] for index in range(len(examples))])
         plan = resolve_plan(tuned, config, loaded, rows)
-        kept = torch.cat([*gradients(tuned, Memory(("full",)))])
-        offloaded = torch.cat([*gradients(tuned, Memory(("full",), offload=True))])
+        kept = torch.cat([*gradients(tuned, RecomputePolicy(("full",)))])
+        offloaded = torch.cat([*gradients(tuned, RecomputePolicy(("full",), offload=True))])
     assert kept.norm() > 0
     assert (offloaded - kept).norm() < 1e-3 * kept.norm()
 

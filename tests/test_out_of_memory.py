@@ -18,7 +18,7 @@ from thinktune.planner.hardware import find_gpu, hardware_here
 from thinktune.planner.model_shape import shape_of
 from thinktune.planner.pack_lengths import packs_of, rows_of
 from thinktune.planner.plan import Plan, plan_rows
-from thinktune.planner.recompute_policy import Memory
+from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.run_folder import RunFolder
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.collator import PackedCollator
@@ -64,7 +64,7 @@ def loss_of(model: Any, examples: list[Tokens]) -> tuple[float, list[torch.Tenso
 @pytest.mark.skipif(torch.cuda.is_available(), reason="interprets the kernels, which a GPU machine compiles")
 def test_fused_and_other_layers_give_the_same_loss_and_gradients_and_are_put_back(wide_headed: Path) -> None:
     config, loaded, examples, plan = load(wide_headed)
-    pieces = replace(plan, fused=True, memory=Memory(("full", "mlp"), mlp_chunks=2))
+    pieces = replace(plan, fused=True, memory=RecomputePolicy(("full", "mlp"), mlp_chunks=2))
     layer = loaded.model.model.layers[0]
     with adapter_to_train(loaded, config) as model:
         model.train()
@@ -129,7 +129,7 @@ def test_a_resumed_run_follows_its_recorded_plan_under_the_same_settings(tiny_mo
     config, _, _, plan = load(tiny_model)
     run = RunFolder(tmp_path)
     assert recorded_plan(run, config, plan) == plan
-    begun = replace(plan, memory=Memory(("full", "full"), mlp_chunks=2), rows=3, accumulation=5)
+    begun = replace(plan, memory=RecomputePolicy(("full", "full"), mlp_chunks=2), rows=3, accumulation=5)
     record_plan(run, config, begun)
     assert recorded_plan(run, config, plan) == begun
     values = json.loads(run.plan.read_text())
@@ -143,7 +143,7 @@ def test_a_resumed_run_follows_its_recorded_plan_under_the_same_settings(tiny_mo
 
 def test_what_is_recomputed_as_a_whole_is_so_only_within(tiny_model: Path) -> None:
     config, loaded, examples, plan = load(tiny_model)
-    whole = replace(plan, memory=Memory(("full", "full")))
+    whole = replace(plan, memory=RecomputePolicy(("full", "full")))
     with adapter_to_train(loaded, config) as model:
         model.train()
         with set_up(model, loaded, plan):

@@ -14,19 +14,19 @@ from thinktune.cli import app
 from thinktune.config import Config, parse_config
 from thinktune.errors import ConfigError, UsageError
 from thinktune.files import write_json_lines
-from thinktune.planner.cost_model import Batch, Work, work_of
+from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
 from thinktune.planner.hardware import GIB, Hardware, find_gpu
-from thinktune.planner.model_shape import Shape, shape_of
+from thinktune.planner.model_shape import ModelShape, shape_of
 from thinktune.planner.pack_lengths import Rows, packs_of, read_rows
 from thinktune.planner.plan import Plan, choose, fit, lighter, plan_rows
-from thinktune.planner.recompute_policy import Memory
+from thinktune.planner.recompute_policy import RecomputePolicy
 
 BATCH = Batch(tokens=12_000, trained=12_000, attended=8 * 1500**2)
 ROWS = Rows((((1500, 1400),),) * 100, 100, "made up")
 
 
 @pytest.fixture(scope="module")
-def shape() -> Shape:
+def shape() -> ModelShape:
     """Qwen2.5-3B's."""
     from transformers import Qwen2Config
 
@@ -47,8 +47,8 @@ def config_with(**train: Any) -> Config:
     return parse_config({"data": {"max_length": 1500}, "lora": {"r": 8}, "train": {"packing": False, **train}})
 
 
-def work_on(shape: Shape, **changes: Any) -> Work:
-    return replace(work_of(config_with(), shape, width=2, kind="cuda"), **changes)
+def cost_on(shape: ModelShape, **changes: Any) -> CostModel:
+    return replace(cost_model_of(config_with(), shape, width=2, kind="cuda"), **changes)
 
 
 def card(gib: float, name: str = "h100") -> Hardware:
@@ -56,7 +56,7 @@ def card(gib: float, name: str = "h100") -> Hardware:
 
 
 def test_an_adapter_that_training_goes_on_with_counts_by_its_own_rank_and_targets(
-    shape: Shape, tiny_model: Path, tmp_path: Path
+    shape: ModelShape, tiny_model: Path, tmp_path: Path
 ) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -72,54 +72,54 @@ def test_an_adapter_that_training_goes_on_with_counts_by_its_own_rank_and_target
     assert adapter_bytes({"r": 8}) != same
 
 
-def test_a_shape_has_the_parameters_of_the_model_it_stands_for(shape: Shape) -> None:
+def test_a_shape_has_the_parameters_of_the_model_it_stands_for(shape: ModelShape) -> None:
     assert shape.parameters == 3_085_938_688  # Qwen2.5-3B's own count
     assert (shape.q, shape.kv, len(shape.linears)) == (2048, 256, 36 * 7)
 
 
-def test_the_adapter_is_counted_over_its_targets(shape: Shape) -> None:
-    every, some = work_on(shape), work_on(shape, targets=("q_proj", "v_proj"))
+def test_the_adapter_is_counted_over_its_targets(shape: ModelShape) -> None:
+    every, some = cost_on(shape), cost_on(shape, targets=("q_proj", "v_proj"))
     assert every.adapter_parameters == 14_966_784  # what PEFT counts for rank 8
     assert some.adapter_parameters == 36 * 8 * (2048 + 2048 + 2048 + 256)
 
 
 @pytest.mark.parametrize("target", ["q_projx", "mlp.q_proj", "lm_head", "proj"])
-def test_a_target_that_no_layer_has_is_refused_with_those_they_have(shape: Shape, target: str) -> None:
+def test_a_target_that_no_layer_has_is_refused_with_those_they_have(shape: ModelShape, target: str) -> None:
     config = parse_config({"lora": {"targets": ["self_attn.q_proj", target]}})
     with pytest.raises(ConfigError, match=rf"have no {target}\n") as refused:
-        work_of(config, shape, width=2, kind="cuda")
+        cost_model_of(config, shape, width=2, kind="cuda")
     assert refused.value.hint == "they have down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
 
 
-def test_an_adapter_that_goes_on_has_targets_of_its_own(shape: Shape) -> None:
-    work_of(parse_config({"lora": {"targets": ["c_attn"], "init": "runs/other"}}), shape, width=2, kind="cuda")
+def test_an_adapter_that_goes_on_has_targets_of_its_own(shape: ModelShape) -> None:
+    cost_model_of(parse_config({"lora": {"targets": ["c_attn"], "init": "runs/other"}}), shape, width=2, kind="cuda")
 
 
-def test_a_quantised_base_takes_the_bytes_of_its_format_and_leaves_the_embeddings(shape: Shape) -> None:
-    sizes = {name: work_on(shape, quantize=name).weights() for name in ("none", "fp8", "nf4")}
+def test_a_quantised_base_takes_the_bytes_of_its_format_and_leaves_the_embeddings(shape: ModelShape) -> None:
+    sizes = {name: cost_on(shape, quantize=name).weights() for name in ("none", "fp8", "nf4")}
     assert sizes["none"] == 2 * shape.parameters
     assert sizes["fp8"] == pytest.approx(shape.linear_weights + 2 * shape.others, rel=0.01)
     assert sizes["nf4"] == pytest.approx(shape.linear_weights * 0.516 + 2 * shape.others, rel=0.01)
 
 
-def test_recomputing_more_takes_less_memory_and_more_time(shape: Shape) -> None:
-    work, hardware = work_on(shape), find_gpu("h100")
+def test_recomputing_more_takes_less_memory_and_more_time(shape: ModelShape) -> None:
+    cost, hardware = cost_on(shape), find_gpu("h100")
     peaks, seconds = [], []
     for level in ("none", "mlp", "full"):
-        memory = Memory((level,) * 36)
-        peaks.append(work.memory(BATCH, memory)["peak"])
-        seconds.append(work.seconds(BATCH, memory, hardware))
+        memory = RecomputePolicy((level,) * 36)
+        peaks.append(cost.memory(BATCH, memory)["peak"])
+        seconds.append(cost.seconds(BATCH, memory, hardware))
     assert peaks == sorted(peaks, reverse=True)
     assert seconds == sorted(seconds)
-    chunked = work.memory(BATCH, Memory(("full",) * 36, mlp_chunks=4))["peak"]
-    offloaded = work.memory(BATCH, Memory(("full",) * 36, mlp_chunks=4, offload=True))["peak"]
+    chunked = cost.memory(BATCH, RecomputePolicy(("full",) * 36, mlp_chunks=4))["peak"]
+    offloaded = cost.memory(BATCH, RecomputePolicy(("full",) * 36, mlp_chunks=4, offload=True))["peak"]
     assert peaks[-1] > chunked > offloaded
 
 
-def test_small_steps_take_as_long_as_their_kernels_take_to_start(shape: Shape) -> None:
+def test_small_steps_take_as_long_as_their_kernels_take_to_start(shape: ModelShape) -> None:
     hardware = find_gpu("h100")
     small, double, large = (
-        work_on(shape).seconds(Batch(tokens, tokens, tokens * 500), Memory(("none",) * 36), hardware)
+        cost_on(shape).seconds(Batch(tokens, tokens, tokens * 500), RecomputePolicy(("none",) * 36), hardware)
         for tokens in (1000, 2000, 12_000)
     )
     assert small == pytest.approx(double, rel=0.05)
@@ -127,27 +127,27 @@ def test_small_steps_take_as_long_as_their_kernels_take_to_start(shape: Shape) -
 
 
 @pytest.mark.parametrize("gib", [60, 24, 12, 9])
-def test_what_is_chosen_fits_and_one_layer_less_recomputed_would_not(shape: Shape, gib: float) -> None:
-    work, hardware = work_on(shape), card(gib)
-    memory = choose(work, BATCH, hardware, checkpointing="auto")
-    assert work.memory(BATCH, memory)["peak"] <= hardware.memory
+def test_what_is_chosen_fits_and_one_layer_less_recomputed_would_not(shape: ModelShape, gib: float) -> None:
+    cost, hardware = cost_on(shape), card(gib)
+    memory = choose(cost, BATCH, hardware, checkpointing="auto")
+    assert cost.memory(BATCH, memory)["peak"] <= hardware.memory
     if gib == 60:
-        assert memory == Memory(("none",) * 36)
+        assert memory == RecomputePolicy(("none",) * 36)
     else:
         assert "none" not in memory.levels or memory.levels[-1] == "none"  # recomputed layers come first
-        seconds = work.seconds(BATCH, memory, hardware)
-        bolder = Memory(("none",) * 36)
-        assert work.memory(BATCH, bolder)["peak"] > hardware.memory
-        assert seconds > work.seconds(BATCH, bolder, hardware)
+        seconds = cost.seconds(BATCH, memory, hardware)
+        bolder = RecomputePolicy(("none",) * 36)
+        assert cost.memory(BATCH, bolder)["peak"] > hardware.memory
+        assert seconds > cost.seconds(BATCH, bolder, hardware)
 
 
-def test_what_the_config_says_of_recomputation_holds(shape: Shape) -> None:
-    work = work_on(shape)
-    assert choose(work, BATCH, card(70), checkpointing=True).levels == ("full",) * 36
-    assert choose(work, BATCH, card(7), checkpointing=False).levels == ("none",) * 36
+def test_what_the_config_says_of_recomputation_holds(shape: ModelShape) -> None:
+    cost = cost_on(shape)
+    assert choose(cost, BATCH, card(70), checkpointing=True).levels == ("full",) * 36
+    assert choose(cost, BATCH, card(7), checkpointing=False).levels == ("none",) * 36
 
 
-def test_checkpoints_wait_in_main_memory_where_nothing_else_makes_it_fit(shape: Shape) -> None:
+def test_checkpoints_wait_in_main_memory_where_nothing_else_makes_it_fit(shape: ModelShape) -> None:
     arguments: Any = {"shape": shape, "rows": ROWS, "width": 2}
 
     def offloaded(gib: float, **train: Any) -> tuple[bool, bool]:
@@ -161,14 +161,14 @@ def test_checkpoints_wait_in_main_memory_where_nothing_else_makes_it_fit(shape: 
     assert offloaded(7, offload_checkpoints=True) == (True, True)
 
 
-def test_layers_that_are_not_fused_are_recomputed_all_or_not_at_all(shape: Shape) -> None:
-    work = work_on(shape, dropout=True)
-    assert not work.fused
-    assert choose(work, BATCH, card(20), checkpointing="auto") == Memory(("full",) * 36)
-    assert choose(replace(work, kind="cpu"), BATCH, card(20), checkpointing="auto") == Memory(("none",) * 36)
+def test_layers_that_are_not_fused_are_recomputed_all_or_not_at_all(shape: ModelShape) -> None:
+    cost = cost_on(shape, dropout=True)
+    assert not cost.fused
+    assert choose(cost, BATCH, card(20), checkpointing="auto") == RecomputePolicy(("full",) * 36)
+    assert choose(replace(cost, kind="cpu"), BATCH, card(20), checkpointing="auto") == RecomputePolicy(("none",) * 36)
 
 
-def test_an_accumulation_is_folded_as_far_as_it_fits_and_not_where_the_config_says_so(shape: Shape) -> None:
+def test_an_accumulation_is_folded_as_far_as_it_fits_and_not_where_the_config_says_so(shape: ModelShape) -> None:
     config = config_with(accumulation=4)
     arguments: Any = {"shape": shape, "rows": ROWS, "width": 2}
     assert plan_rows(config, hardware=card(70), **arguments).rows == 4
@@ -178,7 +178,7 @@ def test_an_accumulation_is_folded_as_far_as_it_fits_and_not_where_the_config_sa
     assert tight.rows * tight.accumulation == 64
 
 
-def test_fit_keeps_the_rows_of_a_step_and_takes_the_fastest_base_that_fits(shape: Shape) -> None:
+def test_fit_keeps_the_rows_of_a_step_and_takes_the_fastest_base_that_fits(shape: ModelShape) -> None:
     config = config_with(batch_size=8, accumulation=2)
     wide = fit(config, shape, ROWS, card(70), width=2)
     assert (wide.quantize, wide.rows * wide.accumulation, wide.fits) == ("fp8", 16, True)
@@ -191,7 +191,7 @@ def test_fit_keeps_the_rows_of_a_step_and_takes_the_fastest_base_that_fits(shape
 
 
 @pytest.mark.parametrize("train", [{"fused": False}, {"fused": True}])
-def test_fit_takes_fp8_only_where_its_products_run_in_fp8(shape: Shape, train: dict[str, Any]) -> None:
+def test_fit_takes_fp8_only_where_its_products_run_in_fp8(shape: ModelShape, train: dict[str, Any]) -> None:
     config = config_with(batch_size=8, **train)
     hopper, ada = (fit(config, shape, ROWS, card(70, name), width=2) for name in ("h100", "rtx4090"))
     assert hopper.fused == ada.fused == train["fused"]
@@ -199,7 +199,7 @@ def test_fit_takes_fp8_only_where_its_products_run_in_fp8(shape: Shape, train: d
     assert ada.quantize == "none"
 
 
-def test_an_fp8_base_whose_weights_are_made_whole_is_slower_than_none(shape: Shape) -> None:
+def test_an_fp8_base_whose_weights_are_made_whole_is_slower_than_none(shape: ModelShape) -> None:
     def speed(quantize: Any, gpu: str, **lora: Any) -> float:
         config = config_with(batch_size=8).model_copy(update={"quantize": quantize})
         config = config.model_copy(update={"lora": config.lora.model_copy(update=lora)})
@@ -234,9 +234,9 @@ def test_packs_hold_every_example_once() -> None:
     assert packs_of([60, 30], config_with()) == [[0], [1]]
 
 
-def test_lighter_plans_come_in_the_promised_order_and_keep_the_rows_of_a_step(shape: Shape) -> None:
+def test_lighter_plans_come_in_the_promised_order_and_keep_the_rows_of_a_step(shape: ModelShape) -> None:
     first = plan_rows(config_with(batch_size=6, accumulation=2), shape, ROWS, card(80), width=2)
-    first = replace(first, memory=Memory(("none", "none")), rows=6, accumulation=2)
+    first = replace(first, memory=RecomputePolicy(("none", "none")), rows=6, accumulation=2)
     plan: Plan | None = first
     steps = []
     while plan is not None:
@@ -252,7 +252,7 @@ def test_lighter_plans_come_in_the_promised_order_and_keep_the_rows_of_a_step(sh
     ]
     plain = lighter(replace(first, fused=False, rows=2, accumulation=1))
     assert plain is not None
-    assert plain.memory == Memory(("full",) * 2)
+    assert plain.memory == RecomputePolicy(("full",) * 2)
     assert lighter(plain) == replace(plain, rows=1, accumulation=2)
 
 

@@ -12,8 +12,8 @@ from functools import cached_property
 
 from thinktune.config import Config, Quantize
 from thinktune.planner.hardware import Hardware
-from thinktune.planner.model_shape import FUSED_HEAD_DIMS, FUSED_MAX_RANK, FUSED_MODELS, Shape
-from thinktune.planner.recompute_policy import Memory
+from thinktune.planner.model_shape import FUSED_HEAD_DIMS, FUSED_MAX_RANK, FUSED_MODELS, ModelShape
+from thinktune.planner.recompute_policy import RecomputePolicy
 
 # Rates: of the published one, how much is reached.
 PRODUCT_SHARE = 0.72  # large matrix products in bf16: 630 to 790 of 989 TFLOP/s on an H100
@@ -60,10 +60,10 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Work:
+class CostModel:
     """A model, the number format of its base, and the adapter trained on it."""
 
-    shape: Shape
+    shape: ModelShape
     quantize: Quantize
     rank: int
     targets: tuple[str, ...]
@@ -160,19 +160,19 @@ class Work:
         norm = 4 + 2 * b  # the last one's input, in float32 too, and its output
         return logits + s.hidden * (2 * b * batch.trained + norm * batch.tokens)
 
-    def memory(self, batch: Batch, memory: Memory) -> dict[str, int]:
+    def memory(self, batch: Batch, memory: RecomputePolicy) -> dict[str, int]:
         """Return bytes by part, and their peak: the loss and a layer's backward pass are never in memory together."""
         counts = {level: memory.levels.count(level) for level in ("full", "mlp", "none")}
         held = {level: counts[level] * self.saved.get(level, 0) * batch.tokens for level in counts}
         if memory.offload:
             held["full"] = min(counts["full"], 2) * self.saved["full"] * batch.tokens
-        head, moments, kept, work = self.head(batch), [], 0.0, 0.0
+        head, moments, kept, cost = self.head(batch), [], 0.0, 0.0
         for level in counts:  # in the order of the layers: see `choose`
             kept += held[level]
             if counts[level]:
                 space = self.workspace(batch.tokens, level, memory.mlp_chunks)
                 moments.append(kept + space)
-                work = max(work, space)
+                cost = max(cost, space)
         fixed = {
             "weights": self.weights(),
             "adapter": self.adapter(),
@@ -181,7 +181,7 @@ class Work:
             "batch": batch.tokens * (INPUT_BYTES + 2 * self.width * self.shape.q / self.shape.heads),
         }
         peak = sum(fixed.values()) + max(kept + head, *moments)
-        parts = {**fixed, "activations": kept, "logits": head, "workspace": work, "peak": peak}
+        parts = {**fixed, "activations": kept, "logits": head, "workspace": cost, "peak": peak}
         return {name: int(size) for name, size in parts.items()}
 
     # Time -----------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ class Work:
         head = 4 * s.vocabulary * s.hidden * batch.trained
         return 4 * s.linear_weights * batch.tokens + head + 7 * s.q * s.layers * batch.attended
 
-    def seconds(self, batch: Batch, memory: Memory, hardware: Hardware) -> float:
+    def seconds(self, batch: Batch, memory: RecomputePolicy, hardware: Hardware) -> float:
         """Estimate the seconds of one forward and backward pass."""
         if self.kind == "cpu":
             extra = sum(level == "full" for level in memory.levels) / self.shape.layers / 2
@@ -258,7 +258,7 @@ class Work:
         return passes * weights * (WEIGHT_BYTES[self.quantize] + self.width)
 
 
-def work_of(config: Config, shape: Shape, *, width: int, kind: str, fp8_products: bool = True) -> Work:
+def cost_model_of(config: Config, shape: ModelShape, *, width: int, kind: str, fp8_products: bool = True) -> CostModel:
     """Return the model, base and adapter that a config trains on a model of this shape.
 
     Raises:
@@ -266,7 +266,7 @@ def work_of(config: Config, shape: Shape, *, width: int, kind: str, fp8_products
     """
     if config.lora.init is None:
         shape.check_targets(config.lora.targets)
-    return Work(
+    return CostModel(
         shape=shape,
         quantize=config.quantize,
         rank=config.lora.r,

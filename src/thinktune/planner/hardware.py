@@ -147,11 +147,11 @@ def _measure(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     x, weight = (torch.ones(size, width, device=device, dtype=dtype) for size in (rows, width))
     copy = torch.empty(2**25 // x.element_size(), device=device, dtype=dtype)
 
-    def seconds(work: Callable[[], object]) -> float:
+    def seconds(cost: Callable[[], object]) -> float:
         times = []
         for _ in range(4):  # the first is to warm up
             start = time.perf_counter()
-            work()
+            cost()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)

@@ -29,7 +29,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """The sizes that memory and time depend on.
 
     Attributes:
@@ -78,7 +78,7 @@ class Shape:
             )
 
 
-def shape_of(config: Any, *, trust_remote_code: bool = False) -> Shape:
+def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
     """Return the shape of the causal LM that a transformers config describes."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -102,7 +102,7 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> Shape:
     heads = getattr(text, "num_attention_heads", 1)
     dim = getattr(text, "head_dim", None) or hidden // heads
     total = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
-    return Shape(
+    return ModelShape(
         model_type=text.model_type,
         layers=text.num_hidden_layers,
         hidden=hidden,

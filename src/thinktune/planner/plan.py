@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from thinktune.config import Config, Quantize
 from thinktune.notices import muted
-from thinktune.planner.cost_model import FRAGMENTS, Batch, Work, work_of
+from thinktune.planner.cost_model import FRAGMENTS, Batch, CostModel, cost_model_of
 from thinktune.planner.hardware import GIB, Hardware, find_gpu, hardware_here
-from thinktune.planner.model_shape import Shape, shape_of
+from thinktune.planner.model_shape import ModelShape, shape_of
 from thinktune.planner.pack_lengths import Rows, read_rows
-from thinktune.planner.recompute_policy import Level, Memory
+from thinktune.planner.recompute_policy import Level, RecomputePolicy
 
-__all__ = ["Batch", "Memory", "Plan", "Rows", "choose", "fit", "lighter", "plan_config", "plan_rows"]
+__all__ = ["Batch", "Plan", "RecomputePolicy", "Rows", "choose", "fit", "lighter", "plan_config", "plan_rows"]
 
 Checkpointing = bool | Literal["auto"]
 _SMALLEST_CHUNK = 512
@@ -49,7 +49,7 @@ class Plan:
     hardware: str
     quantize: Quantize
     fused: bool
-    memory: Memory
+    memory: RecomputePolicy
     rows: int
     accumulation: int
     parts: dict[str, int]
@@ -91,7 +91,7 @@ class Plan:
         return [f"{key}={str(value).lower()}" for key, value in settings.items() if value != before[key]]
 
 
-def describe_memory(memory: Memory) -> str:
+def describe_memory(memory: RecomputePolicy) -> str:
     """Such as `recomputing 12 of 36 MLPs and 4 of 36 layers, MLP in 2 chunks`."""
     full, mlp, total = memory.levels.count("full"), memory.levels.count("mlp"), len(memory.levels)
     some = [f"{mlp} of {total} MLPs"] * bool(mlp) + [f"{full} of {total} layers"] * bool(full)
@@ -123,7 +123,7 @@ def lighter(plan: Plan) -> Plan | None:
 
 def plan_rows(
     config: Config,
-    shape: Shape,
+    shape: ModelShape,
     rows: Rows,
     hardware: Hardware,
     *,
@@ -138,18 +138,18 @@ def plan_rows(
     """
     factors = _divisors(config.train.accumulation) if config.train.fold_accumulation else [1]
     choices = [config.train.batch_size * factor for factor in factors]
-    work = _work(config, shape, hardware, width)
-    work = replace(work, may_fuse=may_fuse and work.may_fuse)
+    cost = _cost_model(config, shape, hardware, width)
+    cost = replace(cost, may_fuse=may_fuse and cost.may_fuse)
     wanted = config.train.offload_checkpoints
 
     def best(*, offload: bool) -> Plan:
-        return _best(_plans(config, work, rows, hardware, choices, config.train.gradient_checkpointing, (offload,)))
+        return _best(_plans(config, cost, rows, hardware, choices, config.train.gradient_checkpointing, (offload,)))
 
     plan = best(offload=wanted is True)
-    return best(offload=True) if wanted == "auto" and work.fused and not plan.fits else plan
+    return best(offload=True) if wanted == "auto" and cost.fused and not plan.fits else plan
 
 
-def fit(config: Config, shape: Shape, rows: Rows, hardware: Hardware, *, width: int) -> Plan:
+def fit(config: Config, shape: ModelShape, rows: Rows, hardware: Hardware, *, width: int) -> Plan:
     """The fastest plan that fits, over all ways to hold the base and to spread the rows of an optimizer step.
 
     A less precise base is taken only where it is clearly faster than every more precise one that fits.
@@ -158,19 +158,19 @@ def fit(config: Config, shape: Shape, rows: Rows, hardware: Hardware, *, width: 
     bases = _MORE_PRECISE if hardware.kind == "cuda" else (config.quantize,)
     best: Plan | None = None
     for base in bases:
-        work = _work(config.model_copy(update={"quantize": base}), shape, hardware, width)
-        if base == "fp8" and not work.in_fp8:
+        cost = _cost_model(config.model_copy(update={"quantize": base}), shape, hardware, width)
+        if base == "fp8" and not cost.in_fp8:
             continue  # int8 is as small, and faster then
-        offloads = (False, True) if work.fused else (False,)
-        plan = _best(_plans(config, work, rows, hardware, choices, "auto", offloads))
+        offloads = (False, True) if cost.fused else (False,)
+        plan = _best(_plans(config, cost, rows, hardware, choices, "auto", offloads))
         if best is None or _preferred(plan, best):
             best = plan
     assert best is not None
     return best
 
 
-def _work(config: Config, shape: Shape, hardware: Hardware, width: int) -> Work:
-    return work_of(_continued(config), shape, width=width, kind=hardware.kind, fp8_products=hardware.fp8 > 0)
+def _cost_model(config: Config, shape: ModelShape, hardware: Hardware, width: int) -> CostModel:
+    return cost_model_of(_continued(config), shape, width=width, kind=hardware.kind, fp8_products=hardware.fp8 > 0)
 
 
 def _continued(config: Config) -> Config:
@@ -202,7 +202,7 @@ def _preferred(plan: Plan, best: Plan) -> bool:
 
 def _plans(
     config: Config,
-    work: Work,
+    cost: CostModel,
     rows: Rows,
     hardware: Hardware,
     choices: Sequence[int],
@@ -212,17 +212,23 @@ def _plans(
     for at_once in choices:
         for offload in offloads:
             longest = rows.longest(at_once)
-            memory = choose(work, longest, hardware, checkpointing=checkpointing, offload=offload)
+            memory = choose(cost, longest, hardware, checkpointing=checkpointing, offload=offload)
             accumulation = config.train.batch_size * config.train.accumulation // at_once
-            yield _plan(config, work, rows, hardware, memory, at_once, accumulation)
+            yield _plan(config, cost, rows, hardware, memory, at_once, accumulation)
 
 
 def _plan(
-    config: Config, work: Work, rows: Rows, hardware: Hardware, memory: Memory, at_once: int, accumulation: int
+    config: Config,
+    cost: CostModel,
+    rows: Rows,
+    hardware: Hardware,
+    memory: RecomputePolicy,
+    at_once: int,
+    accumulation: int,
 ) -> Plan:
     longest, mean = rows.longest(at_once), rows.mean(at_once)
-    parts = work.memory(longest, memory)
-    seconds = accumulation * work.seconds(mean, memory, hardware) + work.optimizer_seconds(hardware)
+    parts = cost.memory(longest, memory)
+    seconds = accumulation * cost.seconds(mean, memory, hardware) + cost.optimizer_seconds(hardware)
     step_tokens = mean.tokens * accumulation
     steps = config.train.max_steps
     if steps is None and rows.count is not None:
@@ -230,8 +236,8 @@ def _plan(
     return Plan(
         model=config.model,
         hardware=hardware.name,
-        quantize=work.quantize,
-        fused=work.fused,
+        quantize=cost.quantize,
+        fused=cost.fused,
         memory=memory,
         rows=at_once,
         accumulation=accumulation,
@@ -257,49 +263,51 @@ def _best(plans: Iterator[Plan]) -> Plan:
 
 
 def choose(
-    work: Work, batch: Batch, hardware: Hardware, *, checkpointing: Checkpointing, offload: bool = False
-) -> Memory:
+    cost: CostModel, batch: Batch, hardware: Hardware, *, checkpointing: Checkpointing, offload: bool = False
+) -> RecomputePolicy:
     """What to recompute for a batch: the fastest that fits, else what takes least memory.
 
     The layers of level "full" come first and those of "none" last: the backward pass begins with the last layer, while
     everything is still held, and a layer that is recomputed needs room for that.
     """
-    layers = work.shape.layers
-    most, least = (Memory(_levels({level: layers})) for level in _EXTREMES)
-    if not work.fused:
+    layers = cost.shape.layers
+    most, least = (RecomputePolicy(_levels({level: layers})) for level in _EXTREMES)
+    if not cost.fused:
         if checkpointing == "auto":
-            checkpointing = work.kind == "cuda" and not _fits(work.memory(batch, most), hardware)
+            checkpointing = cost.kind == "cuda" and not _fits(cost.memory(batch, most), hardware)
         return least if checkpointing else most
     if checkpointing is False:
         return most
     chunks = [count for count in (1, 2, 4, _MOST_CHUNKS) if count == 1 or batch.tokens / count >= _SMALLEST_CHUNK]
     if checkpointing == "auto":
-        found = [each for count in chunks for each in _fewest_mlps(work, batch, hardware, count, offload)]
+        found = [each for count in chunks for each in _fewest_mlps(cost, batch, hardware, count, offload)]
     else:
         every = [replace(least, mlp_chunks=count, offload=offload) for count in chunks]
-        found = [memory for memory in every if _fits(work.memory(batch, memory), hardware)]
+        found = [memory for memory in every if _fits(cost.memory(batch, memory), hardware)]
     smallest = replace(least, mlp_chunks=chunks[-1], offload=offload)
-    return min(found, key=lambda memory: work.seconds(batch, memory, hardware), default=smallest)
+    return min(found, key=lambda memory: cost.seconds(batch, memory, hardware), default=smallest)
 
 
-def _fewest_mlps(work: Work, batch: Batch, hardware: Hardware, chunks: int, offload: bool) -> Iterator[Memory]:
+def _fewest_mlps(
+    cost: CostModel, batch: Batch, hardware: Hardware, chunks: int, offload: bool
+) -> Iterator[RecomputePolicy]:
     """For each number of layers recomputed as a whole, the fewest MLPs beside them with which the batch fits.
 
     An MLP that takes its tokens in chunks is always recomputed: gate and up are never there as a whole.
     """
-    layers = work.shape.layers
+    layers = cost.shape.layers
 
-    def make(full: int, mlp: int) -> Memory:
+    def make(full: int, mlp: int) -> RecomputePolicy:
         counts: dict[Level, int] = {"full": full, "mlp": mlp, "none": layers - full - mlp}
-        return Memory(_levels(counts), chunks, offload and full > 0)
+        return RecomputePolicy(_levels(counts), chunks, offload and full > 0)
 
     for full in range(layers + 1):
         low, high = 0 if chunks == 1 else layers - full, layers - full
-        if not _fits(work.memory(batch, make(full, high)), hardware):
+        if not _fits(cost.memory(batch, make(full, high)), hardware):
             continue
         while low < high:
             middle = (low + high) // 2
-            if _fits(work.memory(batch, make(full, middle)), hardware):
+            if _fits(cost.memory(batch, make(full, middle)), hardware):
                 high = middle
             else:
                 low = middle + 1
@@ -341,7 +349,7 @@ def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False)
     return plan if hardware.rated else replace(plan, tokens_per_second=None, hours=None)
 
 
-def read_shape(config: Config) -> Shape:
+def read_shape(config: Config) -> ModelShape:
     """The shape of a config's model, for which at most its configuration is downloaded."""
     from transformers import AutoConfig
 

@@ -10,7 +10,7 @@ Level = Literal["none", "mlp", "full"]
 
 
 @dataclass(frozen=True)
-class Memory:
+class RecomputePolicy:
     """How much of the activations is kept.
 
     Attributes:

@@ -15,7 +15,7 @@ from thinktune.planner.hardware import hardware_here
 from thinktune.planner.model_shape import shape_of
 from thinktune.planner.pack_lengths import Rows
 from thinktune.planner.plan import Plan, plan_rows
-from thinktune.planner.recompute_policy import Memory
+from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.records import PlanRecord, read_record
 from thinktune.run_folder import RunFolder
 from thinktune.training.fused.support import why_not_fused
@@ -48,10 +48,10 @@ def recorded_plan(run: RunFolder, config: Config, plan: Plan) -> Plan:
     if values["asked"] != _asked(config) or values["plan"]["hardware"] != plan.hardware:
         return plan
     setup = values["setup"]
-    known = {field.name for field in fields(Memory)}  # a run of an earlier version may say more
+    known = {field.name for field in fields(RecomputePolicy)}  # a run of an earlier version may say more
     memory: dict[str, Any] = {name: value for name, value in setup["memory"].items() if name in known}
     memory["levels"] = tuple(memory["levels"])
-    return replace(plan, memory=Memory(**memory), rows=setup["rows"], accumulation=setup["accumulation"])
+    return replace(plan, memory=RecomputePolicy(**memory), rows=setup["rows"], accumulation=setup["accumulation"])
 
 
 def record_plan(run: RunFolder, config: Config, plan: Plan) -> None:

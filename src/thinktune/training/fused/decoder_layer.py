@@ -2,8 +2,8 @@
 
 Between the matrix products there is nothing but the kernels of `fused.kernels`: each reads the residual stream, or a
 product, once, and does all of this there: bias, low-rank update, norm, rotary, SwiGLU, quantisation,
-and in the backward pass the adapters' gradients. Saved activations are a choice (`Memory`) and not autograd's: norms,
-activations and low-rank products are always computed again, products where memory is short.
+and in the backward pass the adapters' gradients. Saved activations are a choice (`RecomputePolicy`), not autograd's:
+norms, activations and low-rank products are always computed again, products where memory is short.
 
 With x the layer's input and n1, n2 the RMSNorms:
 
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
-from thinktune.planner.recompute_policy import Level, Memory
+from thinktune.planner.recompute_policy import Level, RecomputePolicy
 from thinktune.training.fused.activation_offload import HostStore
 from thinktune.training.fused.frozen_projection import Fp8Projection, Scratch, join, make_projection
 from thinktune.training.fused.kernels.common import quantise
@@ -89,7 +89,9 @@ class Attention:
 class FusedLayer:
     """One decoder layer: its frozen products, its adapters, and the tensors saved between forward and backward."""
 
-    def __init__(self, layer: Any, number: int, rank: int, scaling: float, memory: Memory, scratch: Scratch) -> None:
+    def __init__(
+        self, layer: Any, number: int, rank: int, scaling: float, memory: RecomputePolicy, scratch: Scratch
+    ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         groups = {
             group: [getattr(mlp if group in ("gate_up", "down") else attention, name) for name in names]

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
-from thinktune.planner.recompute_policy import Memory
+from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.training.fused.activation_offload import HostStore
 from thinktune.training.fused.decoder_layer import Batch, FusedLayer, LayerNode
 from thinktune.training.fused.frozen_projection import Scratch
@@ -23,7 +23,7 @@ class FusedLayers:
         memory: what is kept; may be changed between two steps.
     """
 
-    def __init__(self, model: PeftModel, memory: Memory) -> None:
+    def __init__(self, model: PeftModel, memory: RecomputePolicy) -> None:
         self._base = model.get_base_model()
         self._layers = list(self._base.base_model.layers)
         rank, scaling = _rank_and_scaling(self._layers)
@@ -42,11 +42,11 @@ class FusedLayers:
         self.memory = memory
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> RecomputePolicy:
         return self._memory
 
     @memory.setter
-    def memory(self, memory: Memory) -> None:
+    def memory(self, memory: RecomputePolicy) -> None:
         self._memory = memory
         self._store = HostStore(len(self.layers)) if memory.offload else None
         for layer in self.layers:
@@ -75,7 +75,7 @@ class FusedLayers:
         return forward
 
 
-def fuse_layers(model: PeftModel, memory: Memory) -> FusedLayers:
+def fuse_layers(model: PeftModel, memory: RecomputePolicy) -> FusedLayers:
     """Fuse every decoder layer of a model that `why_not_fused` has nothing against."""
     return FusedLayers(model, memory)
 
