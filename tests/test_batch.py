@@ -360,36 +360,39 @@ def test_a_full_disk_ends_the_call_and_keeps_what_was_finished(
     assert len(bench.results) == 8
 
 
-def test_a_whole_call_on_a_model_folder_ends_at_once_the_second_time(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_whole_call_on_a_model_folder_ends_at_once_the_second_time(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file, out, said = tmp_path / "A1.jsonl", tmp_path / "res.json", io.StringIO()
     file.write_text(line(1) + line(2, "code-generate"))
     settings = Infer(
         profiles={"math": Sampling(max_tokens=4), "code-generate": Sampling(max_tokens=4, n=3, temperature=1)}
     )
-    console = Console(file=said, width=200)
+    console = Console(file=said)
     first = infer_file(tiny_model, file, out, settings=settings, console=console)
     assert first.completions == 4
-    assert "loading" in said.getvalue()
-    said.truncate(0)
+    assert "loading" in caplog.text
+    caplog.clear()
     again = infer_file(tiny_model, file, out, settings=settings, console=console)
     assert again.completions == 4
-    assert "loading" not in said.getvalue()
+    assert "loading" not in caplog.text
     assert "already" in said.getvalue()
 
 
-def test_several_files_are_checked_first_and_share_one_loading_of_the_model(tiny_model: Path, tmp_path: Path) -> None:
+def test_several_files_are_checked_first_and_share_one_loading_of_the_model(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     files: dict[str | Path, Path] = {tmp_path / f"{name}.jsonl": tmp_path / f"{name}.json" for name in "ab"}
-    said = io.StringIO()
-    console = Console(file=said, width=200)
+    console = Console(file=io.StringIO())
     settings = Infer(profiles={"math": Sampling(max_tokens=4)})
     for at, file in enumerate(files):
         Path(file).write_text(line(at), encoding="utf-8")
     (tmp_path / "bad.jsonl").write_text("{", encoding="utf-8")
     with pytest.raises(BatchFileError, match=r"bad\.jsonl"):
         infer_files(tiny_model, {**files, tmp_path / "bad.jsonl": tmp_path / "c.json"}, console=console)
-    assert "loading" not in said.getvalue()
+    assert "loading" not in caplog.text
     assert [each.items for each in infer_files(tiny_model, files, settings=settings, console=console)] == [1, 1]
-    assert said.getvalue().count("loading") == 1
+    assert caplog.text.count(" loading ") == 1
     assert all(out.exists() for out in files.values())
 
 
