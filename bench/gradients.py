@@ -177,7 +177,7 @@ def ours(
     with ExitStack() as stack:
         model = stack.enter_context(adapter_to_train(loaded, config))
         with_loss = ModelWithLoss(model)
-        plan = resolve_plan(model, config, loaded, rows, print)
+        plan = resolve_plan(model, config, loaded, rows)
         stack.enter_context(set_up(model, loaded, plan))
         model.train()
         for batch in batches:
