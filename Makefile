@@ -41,7 +41,7 @@ test-slow: $(VLLM_VENV)/.installed
 test-slow: export THINKTUNE_VLLM_PYTHON ?= $(abspath $(VLLM_VENV))/bin/python
 endif
 test-slow: $(VENV)/.installed-dev ## tests with the built-in model, and with vLLM's CPU build
-	$(BIN)/python -m pytest -m 'slow and not gpu' $(ARGS)
+	$(SPREAD) -m 'slow and not gpu' $(ARGS)
 
 test-gpu: $(VENV)/.installed-dev ## tests that need a GPU, which CI has not
 	$(BIN)/python -m pytest -m gpu $(ARGS)
