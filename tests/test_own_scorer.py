@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -26,6 +27,14 @@ def by_degrees(answer, gold):
 
 def nothing(answer, gold):
     pass
+
+def element_by_element(answer, gold):
+    import numpy
+    return numpy.array([True, False])
+
+def numpys_own_truth(answer, gold):
+    import numpy
+    return numpy.float64(100) == float(gold["reference"])
 """
 GOLD = [{"id": name, "type": "math", "reference": "100"} for name in "abcde"]
 CONTENTS = {
@@ -72,6 +81,7 @@ def test_rows_are_scored_by_ones_own_function(folder: Path, tiny_model: Path) ->
     [
         ("by_degrees", "returned 0.7"),
         ("nothing", "returned None"),
+        ("element_by_element", r"returned array\(\[ True, False\]\)"),
         ("missing", "cannot import 'own_scorers:missing'"),
     ],
 )
@@ -79,6 +89,23 @@ def test_a_function_that_is_no_scorer_is_refused(folder: Path, function: str, sa
     call = ["score", "res.json", "gold.jsonl", "--scorer", f"own_scorers:{function}"]
     with pytest.raises(ConfigError, match=said):
         CliRunner().invoke(app, call, catch_exceptions=False)
+
+
+def test_a_truth_of_numpys_is_one(folder: Path) -> None:
+    call = ["score", "res.json", "gold.jsonl", "-o", "out", "--json", "--scorer", "own_scorers:numpys_own_truth"]
+    result = CliRunner().invoke(app, call, catch_exceptions=False)
+    assert json.loads(result.stdout)["types"]["math"]["strict"]["value"] == 0.6
+
+
+def test_the_first_failure_of_ones_own_function_is_said_and_the_others_are_not(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "own_scorers.py").write_text("def misspelt(answer, gold):\n    return gold['refrence'] == answer\n")
+    sys.modules.pop("own_scorers", None)
+    call = ["score", "res.json", "gold.jsonl", "-o", "out", "--scorer", "own_scorers:misspelt"]
+    CliRunner().invoke(app, call, catch_exceptions=False)
+    assert caplog.text.count("own_scorers:misspelt failed on an answer") == 1
+    assert "KeyError: 'refrence'" in caplog.text
 
 
 def test_without_a_scorer_of_ones_own_each_task_has_its_own() -> None:

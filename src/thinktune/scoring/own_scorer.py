@@ -6,13 +6,18 @@ def within_a_percent(answer: str, gold: dict) -> bool:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
+
+import numpy
 
 from thinktune import tags
 from thinktune.errors import ConfigError
 from thinktune.plugins import load_function
 from thinktune.scoring.base import TAIL, Score, Scorer, Verdict, format_outcome
+
+logger = logging.getLogger(__name__)
 
 
 def load_scorer(reference: str) -> Scorer:
@@ -20,19 +25,25 @@ def load_scorer(reference: str) -> Scorer:
 
     The function gets the answer without its tags and the gold record. It is called from several threads. The answer of
     a completion that is not well-formed, which counts leniently, is whatever follows the thought. An exception makes
-    the outcome "error": an answer that is not right, with a note.
+    the outcome "error": an answer that is not right, with a note. The first one is logged as a warning.
 
     Raises:
         ConfigError: there is no such function; on scoring, it returned neither True nor False.
     """
     function = load_function(reference, "--scorer")
+    failed = False
 
     def judge(answer: str, gold: Mapping[str, Any]) -> Verdict:
+        nonlocal failed
         try:
             right = function(answer, gold)
         except Exception as error:  # noqa: BLE001 - a user's code on a model's text: the other answers are scored
-            return Verdict(False, f"{type(error).__name__}: {error}", failed=True)
-        if right is None or right not in (True, False):
+            note = f"{type(error).__name__}: {error}"
+            if not failed:
+                logger.warning(f"--scorer: {reference} failed on an answer, which counts as not right: {note}")
+            failed = True
+            return Verdict(False, note, failed=True)
+        if not isinstance(right, (bool, numpy.bool_)):
             raise ConfigError(f"--scorer: {reference} returned {right!r}", hint="return True or False")
         return Verdict(bool(right))
 

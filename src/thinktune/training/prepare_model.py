@@ -18,9 +18,8 @@ def set_up(model: PeftModel, loaded: Loaded, plan: Plan) -> Iterator[None]:
     then."""
     with packed_documents(loaded.model):
         if plan.fused:
-            from thinktune.training.fused.fuse_model import (
-                fuse_layers,  # needs Triton, which comes with PyTorch for GPUs only
-            )
+            # It needs Triton, which comes with PyTorch for GPUs only.
+            from thinktune.training.fused.fuse_model import fuse_layers
 
             fused = fuse_layers(model, plan.memory)
             try:

@@ -80,7 +80,7 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
                 _infer(config, folder, console, tuned)
         if config.eval.data is not None:
             with steps("eval tuned"):
-                summaries["tuned"] = _evaluate(config, folder, "tuned", console, tuned)
+                summaries["tuned"] = evaluate_model(config, "tuned", console, tuned)
     if config.infer.file is not None and not config.infer.merge:  # an engine of its own, when that one has gone
         unmerged = EngineSettings.of(config.infer, config.load)
         with steps("infer"), open_engine(folder.path, unmerged) as opened:
@@ -88,7 +88,7 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
     if config.eval.data is not None:
         if config.eval.base:
             with steps("eval base"), open_engine(config.model, settings) as base:
-                summaries = {"base": _evaluate(config, folder, "base", console, base), **summaries}
+                summaries = {"base": evaluate_model(config, "base", console, base), **summaries}
         write_json(folder.eval / "summary.json", _summary(summaries, folder, steps.seconds))
         Console().print(comparison_table(summaries))
     console.print(f"everything on one page: {write_report(folder.path)}", highlight=False)
@@ -132,11 +132,12 @@ def _infer(config: Config, folder: RunFolder, console: Console, opened: Opened) 
     )
 
 
-def _evaluate(config: Config, folder: RunFolder, name: str, console: Console, opened: Opened) -> Summary:
+def evaluate_model(config: Config, name: str, console: Console, opened: Opened) -> Summary:
+    """Score a model as the `eval` section says, into the folder `eval/NAME` of its run."""
     return evaluate_data(
         opened,
         config.eval.data or "",
-        folder.eval / name,
+        RunFolder(config.run_folder).eval / name,
         split=config.eval.split,
         sample=config.eval.sample,
         sampling=config.eval.sampling,

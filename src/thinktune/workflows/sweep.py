@@ -21,13 +21,13 @@ from rich.console import Console
 
 from thinktune.config import Config, load_config
 from thinktune.errors import ConfigError, DiskFull, Interrupted, ThinktuneError
-from thinktune.evaluation.evaluate import evaluate_data
 from thinktune.inference.engines import EngineSettings, open_engine
 from thinktune.inference.engines.base import Engine
 from thinktune.report.html import write_report
 from thinktune.run_folder import RunFolder
 from thinktune.training.adapter import adapter_to_ask
 from thinktune.training.base_model_cache import BaseModelCache, data_key, model_key
+from thinktune.workflows.run import evaluate_model
 
 _OPENING, _CLOSING = "[{(", "]})"
 
@@ -207,16 +207,7 @@ def _evaluate(config: Config, bench: BaseModelCache, console: Console, before: S
             start = partial(_start, config, bench, console, adapter, stack) if config.quantize == "none" else None
             settings = EngineSettings(load=config.load)
             opened = open_engine(adapter or config.model, settings, start=start)
-            summary = evaluate_data(
-                stack.enter_context(opened),
-                config.eval.data or "",
-                folder.eval / name,
-                split=config.eval.split,
-                sample=config.eval.sample,
-                sampling=config.eval.sampling,
-                seed=config.seed,
-                console=console,
-            )
+            summary = evaluate_model(config, name, console, stack.enter_context(opened))
         console.print(f"{name}: well-formed {summary.format}, right {summary.strict}", highlight=False)
 
 
