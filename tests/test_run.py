@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,13 @@ def test_a_batch_file_for_the_unmerged_adapter_is_answered_when_the_merged_model
         eval={"data": "builtin:arithmetic", "sample": 2, "sampling": short, "every": None},
     )
     beside: list[int] = []
+    opened: weakref.WeakSet[TransformersEngine] = weakref.WeakSet()  # this run's: other tests' may still be alive
     real = TransformersEngine.__init__
 
     def count(engine: TransformersEngine, *args: Any, **settings: Any) -> None:
         gc.collect()
-        beside.append(sum(isinstance(each, TransformersEngine) for each in gc.get_objects()) - 1)
+        beside.append(len(opened))
+        opened.add(engine)
         real(engine, *args, **settings)
 
     monkeypatch.setattr(TransformersEngine, "__init__", count)
