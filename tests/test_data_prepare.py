@@ -108,7 +108,7 @@ def test_every_row_is_accounted_for_under_its_reason_with_its_number(tmp_path: P
         json.dumps(row(1)).encode(),
         json.dumps({"prompt": "Q", "completion": "no marks"}).encode(),
         b'{"prompt": "\xff", "completion": "x"}',
-        json.dumps({"text": "another shape"}).encode(),
+        json.dumps({"text": "another format"}).encode(),
         json.dumps({"prompt": "Q", "completion": "<think>t</think>"}).encode(),
         json.dumps(row(6, words=5000)).encode(),
         json.dumps({"prompt": "Q", "completion": "again none"}).encode(),
@@ -118,7 +118,7 @@ def test_every_row_is_accounted_for_under_its_reason_with_its_number(tmp_path: P
     assert report.sources[0].dropped == {
         "no thought": [2, 7],
         "not UTF-8": [3],
-        "unknown row shape": [4],
+        "unknown row format": [4],
         "no answer": [5],
         "too long": [6],
     }
@@ -255,12 +255,12 @@ def test_unpacked_data_report_no_packs(write: Write, chat: Chat) -> None:
     assert prepare(config_of(write([row(1)]), {"packing": False}), chat).report.packs is None
 
 
-def test_an_unknown_shape_names_the_keys_seen_and_the_shapes_known(write: Write, chat: Chat) -> None:
+def test_an_unknown_row_format_names_the_keys_seen_and_the_formats_known(write: Write, chat: Chat) -> None:
     with pytest.raises(DataError) as caught:
         prepare(config_of(write([{"text": "a", "label": 1}, {"text": "b", "extra": 2}])), chat)
     assert "keys seen: extra, label, text" in str(caught.value)
     assert "instruction/input/output" in str(caught.value)
-    assert "data.shape" in str(caught.value)
+    assert "data.format" in str(caught.value)
 
 
 def test_no_usable_row_is_an_error_with_every_reason(write: Write, chat: Chat) -> None:

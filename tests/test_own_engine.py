@@ -107,6 +107,11 @@ def test_a_key_under_its_former_name_is_taken_and_the_new_one_is_said(caplog: py
         parse_config({"infer": {"vllm": {"item_noise": False, "per_request_seed": True}}})
 
 
+def test_a_key_that_does_nothing_any_more_is_passed_over_with_a_notice(caplog: pytest.LogCaptureFixture) -> None:
+    assert parse_config({"train": {"fold_accumulation": False}}) == parse_config({})
+    assert "fold_accumulation has no effect any more" in caplog.text
+
+
 class Named(Engine):
     context_length = 100
 

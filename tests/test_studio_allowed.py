@@ -31,6 +31,7 @@ def trainings(tmp_path: Path) -> Trainings:
         "model=file:///etc",
         "model=openai:x@http://127.0.0.1",
         "model=tests/scripted.py",
+        "data.format=os:system",
         "data.shape=os:system",
         "data.source=/etc/passwd",
         "data.source=~/.ssh/id_rsa",

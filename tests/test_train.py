@@ -251,7 +251,7 @@ def test_lines_that_span_a_checkpoint_are_the_same_after_resuming(tiny_model: Pa
 def test_how_rows_are_spread_over_batches_changes_no_gradient(
     tiny_model: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    common = {"packing": False, "max_steps": 6, "fold_accumulation": False}
+    common = {"packing": False, "max_steps": 6, "memory": 0.01}  # GiB: too little to fold an accumulation
     quietly(make_config(tiny_model, tmp_path / "at-once", train={**common, "batch_size": 4}))
     quietly(make_config(tiny_model, tmp_path / "spread", train={**common, **settings}))
     expected, actual = metrics_of(tmp_path / "at-once"), metrics_of(tmp_path / "spread")
@@ -482,7 +482,7 @@ def test_a_folded_accumulation_takes_the_same_rows_in_the_same_steps(tiny_model:
     common = {"packing": False, "epochs": 2, "save_every": 100}  # 36 examples: the last step of an epoch has 4
     folded, spread, at_once = tmp_path / "folded", tmp_path / "spread", tmp_path / "at-once"
     record = quietly(make_config(tiny_model, folded, train={**common, "accumulation": 8}))
-    quietly(make_config(tiny_model, spread, train={**common, "accumulation": 8, "fold_accumulation": False}))
+    quietly(make_config(tiny_model, spread, train={**common, "accumulation": 8, "memory": 0.01}))
     quietly(make_config(tiny_model, at_once, train={**common, "batch_size": 8}))
     assert record["setup"].startswith("8 rows at once x 1,")
     assert json.loads((spread / "run.json").read_text())["setup"].startswith("1 row at once x 8,")

@@ -15,6 +15,7 @@ from typing import Any
 from thinktune.config import Config, load_config
 from thinktune.errors import RunFolderError
 from thinktune.files import NO_SPACE
+from thinktune.notices import muted
 from thinktune.records import DataRecord, read_record
 
 _LIBRARIES = ("thinktune", "torch", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "vllm")
@@ -116,12 +117,21 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
+    def read_config(self) -> Config:
+        """Read the recorded config; that an earlier version spelled it otherwise is not the user's concern.
+
+        Raises:
+            ConfigError: it is missing or damaged.
+        """
+        with muted():
+            return load_config(self.config)
+
     def require_same_config(self, config: Config) -> None:
         """
         Raises:
             RunFolderError: its training differs from `config`'s.
         """
-        before = load_config(self.config)
+        before = self.read_config()
         differing = [name for name in TRAINING_SECTIONS if _outcome(before, name) != _outcome(config, name)]
         if differing:
             raise RunFolderError(

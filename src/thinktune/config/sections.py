@@ -41,17 +41,22 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     _renamed: ClassVar[dict[str, str]] = {}
     """Keys by the names that they had before; these are understood, and the new one is said."""
+    _retired: ClassVar[dict[str, str]] = {}
+    """Keys that there were before, each with the reason to ignore it; a notice gives it."""
 
     @model_validator(mode="before")
     @classmethod
     def _under_new_names(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        section = cls.__name__.lower()
         for old in cls._renamed.keys() & values.keys():
             if cls._renamed[old] in values:
                 raise ValueError(f"{old} is the former name of {cls._renamed[old]}: set one of them")
-            log.warning("%s is called %s now", old, cls._renamed[old])
-        return {cls._renamed.get(key, key): value for key, value in values.items()}
+            log.warning("%s.%s is called %s now", section, old, cls._renamed[old])
+        for old in cls._retired.keys() & values.keys():
+            log.warning("%s.%s has no effect any more: %s", section, old, cls._retired[old])
+        return {cls._renamed.get(key, key): value for key, value in values.items() if key not in cls._retired}
 
     @model_validator(mode="before")
     @classmethod
@@ -105,6 +110,8 @@ class Source(_Section):
 class Data(_Section):
     """Training data: source, number of examples, and which rows are usable."""
 
+    _renamed: ClassVar[dict[str, str]] = {"shape": "format"}
+
     source: Annotated[
         Annotated[str, Tag(NAME)] | Annotated[list[Source], Tag(LIST)],
         Discriminator(lambda value: NAME if isinstance(value, str) else LIST),
@@ -117,7 +124,7 @@ class Data(_Section):
         "drop", description="examples above max_length: drop them, stop with an error, or truncate them"
     )
     system: str = Field("drop", description="drop or keep the row's own system text, or a text to use instead")
-    shape: str | None = Field(None, description="'module:function' that turns a row into an example")
+    format: str | None = Field(None, description="row format: its name, or module:function; null: by each row's keys")
     eval_fraction: float = Field(
         0.0, ge=0, lt=1, description="fraction of the examples held out for the evaluation loss"
     )
@@ -177,6 +184,10 @@ class Lora(_Section):
 class Train(_Section):
     """The optimisation."""
 
+    _retired: ClassVar[dict[str, str]] = {
+        "fold_accumulation": "batches of an accumulation are run as one where that fits; train.memory is their limit"
+    }
+
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; null: as many as the epochs have")
     batch_size: int = Field(1, ge=1, description="rows per device and forward pass; with packing, packs of pack_length")
@@ -192,9 +203,6 @@ class Train(_Section):
     weight_decay: float = Field(0.0, ge=0)
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     max_grad_norm: float = Field(1.0, gt=0)
-    fold_accumulation: bool = Field(
-        True, description="run the batches of an accumulation as one where that fits: same steps, same gradients"
-    )
     gradient_checkpointing: bool | Literal["auto"] = Field(
         "auto", description="recompute activations; auto: as many as the memory demands; true: all; false: none"
     )
@@ -228,7 +236,7 @@ class Train(_Section):
     def outcome(self) -> dict[str, Any]:
         """The settings that the adapter depends on, unlike those on memory, the split of rows over batches, logging and
         checkpoints."""
-        manner = {"fold_accumulation", "gradient_checkpointing", "offload_checkpoints", "memory", "on_oom"}
+        manner = {"gradient_checkpointing", "offload_checkpoints", "memory", "on_oom"}
         manner |= {"log_every", "save_every", "keep_checkpoints", "report_to"}
         rows = {"rows": self.batch_size * self.accumulation}
         return self.model_dump(exclude={*manner, "batch_size", "accumulation"}) | rows

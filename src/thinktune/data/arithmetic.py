@@ -5,7 +5,7 @@ through `Work`, which writes every step down as it computes it: a thought can th
 All kinds share the same few procedures (add the tens, then the ones; multiply part by part), short enough for a model
 of 135 million parameters to imitate.
 
-Rows have the `conversations` shape of Bespoke-Stratos, so that they go the same way as real data.
+Rows have the `conversations` format of Bespoke-Stratos, so that they go the same way as real data.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a row as its shape separates them, before marks are read and answers extracted.
+    """The parts of a row as its format separates them, before marks are read and answers extracted.
 
     Attributes:
         context: turns before the reply, `{"role", "content"}`; the last is the user's, the first may be the system's.

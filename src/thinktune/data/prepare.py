@@ -17,7 +17,7 @@ from thinktune.config import Config, Data, Format, Load, Source
 from thinktune.data.examples import Example, RowFault
 from thinktune.data.packing import pack
 from thinktune.data.report import PROMPT_TOO_LONG, TOO_LONG, DataReport, Lengths, Packs, SourceReport
-from thinktune.data.shapes import SHAPES, Shape, find_shape, import_shape, to_example, unused_columns
+from thinktune.data.row_formats import ROW_FORMATS, RowFormat, choose_formats, find_format, to_example, unused_columns
 from thinktune.data.sources import read_rows
 from thinktune.data.tokens import Renders, Tokens, fingerprint, tokenize
 from thinktune.errors import ConfigError, DataError
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T", Example, Tokens)
 
-UNKNOWN_SHAPE = "unknown row shape"
+UNKNOWN_FORMAT = "unknown row format"
 _ROWS_TO_SEE = 100_000  # of a source, after which, where none was usable, no more are read
 
 
@@ -117,7 +117,7 @@ def _read_pools(
 ) -> list[_Pool]:
     sources = data.sources
     seed = seed if data.seed is None else data.seed
-    shape = import_shape(data.shape) if data.shape else None
+    formats = choose_formats(data.format)
     pools = []
     for source, wanted in zip(sources, shares(sources, data.sample), strict=True):
         where = split or source.split or data.split
@@ -131,8 +131,8 @@ def _read_pools(
             try:
                 if row.fault:
                     raise RowFault(row.fault)
-                found = shape or _shape_of(row.fields, report)
-                report.leave_unused([] if shape else unused_columns(row.fields, found))
+                found = _format_of(row.fields, formats, report)
+                report.leave_unused(unused_columns(row.fields, found))
                 example = to_example(row, found, report.source, fmt, data.system, need_thought=need_thought)
             except RowFault as fault:
                 report.drop(str(fault), row.number)
@@ -140,7 +140,7 @@ def _read_pools(
             examples.append(example)
             if example.boxes_left_out:
                 report.boxes_left_out.append(row.number)
-        _refuse_unknown_shape(report)
+        _refuse_unknown_format(report)
         report.usable = len(examples)
         if not examples:
             raise _nothing_usable([report])
@@ -167,12 +167,12 @@ def shares(sources: Sequence[Source], sample: int | None) -> list[int | None]:
     return list(counts)
 
 
-def _shape_of(fields: dict[str, object], report: SourceReport) -> Shape:
-    shape = find_shape(fields)
-    if shape is None:
+def _format_of(fields: dict[str, object], formats: Sequence[RowFormat], report: SourceReport) -> RowFormat:
+    found = find_format(fields, formats)
+    if found is None:
         report.unknown_keys = sorted({*report.unknown_keys, *map(str, fields)})
-        raise RowFault(UNKNOWN_SHAPE)
-    return shape
+        raise RowFault(UNKNOWN_FORMAT)
+    return found
 
 
 def _tokenize(pools: list[_Pool], data: Data, chat: Renders, fmt: Format) -> list[Tokens]:
@@ -244,14 +244,14 @@ def _report(config: Config, pools: list[_Pool], train: list[Tokens], held_out: l
     )
 
 
-def _refuse_unknown_shape(report: SourceReport) -> None:
-    unknown = len(report.dropped.get(UNKNOWN_SHAPE, ()))
+def _refuse_unknown_format(report: SourceReport) -> None:
+    unknown = len(report.dropped.get(UNKNOWN_FORMAT, ()))
     if unknown == 0 or unknown < report.read - len(report.dropped.get("not UTF-8", ())):
         return
-    known = "; ".join(f"{shape.name} (needs {', '.join(sorted(shape.keys))})" for shape in SHAPES)
+    known = "; ".join(f"{each.name} (needs {', '.join(sorted(each.keys))})" for each in ROW_FORMATS)
     raise DataError(
-        f"{report.source}: unknown row shape; keys seen: {', '.join(report.unknown_keys) or 'none'}",
-        hint=f"known shapes: {known}; or set data.shape to a module:function of yours",
+        f"{report.source}: unknown row format; keys seen: {', '.join(report.unknown_keys) or 'none'}",
+        hint=f"known formats: {known}; or set data.format to a module:function of yours",
     )
 
 

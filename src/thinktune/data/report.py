@@ -19,7 +19,7 @@ class SourceReport:
 
     Attributes:
         dropped: by reason, the 1-based numbers of the rows.
-        unused: by column that their shape does not read (`messages[].name` for a field of turns), the number of rows
+        unused: by column that their format does not read (`messages[].name` for a field of turns), the number of rows
             that fill it.
         boxes_left_out: numbers of usable rows with a box that is not in the answer.
     """

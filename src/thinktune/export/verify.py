@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from thinktune import tags
-from thinktune.config import QUESTIONS, Data, Format, Load, Sampling, load_config
+from thinktune.config import QUESTIONS, Data, Format, Load, Sampling
 from thinktune.errors import GenerationError, ModelError
 from thinktune.export.agreement import (
     SUM_BOUND,
@@ -223,7 +223,7 @@ def verify(
 
 def _trained_on(run: RunFolder) -> str:
     """Name the weights that the adapter was trained on, if they differ from the compared ones."""
-    quantize = load_config(run.config).quantize if run.config.is_file() else "none"
+    quantize = run.read_config().quantize if run.config.is_file() else "none"
     return "" if quantize == "none" else f"; trained on {quantize}, compared on the original weights"
 
 
@@ -245,7 +245,7 @@ def _held_out(run: RunFolder, count: int, load: Load) -> tuple[list[_Prompt], st
     if not run.config.is_file():  # an adapter that was not trained here
         reply = tags.render("So be it.", "42", fmt.template)
         return [_Prompt([{"role": "user", "content": text}], reply) for text in QUESTIONS[:count]], "thinktune's own"
-    config = load_config(run.config)
+    config = run.read_config()
     if config.eval.data is not None:
         data, source = Data(source=config.eval.data, split=config.eval.split, sample=count), config.eval.data
     else:

@@ -136,8 +136,7 @@ def plan_rows(
         width: bytes of a number in the model's dtype.
         may_fuse: False where fused/ has said that it cannot run this model's layers.
     """
-    factors = _divisors(config.train.accumulation) if config.train.fold_accumulation else [1]
-    choices = [config.train.batch_size * factor for factor in factors]
+    choices = [config.train.batch_size * factor for factor in _divisors(config.train.accumulation)]
     cost = _cost_model(config, shape, hardware, width)
     cost = replace(cost, may_fuse=may_fuse and cost.may_fuse)
     wanted = config.train.offload_checkpoints

@@ -103,8 +103,6 @@ def _ways_to_save_memory(config: Config) -> Iterator[str]:
     if (rows := train.batch_size) > 1:
         factor = smallest_factor(rows)
         yield f"train.batch_size={rows // factor} train.accumulation={train.accumulation * factor} (the same step)"
-    elif train.accumulation > 1 and train.fold_accumulation:
-        yield "train.fold_accumulation=false"
     if config.quantize == "none":
         yield "quantize=nf4"
     yield "a smaller data.max_length"

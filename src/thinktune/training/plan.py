@@ -45,7 +45,9 @@ def recorded_plan(run: RunFolder, config: Config, plan: Plan) -> Plan:
     if not run.plan.exists():
         return plan
     values = read_record(run.plan, PlanRecord)
-    if values["asked"] != _asked(config) or values["plan"]["hardware"] != plan.hardware:
+    asked = _asked(config)
+    before = {name: value for name, value in values["asked"].items() if name in asked}  # an earlier version had more
+    if before != asked or values["plan"]["hardware"] != plan.hardware:
         return plan
     setup = values["setup"]
     known = {field.name for field in fields(RecomputePolicy)}  # a run of an earlier version may say more
@@ -63,5 +65,5 @@ def record_plan(run: RunFolder, config: Config, plan: Plan) -> None:
 
 def _asked(config: Config) -> dict[str, Any]:
     train = config.train
-    names = ("batch_size", "accumulation", "fold_accumulation", "gradient_checkpointing")
-    return {name: getattr(train, name) for name in (*names, "offload_checkpoints", "memory")}
+    names = ("batch_size", "accumulation", "gradient_checkpointing", "offload_checkpoints", "memory")
+    return {name: getattr(train, name) for name in names}

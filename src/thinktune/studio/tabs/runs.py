@@ -9,7 +9,6 @@ from typing import Any
 
 import gradio as gr
 
-from thinktune.config import load_config
 from thinktune.errors import ThinktuneError
 from thinktune.notices import muted
 from thinktune.report.compare import differing_settings, read_scores, read_settings
@@ -124,7 +123,7 @@ class RunsTab:
         if not runs:
             return None, ""
         try:
-            config = load_config(runs[0].folder.config)
+            config = runs[0].folder.read_config()
             words = Words(request)
             with muted():
                 pieces = [(text, words(kind)) for text, kind in first_batch(config)]

@@ -1,7 +1,7 @@
 """Rows to examples: the known row formats and their keys.
 
-`SHAPES` is the one table of known row shapes; `data.shape: "module:function"` puts a function of yours in its place,
-which takes the row as a dict and returns `Parts` or raises `RowFault`. `replies` takes the reply apart.
+`ROW_FORMATS` is the registry; `data.format` names one of it, or a function of the user's own as `module:function`: it
+takes the row as a dict, and returns `Parts` or raises `RowFault`. `replies` takes the reply apart.
 
 No part of a question or an answer is lost silently: a row with a column or a field of a turn beyond the text (tool
 calls, images, options of a question) is dropped under a reason that names it; other columns are counted as unused
@@ -52,8 +52,11 @@ _MORE_OF_THE_PROMPT = ("context", "passage", "choices", "options", "history", "i
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A row format: it applies to rows that have all of `keys`; `also` are optional keys that it reads too."""
+class RowFormat:
+    """A row format: it applies to rows that have all of `keys`; `also` are optional keys that it reads too.
+
+    A function of the user's own has no keys: it takes every row, and reads of it what it likes.
+    """
 
     name: str
     keys: frozenset[str]
@@ -61,19 +64,35 @@ class Shape:
     also: frozenset[str] = frozenset()
 
 
-def find_shape(fields: Mapping[str, Any]) -> Shape | None:
-    """Return the first format of the table whose keys the row has; in merged data sets, whose keys are filled."""
+def choose_formats(name: str | None) -> Sequence[RowFormat]:
+    """Return the row formats that `data.format` allows: one of the registry, the user's own, or (None) all known ones.
+
+    Raises:
+        ConfigError: there is no such format, or no such function.
+    """
+    if name is None:
+        return ROW_FORMATS
+    if known := [row_format for row_format in ROW_FORMATS if row_format.name == name]:
+        return known
+    if ":" not in name:
+        names = ", ".join(row_format.name for row_format in ROW_FORMATS)
+        raise ConfigError(f"data.format: there is no {name!r}", hint=f"known are {names}, or module:function of yours")
+    return [RowFormat(name, frozenset(), load_function(name, "data.format"))]
+
+
+def find_format(fields: Mapping[str, Any], formats: Sequence[RowFormat]) -> RowFormat | None:
+    """Return the first format whose keys the row has; in merged data sets, whose keys are filled."""
     filled = {key for key, value in fields.items() if not _is_empty(value)}
-    return next(
-        (shape for keys in (filled, fields.keys()) for shape in SHAPES if shape.keys <= keys),
-        None,
-    )
+    return next((each for keys in (filled, fields.keys()) for each in formats if each.keys <= keys), None)
 
 
-def unused_columns(fields: Mapping[str, Any], shape: Shape) -> list[str]:
+def unused_columns(fields: Mapping[str, Any], row_format: RowFormat) -> list[str]:
     """List the columns of a row, and the fields of its turns, that hold something and that its format does not read."""
-    unused = [key for key, value in fields.items() if key not in shape.keys | shape.also and not _is_empty(value)]
-    for column in sorted(shape.keys & fields.keys()):
+    if not row_format.keys:
+        return []
+    read = row_format.keys | row_format.also
+    unused = [key for key, value in fields.items() if key not in read and not _is_empty(value)]
+    for column in sorted(row_format.keys & fields.keys()):
         turns = fields[column] if isinstance(fields[column], (list, tuple)) else ()
         keys = {key for turn in turns if isinstance(turn, Mapping) for key in turn if not _is_empty(turn[key])}
         unused += [f"{column}[].{key}" for key in sorted(keys - _TURN_KEYS.union(_NOT_TEXT))]
@@ -91,17 +110,8 @@ def _is_empty(value: object) -> bool:
     return value is None or value != value
 
 
-def import_shape(reference: str) -> Shape:
-    """Import the user's own row format from `module:function`.
-
-    Raises:
-        ConfigError: there is no such function.
-    """
-    return Shape(reference, frozenset(), load_function(reference, "data.shape"))
-
-
 def to_example(
-    row: Row, shape: Shape, source: str, fmt: Format, system: str = "drop", *, need_thought: bool = True
+    row: Row, row_format: RowFormat, source: str, fmt: Format, system: str = "drop", *, need_thought: bool = True
 ) -> Example:
     """Take a row apart and check every part.
 
@@ -114,16 +124,16 @@ def to_example(
         ConfigError: the user's own function fails, or returns something else.
     """
     try:
-        parts = shape.convert(row.fields)
+        parts = row_format.convert(row.fields)
     except (RowFault, ConfigError):
         raise
     except Exception as error:  # the user's own function may raise anything
         raise ConfigError(
-            f"data.shape: {shape.name} fails on row {row.number} of {source}: {type(error).__name__}: {error}",
+            f"data.format: {row_format.name} fails on row {row.number} of {source}: {type(error).__name__}: {error}",
             hint="it may raise thinktune.data.RowFault(reason) to have a row dropped",
         ) from error
     if not isinstance(parts, Parts):
-        raise ConfigError(f"data.shape: {shape.name} returned {type(parts).__name__}, not thinktune.data.Parts")
+        raise ConfigError(f"data.format: {row_format.name} returned {type(parts).__name__}, not thinktune.data.Parts")
     messages = _context(parts.context, fmt, system)
     think, solution = _take_apart(parts.reply, parts.think)
     answer = extract_answer(solution, fmt.answer)
@@ -332,13 +342,13 @@ def _single(fields: Mapping[str, Any], prompt: str, reply: str, earlier: Sequenc
 
 _SINGLE = frozenset({"system", *_THOUGHTS})
 
-SHAPES: tuple[Shape, ...] = (
-    Shape("conversations", frozenset({"conversations"}), _conversations, frozenset({"system"})),
-    Shape("messages", frozenset({"messages"}), _messages, frozenset({"system"})),
-    Shape(
+ROW_FORMATS: tuple[RowFormat, ...] = (
+    RowFormat("conversations", frozenset({"conversations"}), _conversations, frozenset({"system"})),
+    RowFormat("messages", frozenset({"messages"}), _messages, frozenset({"system"})),
+    RowFormat(
         "instruction/input/output", frozenset({"instruction", "output"}), _instruction, _SINGLE | {"input", "history"}
     ),
-    Shape("prompt/completion", frozenset({"prompt", "completion"}), _prompt, _SINGLE),
-    Shape("question/answer", frozenset({"question", "answer"}), _question, _SINGLE),
+    RowFormat("prompt/completion", frozenset({"prompt", "completion"}), _prompt, _SINGLE),
+    RowFormat("question/answer", frozenset({"question", "answer"}), _question, _SINGLE),
 )
-"""Every known row shape; the first whose keys a row has is taken."""
+"""The known row formats; the first whose keys a row has is taken."""

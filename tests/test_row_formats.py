@@ -1,4 +1,4 @@
-"""Rows to examples: every shape, every kind of mark, every reason to drop a row."""
+"""Rows to examples: every row format, every kind of mark, every reason to drop a row."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from typing import Any
 
 import pytest
 
-from thinktune.config import Format
+from thinktune.config import Format, parse_config
 from thinktune.data import Example, Row, RowFault
 from thinktune.data.replies import extract_answer, split_reply
-from thinktune.data.shapes import SHAPES, clean_prompt, find_shape, import_shape, to_example, unused_columns
+from thinktune.data.row_formats import (
+    ROW_FORMATS,
+    choose_formats,
+    clean_prompt,
+    find_format,
+    to_example,
+    unused_columns,
+)
 from thinktune.errors import ConfigError
 
 STRATOS_THOUGHT = "<|begin_of_thought|>t"
@@ -54,9 +61,9 @@ def solve(values):
 
 
 def example_of(fields: dict[str, Any], system: str = "drop", need_thought: bool = True, **fmt: Any) -> Example:
-    shape = find_shape(fields)
-    assert shape is not None
-    return to_example(Row(7, fields), shape, "rows.jsonl", Format(**fmt), system, need_thought=need_thought)
+    row_format = find_format(fields, ROW_FORMATS)
+    assert row_format is not None
+    return to_example(Row(7, fields), row_format, "rows.jsonl", Format(**fmt), system, need_thought=need_thought)
 
 
 def fault_of(fields: dict[str, Any]) -> str:
@@ -133,7 +140,7 @@ def test_the_solution_can_be_kept_whole_although_it_has_a_box() -> None:
         ({"question": "Q", "answer": "<think>t</think>a"}, "Q"),
     ],
 )
-def test_every_shape_gives_prompt_thought_and_answer(fields: dict[str, Any], prompt: str) -> None:
+def test_every_row_format_gives_prompt_thought_and_answer(fields: dict[str, Any], prompt: str) -> None:
     example = example_of(fields)
     assert (example.messages[-1]["content"], example.think, example.answer) == (prompt, "t", "a")
 
@@ -277,9 +284,9 @@ def test_a_reply_without_marks_has_no_thought() -> None:
     assert split_reply("  plain \n") == (None, "plain")
 
 
-def test_keys_no_shape_knows_give_none() -> None:
-    assert find_shape({"text": "x", "label": 1}) is None
-    assert all(find_shape(dict.fromkeys(shape.keys)) is shape for shape in SHAPES)
+def test_keys_that_no_format_has_give_none() -> None:
+    assert find_format({"text": "x", "label": 1}, ROW_FORMATS) is None
+    assert all(find_format(dict.fromkeys(each.keys), ROW_FORMATS) is each for each in ROW_FORMATS)
 
 
 @pytest.mark.parametrize(
@@ -412,14 +419,14 @@ def test_an_earlier_thought_that_stands_apart_is_rendered_in_our_format() -> Non
 
 def test_columns_and_fields_of_turns_that_are_not_read_are_named() -> None:
     fields = {"id": 7, "note": None, "messages": turns("Q", "<think>t</think> a", name="bot"), "question": "Q"}
-    shape = find_shape(fields)
-    assert shape is not None
-    assert unused_columns(fields, shape) == ["id", "question", "messages[].name"]
+    row_format = find_format(fields, ROW_FORMATS)
+    assert row_format is not None
+    assert unused_columns(fields, row_format) == ["id", "question", "messages[].name"]
 
 
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "my_shapes.py").write_text(
+    (tmp_path / "my_formats.py").write_text(
         "from thinktune.data import Parts, RowFault\n"
         "def chosen(row):\n"
         "    if row['score'] < 3:\n"
@@ -435,29 +442,43 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("own_module")
-def test_a_function_of_the_users_own_reads_rows_of_any_shape() -> None:
-    shape = import_shape("my_shapes:chosen")
+def test_a_function_of_the_users_own_reads_rows_of_any_format() -> None:
+    (own,) = choose_formats("my_formats:chosen")
     row = {"q": "Q", "a": "\\boxed{2}", "why": "because", "score": 5}
-    example = to_example(Row(1, row), shape, "s", Format())
+    example = to_example(Row(1, row), own, "s", Format())
     assert (example.messages[0]["content"], example.think, example.answer) == ("Q", "because", "2")
     with pytest.raises(RowFault, match="low score"):
-        to_example(Row(2, {**row, "score": 1}), shape, "s", Format())
+        to_example(Row(2, {**row, "score": 1}), own, "s", Format())
 
 
 @pytest.mark.usefixtures("own_module")
-@pytest.mark.parametrize("reference", ["my_shapes:missing", "no_such_module:f", "my_shapes", "my_shapes:number", ":f"])
-def test_a_shape_that_cannot_be_imported_is_named(reference: str) -> None:
-    with pytest.raises(ConfigError, match=r"data\.shape"):
-        import_shape(reference)
+@pytest.mark.parametrize(
+    "reference", ["my_formats:missing", "no_such_module:f", "my_formats", "my_formats:number", ":f"]
+)
+def test_a_format_that_cannot_be_imported_is_named(reference: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.format"):
+        choose_formats(reference)
 
 
 @pytest.mark.usefixtures("own_module")
-def test_a_shape_that_returns_something_else_is_a_clear_error() -> None:
+def test_a_format_that_returns_something_else_is_a_clear_error() -> None:
     with pytest.raises(ConfigError, match="returned dict"):
-        to_example(Row(1, {}), import_shape("my_shapes:wrong"), "s", Format())
+        to_example(Row(1, {}), choose_formats("my_formats:wrong")[0], "s", Format())
 
 
 @pytest.mark.usefixtures("own_module")
 def test_a_function_of_the_users_own_that_fails_is_named_with_its_row() -> None:
-    with pytest.raises(ConfigError, match=r"my_shapes:chosen fails on row 3 of s: KeyError: 'score'"):
-        to_example(Row(3, {}), import_shape("my_shapes:chosen"), "s", Format())
+    with pytest.raises(ConfigError, match=r"my_formats:chosen fails on row 3 of s: KeyError: 'score'"):
+        to_example(Row(3, {}), choose_formats("my_formats:chosen")[0], "s", Format())
+
+
+def test_a_format_is_chosen_by_name_where_rows_have_the_keys_of_several() -> None:
+    fields = {"messages": turns("Q1", "<think>t</think> 1"), "prompt": "Q2", "completion": "<think>t</think> 2"}
+    first, named = (find_format(fields, choose_formats(name)) for name in (None, "prompt/completion"))
+    assert (first, named) == (ROW_FORMATS[1], ROW_FORMATS[3])
+    assert find_format({"messages": []}, choose_formats("prompt/completion")) is None
+
+
+def test_the_former_key_of_the_format_is_understood(caplog: pytest.LogCaptureFixture) -> None:
+    assert parse_config({"data": {"shape": "my_formats:chosen"}}).data.format == "my_formats:chosen"
+    assert "shape is called format now" in caplog.text
