@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from thinktune.config import Config
+    from thinktune.config import Config, Quantize
+    from thinktune.inference.engines.settings import EngineSettings
 
 app = typer.Typer(
     help="Teach a chat model to think before it answers.",
@@ -31,15 +32,13 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE", help="settings that override the config's, such as lora.r=16", show_default=False
-    ),
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="settings that override the config's, such as lora.r=16")
 ]
 ModelReference = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="a run, adapter or model folder, a GGUF file, a hub id, ms:ID, builtin:smollm2"
+        metavar="MODEL",
+        help="a run, adapter or model folder, a GGUF file, a Hugging Face id, ms:ID of ModelScope, or builtin:smollm2",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing results")]
@@ -52,17 +51,10 @@ HowLoaded = Annotated[
         "--load",
         metavar="KEY=VALUE",
         help="a load.* setting, such as device=cpu, dtype=float32 or trust_remote_code=true; can be repeated",
-        show_default=False,
     ),
 ]
 ThinkBudget = Annotated[
-    int | None,
-    typer.Option(
-        "--think-budget",
-        min=1,
-        help="max thinking tokens; every completion is then well-formed",
-        show_default=False,
-    ),
+    int | None, typer.Option("--think-budget", min=1, help="max thinking tokens; every completion is then well-formed")
 ]
 ENGINE_HELP = "auto (vLLM if it is installed and there is a GPU), vllm, transformers, or module:function"
 Engine = Annotated[str, typer.Option("--engine", metavar="NAME", help=ENGINE_HELP)]
@@ -82,8 +74,7 @@ def _options(
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
     # Typer's own has no default, and to coerce that it imports pydantic before a verb's --help is printed.
     show_help: Annotated[
-        bool,
-        typer.Option("--help", "-h", is_eager=True, callback=_show_help, help="Show this message and exit."),
+        bool, typer.Option("--help", "-h", is_eager=True, callback=_show_help, help="Show this message and exit.")
     ] = False,
 ) -> None:
     from thinktune.notices import show_notices
@@ -97,6 +88,19 @@ def load(file: Path, overrides: list[str] | None) -> Config:
     from thinktune.config import load_config
 
     return load_config(file, overrides or [])
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def engine_settings(engine: str, how: list[str] | None, quantize: Quantize = "none") -> EngineSettings:
+    """Join `--engine`, `--load` and `--quantize`."""
+    from thinktune.config import parse_load
+    from thinktune.inference.engines.settings import EngineSettings
+
+    return EngineSettings(engine, parse_load(how), quantize)
 
 
 def notify(line: str) -> None:

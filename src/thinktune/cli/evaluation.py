@@ -21,6 +21,8 @@ from thinktune.cli.common import (
     Seed,
     ThinkBudget,
     app,
+    engine_settings,
+    given,
     name_of,
     notify,
     prepare_libraries,
@@ -33,46 +35,32 @@ if TYPE_CHECKING:
     from thinktune.evaluation.predictions import PredictionScores
     from thinktune.inference.engines import EngineSettings
 
-Rated = Annotated[
-    Path | None,
-    typer.Option("--ratings", help="human ratings of these models; default: the studio's", show_default=False),
-]
+Rated = Annotated[Path | None, typer.Option("--ratings", help="human ratings of these models; default: the studio's")]
 OwnScorer = Annotated[
     str | None,
     typer.Option(
-        "--scorer",
-        metavar="MODULE:FUNCTION",
-        help="score with a function of your own: (answer, gold) -> True or False",
-        show_default=False,
+        "--scorer", metavar="MODULE:FUNCTION", help="score with a function of your own: (answer, gold) -> True or False"
     ),
 ]
 
 
 @app.command()
 def eval(
-    model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="a model, named as for ask", show_default=False)
-    ] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="a model, named as for ask")] = None,
     data: Annotated[
         str | None,
         typer.Argument(
             metavar="DATA",
             help="rows with answers: a file, a hub id or builtin:arithmetic; with --gold, a batch file as for infer",
-            show_default=False,
         ),
     ] = None,
     gold: Annotated[
-        Path | None,
-        typer.Option(help="references of the batch file: JSON lines {id, type, reference}", show_default=False),
+        Path | None, typer.Option(help="references of the batch file: JSON lines {id, type, reference}")
     ] = None,
     scorer: OwnScorer = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="output folder; default: eval/MODEL-DATA", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="output folder; default: eval/MODEL-DATA")] = None,
     split: Annotated[str, typer.Option(help="split of the data")] = "test",
-    sample: Annotated[
-        int | None, typer.Option(min=1, help="number of problems, drawn by seed; default: all", show_default=False)
-    ] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="number of problems, drawn by seed; default: all")] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="max new tokens", show_default="1024, or the item type's")
     ] = None,
@@ -86,9 +74,7 @@ def eval(
     tell_format: Annotated[
         bool | None,
         typer.Option(
-            "--tell-format/--no-tell-format",
-            help="explain the format in the prompt; default: only to untuned models",
-            show_default=False,
+            "--tell-format/--no-tell-format", help="explain the format in the prompt; default: only to untuned models"
         ),
     ] = None,
     seed: Seed = SEED,
@@ -106,8 +92,7 @@ def eval(
 
     Prints format rate and accuracy, strict and lenient, with 95% intervals.
     """
-    given = {"max_tokens": max_tokens, "temperature": temperature, "n": n, "think_budget": think_budget}
-    sampling = {name: value for name, value in given.items() if value is not None}
+    sampling = given(max_tokens=max_tokens, temperature=temperature, n=n, think_budget=think_budget)
     if predictions is not None:
         if gold is None or model is not None or harness_tasks is not None:
             raise UsageError("a result file is scored by its references: thinktune score PREDICTIONS GOLD")
@@ -129,22 +114,21 @@ def eval(
         )
     else:
         prepare_libraries()
-        from thinktune.config import parse_load
-        from thinktune.inference.engines import EngineSettings
+        from thinktune.evaluation.evaluate import evaluate_items
 
         out = out or Path("eval") / f"{name_of(model)}-{name_of(data)}"
-        settings: dict[str, Any] = {
-            "scorer": scorer, "tell_format": tell_format, "seed": seed, "overwrite": overwrite, "console": stderr(),
-        }  # fmt: skip
-        run_by = EngineSettings(engine, parse_load(how), quantize)
+        settings = engine_settings(engine, how, quantize)
+        options: dict[str, Any] = {
+            "tell_format": tell_format,
+            "seed": seed,
+            "overwrite": overwrite,
+            "console": stderr(),
+        }
         if gold is not None:
-            from thinktune.evaluation.evaluate import evaluate_items
-
-            _show_predictions(
-                evaluate_items(model, data, gold, out, run_by, changes=sampling, **settings), out, json=json
-            )
+            scores = evaluate_items(model, data, gold, out, settings, changes=sampling, scorer=scorer, **options)
+            _show_predictions(scores, out, json=json)
         else:
-            _eval_rows(model, run_by, data, out, split=split, sample=sample, changes=sampling, json=json, **settings)
+            _eval_rows(model, data, out, settings, sampling, scorer, json=json, split=split, sample=sample, **options)
 
 
 def _tell_new_spelling(old: str, verb: str, *arguments: object) -> None:
@@ -153,14 +137,14 @@ def _tell_new_spelling(old: str, verb: str, *arguments: object) -> None:
 
 def _eval_rows(
     model: str,
-    run_by: EngineSettings,
     data: str,
     out: Path,
-    *,
+    settings: EngineSettings,
     changes: dict[str, Any],
     scorer: str | None,
+    *,
     json: bool,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     from thinktune.config import Sampling
     from thinktune.evaluation.evaluate import comparison_table, evaluate_data
@@ -168,9 +152,9 @@ def _eval_rows(
     from thinktune.scoring import ROW_TASK, tasks_scored_by
 
     # What is wrong with these is told before a model is looked for.
-    settings |= {"sampling": Sampling().changed(**changes), "scorer": tasks_scored_by(scorer)[ROW_TASK.name].score}
-    with open_engine(model, run_by) as opened:
-        summary = evaluate_data(opened, data, out, **settings)
+    options |= {"sampling": Sampling().changed(**changes), "scorer": tasks_scored_by(scorer)[ROW_TASK.name].score}
+    with open_engine(model, settings) as opened:
+        summary = evaluate_data(opened, data, out, **options)
     show(summary.as_dict(), comparison_table({model: summary}), json=json)
     notify(f"every sample is in {out / 'samples.jsonl'}")
 
@@ -182,10 +166,7 @@ def score(
         Path, typer.Argument(metavar="GOLD", help="references: JSON lines {id, type, reference}; code has tests")
     ],
     scorer: OwnScorer = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="output folder; default: eval/PREDICTIONS", show_default=False),
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="output folder; default: eval/PREDICTIONS")] = None,
     json: AsJson = False,
 ) -> None:
     """Score a result file of this or any other tool.
@@ -214,21 +195,14 @@ def harness(
     tasks: Annotated[
         str, typer.Argument(metavar="TASKS", help="names, groups, tags or patterns of tasks, such as gsm8k,arc_easy")
     ],
-    include_path: Annotated[
-        Path | None, typer.Option(help="a folder with tasks of your own", show_default=False)
-    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="a folder with tasks of your own")] = None,
     shots: Annotated[
         int | None, typer.Option(min=0, help="few-shot examples in the prompt", show_default="the task's")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="only the first problems of each task", show_default=False)
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first problems of each task")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="max new tokens where a task sets none")] = 1024,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="output folder; default: RUN/eval/tuned, or eval/MODEL-harness", show_default=False
-        ),
+        Path | None, typer.Option("--out", "-o", help="output folder; default: RUN/eval/tuned, or eval/MODEL-harness")
     ] = None,
     engine: Engine = "auto",
     quantize: Quantization = "none",
@@ -238,22 +212,21 @@ def harness(
 ) -> None:
     """Run tasks of lm-evaluation-harness on a model.
 
-    Generation is by thinktune's engines; report and compare show the metrics.
+    Generates with thinktune's engines; report and compare show the metrics.
     """
     prepare_libraries()
     from dataclasses import asdict
 
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; we show a line of our own
-    from thinktune.config import parse_load
     from thinktune.evaluation.lm_eval import evaluate_harness, figures_table, load_tasks
-    from thinktune.inference.engines import EngineSettings, open_engine
+    from thinktune.inference.engines import open_engine
     from thinktune.run_folder import RunFolder
 
     run = RunFolder(Path(model))
     out = out or (run.eval / "tuned" if run.is_trained else Path("eval") / f"{name_of(model)}-harness")
     loaded = load_tasks([name.strip() for name in tasks.split(",") if name.strip()], include_path, shots)
     console = stderr()
-    with open_engine(model, EngineSettings(engine, parse_load(how), quantize)) as opened:
+    with open_engine(model, engine_settings(engine, how, quantize)) as opened:
         figures = evaluate_harness(
             opened, loaded, out, sample=limit, max_tokens=max_tokens, overwrite=overwrite, console=console
         )
@@ -272,7 +245,7 @@ def sweep(
 ) -> None:
     """Train and score a grid of settings.
 
-    The base model is loaded once, and runs that are done are skipped.
+    The base model is loaded once, and finished runs are skipped.
     """
     prepare_libraries()
     from thinktune.workflows.sweep import sweep
@@ -287,9 +260,9 @@ def sweep(
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="run folders")],
     ratings: Rated = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder of report.html, comparison.json and .png")] = Path(
-        "comparison"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="folder for report.html, comparison.json and comparison.png")
+    ] = Path("comparison"),
     json: AsJson = False,
 ) -> None:
     """Compare runs side by side.

@@ -15,32 +15,23 @@ from thinktune.cli.common import AsJson, HowLoaded, Quantization, app, notify, p
 def demo(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="MODEL", help="models to offer, named as for ask; trained runs are offered anyway"),
+        typer.Argument(metavar="MODEL", help="models to offer, named as for ask; trained runs are always offered"),
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", help="folder with the run folders")] = Path("runs"),
     host: Annotated[
-        str, typer.Option("--host", help="address to listen on; any but this machine's own asks for a password")
+        str, typer.Option("--host", help="address to listen on; any but localhost requires a password")
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option(
-            "--port",
-            min=1,
-            max=65535,
-            help="port to listen on; default: the first free one from 7860",
-            show_default=False,
-        ),
+        typer.Option("--port", min=1, max=65535, help="port to listen on; default: the first free one from 7860"),
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="publish through Gradio's relay, behind the password")] = False,
     password: Annotated[
-        str | None,
-        typer.Option("--password", envvar="THINKTUNE_PASSWORD", help="password of the user studio", show_default=False),
+        str | None, typer.Option("--password", envvar="THINKTUNE_PASSWORD", help="password for the user named studio")
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(
-            "--data", help="data that trainings started on the page may use; can be repeated", show_default=False
-        ),
+        typer.Option("--data", help="data that trainings started from the page may use; can be repeated"),
     ] = None,
     quantize: Quantization = "none",
     how: HowLoaded = None,
@@ -74,15 +65,14 @@ def demo(
 def clean(
     runs: Annotated[Path, typer.Argument(metavar="RUNS", help="folder with the run folders")] = Path("runs"),
     only: Annotated[
-        list[str] | None,
-        typer.Option("--only", help="left-over, merged or cache; can be repeated", show_default=False),
+        list[str] | None, typer.Option("--only", help="left-over, merged or cache; can be repeated")
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="delete the files instead of listing them")] = False,
     json: AsJson = False,
 ) -> None:
     """List, or delete, files that are not needed.
 
-    Merged and converted models, which can be made again, and leftovers of crashes.
+    These are merged and converted models, which can be recreated, and leftovers of crashes.
     """
     prepare_libraries()
     from thinktune.workflows.clean import KINDS, clean
@@ -102,7 +92,7 @@ def clean(
 def doctor(json: AsJson = False) -> None:
     """Check this machine and this installation.
 
-    Says what works, what will be slow or impossible, and what to do about it.
+    Reports what works, what will be slow or impossible, and what to do about it.
     """
     prepare_libraries()
     from thinktune.workflows.doctor import show

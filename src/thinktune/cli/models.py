@@ -21,6 +21,8 @@ from thinktune.cli.common import (
     Seed,
     ThinkBudget,
     app,
+    engine_settings,
+    given,
     load,
     name_of,
     notify,
@@ -51,31 +53,27 @@ def ask(
     Answers are streamed, with the thinking dimmed.
     """
     prepare_libraries()
-    from thinktune.config import Sampling, parse_load
+    from thinktune.config import Sampling
     from thinktune.inference.chat_cli import ask
-    from thinktune.inference.engines import EngineSettings
 
     sampling = Sampling().changed(temperature=temperature, max_tokens=max_tokens, seed=seed, think_budget=think_budget)
-    settings = EngineSettings(engine, parse_load(how), quantize)
-    ask(model, question, sampling=sampling, settings=settings, raw=raw, messages=stderr())
+    ask(model, question, sampling=sampling, settings=engine_settings(engine, how, quantize), raw=raw, messages=stderr())
 
 
 @app.command()
 def merge(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a run or adapter folder")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="output folder; default: RUN/merged", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="output folder; default: RUN/merged")] = None,
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"] | None,
-        typer.Option("--dtype", help="dtype of the merged weights; default: the base model's", show_default=False),
+        typer.Option("--dtype", help="dtype of the merged weights; default: the base model's"),
     ] = None,
     how: HowLoaded = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Merge an adapter into its base model.
 
-    The base weights are the original, unquantized ones; merged model and adapter are compared.
+    Merges into the original, unquantized weights, then compares the merged model with the adapter.
     """
     prepare_libraries()
     from thinktune.config import parse_load
@@ -89,8 +87,7 @@ def verify(
     run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder with a merged model")],
     prompts: Annotated[int, typer.Option(min=1, help="number of held-out prompts to compare on")] = 8,
     max_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="max new tokens per prompt; default: 256 on a GPU, 48 on a CPU", show_default=False),
+        int | None, typer.Option(min=1, help="max new tokens per prompt; default: 256 on a GPU, 48 on a CPU")
     ] = None,
     engine: Engine = "auto",
     how: HowLoaded = None,
@@ -103,11 +100,10 @@ def verify(
     prepare_libraries()
     from rich.console import Console
 
-    from thinktune.config import parse_load
     from thinktune.export.verify import verify
-    from thinktune.inference.engines import EngineSettings, open_engine
+    from thinktune.inference.engines import open_engine
 
-    with open_engine(run, EngineSettings(engine, parse_load(how))) as opened:
+    with open_engine(run, engine_settings(engine, how)) as opened:
         verified = verify(opened, run, prompts=prompts, max_tokens=max_tokens)
     if json:
         print(dumps(verified.as_dict(), ensure_ascii=False, indent=2))
@@ -124,44 +120,34 @@ def infer(
         list[str], typer.Argument(metavar="FILE", help="JSON lines {id, type, prompt}, or builtin:questions")
     ],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="result file, or their folder; default: results.json, or results", show_default=False
-        ),
+        Path | None, typer.Option("--out", "-o", help="result file, or their folder; default: results.json, or results")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="config file to take infer.* and load.* from")] = None,
     profile: Annotated[
         Literal["default", "article"] | None,
-        typer.Option("--profile", help="sampling settings: default, or article (the guide's)", show_default=False),
+        typer.Option("--profile", help="sampling settings: default, or article (the guide's)"),
     ] = None,
     think_budget: ThinkBudget = None,
     form: Annotated[
         Literal["results", "lines", "openai"],
         typer.Option("--format", help="result format: results, lines (JSON lines) or openai (its batch API)"),
     ] = "results",
-    engine: Annotated[
-        str | None, typer.Option("--engine", metavar="NAME", help=ENGINE_HELP, show_default=False)
-    ] = None,
+    engine: Annotated[str | None, typer.Option("--engine", metavar="NAME", help=ENGINE_HELP)] = None,
     unmerged: Annotated[
-        bool, typer.Option("--unmerged", help="run the adapter beside its base instead of a merged model")
+        bool, typer.Option("--unmerged", help="run the adapter beside its base instead of merged into it")
     ] = False,
     quantize: Quantization = "none",
     how: HowLoaded = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", help="random seed; default: the config's, else 3407", show_default=False),
-    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="random seed; default: the config's, else 3407")] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="turn invalid lines into error items instead of stopping")
     ] = False,
     overwrite: Overwrite = False,
-    retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="only generate items that failed before")
-    ] = False,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="regenerate only the items that failed")] = False,
 ) -> None:
     """Answer batch files.
 
-    The model is loaded once for all files, and a stopped call resumes where it was.
+    The model is loaded once for all files, and a stopped call resumes where it stopped.
     """
     prepare_libraries()
     from thinktune.config import parse_load
@@ -170,14 +156,9 @@ def infer(
     if retry_errors and overwrite:
         raise UsageError("--retry-errors and --overwrite exclude each other")
     # What is given here goes over the config's; a profile named here over the config's types too.
-    given: dict[str, Any] = {
-        "profile": profile,
-        "profiles": {} if profile else None,
-        "think_budget": think_budget,
-        "engine": engine,
-        "merge": False if unmerged else None,
-    }
-    settings = _settings(config, {name: value for name, value in given.items() if value is not None})
+    profiles, merge = ({} if profile else None), (False if unmerged else None)
+    over = given(profile=profile, profiles=profiles, think_budget=think_budget, engine=engine, merge=merge)
+    settings = _settings(config, over)
     infer_files(
         model,
         _result_files(files, out),
@@ -240,7 +221,7 @@ def serve(
 ) -> None:
     """Serve a model through an OpenAI-compatible API.
 
-    Adapters are served as models of their own names.
+    Each adapter is served as a model under its own name.
     """
     prepare_libraries()
     from thinktune.config import parse_load
@@ -260,21 +241,19 @@ def serve(
     server.run()
 
 
-def _settings(file: Path | None, given: dict[str, Any]) -> Config:
+def _settings(file: Path | None, over: dict[str, Any]) -> Config:
     """Read `infer`, `load` and `seed` of a config file (None: the defaults), and override settings of `infer`."""
     from thinktune.config import parse_config
 
     config = load(file, None).model_dump(include={"infer", "load", "seed"}) if file else {}
-    return parse_config({**config, "infer": {**config.get("infer", {}), **given}}, where="infer")
+    return parse_config({**config, "infer": {**config.get("infer", {}), **over}}, where="infer")
 
 
 @app.command()
 def export(
     model: ModelReference,
     gguf: Annotated[Literal["f16", "q8_0"], typer.Option("--gguf", help="precision of the weights")] = "q8_0",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="output file; default: MODEL-PRECISION.gguf", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="output file; default: MODEL-PRECISION.gguf")] = None,
     how: HowLoaded = None,
     overwrite: Overwrite = False,
 ) -> None:

@@ -12,13 +12,10 @@ from thinktune.errors import UsageError
 
 
 @app.command()
-def quickstart(
-    overrides: Overrides = None,
-    overwrite: Overwrite = False,
-) -> None:
+def quickstart(overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """Train, merge, ask and score a small model within minutes.
 
-    Model and data come with the package, and a CPU is enough.
+    Model and data come with the package; a CPU is enough.
     """
     prepare_libraries()
     from thinktune.workflows.run import quickstart
@@ -30,7 +27,7 @@ def quickstart(
 def run(config: ConfigFile, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
     """Run the whole pipeline of a config.
 
-    Data, training, merge, verification, inference and evaluation; steps that are done and unchanged are skipped.
+    Data, training, merge, verification, inference and evaluation; finished, unchanged steps are skipped.
     """
     loaded = load(config, overrides)
     prepare_libraries(loaded)
@@ -47,7 +44,7 @@ def config(
 ) -> None:
     """Print a config with all its defaults.
 
-    --schema prints the JSON schema, with which editors complete and check config files.
+    --schema prints the JSON schema that editors use to complete and check config files.
     """
     from thinktune.config import config_schema, dump_config
 
@@ -76,10 +73,7 @@ def plan(
     config: ConfigFile,
     overrides: Overrides = None,
     gpu: Annotated[
-        str | None,
-        typer.Option(
-            "--gpu", help="GPU to plan for: h100, rtx4090, 16GiB, …; default: this machine's", show_default=False
-        ),
+        str | None, typer.Option("--gpu", help="GPU to plan for: h100, rtx4090, 16GiB, …; default: this machine's")
     ] = None,
     fit: Annotated[
         bool, typer.Option("--fit", help="find the fastest settings that fit, with the same optimizer steps")
