@@ -254,6 +254,7 @@ def measure_ours(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """`infer` from items to result file, journal included, over an engine that is ready."""
     from thinktune.inference.batch import infer
     from thinktune.inference.batch_file import Item
+    from thinktune.inference.engines import Opened
     from thinktune.models import Chat
 
     model = vllm_model(options)
@@ -265,7 +266,7 @@ def measure_ours(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             Item(str(at), "math", ({"role": "user", "content": text},), sampling)
             for at, text in enumerate(questions(options.items))
         ]
-        return infer(engine, chat, items, out, model="bench", overwrite=True).tokens_per_second or 0.0
+        return infer(Opened(engine, chat, "bench"), items, out, overwrite=True).tokens_per_second or 0.0
 
     started = time.time()
     engine = transformers_engine(model) if options.part == "transformers" else VllmEngine(model, engine_settings())

@@ -31,6 +31,7 @@ import httpx
 import psutil
 
 from thinktune.config import Load, Sampling
+from thinktune.inference.engines import EngineSettings
 from thinktune.inference.engines.base import Request
 from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.studio.model_pool import Pool
@@ -56,13 +57,13 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)  # this file as the server: the folder of runs
     arguments = parser.parse_args()
-    load = Load(dtype=arguments.dtype)
+    settings = EngineSettings(load=Load(dtype=arguments.dtype))
     if arguments.serve:
-        serve(arguments.model, arguments.serve, load)
+        serve(arguments.model, arguments.serve, settings)
         return
     if "page" in arguments.only:
         measure_page(arguments.model)
-    pool = Pool([arguments.model], Path(), load=load)
+    pool = Pool([arguments.model], Path(), settings)
     try:
         with served([__file__, "--model", arguments.model, "--dtype", arguments.dtype, "--serve"]) as (url, process):
             if "first" in arguments.only:
@@ -73,13 +74,13 @@ def main() -> None:
         pool.close()
 
 
-def serve(model: str, runs: Path, load: Load) -> None:
+def serve(model: str, runs: Path, settings: EngineSettings) -> None:
     """What `thinktune demo` does, with a choice of dtype."""
     from thinktune.cli.common import prepare_libraries
     from thinktune.studio.app import serve
 
     prepare_libraries()
-    server = serve([model], runs=runs, load=load)
+    server = serve([model], runs=runs, settings=settings)
     print(server.url, flush=True)
     server.wait()
 
@@ -130,7 +131,7 @@ def measure_first_tokens(url: str, pool: Pool, model: str) -> None:
         page.keyboard.press("Tab")
         for _ in range(ASKED + 1):
             started = time.perf_counter()
-            stream = model_handle.engine(RequestHandle()).stream(request)
+            stream = model_handle.open(RequestHandle()).engine.stream(request)
             next(stream)
             engine.append(1000 * (time.perf_counter() - started))
             list(stream)
@@ -237,7 +238,7 @@ def alone(pool: Pool, model: str, question: str) -> str:
     model_handle = pool.take(model)
     sampling = Sampling(temperature=0, max_tokens=MOST_TOKENS, seed=1)
     ids = model_handle.chat.prompt_ids([{"role": "user", "content": question}])
-    return "".join(model_handle.engine(RequestHandle()).stream(Request("ask", ids, sampling)))
+    return "".join(model_handle.open(RequestHandle()).engine.stream(Request("ask", ids, sampling)))
 
 
 def talk(client: httpx.Client, url: str, event: int, model: str, question: str, session: str) -> str:

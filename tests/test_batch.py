@@ -31,6 +31,7 @@ from thinktune.errors import BatchFileError, DeviceError, DiskFull, GenerationEr
 from thinktune.inference.batch import Inferred, infer, infer_file, infer_files, journal_of
 from thinktune.inference.batch_file import read_batch_file
 from thinktune.inference.complete import complete
+from thinktune.inference.engines import Opened
 from thinktune.inference.engines.base import Request
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.lazy import Candidate, EngineOnDemand
@@ -78,9 +79,8 @@ class Workbench:
         sampled = samplings(wanted, settings.pop("seed", 0))
         items = read_batch_file(self.file, samplings=sampled, skip_bad=skip_bad)
         console = Console(file=self.said, width=200)
-        settings = {"model": "m1", **settings}
-        chat = Chat(self._tokenizer)
-        return infer(ThinkBudgetEngine(engine, chat), chat, items, self.out, console=console, **settings)
+        opened = Opened(engine, Chat(self._tokenizer), settings.pop("model", "m1"))
+        return infer(opened, items, self.out, console=console, **settings)
 
     @property
     def results(self) -> list[dict[str, Any]]:

@@ -127,6 +127,9 @@ def test_settings_go_over_the_profile_and_fill_what_it_leaves_open() -> None:
     assert chosen["choice"] == PROFILES["article"]["choice"].changed(seed=7, think_budget=8)
     with pytest.raises(ConfigError, match="math: think_budget 9 leaves no tokens"):
         samplings(settings.model_copy(update={"think_budget": 9}))
+    assert samplings(settings, think_budget=2, n=3)["math"] == Sampling(max_tokens=9, seed=4, think_budget=2, n=3)
+    with pytest.raises(ConfigError, match="math: think_budget 9 leaves no tokens"):
+        samplings(settings, think_budget=9)
 
 
 def test_a_number_too_long_for_python_is_a_fault_of_its_line(tmp_path: Path) -> None:

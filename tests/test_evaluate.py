@@ -18,7 +18,7 @@ from thinktune.config import Sampling
 from thinktune.data import Example
 from thinktune.evaluation.evaluate import Summary, comparison_table, evaluate, evaluate_data
 from thinktune.evaluation.significance import wilson
-from thinktune.inference.engines import open_engine
+from thinktune.inference.engines import Opened, open_engine
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat
 
@@ -34,9 +34,9 @@ def run(
 ) -> tuple[Summary, list[dict[str, Any]]]:
     tokenizer = make_tiny_tokenizer()
     engine = TransformersEngine(ScriptedModel(tokenizer, reply), tokenizer, [2])
-    settings = {"tell_format": False, "model": "m", "console": Console(file=io.StringIO()), **settings}
+    settings = {"tell_format": False, "console": Console(file=io.StringIO()), **settings}
     sampling = settings.pop("sampling", Sampling(max_tokens=60))
-    summary = evaluate(engine, Chat(tokenizer), make_examples(10), sampling, folder, **settings)
+    summary = evaluate(Opened(engine, Chat(tokenizer), "m"), make_examples(10), sampling, folder, **settings)
     return summary, [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
 
 

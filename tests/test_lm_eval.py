@@ -134,7 +134,7 @@ def first_number(value: Any) -> float:
 def scripted(reply: Any) -> Opened:
     tokenizer = make_tiny_tokenizer()
     engine = TransformersEngine(ScriptedModel(tokenizer, reply), tokenizer, [2])
-    return Opened(engine, Chat(tokenizer), "fingerprint", False, {})
+    return Opened(engine, Chat(tokenizer), "fingerprint")
 
 
 def test_answers_end_before_the_stop_text_and_a_second_call_asks_nothing(tasks: Path, tmp_path: Path) -> None:

@@ -17,11 +17,14 @@ import pytest
 
 from conftest import make_base_model, make_tiny_tokenizer
 from thinktune.errors import ModelError, UsageError
+from thinktune.inference.engines.settings import EngineSettings
 from thinktune.inference.engines.vllm.process import PYTHON, has_vllm
 from thinktune.inference.serve import Server, serve
 from thinktune.models import load_tokenizer, write_settings
 from thinktune.models.chat import with_system_text
 from thinktune.models.folder import generation_ends
+
+TRANSFORMERS = EngineSettings("transformers")
 
 
 @pytest.fixture
@@ -131,14 +134,14 @@ def test_adapters_of_another_base_are_refused(tiny_model: Path, adapter: Path, t
 
 
 def test_without_vllm_one_model_is_served_by_a_server_of_our_own(tiny_model: Path, adapter: Path) -> None:
-    server = serve(tiny_model, engine="transformers", port=8124)
+    server = serve(tiny_model, TRANSFORMERS, port=8124)
     assert server.models == (str(tiny_model),)
     assert server.command[2:5] == ("-m", "thinktune.inference.openai_server", str(tiny_model))
     assert (flag(server, "--host"), flag(server, "--port")) == ("127.0.0.1", "8124")
     assert "--trust-remote-code" not in server.command
-    for call in ({"reference": adapter}, {"reference": tiny_model, "adapters": [f"a={adapter}"]}):
+    for model, beside in ((adapter, []), (tiny_model, [f"a={adapter}"])):
         with pytest.raises(UsageError, match="without adapters"):
-            serve(**{"engine": "transformers", **call})  # type: ignore[arg-type]
+            serve(model, TRANSFORMERS, adapters=beside)
 
 
 @contextmanager
@@ -176,7 +179,7 @@ def first_tokens(client: Any, model: str) -> str:
 
 @pytest.mark.slow
 def test_our_own_server_answers_openais_client() -> None:
-    server = serve("builtin:smollm2", engine="transformers", port=free_port())
+    server = serve("builtin:smollm2", TRANSFORMERS, port=free_port())
     with running(server) as client:
         assert [each.id for each in client.models.list()] == list(server.models)
         assert "Paris" in first_tokens(client, server.models[0])
@@ -195,7 +198,8 @@ def test_the_server_of_vllm_answers_as_base_and_as_adapter(tmp_path: Path) -> No
 
     base = resolve("builtin:smollm2", Load()).folder
     adapter = make_adapter(base, tmp_path / "same")
-    server = serve(base, adapters=[f"same={adapter}"], engine="vllm", port=free_port(), vllm=Vllm(max_model_len=512))
+    settings = EngineSettings("vllm", vllm=Vllm(max_model_len=512))
+    server = serve(base, settings, adapters=[f"same={adapter}"], port=free_port())
     with running(server) as client:
         assert {each.id for each in client.models.list()} == set(server.models)
         answers = {first_tokens(client, model) for model in server.models}

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from thinktune.cli.common import AsJson, HowLoaded, Quantization, app, notify, prepare_libraries
+from thinktune.cli.common import AsJson, HowLoaded, Quantization, app, engine_settings, notify, prepare_libraries
 
 
 @app.command()
@@ -41,7 +41,6 @@ def demo(
     Chat with models side by side, rate them blind, answer batch files, watch and start trainings.
     """
     prepare_libraries()
-    from thinktune.config import parse_load
     from thinktune.studio.app import USER, serve
 
     server = serve(
@@ -52,8 +51,7 @@ def demo(
         share=share,
         password=password,
         data=data or [],
-        load=parse_load(how),
-        quantize=quantize,
+        settings=engine_settings("transformers", how, quantize),
     )
     print(server.url, flush=True)
     if server.password is not None:

@@ -156,8 +156,9 @@ def infer(
     if retry_errors and overwrite:
         raise UsageError("--retry-errors and --overwrite exclude each other")
     # What is given here goes over the config's; a profile named here over the config's types too.
-    profiles, merge = ({} if profile else None), (False if unmerged else None)
-    over = given(profile=profile, profiles=profiles, think_budget=think_budget, engine=engine, merge=merge)
+    over = given(profile=profile, think_budget=think_budget, engine=engine, merge=False if unmerged else None)
+    if profile:
+        over["profiles"] = {}
     settings = _settings(config, over)
     infer_files(
         model,
@@ -225,18 +226,12 @@ def serve(
     """
     prepare_libraries()
     from thinktune.config import parse_load
+    from thinktune.inference.engines.settings import EngineSettings
     from thinktune.inference.serve import serve
 
     settings = _settings(config, {})
-    server = serve(
-        model,
-        adapters=adapter or [],
-        engine=engine,
-        host=host,
-        port=port,
-        load=parse_load(how, settings.load),
-        vllm=settings.infer.vllm,
-    )
+    run_by = EngineSettings(engine, parse_load(how, settings.load), vllm=settings.infer.vllm)
+    server = serve(model, run_by, adapters=adapter or [], host=host, port=port)
     notify(f"{server.url} will have {', '.join(server.models)}")
     server.run()
 

@@ -26,7 +26,7 @@ from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import Messages, read_batch_file, valid_text
 from thinktune.inference.complete import Completed, complete
 from thinktune.inference.engines import EngineSettings, Opened, open_engine
-from thinktune.inference.engines.base import Engine, Request
+from thinktune.inference.engines.base import Request
 from thinktune.inference.journal import Record
 from thinktune.inference.profiles import samplings
 from thinktune.models.template_date import hold_date
@@ -34,7 +34,6 @@ from thinktune.scoring import ROW_TASK, Scorer, tasks_scored_by
 
 if TYPE_CHECKING:
     from thinktune.data import Example
-    from thinktune.models import Chat
 
 
 @dataclass(frozen=True)
@@ -96,16 +95,13 @@ def evaluate_data(
     console = console or Console(stderr=True)
     data = Data(source=source, split=split, sample=sample)
     fmt = Format.model_validate(opened.format_settings)
-    load = opened.settings.load
-    examples, _ = load_examples(data, fmt, seed, load=load, need_thought=False)
+    examples, _ = load_examples(data, fmt, seed, load=opened.settings.load, need_thought=False)
     return evaluate(
-        opened.engine,
-        opened.chat,
+        opened,
         examples,
         sampling or Sampling(),
         out,
-        tell_format=not opened.tuned if tell_format is None else tell_format,
-        model=opened.fingerprint,
+        tell_format=tell_format,
         seed=seed,
         scorer=scorer,
         overwrite=overwrite,
@@ -140,35 +136,23 @@ def evaluate_items(
     """
     console = console or Console(stderr=True)
     read_gold(gold, tasks_scored_by(scorer))  # what is wrong with it is told before a model is loaded
-    profiles = {name: sampling.changed(**(changes or {})) for name, sampling in samplings(Infer(), seed).items()}
-    items = read_batch_file(file, samplings=profiles)
+    items = read_batch_file(file, samplings=samplings(Infer(), seed, **(changes or {})))
     prompts = {str(item.id): item.messages[-1]["content"] for item in items}
     with open_engine(reference, settings) as opened:
         if not opened.tuned if tell_format is None else tell_format:
             items = [replace(item, messages=_told(item.messages)) for item in items]
         answers = out / "predictions.jsonl"
-        infer(
-            opened.engine,
-            opened.chat,
-            items,
-            answers,
-            model=opened.fingerprint,
-            overwrite=overwrite,
-            form="lines",
-            console=console,
-        )
+        infer(opened, items, answers, overwrite=overwrite, form="lines", console=console)
     return score_predictions(answers, gold, out, prompts=prompts, scorer=scorer)
 
 
 def evaluate(
-    engine: Engine,
-    chat: Chat,
+    opened: Opened,
     examples: Sequence[Example],
     sampling: Sampling,
     out: Path,
     *,
-    tell_format: bool,
-    model: str,
+    tell_format: bool | None = None,
     seed: int = 0,
     scorer: Scorer = ROW_TASK.score,
     overwrite: bool = False,
@@ -177,9 +161,8 @@ def evaluate(
     """Let the model answer the examples' prompts, score its answers, and write samples.jsonl and summary.json to `out`.
 
     Args:
-        tell_format: append `tags.INSTRUCTION` to each question, which is only fair to a model not trained for the
-            format. A tuned model is asked exactly as it was trained.
-        model: fingerprint of the model, so that the answers of two models are never mixed.
+        tell_format: append `tags.INSTRUCTION` to each question; None: only for a model not trained for the format. A
+            tuned model is asked exactly as it was trained.
         seed: for sampling that has none.
         overwrite: forget what was finished before.
 
@@ -189,13 +172,21 @@ def evaluate(
     console = console or Console(stderr=True)
     if sampling.seed is None:
         sampling = sampling.model_copy(update={"seed": seed})
-    hold_date(chat, out / "journal.jsonl", overwrite=overwrite)
+    tell_format = not opened.tuned if tell_format is None else tell_format
+    hold_date(opened.chat, out / "journal.jsonl", overwrite=overwrite)
     prompts = [_prompt(example, tell_format) for example in examples]
     requests = [
-        Request(f"{example.source}:{example.row}", chat.prompt_ids(prompt), sampling)
+        Request(f"{example.source}:{example.row}", opened.chat.prompt_ids(prompt), sampling)
         for example, prompt in zip(examples, prompts, strict=True)
     ]
-    done = complete(engine, requests, out / "journal.jsonl", model=model, console=console, overwrite=overwrite)
+    done = complete(
+        opened.engine,
+        requests,
+        out / "journal.jsonl",
+        model=opened.fingerprint,
+        console=console,
+        overwrite=overwrite,
+    )
     samples = [
         [
             _sample(example, prompt[-1]["content"], done.records[request.id, index], scorer)

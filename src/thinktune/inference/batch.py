@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -21,14 +21,11 @@ from thinktune.errors import GenerationError, ThinktuneError
 from thinktune.files import telling_full_disk
 from thinktune.inference.batch_file import Item, read_batch_file, valid_text
 from thinktune.inference.complete import Completed, complete
-from thinktune.inference.engines import EngineSettings, open_engine
-from thinktune.inference.engines.base import Engine, Request
+from thinktune.inference.engines import EngineSettings, Opened, open_engine
+from thinktune.inference.engines.base import Request
 from thinktune.inference.profiles import samplings
 from thinktune.inference.result_file import Result, ResultFormat, write_results
 from thinktune.models.template_date import hold_date
-
-if TYPE_CHECKING:
-    from thinktune.models import Chat
 
 
 @dataclass(frozen=True)
@@ -92,11 +89,9 @@ def infer_files(
     with open_engine(reference, EngineSettings.of(settings, load, quantize)) as opened:
         return [
             infer(
-                opened.engine,
-                opened.chat,
+                opened,
                 items[file],
                 out,
-                model=opened.fingerprint,
                 name=str(reference),
                 overwrite=overwrite,
                 retry_errors=retry_errors,
@@ -108,12 +103,10 @@ def infer_files(
 
 
 def infer(
-    engine: Engine,
-    chat: Chat,
+    opened: Opened,
     items: Sequence[Item],
     out: Path,
     *,
-    model: str,
     name: str = "",
     overwrite: bool = False,
     retry_errors: bool = False,
@@ -123,7 +116,6 @@ def infer(
     """Answer the items and write the result to `out`, going on from its journal.
 
     Args:
-        model: fingerprint of the model, so that the answers of two models are never mixed.
         name: of the model, for OpenAI's format.
         overwrite: forget what was finished before.
         retry_errors: generate only for the items that failed before.
@@ -134,23 +126,23 @@ def infer(
         UsageError, Interrupted, DiskFull, OutOfMemory: see `complete`.
     """
     console = console or Console(stderr=True)
-    hold_date(chat, journal_of(out), overwrite=overwrite)
+    hold_date(opened.chat, journal_of(out), overwrite=overwrite)
     failures: dict[str, str] = {}
     requests: dict[str, Request] = {}
     for item in items:
         if item.problem is not None:
             continue
         try:
-            ids = chat.prompt_ids([{**turn, "content": valid_text(turn["content"])} for turn in item.messages])
+            ids = opened.chat.prompt_ids([{**turn, "content": valid_text(turn["content"])} for turn in item.messages])
         except (ThinktuneError, ValueError, TypeError) as error:  # what tokenizers raise at text they do not like
             failures[str(item.id)] = f"the prompt cannot be rendered: {error}"
         else:
             requests[str(item.id)] = Request(str(item.id), array("i", ids), item.sampling)
     done = complete(
-        engine,
+        opened.engine,
         list(requests.values()),
         journal_of(out),
-        model=model,
+        model=opened.fingerprint,
         console=console,
         overwrite=overwrite,
         only_failed=retry_errors,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from thinktune.config import Infer, Profile, Sampling
 from thinktune.errors import ConfigError
@@ -19,9 +20,9 @@ PROFILES: dict[Profile, Mapping[str, Sampling]] = {
 }
 
 
-def samplings(settings: Infer, seed: int = 0) -> dict[str, Sampling]:
+def samplings(settings: Infer, seed: int = 0, **changes: Any) -> dict[str, Sampling]:
     """Return the sampling of each item type: the profile, `settings.profiles` over it, then the budget and the seed if
-    they are not set.
+    they are not set, and `changes` over all.
 
     Raises:
         ConfigError: `think_budget` leaves a type no tokens for its answer.
@@ -32,9 +33,8 @@ def samplings(settings: Infer, seed: int = 0) -> dict[str, Sampling]:
     for name, sampling in wanted.items():
         missing = {"seed": seed, "think_budget": settings.think_budget}
         try:
-            chosen[name] = sampling.changed(
-                **{field: value for field, value in missing.items() if getattr(sampling, field) is None}
-            )
+            unset = {field: value for field, value in missing.items() if getattr(sampling, field) is None}
+            chosen[name] = sampling.changed(**{**unset, **changes})
         except ConfigError as error:
             raise ConfigError(f"{name}: {error.message}", hint="lower the budget, or raise max_tokens") from None
     return chosen

@@ -118,17 +118,7 @@ class Infer:
     ) -> Inferred:
         """Answer a batch file as `thinktune infer` does; the model stays loaded for the next one."""
         items = read_batch_file(file, samplings=self._samplings, skip_bad=skip_bad)
-        opened = self._opened
-        return infer(
-            opened.engine,
-            opened.chat,
-            items,
-            Path(out),
-            model=opened.fingerprint,
-            name=self._name,
-            overwrite=overwrite,
-            form=form,
-        )
+        return infer(self._opened, items, Path(out), name=self._name, overwrite=overwrite, form=form)
 
     def close(self) -> None:
         """Give the model's memory back."""

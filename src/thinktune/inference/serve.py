@@ -10,15 +10,16 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
-from thinktune.config import Load, Vllm
 from thinktune.errors import MissingExtra, UsageError
 from thinktune.files import write_json, write_text
-from thinktune.inference.engines.found_model import find_model
+from thinktune.inference.engines.found_model import FoundModel, find_model
 from thinktune.inference.engines.settings import EngineSettings
 from thinktune.inference.engines.vllm.engine import OWN, engine_arguments, vllm_environment
 from thinktune.inference.engines.vllm.opening import vllm_model, why_not_vllm
@@ -54,79 +55,91 @@ class Server:
 
 def serve(
     reference: str | Path,
+    settings: EngineSettings | None = None,
     *,
     adapters: Sequence[str] = (),
-    engine: Literal["auto", "transformers", "vllm"] = "auto",
     host: str = "127.0.0.1",
     port: int = 8000,
-    load: Load | None = None,
-    vllm: Vllm | None = None,
 ) -> Server:
     """Find out how to serve the model that a reference names.
 
     Args:
+        settings: engine "auto" takes vLLM wherever it is installed.
         adapters: `NAME=RUN`, further adapters of the same base model; only vLLM has them.
-        engine: "auto" takes vLLM wherever it is installed.
         host: 127.0.0.1 is reached from this machine only. Neither server asks who is there.
 
     Raises:
         UsageError: an adapter without a name, a name used twice, or something that the engine cannot do.
         MissingExtra, ModelError, DownloadError, DeviceError: see `engines.open_engine`.
     """
-    load = load or Load()
-    settings = EngineSettings(load=load, vllm=vllm or Vllm())
-    found = find_model(reference, settings, _named(adapters))
-    resolved, tokenizer, chat, beside = found.resolved, found.tokenizer, found.chat, found.adapters
-    problem = why_not_vllm(found)
-    if engine == "vllm" and problem:
+    settings = settings or EngineSettings()
+    model = find_model(reference, settings, _named(adapters))
+    problem = why_not_vllm(model)
+    if settings.engine == "vllm" and problem:
         raise UsageError(f"vLLM cannot run {reference}: {problem}", hint="use --engine transformers")
-    runs_on = engine if engine != "auto" else "vllm" if has_vllm() and not problem else "transformers"
-    if runs_on != "transformers" and set(TAGS) & set(tokenizer.all_special_tokens):
+    by_vllm = settings.engine == "vllm" or (settings.engine == "auto" and has_vllm() and not problem)
+    return (_vllm_server if by_vllm else _own_server)(model, host, port)
+
+
+def _own_server(model: FoundModel, host: str, port: int) -> Server:
+    if model.adapters or model.resolved.adapters or model.resolved.gguf:
+        raise UsageError(
+            "the server without vLLM has one model in safetensors, without adapters beside it",
+            hint="thinktune merge makes one of model and adapter; or install vLLM",
+        )
+    if find_spec("uvicorn") is None:
+        raise MissingExtra(
+            "the server without vLLM needs uvicorn",
+            hint="pip install 'thinktune[serve]'; or install vLLM: pip install 'thinktune[vllm]'",
+        )
+    folder, dtype = str(model.resolved.folder), str(model.dtype).removeprefix("torch.")
+    program = (sys.executable, "-P", "-m", "thinktune.inference.openai_server", folder)
+    arguments = {
+        "name": _name(model.reference),
+        "host": host,
+        "port": port,
+        "device": model.device.type,
+        "dtype": dtype,
+        "trust_remote_code": model.settings.load.trust_remote_code,
+    }
+    return Server((*program, *_flags(arguments)), dict(os.environ), (folder,), f"http://{host}:{port}/v1")
+
+
+def _vllm_server(found: FoundModel, host: str, port: int) -> Server:
+    own_name = _name(found.reference)
+    if set(TAGS) & set(found.tokenizer.all_special_tokens):
         logger.info(
             "this server leaves special tokens out, and the tags are some: "
             'clients ask with "skip_special_tokens": false'
         )
-    url = f"http://{host}:{port}/v1"
-    own_name = _name(reference)
-    if runs_on == "transformers":
-        if beside or resolved.adapters or resolved.gguf:
-            raise UsageError(
-                "the server without vLLM has one model in safetensors, without adapters beside it",
-                hint="thinktune merge makes one of model and adapter; or install vLLM",
-            )
-        folder = str(resolved.folder)
-        command = _own_command(
-            folder, own_name, host, port, found.device.type, str(found.dtype).removeprefix("torch."), load
-        )
-        return Server(command, dict(os.environ), (folder,), url)
-    if resolved.adapters and own_name in beside:
+    if found.resolved.adapters and own_name in found.adapters:
         raise _name_taken(own_name)
     model = vllm_model(found)
-    base_name = _name(resolved.base) if resolved.adapters else own_name
+    base_name = _name(found.resolved.base) if found.resolved.adapters else own_name
     model = replace(model, adapters={own_name if name == OWN else name: path for name, path in model.adapters.items()})
     if base_name in model.adapters:
         raise UsageError(f"the adapter {base_name} has the model's own name", hint="give it another: NAME=RUN")
+    for name, place in found.adapters.items():
+        told = make_chat(found.tokenizer, read_settings(place)).system_text
+        if told != found.chat.system_text:
+            logger.info(f"clients of {name} have to send the system text that it was trained with: {told!r}")
+    template = found.chat.told_template()
     arguments = {
-        **engine_arguments(model, settings.vllm),
+        **engine_arguments(model, found.settings.vllm),
         "generation_config": _generation_folder(model.stop_ids, own_name),
         "served_model_name": base_name,
         "host": host,
         "port": port,
+        "chat_template": _template_file(template, own_name) if template != found.tokenizer.chat_template else None,
+        "lora_modules": [f"{name}={folder}" for name, folder in model.adapters.items()] or None,
     }
-    for name, place in beside.items():
-        told = make_chat(tokenizer, read_settings(place)).system_text
-        if told != chat.system_text:
-            logger.info(f"clients of {name} have to send the system text that it was trained with: {told!r}")
-    if (told := chat.told_template()) != tokenizer.chat_template:
-        arguments["chat_template"] = _template_file(told, own_name)
-    if model.adapters:
-        arguments["lora_modules"] = [f"{name}={folder}" for name, folder in model.adapters.items()]
     # `vllm serve` looks for a distribution called vllm, which its CPU build is not.
     program = (vllm_python(), "-P", "-m", "vllm.entrypoints.openai.api_server")
     environment = vllm_environment(model)
     # Its server steps the engine in a process of its own, or not at all.
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    return Server((*program, *_flags(arguments)), environment, (base_name, *model.adapters), url)
+    models = (base_name, *model.adapters)
+    return Server((*program, *_flags(arguments)), environment, models, f"http://{host}:{port}/v1")
 
 
 def _named(adapters: Sequence[str]) -> dict[str, str]:
@@ -172,7 +185,7 @@ def _served_folder(name: str) -> Path:
 
 
 def _flags(arguments: Mapping[str, Any]) -> list[str]:
-    """Arguments as vLLM's command line takes them."""
+    """Write arguments as a command line takes them: None and False are left out, and True is a flag alone."""
     flags: list[str] = []
     for name, value in arguments.items():
         if value is None or value is False:
@@ -181,17 +194,3 @@ def _flags(arguments: Mapping[str, Any]) -> list[str]:
         if value is not True:
             flags += [str(each) for each in value] if isinstance(value, list) else [str(value)]
     return flags
-
-
-def _own_command(folder: str, name: str, host: str, port: int, device: str, dtype: str, load: Load) -> tuple[str, ...]:
-    import sys
-    from importlib.util import find_spec
-
-    if find_spec("uvicorn") is None:
-        raise MissingExtra(
-            "the server without vLLM needs uvicorn",
-            hint="pip install 'thinktune[serve]'; or install vLLM: pip install 'thinktune[vllm]'",
-        )
-    program = (sys.executable, "-P", "-m", "thinktune.inference.openai_server", folder, "--name", name)
-    trusting = ("--trust-remote-code",) if load.trust_remote_code else ()
-    return (*program, "--host", host, "--port", str(port), "--device", device, "--dtype", dtype, *trusting)

@@ -125,14 +125,14 @@ class _Reader:
 
     def _read(self, news: SimpleQueue[None]) -> None:
         answer = self.answer
-        model_handle = self._pool.take(answer.model)
+        opened = self._pool.take(answer.model).open(self._own)
         self._seated = True
         turns = self._turns
-        if self._tell_format and not model_handle.tuned:
+        if self._tell_format and not opened.tuned:
             turns = [*turns[:-1], {**turns[-1], "content": f"{turns[-1]['content']}\n\n{tags.INSTRUCTION}"}]
-        request = Request(self._name, model_handle.chat.prompt_ids(turns), self._sampling)
+        request = Request(self._name, opened.chat.prompt_ids(turns), self._sampling)
         started = time.perf_counter()
-        for piece in model_handle.engine(self._own).stream(request):
+        for piece in opened.engine.stream(request):
             if self._all.stopped:
                 break
             answer.text += piece

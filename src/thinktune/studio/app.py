@@ -15,13 +15,13 @@ from pathlib import Path
 from threading import Event, Thread, Timer
 from typing import TYPE_CHECKING, Any
 
-from thinktune.config import Load, Quantize
 from thinktune.errors import MissingExtra, ThinktuneError, UsageError
 from thinktune.studio.batch_jobs import MOST_BYTES
 from thinktune.studio.gradio_setup import prepare_gradio
 from thinktune.studio.sign_in import Door
 
 if TYPE_CHECKING:
+    from thinktune.inference.engines import EngineSettings
     from thinktune.studio.state import Studio
 
 logger = logging.getLogger(__name__)
@@ -86,8 +86,7 @@ def serve(
     share: bool = False,
     password: str | None = None,
     data: Sequence[str] = (),
-    load: Load | None = None,
-    quantize: Quantize = "none",
+    settings: EngineSettings | None = None,
 ) -> Server:
     """Start the studio and return when its page can be opened; the first model is loaded after that.
 
@@ -98,6 +97,7 @@ def serve(
         port: None: the first free one from 7860 on.
         data: files and folders of data that trainings of the page may use, besides hubs' and built-in ones.
         share: let Gradio's relay publish the page, behind the password.
+        settings: `load` and `quantize` of every model.
 
     Raises:
         MissingExtra: gradio is not installed.
@@ -109,7 +109,7 @@ def serve(
     from thinktune.studio.state import Studio
 
     exposed = share or host not in _LOOPBACK
-    pool = Pool(models or ["builtin:smollm2"], runs, load=load, quantize=quantize)
+    pool = Pool(models or ["builtin:smollm2"], runs, settings)
     studio = Studio(pool, runs, may_train=not exposed, data=data)
     password = password or (secrets.token_urlsafe(9) if exposed else None)
     server = open_page(studio, host=host, port=port, share=share, password=password)

@@ -152,20 +152,10 @@ class Jobs:
     def _run(self, name: str) -> None:
         job = self.get(name)
         folder = self._folder / name
-        out = folder / "results.json"
         try:
             items = check(folder / "questions.jsonl", job.profile, job.think_budget)
-            model_handle = self._pool.take(job.model)
-            engine = model_handle.engine(self._handles[name])
-            infer(
-                engine,
-                model_handle.chat,
-                items,
-                out,
-                model=model_handle.fingerprint,
-                name=job.model,
-                console=Console(quiet=True),
-            )
+            opened = self._pool.take(job.model).open(self._handles[name])
+            infer(opened, items, folder / "results.json", name=job.model, console=Console(quiet=True))
         except Interrupted:
             return  # by `stop`, which has said so, or by the end of the server, after which it goes on
         except ThinktuneError as error:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from thinktune.config import Load, Quantize
 from thinktune.errors import ThinktuneError, UsageError
-from thinktune.inference.engines import EngineSettings
-from thinktune.inference.engines.base import Engine
+from thinktune.inference.engines import EngineSettings, Opened
 from thinktune.inference.engines.found_model import find_model
 from thinktune.inference.engines.request_handle import RequestHandle
-from thinktune.inference.engines.think_budget import ThinkBudgetEngine
 from thinktune.models.adapters import changes_base
 from thinktune.models.folder import adapter_sha256, is_adapter
 
@@ -33,13 +30,14 @@ class ModelHandle:
     chat: Chat
     tuned: bool
     fingerprint: str
-    template: str
+    format_settings: Mapping[str, Any]
     shared: SharedModel
     adapter: str | None
 
-    def engine(self, handle: RequestHandle) -> Engine:
-        """Return the model for one caller, think budgets included."""
-        return ThinkBudgetEngine(self.shared.engine(self.adapter, handle), self.chat, self.template)
+    def open(self, handle: RequestHandle) -> Opened:
+        """Open the model for one caller."""
+        engine = self.shared.engine(self.adapter, handle)
+        return Opened(engine, self.chat, self.fingerprint, self.tuned, self.format_settings)
 
 
 class Pool:
@@ -48,19 +46,13 @@ class Pool:
     Args:
         references: those that the studio was started with.
         runs: the folder of run folders; those with an adapter are offered too.
+        settings: `load` and `quantize` of every model.
     """
 
-    def __init__(
-        self,
-        references: Sequence[str],
-        runs: Path,
-        *,
-        load: Load | None = None,
-        quantize: Quantize = "none",
-    ) -> None:
+    def __init__(self, references: Sequence[str], runs: Path, settings: EngineSettings | None = None) -> None:
         self._references = tuple(dict.fromkeys(references))
         self._runs = runs
-        self._settings = EngineSettings(load=load or Load(), quantize=quantize)
+        self._settings = settings or EngineSettings()
         self._lock = threading.Lock()
         self._shared: dict[tuple[str, str | None], SharedModel] = {}
         self._model_handles: dict[tuple[str, str], ModelHandle] = {}
@@ -134,7 +126,7 @@ class Pool:
             shared.add_adapter(name, switched)
         found = find_model(reference, self._settings)
         fingerprint = f"{found.fingerprint}{' unmerged' if switched else ''}"
-        model_handle = ModelHandle(reference, found.chat, found.tuned, fingerprint, found.template, shared, name)
+        model_handle = ModelHandle(reference, found.chat, found.tuned, fingerprint, found.format_settings, shared, name)
         self._model_handles[reference, version] = model_handle
         return model_handle
 

@@ -206,18 +206,8 @@ def study_of_models(
     answers: dict[str, dict[str, str]] = {}
     for number, model in enumerate(models):
         tell(model)
-        model_handle = pool.take(model)
         out = folder / f"model{number}.json"
-        console = Console(quiet=True)
-        infer(
-            model_handle.engine(handle),
-            model_handle.chat,
-            items,
-            out,
-            model=model_handle.fingerprint,
-            name=model,
-            console=console,
-        )
+        infer(pool.take(model).open(handle), items, out, name=model, console=Console(quiet=True))
         answers[model] = dict(_texts(out))
     found = [
         Question(str(item.id), _prompt(item), {model: texts[str(item.id)] for model, texts in answers.items()}, {})

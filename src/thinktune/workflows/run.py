@@ -122,11 +122,9 @@ def _verify(config: Config, folder: RunFolder, console: Console, tuned: Opened) 
 
 def _infer(config: Config, folder: RunFolder, console: Console, opened: Opened) -> None:
     infer(
-        opened.engine,
-        opened.chat,
+        opened,
         read_batch_file(config.infer.file or "", samplings=samplings(config.infer, config.seed)),
         config.infer.out or folder.infer / "results.json",
-        model=opened.fingerprint,
         name=str(folder.path),
         console=console,
     )

@@ -53,11 +53,6 @@ class FoundModel:
         """The `format` section it was trained with, empty where unknown."""
         return self.resolved.settings.get("format") or {}
 
-    @property
-    def template(self) -> str:
-        """The form of the completions it was trained to write."""
-        return str(self.format_settings.get("template", tags.TEMPLATE))
-
     @cached_property
     def computation(self) -> str:
         """A fingerprint of weights, number format and quantisation."""

@@ -1,4 +1,4 @@
-"""Open the model that a reference names: find it, choose its engine (`registry`), and lay think budgets over it.
+"""Open the model that a reference names: find it, and choose its engine (`registry`).
 
 The model itself is loaded when the first completion is asked for: a call whose journal is complete ends at once.
 """
@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thinktune import tags
 from thinktune.inference.engines.base import Engine
 from thinktune.inference.engines.found_model import find_model
 from thinktune.inference.engines.lazy import Candidate, EngineOnDemand
@@ -27,6 +28,7 @@ class Opened:
     """A model ready to be asked, until the end of its `with`.
 
     Attributes:
+        engine: given without think budgets, which are added here and nowhere else.
         fingerprint: differs where the model's weights, its number format or its quantisation do.
         tuned: whether it was trained to write the format by itself.
         format_settings: the `format` section it was trained with, empty where unknown.
@@ -36,9 +38,13 @@ class Opened:
     engine: Engine
     chat: Chat
     fingerprint: str
-    tuned: bool
-    format_settings: dict[str, Any]
+    tuned: bool = False
+    format_settings: Mapping[str, Any] = field(default_factory=dict)
     settings: EngineSettings = field(default_factory=EngineSettings)
+
+    def __post_init__(self) -> None:
+        template = str(self.format_settings.get("template", tags.TEMPLATE))
+        self.engine = ThinkBudgetEngine(self.engine, self.chat, template)
 
     def __enter__(self) -> Opened:
         return self
@@ -77,7 +83,7 @@ def open_engine(
         ]
     )
     return Opened(
-        engine=ThinkBudgetEngine(EngineOnDemand(*candidates), model.chat, model.template),
+        engine=EngineOnDemand(*candidates),
         chat=model.chat,
         fingerprint=model.fingerprint,
         tuned=model.tuned,
