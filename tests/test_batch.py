@@ -28,10 +28,10 @@ from thinktune import tags
 from thinktune.cli import app
 from thinktune.config import Infer, Sampling
 from thinktune.errors import BatchFileError, DeviceError, DiskFull, GenerationError, Interrupted, UsageError
-from thinktune.inference.batch import Inferred, infer, infer_file, infer_files, journal_of
+from thinktune.inference.batch import Inferred, infer, infer_files, journal_of
 from thinktune.inference.batch_file import read_batch_file
 from thinktune.inference.complete import complete
-from thinktune.inference.engines import Opened
+from thinktune.inference.engines import EngineSettings, Opened
 from thinktune.inference.engines.base import Request
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.lazy import Candidate, EngineOnDemand
@@ -365,15 +365,13 @@ def test_a_whole_call_on_a_model_folder_ends_at_once_the_second_time(
 ) -> None:
     file, out, said = tmp_path / "A1.jsonl", tmp_path / "res.json", io.StringIO()
     file.write_text(line(1) + line(2, "code-generate"))
-    settings = Infer(
-        profiles={"math": Sampling(max_tokens=4), "code-generate": Sampling(max_tokens=4, n=3, temperature=1)}
-    )
+    asked = {"math": Sampling(max_tokens=4), "code-generate": Sampling(max_tokens=4, n=3, temperature=1)}
     console = Console(file=said)
-    first = infer_file(tiny_model, file, out, settings=settings, console=console)
+    (first,) = infer_files(tiny_model, {file: out}, samplings=asked, console=console)
     assert first.completions == 4
     assert "loading" in caplog.text
     caplog.clear()
-    again = infer_file(tiny_model, file, out, settings=settings, console=console)
+    (again,) = infer_files(tiny_model, {file: out}, samplings=asked, console=console)
     assert again.completions == 4
     assert "loading" not in caplog.text
     assert "already" in said.getvalue()
@@ -384,14 +382,16 @@ def test_several_files_are_checked_first_and_share_one_loading_of_the_model(
 ) -> None:
     files: dict[str | Path, Path] = {tmp_path / f"{name}.jsonl": tmp_path / f"{name}.json" for name in "ab"}
     console = Console(file=io.StringIO())
-    settings = Infer(profiles={"math": Sampling(max_tokens=4)})
+    asked = {"math": Sampling(max_tokens=4)}
     for at, file in enumerate(files):
         Path(file).write_text(line(at), encoding="utf-8")
     (tmp_path / "bad.jsonl").write_text("{", encoding="utf-8")
     with pytest.raises(BatchFileError, match=r"bad\.jsonl"):
-        infer_files(tiny_model, {**files, tmp_path / "bad.jsonl": tmp_path / "c.json"}, console=console)
+        infer_files(
+            tiny_model, {**files, tmp_path / "bad.jsonl": tmp_path / "c.json"}, samplings=asked, console=console
+        )
     assert "loading" not in caplog.text
-    assert [each.items for each in infer_files(tiny_model, files, settings=settings, console=console)] == [1, 1]
+    assert [each.items for each in infer_files(tiny_model, files, samplings=asked, console=console)] == [1, 1]
     assert caplog.text.count(" loading ") == 1
     assert all(out.exists() for out in files.values())
 
@@ -402,7 +402,12 @@ def test_an_engine_that_is_not_there_is_refused_before_the_model_is_looked_for(
     monkeypatch.setenv("THINKTUNE_VLLM_PYTHON", "/no/such/python")
     (tmp_path / "A1.jsonl").write_text(line(1))
     with pytest.raises(UsageError, match="/no/such/python"):
-        infer_file("nowhere/at/all", tmp_path / "A1.jsonl", tmp_path / "res.json", settings=Infer(engine="vllm"))
+        infer_files(
+            "nowhere/at/all",
+            {tmp_path / "A1.jsonl": tmp_path / "res.json"},
+            EngineSettings("vllm"),
+            samplings={"math": SHORT},
+        )
 
 
 def test_the_item_that_asks_for_what_an_engine_cannot_do_is_named(bench: Workbench) -> None:
@@ -570,12 +575,12 @@ KILLED = """
 import sys
 from pathlib import Path
 import torch
-from thinktune.config import Infer, Sampling
-from thinktune.inference.batch import infer_file
+from thinktune.config import Sampling
+from thinktune.inference.batch import infer_files
+from thinktune.inference.engines import EngineSettings
 torch.set_num_threads(1)
-sampling = Sampling(max_tokens=60, temperature=1.0, stop=())
-settings = Infer(profiles={"math": sampling}, batch_tokens=2000)
-infer_file(sys.argv[1], sys.argv[2], Path(sys.argv[3]), settings=settings)
+samplings = {"math": Sampling(max_tokens=60, temperature=1.0, stop=(), seed=0)}
+infer_files(sys.argv[1], {sys.argv[2]: Path(sys.argv[3])}, EngineSettings(batch_tokens=2000), samplings=samplings)
 """
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from conftest import make_tiny_tokenizer
 from scripted import ScriptedModel
 from thinktune import tags
-from thinktune.config import Sampling
+from thinktune.config import Data, Sampling
 from thinktune.data import Example
 from thinktune.evaluation.evaluate import Summary, comparison_table, evaluate, evaluate_data
 from thinktune.evaluation.significance import wilson
@@ -139,9 +139,8 @@ def test_a_model_folder_is_evaluated_on_rows_of_a_file(tiny_model: Path, tmp_pat
     with open_engine(tiny_model) as opened:
         summary = evaluate_data(
             opened,
-            str(tmp_path / "rows.jsonl"),
+            Data(source=str(tmp_path / "rows.jsonl"), split="test", sample=3),
             tmp_path / "eval",
-            sample=3,
             sampling=Sampling(max_tokens=5),
             console=Console(file=io.StringIO()),
         )

@@ -21,12 +21,13 @@ import torch
 
 from test_compare import write_run
 from test_engine_shared import make_adapter
-from thinktune.config import Sampling
+from thinktune.config import Infer, Sampling
 from thinktune.errors import BatchFileError, ConfigError, RunFolderError, UsageError
 from thinktune.evaluation.ratings import Rating
 from thinktune.evaluation.significance import wilson
-from thinktune.inference.batch import infer_file
+from thinktune.inference.batch import infer_files
 from thinktune.inference.engines.request_handle import RequestHandle
+from thinktune.inference.profiles import samplings
 from thinktune.report.compare import compare, sentences
 from thinktune.studio import app
 from thinktune.studio.answers import read_answers
@@ -337,7 +338,7 @@ def test_a_job_gives_the_file_that_the_command_line_gives(
     file = batch_file(tmp_path, 6)
     job = jobs.add(file, pool.names()[0], "default", None)
     wait_for(lambda: jobs.get(job.name).state != "running")
-    infer_file(tiny_model, file, tmp_path / "cli.json", seed=3407)
+    infer_files(tiny_model, {file: tmp_path / "cli.json"}, samplings=samplings(Infer(), seed=3407))
     result = jobs.result(job.name)
     assert result is not None
     assert result.read_bytes() == (tmp_path / "cli.json").read_bytes()

@@ -143,7 +143,9 @@ def test_a_prompt_beyond_the_context_is_refused_and_the_engine_goes_on(vllm: Ope
 
 def test_a_batch_file_is_answered_within_a_budget_and_nothing_stays_behind(tmp_path: Path) -> None:
     from thinktune.config import Infer
-    from thinktune.inference.batch import infer_file
+    from thinktune.inference.batch import infer_files
+    from thinktune.inference.engines import EngineSettings
+    from thinktune.inference.profiles import samplings
 
     lines = [{"id": str(at), "type": "math", "prompt": text, "n": 2} for at, text in enumerate(QUESTIONS)]
     file = tmp_path / "in.jsonl"
@@ -156,7 +158,9 @@ def test_a_batch_file_is_answered_within_a_budget_and_nothing_stays_behind(tmp_p
     )
     out = tmp_path / "out.json"
     before = set(psutil.Process().children(recursive=True))
-    inferred = infer_file(MODEL, file, out, settings=settings, load=LOAD, seed=3)
+    (inferred,) = infer_files(
+        MODEL, {file: out}, EngineSettings.of(settings, LOAD), samplings=samplings(settings, seed=3)
+    )
     assert inferred.well_formed == inferred.completions == 6
     results = json.loads(out.read_text(encoding="utf-8"))["result"]["results"]
     assert [len(result["content"]) for result in results] == [2, 2, 2]

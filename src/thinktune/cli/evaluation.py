@@ -32,6 +32,7 @@ from thinktune.cli.common import (
 from thinktune.errors import UsageError
 
 if TYPE_CHECKING:
+    from thinktune.config import Data
     from thinktune.evaluation.predictions import PredictionScores
     from thinktune.inference.engines import EngineSettings
 
@@ -114,6 +115,7 @@ def eval(
         )
     else:
         prepare_libraries()
+        from thinktune.config import Data
         from thinktune.evaluation.evaluate import evaluate_items
 
         out = out or Path("eval") / f"{name_of(model)}-{name_of(data)}"
@@ -128,7 +130,8 @@ def eval(
             scores = evaluate_items(model, data, gold, out, settings, changes=sampling, scorer=scorer, **options)
             _show_predictions(scores, out, json=json)
         else:
-            _eval_rows(model, data, out, settings, sampling, scorer, json=json, split=split, sample=sample, **options)
+            rows = Data(source=data, split=split, sample=sample)
+            _eval_rows(model, rows, out, settings, sampling, scorer, json=json, **options)
 
 
 def _tell_new_spelling(old: str, verb: str, *arguments: object) -> None:
@@ -137,7 +140,7 @@ def _tell_new_spelling(old: str, verb: str, *arguments: object) -> None:
 
 def _eval_rows(
     model: str,
-    data: str,
+    data: Data,
     out: Path,
     settings: EngineSettings,
     changes: dict[str, Any],

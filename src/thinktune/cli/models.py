@@ -152,6 +152,8 @@ def infer(
     prepare_libraries()
     from thinktune.config import parse_load
     from thinktune.inference.batch import infer_files
+    from thinktune.inference.engines import EngineSettings
+    from thinktune.inference.profiles import samplings
 
     if retry_errors and overwrite:
         raise UsageError("--retry-errors and --overwrite exclude each other")
@@ -163,10 +165,8 @@ def infer(
     infer_files(
         model,
         _result_files(files, out),
-        settings=settings.infer,
-        load=parse_load(how, settings.load),
-        quantize=quantize,
-        seed=settings.seed if seed is None else seed,
+        EngineSettings.of(settings.infer, parse_load(how, settings.load), quantize),
+        samplings=samplings(settings.infer, settings.seed if seed is None else seed),
         skip_bad=skip_bad,
         overwrite=overwrite,
         retry_errors=retry_errors,

@@ -68,11 +68,9 @@ class Summary(Scores):
 
 def evaluate_data(
     opened: Opened,
-    source: str,
+    data: Data,
     out: Path,
     *,
-    split: str = "test",
-    sample: int | None = None,
     sampling: Sampling | None = None,
     tell_format: bool | None = None,
     seed: int = 0,
@@ -83,7 +81,6 @@ def evaluate_data(
     """Score a model on rows with references: `thinktune eval MODEL DATA`.
 
     Args:
-        source: as in `data.source`.
         tell_format: explain the format in the prompt; None: only to models that were not trained for it.
         scorer: compares answer and reference; a user's own is `tasks_scored_by(…)[ROW_TASK.name].score`.
 
@@ -93,7 +90,6 @@ def evaluate_data(
     from thinktune.data import load_examples
 
     console = console or Console(stderr=True)
-    data = Data(source=source, split=split, sample=sample)
     fmt = Format.model_validate(opened.format_settings)
     examples, _ = load_examples(data, fmt, seed, load=opened.settings.load, need_thought=False)
     return evaluate(

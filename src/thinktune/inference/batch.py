@@ -16,14 +16,13 @@ from typing import Any
 from rich.console import Console
 
 from thinktune import tags
-from thinktune.config import Infer, Load, Quantize
+from thinktune.config import Sampling
 from thinktune.errors import GenerationError, ThinktuneError
 from thinktune.files import telling_full_disk
 from thinktune.inference.batch_file import Item, read_batch_file, valid_text
 from thinktune.inference.complete import Completed, complete
 from thinktune.inference.engines import EngineSettings, Opened, open_engine
 from thinktune.inference.engines.base import Request
-from thinktune.inference.profiles import samplings
 from thinktune.inference.result_file import Result, ResultFormat, write_results
 from thinktune.models.template_date import hold_date
 
@@ -54,52 +53,28 @@ class Inferred:
         return f"{'; '.join(parts)}. Result: {self.out}"
 
 
-def infer_file(reference: str | Path, file: str | Path, out: Path, **options: Any) -> Inferred:
-    """`infer_files` of one file."""
-    (inferred,) = infer_files(reference, {file: out}, **options)
-    return inferred
-
-
 def infer_files(
     reference: str | Path,
     files: Mapping[str | Path, Path],
+    settings: EngineSettings | None = None,
     *,
-    settings: Infer | None = None,
-    load: Load | None = None,
-    quantize: Quantize = "none",
-    seed: int = 0,
+    samplings: Mapping[str, Sampling],
     skip_bad: bool = False,
-    overwrite: bool = False,
-    retry_errors: bool = False,
-    form: ResultFormat = "results",
-    console: Console | None = None,
+    **options: Any,
 ) -> list[Inferred]:
     """`thinktune infer`: answer batch files, one after the other, with the model that a reference names.
 
     All files are checked before the model is loaded, which happens once, and only if a journal lacks something.
-    Arguments and errors as for `read_batch_file`, `profiles.samplings`, `models.load_model` and `infer`.
+    Errors as for `read_batch_file`, `open_engine` and `infer`.
 
     Args:
         files: the result file of each batch file.
+        samplings, skip_bad: see `read_batch_file`.
+        options: of `infer`.
     """
-    console = console or Console(stderr=True)
-    settings = settings or Infer()
-    chosen = samplings(settings, seed)
-    items = {file: read_batch_file(file, samplings=chosen, skip_bad=skip_bad) for file in files}
-    with open_engine(reference, EngineSettings.of(settings, load, quantize)) as opened:
-        return [
-            infer(
-                opened,
-                items[file],
-                out,
-                name=str(reference),
-                overwrite=overwrite,
-                retry_errors=retry_errors,
-                form=form,
-                console=console,
-            )
-            for file, out in files.items()
-        ]
+    items = {file: read_batch_file(file, samplings=samplings, skip_bad=skip_bad) for file in files}
+    with open_engine(reference, settings) as opened:
+        return [infer(opened, items[file], out, name=str(reference), **options) for file, out in files.items()]
 
 
 def infer(

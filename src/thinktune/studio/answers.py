@@ -60,7 +60,7 @@ def read_answers(
         tell_format: explain the format to models that were not trained for it.
     """
     readers = [
-        _Reader(pool, model, turns, sampling, handle, name, tell_format)
+        _Reader(Answer(model), pool, turns, sampling, handle, name, tell_format)
         for model, turns in zip(models, history, strict=True)
     ]
     news: SimpleQueue[None] = SimpleQueue()
@@ -80,37 +80,28 @@ def read_answers(
     yield [reader.now() for reader in readers]
 
 
+@dataclass
 class _Reader:
     """Reads one model in a thread of its own."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        model: str,
-        turns: Sequence[dict[str, str]],
-        sampling: Sampling,
-        handle: RequestHandle,
-        name: str,
-        tell_format: bool,
-    ) -> None:
-        self.answer = Answer(model)
-        self._pool = pool
-        self._turns = [{**turn, "content": valid_text(turn["content"])} for turn in turns]
-        self._sampling = sampling
-        self._all = handle
-        self._own = RequestHandle()  # its place in the queue is its own
-        self._name = name
-        self._tell_format = tell_format
-        self._seated = False
-        self._left: Answer | None = None  # what stood there when nobody waited for the model any more
+    answer: Answer
+    pool: Pool
+    turns: Sequence[dict[str, str]]
+    sampling: Sampling
+    all: RequestHandle
+    name: str
+    tell_format: bool
+    own: RequestHandle = field(default_factory=RequestHandle)  # its place in the queue is its own
+    seated: bool = False
+    left: Answer | None = None  # what stood there when nobody waited for the model any more
 
     def now(self) -> Answer:
-        if self._all.stopped:
-            self._own.stop()
-        self.answer.waiting = self._own.waiting
-        if self._all.stopped and not self._seated and self.answer.state == "running":
-            self._left = self._left or replace(self.answer, state="stopped")  # loading goes on, for others
-        return self._left or self.answer
+        if self.all.stopped:
+            self.own.stop()
+        self.answer.waiting = self.own.waiting
+        if self.all.stopped and not self.seated and self.answer.state == "running":
+            self.left = self.left or replace(self.answer, state="stopped")  # loading goes on, for others
+        return self.left or self.answer
 
     def read(self, news: SimpleQueue[None]) -> None:
         try:
@@ -125,15 +116,15 @@ class _Reader:
 
     def _read(self, news: SimpleQueue[None]) -> None:
         answer = self.answer
-        opened = self._pool.take(answer.model).open(self._own)
-        self._seated = True
-        turns = self._turns
-        if self._tell_format and not opened.tuned:
+        opened = self.pool.take(answer.model).open(self.own)
+        self.seated = True
+        turns = [{**turn, "content": valid_text(turn["content"])} for turn in self.turns]
+        if self.tell_format and not opened.tuned:
             turns = [*turns[:-1], {**turns[-1], "content": f"{turns[-1]['content']}\n\n{tags.INSTRUCTION}"}]
-        request = Request(self._name, opened.chat.prompt_ids(turns), self._sampling)
+        request = Request(self.name, opened.chat.prompt_ids(turns), self.sampling)
         started = time.perf_counter()
         for piece in opened.engine.stream(request):
-            if self._all.stopped:
+            if self.all.stopped:
                 break
             answer.text += piece
             answer.tokens += 1
@@ -141,4 +132,4 @@ class _Reader:
             if "</think>" not in answer.text:
                 answer.think_tokens, answer.think_seconds = answer.tokens, answer.seconds
             news.put(None)
-        answer.state = "stopped" if self._all.stopped else "done"
+        answer.state = "stopped" if self.all.stopped else "done"

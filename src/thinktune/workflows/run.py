@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from thinktune.config import Config, load_config
+from thinktune.config import Config, Data, load_config
 from thinktune.errors import Interrupted
 from thinktune.evaluation.evaluate import Summary, comparison_table, evaluate_data
 from thinktune.export.merge import merge
@@ -134,10 +134,8 @@ def evaluate_model(config: Config, name: str, console: Console, opened: Opened) 
     """Score a model as the `eval` section says, into the folder `eval/NAME` of its run."""
     return evaluate_data(
         opened,
-        config.eval.data or "",
+        Data(source=config.eval.data or "", split=config.eval.split, sample=config.eval.sample),
         RunFolder(config.run_folder).eval / name,
-        split=config.eval.split,
-        sample=config.eval.sample,
         sampling=config.eval.sampling,
         seed=config.seed,
         console=console,
