@@ -29,7 +29,7 @@ from thinktune.models.template_date import hold_date
 
 @dataclass(frozen=True)
 class Inferred:
-    """What became of a batch file. Counts are of completions, `items` and `failed` of items."""
+    """The outcome of a batch file. Counts are of completions, `items` and `failed` of items."""
 
     items: int
     failed: int
@@ -92,7 +92,7 @@ def infer(
 
     Args:
         name: of the model, for OpenAI's format.
-        overwrite: forget what was finished before.
+        overwrite: forget earlier completions.
         retry_errors: generate only for the items that failed before.
         form: of the result file.
 
@@ -109,7 +109,7 @@ def infer(
             continue
         try:
             ids = opened.chat.prompt_ids([{**turn, "content": valid_text(turn["content"])} for turn in item.messages])
-        except (ThinktuneError, ValueError, TypeError) as error:  # what tokenizers raise at text they do not like
+        except (ThinktuneError, ValueError, TypeError) as error:  # from tokenizers, at text they do not like
             failures[str(item.id)] = f"the prompt cannot be rendered: {error}"
         else:
             requests[str(item.id)] = Request(str(item.id), array("i", ids), item.sampling)
@@ -134,7 +134,7 @@ def infer(
 
 
 def journal_of(out: Path) -> Path:
-    """The journal that belongs to a result file."""
+    """Return the journal that belongs to a result file."""
     return out.with_name(f"{out.stem}.journal.jsonl")
 
 

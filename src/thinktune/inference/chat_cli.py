@@ -39,7 +39,7 @@ def ask(
     Args:
         settings: how the model is run; None: by transformers, which starts in seconds: in one conversation vLLM is
             ahead of it late, if ever.
-        raw: print exactly what the model writes, tags included.
+        raw: print completions as generated, tags included.
         console: where answers go.
         messages: where notices and warnings go.
 
@@ -134,7 +134,7 @@ def chat_loop(
 
 
 def _read_question(interactive: bool, console: Console) -> str | None:
-    """The next line, stripped; None at the end of input. Ctrl-C gives an empty line."""
+    """Read the next line, stripped; None at the end of input, and an empty line for Ctrl-C."""
     try:
         return input("> " if interactive else "").strip()
     except EOFError:
@@ -192,7 +192,7 @@ class _View:
         whole = self._space + text
         shown = whole.rstrip()
         self._space = whole[len(shown) :]
-        shown = _CONTROL.sub("\ufffd", shown)  # what a model writes must not drive the terminal
+        shown = _CONTROL.sub("\ufffd", shown)  # a completion must not drive the terminal
         style = "dim" if part == "think" else None
         self._console.print(shown, style=style, end="", markup=False, highlight=False, soft_wrap=True, emoji=False)
         self._console.file.flush()

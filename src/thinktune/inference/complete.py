@@ -1,4 +1,4 @@
-"""Answer requests through a journal: generate only what it lacks, and say how far that is."""
+"""Answer requests through a journal: generate only the missing completions, and report the progress."""
 
 from __future__ import annotations
 

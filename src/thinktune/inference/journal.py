@@ -30,7 +30,7 @@ _SYNC_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Record:
-    """A finished completion as the journal keeps it; `tokens` counts what was generated."""
+    """A finished completion as the journal keeps it; `tokens` counts its generated tokens."""
 
     id: str
     index: int

@@ -159,7 +159,7 @@ def _name_taken(name: str) -> UsageError:
 
 
 def _name(reference: str | Path) -> str:
-    """What clients call a model: a folder's last name, or the reference itself."""
+    """Return the name by which clients call a model: a folder's last name, or the reference itself."""
     path = Path(reference)
     return path.resolve().name if path.exists() else str(reference)
 
@@ -171,7 +171,7 @@ def _template_file(template: str, name: str) -> str:
 
 
 def _generation_folder(stop_ids: Collection[int], name: str) -> str:
-    """A folder whose generation_config.json says what ends a reply, and nothing of sampling.
+    """Write a generation_config.json with the token ids that end a reply, and no sampling; return its folder.
 
     The model's own may lack the end of turn that a base model has learnt here: its replies would run on.
     """

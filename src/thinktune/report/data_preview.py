@@ -23,7 +23,7 @@ PADDING = "red"
 BORDER = "bold magenta"
 
 Kind = Literal["context", "trained", "border", "padding"]
-"""What a piece of a batch is."""
+"""The role of a piece of a batch."""
 
 _EXAMPLES = 3
 _LONGEST_TEXT = 1200

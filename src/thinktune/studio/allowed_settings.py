@@ -22,7 +22,7 @@ _TEXTS = {"data.split", "data.source.split", "data.system", "format.template", "
           "ask.sampling.stop", "eval.split", "eval.sampling.stop"}  # fmt: skip
 """Settings that are text, and are read as nothing else."""
 _REFUSED = {"load.trust_remote_code", "train.report_to", "train.trainer", "infer"}
-"""Settings that would be free by their type: remote code, what leaves the machine, what is not the form's business."""
+"""Settings not free although their type is: remote code, loggers that send data out, a section beyond the form."""
 _DEVICE = re.compile(r"(auto|cpu|cuda(:\d+)?)\Z")
 _HUB = re.compile(r"(ms:)?[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?(:[\w.-]+)?\Z", re.ASCII)
 _BUILTIN = re.compile(r"builtin:[\w-]+\Z", re.ASCII)
@@ -30,7 +30,8 @@ _HINT = "start such a training on the command line"
 
 
 def require_allowed(config: Config, shipped: Config, models: Collection[str], data: Collection[str]) -> None:
-    """
+    """Refuse a config that the page may not train.
+
     Args:
         config: the config of the form.
         shipped: the shipped config it is based on, whose own values are free.

@@ -93,7 +93,7 @@ class _Reader:
     tell_format: bool
     own: RequestHandle = field(default_factory=RequestHandle)  # its place in the queue is its own
     seated: bool = False
-    left: Answer | None = None  # what stood there when nobody waited for the model any more
+    left: Answer | None = None  # as it was when nobody waited for the model any more
 
     def now(self) -> Answer:
         if self.all.stopped:

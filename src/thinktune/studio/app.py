@@ -153,7 +153,7 @@ def open_page(
             max_file_size=MOST_BYTES,
             state_session_capacity=MOST_SESSIONS,
             footer_links=[],
-            run_history=False,  # or browsers keep every call: what raters said, and conversations that were ended
+            run_history=False,  # or browsers keep every call: ratings, and conversations that were ended
             i18n=translations(),
             app_kwargs={"middleware": [_guard(host, share, files, door)], "openapi_url": None},
             **appearance,

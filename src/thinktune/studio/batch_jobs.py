@@ -82,9 +82,10 @@ class Jobs:
         return sorted((job for job in found if job), key=lambda job: job.name, reverse=True)
 
     def get(self, name: str) -> Job:
-        """
+        """Read a job.
+
         Raises:
-            UsageError: there is no such job.
+            UsageError: there is none of that name.
         """
         job = self._read(name) if re.fullmatch(r"[\w.-]+", name) and ".." not in name else None
         if job is None:

@@ -21,7 +21,7 @@ _CSS = """
 footer { display: none !important; }
 .dark :is(#runs-legend, #runs-tokens) .container * { color: white !important; }
 #rate-left-answer .icon-button-wrapper, #rate-right-answer .icon-button-wrapper { display: none; }
-/* What models write stays within its message: a formula can be of any size, and be moved anywhere. */
+/* A completion stays within its message: a formula can be of any size, and be moved anywhere. */
 .written { contain: paint; overflow-x: auto; overflow-wrap: anywhere; }
 .source { display: none; }
 .remark { font-style: italic; }
@@ -36,7 +36,7 @@ def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
     with gr.Blocks(title="thinktune", analytics_enabled=False, delete_cache=_FILES_KEPT) as demo:
         gr.Markdown(label("about"))
         models = gr.Markdown(elem_id="model-state", latex_delimiters=[])
-        # Not within its tab: what is in a tab that was not opened yet is not kept.
+        # Not within its tab: components of a tab that was not opened yet are not kept.
         rater = gr.BrowserState({}, storage_key="thinktune-rater", secret="thinktune")
         with gr.Tab(label("chat"), id="chat"):
             chat = ChatTab(studio)

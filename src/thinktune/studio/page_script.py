@@ -67,4 +67,4 @@ SCRIPT = """() => {
         }
     }).observe(document.body, {subtree: true, childList: true, attributes: true, attributeFilter: ["aria-label"]});
 }"""
-"""Up and down scroll; left and right rate, but not from within what scrolls sideways."""
+"""Up and down scroll; left and right rate, but not from within elements that scroll sideways."""

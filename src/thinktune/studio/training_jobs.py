@@ -67,9 +67,10 @@ class Trainings:
         return sorted(map(self._read, self._names()), key=lambda run: -self._changed(run.name))
 
     def get(self, name: str) -> Run:
-        """
+        """Look a run up.
+
         Raises:
-            UsageError: there is no such run.
+            UsageError: there is none of that name.
         """
         if name not in self._names():
             raise UsageError(f"there is no run {name!r}")
@@ -90,7 +91,8 @@ class Trainings:
         return chosen, command
 
     def start(self, name: str, config: Path, settings: Sequence[str]) -> None:
-        """
+        """Start a training.
+
         Raises:
             RunFolderError: there is a run of that name.
             ConfigError, UsageError: see `plan`.
@@ -103,7 +105,8 @@ class Trainings:
         self._launch(name, [str(file)])
 
     def resume(self, name: str) -> None:
-        """
+        """Resume a training from its newest checkpoint.
+
         Raises:
             RunFolderError: it is running, or trained to its end.
         """

@@ -259,7 +259,7 @@ def _advise(facts: dict[str, Any]) -> Iterable[dict[str, str]]:
         yield _note(
             "impossible",
             "downloading models and data sets: no hub answers",
-            "use builtin:smollm2, builtin:arithmetic, local folders, or what the caches hold",
+            "use builtin:smollm2, builtin:arithmetic, local folders, or models and data in the caches",
         )
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         yield _note("note", "HF_HUB_OFFLINE is set: nothing is downloaded from the hub", "unset it to download")

@@ -1,7 +1,7 @@
 """`thinktune run` and `thinktune quickstart`: data → train → merge → verify → infer → eval, one after the other.
 
 Every step can be stopped and called again: training goes on from its newest checkpoint, inference and evaluation from
-their journals, and what is whole and was made from the same inputs is not made again.
+their journals, and whole results of the same inputs are not made again.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from thinktune.run_folder import RunFolder
 
 
 def quickstart(overrides: Sequence[str], *, console: Console, overwrite: bool = False) -> None:
-    """Everything on the built-in model and data, ending in a table of base against tuned and what to try next."""
+    """Run everything on the built-in model and data; print base against tuned, and further commands to try."""
     with as_file(_shipped_config("quickstart.yaml")) as file:
         config = load_config(file, overrides)
     run(config, console=console, overwrite=overwrite)
     folder = config.run_folder
     console.print("\nNext:", style="bold")
-    for command, what in (
+    for command, effect in (
         (f'thinktune ask {folder} "Ben buys 4 bags of 17 apples and eats 9. How many are left?"', "ask it yourself"),
         (f"thinktune ask {folder}", "hold a conversation"),
         ("thinktune run configs/qwen2.5-3b.yaml", "the same for Qwen2.5-3B-Instruct, on a GPU"),
     ):
         console.print(f"  {command}", highlight=False, markup=False)
-        console.print(f"      {what}", style="dim", highlight=False)
+        console.print(f"      {effect}", style="dim", highlight=False)
 
 
 def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
     """Do every step that `config` has settings for, and print base against tuned on stdout.
 
     Args:
-        overwrite: begin anew, throwing away what the run folder holds.
+        overwrite: begin anew, throwing away the contents of the run folder.
 
     Raises:
-        ThinktuneError: what the steps raise.
+        ThinktuneError: the error of a step.
     """
     asked = {config.eval.sampling} if config.eval.data is not None else set()
     if config.infer.file is not None:  # a fault in it is better told now than after training
@@ -111,7 +111,7 @@ def _verify(config: Config, folder: RunFolder, console: Console, tuned: Opened) 
     verified = verify(tuned, folder.path, prompts=4)
     console.print(verified.table())
     if verified.agrees is None:
-        console.print("what the adapter does is too small to tell adapter and base apart", style="yellow")
+        console.print("the adapter's effect is too small to tell adapter and base apart", style="yellow")
     elif not verified.agrees:
         console.print(
             f"adapter, merged model and engine differ: thinktune merge {folder.path} --overwrite", style="bold red"
@@ -176,6 +176,6 @@ class _Steps:
 
 
 def _shipped_config(name: str) -> Any:
-    """A shipped config: inside the package where it was installed from a wheel, else beside the sources."""
+    """Find a shipped config: inside the package where it was installed from a wheel, else beside the sources."""
     packaged = files("thinktune") / "configs" / name
     return packaged if packaged.is_file() else Path(__file__).parents[3] / "configs" / name

@@ -1,7 +1,7 @@
 """`thinktune sweep CONFIG lora.r=4,8,16 train.seed=1,2,3`: a grid of trainings on one base model in memory.
 
-Each member has a run folder of its own below the config's. What is whole and unchanged is skipped, what was stopped
-goes on, and a member that fails does not keep the others from being trained.
+Each member has a run folder of its own below the config's. A member that is whole and unchanged is skipped, one that
+was stopped goes on, and one that fails does not keep the others from being trained.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OPENING, _CLOSING = "[{(", "]})"
 
 @dataclass(frozen=True)
 class Member:
-    """One training of a sweep: `name` says what it sets, as in `r=4,seed=1`."""
+    """One training of a sweep: `name` holds its settings, as in `r=4,seed=1`."""
 
     name: str
     config: Config
@@ -42,16 +42,17 @@ class Member:
 
 @dataclass(frozen=True)
 class Swept:
-    """What became of a sweep: the run folders that are whole, and by name what went wrong with the others."""
+    """The outcome of a sweep: the run folders that are whole, and the errors of the others by name."""
 
     folder: Path
     runs: list[Path]
     failures: dict[str, str]
 
     def require_whole(self) -> None:
-        """
+        """Make sure that no member failed.
+
         Raises:
-            ThinktuneError: some members failed.
+            ThinktuneError: some did.
         """
         if self.failures:
             lines = "\n".join(f"  {name}: {problem}" for name, problem in self.failures.items())
@@ -79,7 +80,7 @@ def sweep(
 
     Raises:
         ConfigError: any member's config is wrong; nothing has been trained then.
-        Interrupted: Ctrl-C or SIGTERM; what was done is saved.
+        Interrupted: Ctrl-C or SIGTERM; all work so far is saved.
         DiskFull: going on would be of no use.
     """
     members = plan_sweep(file, overrides)
@@ -110,7 +111,7 @@ def sweep(
 
 
 def plan_sweep(file: str | Path, overrides: Sequence[str]) -> list[Member]:
-    """Every combination as a member with its config, checked; those that share base model and data in a row.
+    """Make a member of every combination, its config checked; those that share base model and data in a row.
 
     Raises:
         ConfigError: a value is missing, or a config that comes of it is wrong.
@@ -168,13 +169,13 @@ def split_values(text: str) -> list[str]:
 
 
 def _short_names(keys: list[str]) -> dict[str, str]:
-    """The last part of each key, where that tells them apart."""
+    """Shorten keys to their last part, where that tells them apart."""
     last = Counter(key.rpartition(".")[2] for key in keys)
     return {key: name if last[name := key.rpartition(".")[2]] == 1 else key for key in keys}
 
 
 def _order_of_first_use(keys: list[tuple[object, object]]) -> Callable[[Member], tuple[int, int]]:
-    """A sort key that brings members with the same model, and then the same data, together."""
+    """Make a sort key that brings members with the same model, and then the same data, together."""
     models = [model for model, _ in keys]
 
     def order(member: Member) -> tuple[int, int]:
@@ -196,7 +197,7 @@ def _train(config: Config, bench: BaseModelCache, console: Console, overwrite: b
 
 
 def _evaluate(config: Config, bench: BaseModelCache, console: Console, before: Sequence[Path]) -> None:
-    """Score base and tuned model on `eval.data`, with the base model in memory. What the journals have is not asked."""
+    """Score base and tuned model on `eval.data`, with the base model in memory. Answers in the journals are kept."""
     folder = RunFolder(config.run_folder)
     models = {"base": None, "tuned": folder.adapter} if config.eval.base else {"tuned": folder.adapter}
     for name, adapter in models.items():
@@ -234,7 +235,7 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _free_memory() -> None:
-    """A trainer and its optimizer lie in cycles; their memory is wanted for the next member."""
+    """Collect a trainer and its optimizer, which lie in cycles, so that the next member has their memory."""
     import torch
 
     gc.collect()

@@ -1,4 +1,4 @@
-"""The contract of every engine, and a registry of two names. Tasks, files and tags are none of an engine's business."""
+"""The contract of every engine: token ids in, completions out. Tasks, files and tags are none of its business."""
 
 from __future__ import annotations
 
@@ -101,12 +101,13 @@ class Engine(ABC):
     slots: int = 256
     """How many completions it writes at once, if there are as many."""
     context_setting: int | None = None
-    """What a setting holds the context to, where one does; known before a model is loaded."""
+    """The limit that a setting puts on the context, known before a model is loaded; None: there is no such setting."""
 
     def require_supported(self, sampling: Sampling) -> None:
-        """
+        """Refuse a sampling that this engine would have to change.
+
         Raises:
-            UsageError: a field is set that this engine would have to drop; it is named.
+            UsageError: a field is set that it cannot honour; it is named.
         """
         if names := unhonoured(sampling, self.unsupported):
             raise UsageError(f"this engine cannot honour sampling.{names[0]}", hint=f"leave out {names[0]}")
@@ -132,7 +133,7 @@ class Engine(ABC):
 
     @abstractmethod
     def logprobs(self, prompt_ids: Sequence[int], continuation_ids: Sequence[int]) -> list[float]:
-        """Log-probability (natural) of each continuation token given all before it."""
+        """Return the log-probability (natural) of each continuation token given all before it."""
 
     def likelihoods(self, pairs: Sequence[Pair]) -> Iterator[Likelihood]:
         """Yield the likelihood of each pair's continuation given its prompt, in order.

@@ -13,7 +13,7 @@ from typing import Any
 from thinktune.tags import TAGS
 
 _MARKS = ("bos", "eos", "pad", "unk", "sep", "cls")
-_BROKEN = "\ufffd"  # what a decoder writes for bytes that are not (yet) a character
+_BROKEN = "\ufffd"  # written by a decoder for bytes that are not (yet) a character
 
 
 def turn_marks(tokenizer: Any) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""The model that a reference names, found and described, but not loaded: what an engine is opened with."""
+"""The model that a reference names, found and described, but not loaded: the input of every engine."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def find_model(
     settings: EngineSettings,
     adapters: Mapping[str, str | Path] | None = None,
 ) -> FoundModel:
-    """Find the model that a reference names; download what is missing of it, but load no weights.
+    """Find the model that a reference names; download its missing files, but load no weights.
 
     Args:
         adapters: further adapters of the same base, by name.
@@ -119,7 +119,7 @@ def _adapter_beside(reference: str | Path, base: Resolved, load: Load) -> Path:
 
 
 def _reading(tokenizer: Any) -> str:
-    """Marks models whose tags are special tokens: journals of earlier versions hold their completions without tags."""
+    """Mark models whose tags are special tokens: journals of earlier versions hold their completions without tags."""
     return " with tags" if set(tags.TAGS) & set(tokenizer.all_special_tokens) else ""
 
 

@@ -32,7 +32,7 @@ class Opened:
         fingerprint: differs where the model's weights, its number format or its quantisation do.
         tuned: whether it was trained to write the format by itself.
         format_settings: the `format` section it was trained with, empty where unknown.
-        settings: what it was opened with.
+        settings: those it was opened with.
     """
 
     engine: Engine

@@ -1,4 +1,4 @@
-"""The engines by name: how each is opened, and what it cannot do. A new one is an entry here.
+"""The engines by name: how each is opened, and its limits. A new one is an entry here.
 
 `module:function` names an engine of the user's own: a function that takes a `FoundModel` and returns an `Engine`, or an
 `Engine` class whose objects are made so.

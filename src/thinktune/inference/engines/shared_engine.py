@@ -163,7 +163,7 @@ class SharedModel:
         self._run(lambda: self._put(name, folder))
 
     def engine(self, adapter: str | None = None, handle: RequestHandle | None = None) -> Engine:
-        """This model, with that adapter, as an engine for one caller."""
+        """Return this model, with that adapter, as an engine for one caller."""
         return _View(self, adapter, handle or RequestHandle())
 
     def stream(self, request: Request, adapter: str | None, handle: RequestHandle) -> Iterator[str]:
@@ -258,7 +258,7 @@ class SharedModel:
             stream.pieces.put(failure)
 
     def _wait(self) -> bool:
-        """Until there is something to do, commands first; False when it is time to end."""
+        """Wait for something to do, commands first; return False when it is time to end."""
         with self._changed:
             while not (self._commands or self._work_items or self._queue or self._closing):
                 self._changed.wait()
@@ -291,19 +291,19 @@ class SharedModel:
         try:
             self._tuned = put_adapter(self._tuned or self._model, folder, merge=False, name=name)
         except ModelError:
-            # What was read of it lies in the layers already, and must not speak for the base model.
+            # Half-read, it lies in the layers already, and must not speak for the base model.
             if self._tuned is None:
                 self._failure = GenerationError(f"the adapter {folder} did not fit, and has spoilt the model in memory")
             raise
         self._tuned.eval()
         self._layers = [module for module in self._tuned.modules() if isinstance(module, BaseTunerLayer)]
-        self._active = None  # PEFT has changed what was active
+        self._active = None  # PEFT has changed the active one
         self._switch(name)
 
     def _switch(self, adapter: str | None) -> None:
         if adapter == self._active:
             return
-        # What PEFT's own methods set, without their walk over every parameter's requires_grad: that takes longer than
+        # As PEFT's own methods do, without their walk over every parameter's requires_grad: that takes longer than
         # a token, and this may happen between any two.
         for layer in self._layers:
             layer._disable_adapters = adapter is None

@@ -120,7 +120,7 @@ class ThinkBudgetEngine(Engine):
         self._engine.close()
 
     def thinking(self, request: Request) -> Request:
-        """The first pass. Where the context is too small for all, thought and answer shrink alike."""
+        """Make the request of the first pass. Where the context is too small, thought and answer shrink alike."""
         sampling = request.sampling
         budget = sampling.think_budget or 0
         room = self.context_length - len(request.prompt_ids) - len(self._ids("")) - _MOST_MERGED
@@ -131,7 +131,7 @@ class ThinkBudgetEngine(Engine):
         return replace(request, id=_thinking_id(request), sampling=thinking)
 
     def with_thought(self, request: Request, completion: Completion) -> Thought:
-        """What the first pass of a request has written, without tags."""
+        """Take the thought out of a first pass, and make the request of the second."""
         think = "".join(_content([completion.text], "<think>"))
         return Thought(request, completion, think, self._answering(request, think, completion.index))
 
@@ -155,7 +155,7 @@ class ThinkBudgetEngine(Engine):
         )
 
     def join(self, thought: Thought, completion: Completion) -> Completion:
-        """Thought and answer as one completion."""
+        """Join thought and answer into one completion."""
         ids = (*thought.completion.token_ids, *completion.token_ids)
         whole = replace(completion, request_id=thought.request.id, index=thought.completion.index, token_ids=ids)
         if completion.error is not None:
@@ -164,12 +164,12 @@ class ThinkBudgetEngine(Engine):
         return replace(whole, text=self._head + thought.think + self._middle + answer + self._tail)
 
     def _ids(self, think: str) -> list[int]:
-        """Tokens of the reply so far: up to where the answer begins."""
+        """Tokenize the reply so far: up to where the answer begins."""
         return self._chat.reply_ids((self._head + think + self._middle).rstrip())[:-1]
 
 
 class _Passes(RequestSource):
-    """What can be written of budgeted requests: answers whose thoughts are there, before further thoughts.
+    """The passes of budgeted requests that are ready: answers to finished thoughts, before further thoughts.
 
     No more thoughts are begun than the engine writes at once, so that answers follow soon. Nothing waits for the
     slowest thought, and little is lost when the engine is stopped.
@@ -199,7 +199,7 @@ class _Passes(RequestSource):
         return thinking
 
     def take(self, completion: Completion) -> Completion | None:
-        """The whole completion that this one ends; None where the answer is still to come."""
+        """Take in a finished pass; return the completion that it ends, or None: the answer is still to come."""
         if thought := self._thoughts.pop(completion.request_id, None):
             return self._layer.join(thought, completion)
         request = self._thinking[completion.request_id]
@@ -221,7 +221,7 @@ def _once(*stops: str) -> tuple[str, ...]:
 
 
 def _content(pieces: Iterable[str], opening: str) -> Iterator[str]:
-    """The text up to the first tag that is not `opening`, without white space around it; free of tags.
+    """Yield the text up to the first tag that is not `opening`, without white space around it; free of tags.
 
     >>> "".join(_content(["<think> Two", " and two. </thi", "nk> <answer>4"], "<think>"))
     'Two and two.'
@@ -231,7 +231,7 @@ def _content(pieces: Iterable[str], opening: str) -> Iterator[str]:
     space, started, ended = "", False, False
     for part, text in parts:
         if part == "tag":
-            # A space in its place keeps what stood around it from becoming a tag together.
+            # A space in its place keeps its neighbours from becoming a tag together.
             text, ended = " ", ended or text != opening
         if ended:
             continue  # not break: an engine that is read to its end stops in good order

@@ -101,7 +101,7 @@ def prefill(decoder: Decoder, rows: list[Row]) -> Prefilled:
     prompts = list({line: row.all_ids() for line, row in zip(line_of, rows, strict=True)}.values())
     width = max(map(len, prompts))
     shared = _shared_tokens(prompts)
-    # All rows feed equally many tokens, so that what shorter ones take from the cache ends in the same column.
+    # All rows feed equally many tokens, so that the cached part of shorter ones ends in the same column.
     fed = width - shared
     device = decoder.device
     ids = torch.tensor([[0] * (fed - len(prompt)) + prompt[-fed:] for prompt in prompts], device=device)
@@ -124,7 +124,7 @@ def prefill(decoder: Decoder, rows: list[Row]) -> Prefilled:
 def _shared_tokens(prompts: list[list[int]]) -> int:
     """Count the tokens that all prompts begin with, if they are worth a pass of their own; one is always left to be
     fed."""
-    first, last = min(prompts), max(prompts)  # in the order of their tokens: what these two begin with, all do
+    first, last = min(prompts), max(prompts)  # in the order of their tokens: their common beginning is that of all
     same = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
     shared = min(same, max(map(len, prompts)) - 1)
     return shared if len(prompts) > 1 and shared >= _WORTH_SHARING else 0

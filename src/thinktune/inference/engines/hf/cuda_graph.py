@@ -1,4 +1,4 @@
-"""Recording what a function launches on a GPU as a CUDA graph."""
+"""Record the kernels that a function launches on a GPU as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ log = logging.getLogger(__name__)
 
 
 def attends_to_all(config: Any) -> bool:
-    """Whether every layer of a model of this text config attends to all that was written: one mask serves all then."""
+    """Return whether every layer of a model of this text config attends to all tokens: then one mask serves all."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
     return kinds == {"full_attention"} and window is None
 
 
 class Recorder:
-    """What the graphs of one model share: a stream to record on, and memory, since one graph is in use at a time.
+    """Shared by the graphs of one model: a stream to record on, and memory, since one graph is in use at a time.
 
     Attributes:
-        works: False once the model did what cannot be recorded.
+        works: False once the model has turned out to be impossible to record.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,10 +35,10 @@ class Recorder:
         self._first: Any = None
 
     def record(self, forward: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor] | None:
-        """Record what `forward` launches, and where its result will be; None if that cannot be.
+        """Record the kernels of `forward`; return the graph and the tensor of its result. None: it cannot be recorded.
 
         Raises:
-            torch.OutOfMemoryError: there is no room for what it computes.
+            torch.OutOfMemoryError: there is no room for its activations.
         """
         try:
             if self._pool is None:
@@ -52,8 +52,8 @@ class Recorder:
             return None
 
     def _try(self, forward: Callable[[], torch.Tensor]) -> None:
-        """Run it once: what kernels set up at their first call must not come into a recording, and a model that waits
-        for the GPU is better found here than in a recording, which it would break."""
+        """Run it once: the set-up of kernels at their first call must not be recorded, and a model that waits for the
+        GPU would break a recording."""
         self._stream = torch.cuda.Stream(self._device)
         mode = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings():

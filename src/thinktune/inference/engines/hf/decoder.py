@@ -66,8 +66,8 @@ class Decoder:
     recorder: Recorder | None = None
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Logits `(rows, vocabulary)` after the last of ids `(rows, n)`; mask is True at attended columns, `(rows,
-        columns)` or `(rows, 1, n, columns)`."""
+        """Compute logits `(rows, vocabulary)` after the last of ids `(rows, n)`; mask is True at attended columns,
+        `(rows, columns)` or `(rows, 1, n, columns)`."""
         logits: torch.Tensor = self.model(
             input_ids=ids,
             attention_mask=mask,

@@ -27,7 +27,7 @@ from thinktune.inference.engines.hf.loglikelihood import likelihoods
 from thinktune.inference.engines.hf.packed_linear import packed_linears
 from thinktune.inference.engines.hf.scheduler import OUT_OF_MEMORY_HINT, Limits, Scheduler
 
-_WINDOW = 4096  # requests sorted together; bounds what is in memory when the caller streams them
+_WINDOW = 4096  # requests sorted together; bounds memory when the caller streams them
 _BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -208,7 +208,7 @@ class TransformersEngine(Engine):
 
     @contextmanager
     def _model_ready(self) -> Iterator[None]:
-        """Eval mode and our attention, and all as it was afterwards."""
+        """Switch to eval mode and our attention; restore both afterwards."""
         training = [module for module in self._model.modules() if module.training]
         config = self._model.config
         attention = config._attn_implementation
@@ -276,7 +276,7 @@ def _check_attention_only(config: Any) -> None:
 
 
 def _context_length(config: Any, tokenizer: Any) -> int:
-    """Tokens of prompt and answer.
+    """Return the most tokens of prompt and answer together.
 
     Where rotary frequencies are chosen by the longest row of a batch, only so many as need no others: a short answer
     would be another one beside a long prompt.
@@ -289,7 +289,7 @@ def _context_length(config: Any, tokenizer: Any) -> int:
 
 
 def _tokens_that_fit(config: Any, embedding: torch.Tensor) -> int:
-    """Tokens of cache that half of the free GPU memory holds; on CPU a quarter of the free memory, at most 1 GiB.
+    """Return the tokens of cache that fit in half of the free GPU memory; on CPU in a quarter of it, at most 1 GiB.
 
     The rest is for activations, logits, and the copy of a layer's cache when the batch changes.
     """

@@ -32,10 +32,10 @@ from thinktune.models.untouched import computes_in, inner_model, is_coarse, roun
 logger = logging.getLogger(__name__)
 
 BOUND = 2e-3
-"""Nats that the log-probability of a token may be off in float32, as the mean over what is likely at a position."""
+"""Nats that the log-probability of a token may be off in float32, as the mean over the likely tokens of a position."""
 ROUNDED_BOUND = 0.05  # in 16 bits
 COARSE_BOUND = 0.4  # over int8
-_NOISE = 3.0  # times what rounding otherwise changes, in 16 bits
+_NOISE = 3.0  # times the usual change by rounding, in 16 bits
 _TRIES = 4
 _TOKENS = 5  # written to each prompt
 _LONGEST = 640  # tokens of a prompt that is to reach beyond a sliding window
@@ -79,7 +79,7 @@ def require_faithful(engine: TransformersEngine, tokenizer: Any, fingerprint: st
 
 
 def compare(engine: TransformersEngine, prompts: Sequence[list[int]]) -> float:
-    """Nats between an engine and its model, as the mean over what is likely, where they are furthest apart.
+    """Measure the nats between an engine and its model: the mean over the likely tokens where they are furthest apart.
 
     Raises:
         ModelError: more than rounding can explain.
@@ -105,8 +105,8 @@ def compare(engine: TransformersEngine, prompts: Sequence[list[int]]) -> float:
 
 
 def prompts_for(engine: TransformersEngine, tokenizer: Any) -> list[list[int]]:
-    """Three prompts of very different lengths, the longest beyond the model's sliding window where that is short, and
-    two that begin alike."""
+    """Make three prompts of very different lengths, the longest beyond the model's sliding window where that is short,
+    and two that begin alike."""
     text = " ".join(QUESTIONS)
     ids = [
         token for token in tokenizer(text, add_special_tokens=False)["input_ids"] if token < engine.decoder.vocabulary
@@ -160,9 +160,9 @@ def _own_scores(
 
 
 def _gap(own: torch.Tensor, other: torch.Tensor) -> float:
-    """Of the position `(positions, vocabulary)` where they are furthest apart: the mean of |difference| over p."""
+    """Return the mean of |difference| over p, at that position of `(positions, vocabulary)` where it is largest."""
     likely = own.exp()
-    apart = torch.where(likely > 1e-8, likely * (own - other).abs(), 0.0)  # what is ruled out may be -inf in both
+    apart = torch.where(likely > 1e-8, likely * (own - other).abs(), 0.0)  # tokens ruled out may be -inf in both
     return float(apart.sum(-1).max())
 
 

@@ -38,7 +38,7 @@ class RecordedStep:
             layer.column = self._column
 
     def __call__(self, last: torch.Tensor, positions: torch.Tensor, width: int) -> torch.Tensor:
-        """Logits `(rows, vocabulary)` after the tokens `last` `(rows,)`, which go into column `width`."""
+        """Compute logits `(rows, vocabulary)` after the tokens `last` `(rows,)`, which go into column `width`."""
         self._ids.copy_(last[:, None])
         self._positions.copy_(positions[:, None])
         self._column.fill_(width)

@@ -147,7 +147,7 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """SDPA, where a single query token lets the heads that share a key stand in for a sequence: nothing is repeated.
+    """Apply SDPA; for a single query token, heads that share a key stand in for a sequence: nothing is repeated.
 
     query `(rows, heads, 1, size)` becomes `(rows, key heads, heads / key heads, size)`.
 

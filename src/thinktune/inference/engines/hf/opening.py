@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def open_transformers(model: FoundModel) -> Engine:
-    """Load a model, and make sure that the engine computes what the model itself does.
+    """Load a model, and check the engine against the model's own forward pass.
 
     Raises:
         ModelError, DownloadError, DeviceError: see `models.load_model` and `fidelity.require_faithful`.

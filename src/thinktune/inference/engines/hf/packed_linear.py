@@ -17,7 +17,7 @@ import torch
 from thinktune.models.device import multiplies_bfloat16
 
 _ROWS = 32  # the number of rows that the layout is chosen for; others work with it as well
-_SHARE_OF_MEMORY = 0.3  # of what is free; the packed weights come on top of the plain ones
+_SHARE_OF_MEMORY = 0.3  # of free memory; the packed weights come on top of the plain ones
 
 
 @contextmanager

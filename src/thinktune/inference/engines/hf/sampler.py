@@ -154,7 +154,7 @@ def _draw_filtered(scores: torch.Tensor, noise: torch.Tensor, top_p: torch.Tenso
     kept &= weights >= min_p
     least = top.gather(1, (kept.sum(-1, True) - 1).clamp_(min=0))  # a row of no numbers keeps none
     ordered, order = ids.sort(-1)
-    # In float64, where the sums that a GPU takes in parallel leave no room for what has no weight.
+    # In float64, where the sums that a GPU takes in parallel leave no room for tokens without weight.
     found = _invert((weights * (top >= least)).gather(1, order).double(), noise)
     picked = ordered.gather(1, found[:, None])[:, 0]
     wider = (least == top[:, -1:])[:, 0].nonzero()[:, 0]
@@ -194,7 +194,7 @@ def _noise(generators: Sequence[random.Random], device: torch.device) -> torch.T
 
 def _weights(scores: torch.Tensor) -> torch.Tensor:
     """Compute probabilities `(rows, n)` up to a factor, 1 for the likeliest."""
-    # What has no chance has the least weight, which is never drawn.
+    # Tokens without a chance have the least weight, which is never drawn.
     return (scores - scores.amax(-1, True)).clamp_(min=_LOWEST).exp_()
 
 
@@ -212,7 +212,7 @@ def _invert(weights: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     block = torch.searchsorted(running, target, right=True).clamp_(max=sums.shape[-1] - 1)
     chosen = blocks.gather(1, block[:, :, None].expand(-1, 1, _BLOCK))[:, 0]
     within = torch.where(chosen > 2 * _LEAST, chosen, 0).double().cumsum(-1)
-    # The two sums of a block differ by rounding, which must not lead to what has no weight, before or after the others.
+    # The two sums of a block differ by rounding, which must not lead to tokens without weight beside the others.
     rest = (target - (running - sums).gather(1, block)).clamp_(min=0).minimum(within[:, -1:] * (1 - 2**-24))
     place = torch.searchsorted(within, rest, right=True).clamp_(max=_BLOCK - 1)
     return (block * _BLOCK + place)[:, 0].clamp_(max=vocabulary - 1)

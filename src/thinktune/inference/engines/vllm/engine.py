@@ -1,6 +1,6 @@
 """vLLM behind the contract of every engine, in a process of its own (`worker`).
 
-Its crash is an error that we report, and not our end: what was in flight is halved and tried again until the request
+Its crash is an error that we report, and not our end: the requests in flight are halved and tried again until the one
 that brings it down is found. Closing leaves no process behind, nor does our being killed. Several adapters share one
 engine. The text of a completion is decoded here, as for every engine, and all samples of a request are rows of their
 own, each with noise that belongs to (seed, id, sample).
@@ -45,7 +45,7 @@ _NOT_BESIDE = (
     "rank_pattern",  # vLLM scales every layer by the one alpha and the one rank
     "alpha_pattern",
 )
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes for max_lora_rank
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for max_lora_rank
 _NEWER_RUNNER = {"llama", "qwen2", "qwen3"}  # model types
 _MOST_CRASHES = 12  # enough to halve all that is in flight down to one request
 # vLLM captures one CUDA graph for each of 67 batch sizes otherwise, most of the time that a second start takes.
@@ -62,7 +62,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class VllmModel:
-    """What vLLM is to run.
+    """A model in vLLM's terms.
 
     Attributes:
         folder: of the model, in safetensors.
@@ -102,7 +102,7 @@ class VllmEngine(Engine):
     """Generates with vLLM.
 
     Args:
-        model: what to run.
+        model: the model to run.
         settings: of vLLM itself.
 
     Attributes:
@@ -195,7 +195,7 @@ class VllmEngine(Engine):
             self._process = None
 
     def _running(self) -> WorkerProcess:
-        """The process; a new one where there is none, or where it has ended."""
+        """Return the process, started anew where there is none or it has ended."""
         if self._process is None or self._process.ended:
             self.close()
             _release_gpu_memory()
@@ -208,7 +208,7 @@ class VllmEngine(Engine):
         return self._process
 
     def _answer(self, rows: _Rows, *, alone: bool = False) -> Generator[Completion, None, None]:
-        """Keep as many rows in flight as vLLM can use. Where it ends, halve what was in flight, and go on.
+        """Keep as many rows in flight as vLLM can use. Where it ends, halve the rows in flight, and go on.
 
         A row is blamed only where it was `alone`: vLLM may have been killed from outside.
         """
@@ -266,13 +266,13 @@ class VllmEngine(Engine):
         }
 
     def _adapter(self, request: Request) -> str | None:
-        """The adapter's name for vLLM; None is the model itself."""
+        """Return the adapter's name for vLLM; None: the model itself."""
         if request.adapter is None and OWN in self._model.adapters:
             return OWN
         return request.adapter
 
     def _sampling_arguments(self, row: _Row) -> dict[str, Any]:
-        """Our sampling in the words of vLLM's SamplingParams."""
+        """Translate a sampling into vLLM's SamplingParams."""
         sampling = row.request.sampling
         stop = [text for text in sampling.stop if text]
         return {
@@ -296,7 +296,7 @@ class VllmEngine(Engine):
 
 
 def engine_arguments(model: VllmModel, settings: Vllm) -> dict[str, Any]:
-    """Arguments of vLLM's EngineArgs: the settings, and what follows from the model.
+    """Return the arguments of vLLM's EngineArgs, by the settings and by the model.
 
     Raises:
         ModelError: an adapter that vLLM cannot run.
@@ -307,7 +307,7 @@ def engine_arguments(model: VllmModel, settings: Vllm) -> dict[str, Any]:
         "model": str(model.folder),
         "tokenizer": str(model.tokenizer_folder),
         "dtype": model.dtype,
-        "max_model_len": settings.max_model_len or -1,  # -1: the model's, or what the memory has room for
+        "max_model_len": settings.max_model_len or -1,  # -1: the model's, or as much as fits in memory
         "max_num_seqs": settings.max_num_seqs,
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "enforce_eager": eager,
@@ -332,7 +332,7 @@ def engine_arguments(model: VllmModel, settings: Vllm) -> dict[str, Any]:
 
 
 def lora_rank(folder: Path) -> int:
-    """The smallest of vLLM's ranks that holds an adapter.
+    """Return the smallest of vLLM's ranks that holds an adapter.
 
     Raises:
         ModelError: it is not whole, or of a kind that vLLM does not run beside its base.
@@ -358,13 +358,13 @@ def _failed(row: _Row, problem: str) -> Completion:
 
 
 def _seed(row: _Row) -> int:
-    """Noise belongs to (seed, id, sample), so that a resumed run draws it again. No seed counts as 0."""
+    """Make the seed of a sample from (seed, id, sample), so that a resumed run draws the same. No seed counts as 0."""
     text = f"{row.request.sampling.seed or 0}/{row.index}/{row.request.id}"
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) >> 1
 
 
 def vllm_environment(model: VllmModel) -> dict[str, str]:
-    """Environment for a process of vLLM that runs `model`: its switches, where the person has not set them."""
+    """Make the environment for a process of vLLM that runs `model`: its switches, where the person has not set them."""
     switches = {
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # it compiles itself at first use, and hangs where there is no network
         "TOKENIZERS_PARALLELISM": "false",
@@ -386,7 +386,7 @@ def vllm_environment(model: VllmModel) -> dict[str, str]:
 
 
 def _release_gpu_memory() -> None:
-    """What models of this process have left in PyTorch's cache is memory that vLLM would find taken."""
+    """Empty PyTorch's cache of the memory of earlier models, which vLLM would find taken."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         gc.collect()

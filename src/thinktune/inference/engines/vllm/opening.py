@@ -36,7 +36,7 @@ def vllm_model(model: FoundModel) -> VllmModel:
     """Describe a model in vLLM's terms: its folder, and its adapter and those beside it unmerged.
 
     Raises:
-        ModelError: an adapter does not fit its base: vLLM would leave out what finds no place.
+        ModelError: an adapter does not fit its base: vLLM would leave out weights that find no place.
     """
     from thinktune.models.adapters import require_fit
     from thinktune.models.folder import generation_ends

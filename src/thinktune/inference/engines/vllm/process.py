@@ -30,16 +30,16 @@ from thinktune.errors import GenerationError, MissingExtra, UsageError
 PYTHON = "THINKTUNE_VLLM_PYTHON"
 """Environment variable: the interpreter of another environment, whose vLLM is to be used."""
 LOGS = "thinktune-vllm-"
-"""What the names of logs in the system's temporary folder begin with; the number of our process comes next."""
+"""Prefix of the names of logs in the system's temporary folder; the number of our process comes next."""
 
 _LOOK = 2000  # milliseconds without an answer after which to see whether it is still there
 _PATIENCE = 25.0  # seconds for a process that was asked to end
-_LAST_WORDS = 3.0  # seconds for what remains of it
+_LAST_WORDS = 3.0  # seconds for the rest of it
 _ERROR = re.compile(r"\b(\w+(?:\.\w+)*(?:Error|Exception|Interrupt)): (.+)")
 _NO_CAUSE = ("See root cause above", "EngineDeadError", "Engine core initialization failed")
 _HINTS = {
     "out of memory": "lower infer.vllm.gpu_memory_utilization or infer.vllm.max_num_seqs, or free the GPU's memory",
-    "Free memory on device": "lower infer.vllm.gpu_memory_utilization, or end what else uses the GPU",
+    "Free memory on device": "lower infer.vllm.gpu_memory_utilization, or end other programs on the GPU",
     "KV cache": "lower infer.vllm.max_model_len, or raise infer.vllm.gpu_memory_utilization",
     "cache blocks": "raise infer.vllm.gpu_memory_utilization",
 }
@@ -128,7 +128,8 @@ class WorkerProcess:
         self._boxes.pop(name, None)
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """
+        """Send a message.
+
         Raises:
             Crashed: nobody is there to read it.
         """
@@ -164,7 +165,7 @@ class WorkerProcess:
     def _read(self) -> dict[str, Any]:
         # Not through a buffered file, which loses part of a line where Ctrl-C comes in between.
         while b"\n" not in self._pending:
-            # What it has forked may hold the other end open after its death.
+            # Its forks may hold the other end open after its death.
             if not self._arrivals.poll(_LOOK) and self._process.poll() is None:
                 continue
             try:
@@ -225,7 +226,7 @@ class InFlight:
         self._open: set[str] = set()
 
     def add(self, requests: Iterable[Mapping[str, Any]]) -> list[str]:
-        """Send requests off; returns the names that their events will have.
+        """Send requests off; return the names that their events will have.
 
         Raises:
             Crashed: the process has ended.

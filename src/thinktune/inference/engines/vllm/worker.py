@@ -152,7 +152,7 @@ def _read(connection: socket.socket, inbox: queue.SimpleQueue[Message | None]) -
 
 
 def _kill_group() -> None:
-    """This process and all that vLLM started from it; `process` made it the leader of a group of its own."""
+    """Kill this process and all that vLLM started from it; `process` made it the leader of a group of its own."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.killpg(os.getpgid(0), signal.SIGKILL)
@@ -176,7 +176,7 @@ def main() -> None:
     worker.close()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # Python would take two seconds to let go of what ends with it anyway
+    os._exit(0)  # Python would take two seconds to let go of things that end with it anyway
 
 
 if __name__ == "__main__":  # vLLM's own processes import this file too
