@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from thinktune.errors import ConfigError, UsageError
 from thinktune.files import write_json_lines
 from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
 from thinktune.planner.hardware import GIB, Hardware, find_gpu
+from thinktune.planner.known_models import TABLE, known_config
 from thinktune.planner.model_shape import ModelShape, shape_of
 from thinktune.planner.pack_lengths import Rows, packs_of, read_rows
 from thinktune.planner.plan import Plan, choose, fit, lighter, plan_rows
@@ -263,6 +265,34 @@ def test_a_gpu_is_named_or_sized() -> None:
     with pytest.raises(UsageError, match="not known") as raised:
         find_gpu("h1000")
     assert "rtx4090" in raised.value.hint
+
+
+def test_the_table_of_common_models_has_the_parameters_that_are_published() -> None:
+    for entry in json.loads(TABLE.read_text()):
+        for name in (entry["names"][0], f"ms:{entry['names'][-1].upper()}"):
+            assert shape_of(known_config(name)).parameters == entry["parameters"], name
+
+
+def test_a_common_model_is_planned_without_a_network_and_by_its_own_config_where_that_is_here(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    Path("qwen.yaml").write_text("model: Qwen/Qwen2.5-3B-Instruct\n")
+    told = CliRunner().invoke(app, ["plan", "qwen.yaml", "--gpu", "h100", "--json"])
+    assert told.exit_code == 0, told.output
+    assert "built-in table" in told.stderr
+    plan = json.loads(told.stdout)
+    assert plan["parts"]["weights"] == 2 * 3_085_938_688
+    assert plan["data"].startswith("not read")
+    copytree(tiny_model, "Qwen/Qwen2.5-3B-Instruct")
+    own = CliRunner().invoke(app, ["plan", "qwen.yaml", "--gpu", "h100", "--json"])
+    assert "built-in table" not in own.stderr
+    assert json.loads(own.stdout)["parts"]["weights"] < 10**6
+    Path("unknown.yaml").write_text("model: Qwen/Qwen2.5-4B-Instruct\n")
+    assert CliRunner().invoke(app, ["plan", "unknown.yaml", "--gpu", "h100"]).exit_code != 0
 
 
 def test_the_command_reads_the_lengths_of_the_data_and_prints_json(tiny_model: Path, tmp_path: Path) -> None:

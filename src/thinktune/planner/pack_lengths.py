@@ -73,6 +73,11 @@ def read_rows(config: Config) -> Rows:
             return _read_rows(config)
         except ThinktuneError as error:  # the data will not do, or the tokenizer; the memory can be told nevertheless
             logger.info(f"lengths of the data are not known: {error.message}")
+    return longest_rows(config)
+
+
+def longest_rows(config: Config) -> Rows:
+    """Return packs of the longest that the config allows, which stand for data that is not read."""
     longest = (config.train.pack_length if config.train.packing else None) or config.data.max_length
     document = min(longest, config.data.max_length)
     documents = ((document, document),) * (longest // document)

@@ -7,20 +7,25 @@ among those that fit, at the same number of rows an optimizer step.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from thinktune.config import Config, Quantize
+from thinktune.errors import ThinktuneError
 from thinktune.notices import muted
 from thinktune.planner.cost_model import FRAGMENTS, Batch, CostModel, cost_model_of
 from thinktune.planner.hardware import GIB, Hardware, find_gpu, hardware_here
+from thinktune.planner.known_models import known_config
 from thinktune.planner.model_shape import ModelShape, shape_of
-from thinktune.planner.pack_lengths import Rows, read_rows
+from thinktune.planner.pack_lengths import Rows, longest_rows, read_rows
 from thinktune.planner.recompute_policy import Level, RecomputePolicy
 
 __all__ = ["Batch", "Plan", "RecomputePolicy", "Rows", "choose", "fit", "lighter", "plan_config", "plan_rows"]
+
+logger = logging.getLogger(__name__)
 
 Checkpointing = bool | Literal["auto"]
 _SMALLEST_CHUNK = 512
@@ -343,9 +348,25 @@ def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False)
         hardware, width = find_gpu(gpu), 4 if config.load.dtype == "float32" else 2
         if config.train.memory is not None:
             hardware = replace(hardware, memory=min(hardware.memory, int(config.train.memory * GIB)))
-    shape, rows = read_shape(config), read_rows(config)
+    shape, rows = _read_model_and_data(config)
     plan = (fit if fitted else plan_rows)(config, shape, rows, hardware, width=width)
     return plan if hardware.rated else replace(plan, tokens_per_second=None, hours=None)
+
+
+def _read_model_and_data(config: Config) -> tuple[ModelShape, Rows]:
+    """Return the shape of the model and the lengths of the data.
+
+    Of a common model whose files cannot be had: its published shape, and the longest packs that the config allows.
+    """
+    known = known_config(config.model)
+    if known is None:
+        return read_shape(config), read_rows(config)
+    once = config.load.model_copy(update={"attempts": 1})
+    try:
+        return read_shape(config.model_copy(update={"load": once})), read_rows(config)
+    except ThinktuneError as error:
+        logger.info(f"{error.message}; its shape is the published one, from the built-in table of common models")
+        return shape_of(known), longest_rows(config)
 
 
 def read_shape(config: Config) -> ModelShape:
