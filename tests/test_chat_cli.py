@@ -14,6 +14,7 @@ from scripted import ScriptedModel
 from thinktune.config import Sampling
 from thinktune.errors import GenerationError, UsageError
 from thinktune.inference.chat_cli import answer, ask, chat_loop
+from thinktune.inference.engines import Opened
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat
 
@@ -27,8 +28,7 @@ class Terminal:
     def __init__(self, reply: str | Callable[[str], str], *, colour: bool = False) -> None:
         tokenizer = make_tiny_tokenizer()
         model = ScriptedModel(tokenizer, reply if callable(reply) else lambda prompt: reply)
-        self.engine = TransformersEngine(model, tokenizer, [2])
-        self.chat = Chat(tokenizer)
+        self.opened = Opened(TransformersEngine(model, tokenizer, [2]), Chat(tokenizer), "scripted")
         self.out, self.err = io.StringIO(), io.StringIO()
         self.console = Console(
             file=self.out, force_terminal=colour, color_system="standard" if colour else None, width=40
@@ -36,10 +36,10 @@ class Terminal:
         self.messages = Console(file=self.err, width=200)
 
     def ask(self, question: str = "How many?", *, raw: bool = False) -> str:
-        return answer(self.engine, self.chat, question, SAMPLING, self.console, raw, messages=self.messages)
+        return answer(self.opened, question, SAMPLING, self.console, raw, messages=self.messages)
 
     def talk(self) -> None:
-        chat_loop(self.engine, self.chat, SAMPLING, self.console, messages=self.messages)
+        chat_loop(self.opened, SAMPLING, self.console, messages=self.messages)
 
 
 def test_thought_and_answer_are_shown_without_tags_and_without_control_codes_in_a_pipe() -> None:

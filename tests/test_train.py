@@ -162,6 +162,15 @@ def test_a_training_goes_on_with_the_date_that_it_began_with(tiny_model: Path, t
     assert chat.system_text == f"You are asked {began[-8:]}."
 
 
+def test_the_questions_after_training_are_answered_within_their_think_budget(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampling = {"max_tokens": 12, "think_budget": 4}
+    config = make_config(tiny_model, tmp_path / "run", ask={"questions": ["2 + 2?"], "sampling": sampling})
+    quietly(config)
+    assert "the answer has no" not in capsys.readouterr().err
+
+
 def test_a_folder_in_which_another_process_trains_is_left_alone(tiny_model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = make_config(tiny_model, run, train={"max_steps": 2})

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -14,11 +13,8 @@ from thinktune import tags
 from thinktune.config import Sampling
 from thinktune.errors import GenerationError, UsageError
 from thinktune.inference.batch_file import valid_text
-from thinktune.inference.engines import EngineSettings, open_engine
-from thinktune.inference.engines.base import Engine, Request
-
-if TYPE_CHECKING:
-    from thinktune.models import Chat
+from thinktune.inference.engines import EngineSettings, Opened, open_engine
+from thinktune.inference.engines.base import Request
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
@@ -57,14 +53,13 @@ def ask(
         opened.engine.require_supported(sampling)
         opened.engine.start()  # a person who is shown a prompt expects to be answered at once
         if question is not None:
-            answer(opened.engine, opened.chat, question, sampling, console, raw, messages=messages)
+            answer(opened, question, sampling, console, raw, messages=messages)
         else:
-            chat_loop(opened.engine, opened.chat, sampling, console, raw, messages=messages)
+            chat_loop(opened, sampling, console, raw, messages=messages)
 
 
 def answer(
-    engine: Engine,
-    chat: Chat,
+    opened: Opened,
     question: str | Sequence[Mapping[str, str]],
     sampling: Sampling,
     console: Console,
@@ -84,9 +79,9 @@ def answer(
     turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
     # A terminal that does not speak UTF-8 sends bytes, which come in as halves of surrogate pairs.
     valid = [{**turn, "content": valid_text(turn["content"])} for turn in turns]
-    request = Request("ask", chat.prompt_ids(valid), sampling)
+    request = Request("ask", opened.chat.prompt_ids(valid), sampling)
     text = ""
-    for piece in _printed(engine.stream(request), console, raw):
+    for piece in _printed(opened.engine.stream(request), console, raw):
         text += piece
     if not raw and (warning := _warning(text)):
         (messages or Console(stderr=True)).print(warning, style="yellow", markup=False, highlight=False)
@@ -94,8 +89,7 @@ def answer(
 
 
 def chat_loop(
-    engine: Engine,
-    chat: Chat,
+    opened: Opened,
     sampling: Sampling,
     console: Console,
     raw: bool = False,
@@ -123,7 +117,7 @@ def chat_loop(
         elif question:
             turn = {"role": "user", "content": question}
             try:
-                text = answer(engine, chat, [*history, turn], sampling, console, raw, messages=messages)
+                text = answer(opened, [*history, turn], sampling, console, raw, messages=messages)
             except KeyboardInterrupt:
                 console.print()
                 messages.print("stopped; the question is forgotten", style="dim")

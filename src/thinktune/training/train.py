@@ -26,6 +26,7 @@ from thinktune.data.sources import check_local
 from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
 from thinktune.files import full_disk_as_oserror, replacing, write_json, write_text
 from thinktune.inference.chat_cli import answer
+from thinktune.inference.engines import Opened
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Loaded, write_settings
 from thinktune.models.chat import date_settings
@@ -333,7 +334,8 @@ def _answer_questions(model: PeftModel, loaded: Loaded, config: Config, console:
     sampling = config.ask.sampling
     if sampling.seed is None:
         sampling = sampling.model_copy(update={"seed": config.seed})
-    with TransformersEngine(model, loaded.tokenizer, loaded.chat.stop_ids) as engine:
-        for question in config.ask.questions:
-            console.print(f"\n[bold]{question}[/]", highlight=False)
-            answer(engine, loaded.chat, question, sampling, console)
+    engine = TransformersEngine(model, loaded.tokenizer, loaded.chat.stop_ids)
+    opened = Opened(engine, loaded.chat, fingerprint="", tuned=True, format_settings=config.format.model_dump())
+    for question in config.ask.questions:
+        console.print(f"\n[bold]{question}[/]", highlight=False)
+        answer(opened, question, sampling, console)
