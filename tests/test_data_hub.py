@@ -97,7 +97,7 @@ def test_the_rows_of_a_split_are_fetched_once_and_kept_for_when_the_hub_is_silen
 def test_a_silent_hub_without_a_cached_copy_fails_after_every_attempt(client: Client) -> None:
     result = client.read(url=UNREACHABLE)
     assert result["error"] == "DownloadError"
-    assert "no copy in the cache" in result["message"]
+    assert "no whole copy in the cache" in result["message"]
     assert [notice for notice in result["notices"] if "attempt 2 of 2" in notice]
 
 

@@ -10,7 +10,7 @@ ROOT = Path(thinktune.__file__).parent
 FLOORS = (
     "errors tags version",
     "files notices plugins network web",
-    "config records",
+    "config records retry",
     "data models scoring run_folder",
     "inference planner",
     "training evaluation export",

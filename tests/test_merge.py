@@ -279,7 +279,7 @@ def test_too_little_space_is_told_before_anything_is_written(tmp_path: Path) -> 
 
 
 def test_a_disk_that_fills_up_meanwhile_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(DiskFull, match="no space left for the model"), space_required(tmp_path, 1, "the model"):
+    with pytest.raises(DiskFull, match="while writing the model to"), space_required(tmp_path, 1, "the model"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -19,7 +19,7 @@ from conftest import make_tiny_model, make_tiny_tokenizer
 from thinktune.config import Load
 from thinktune.data import Tokens, prepare
 from thinktune.data.examples import Example
-from thinktune.errors import ConfigError, Diverged, ModelError, OutOfMemory, RunFolderError
+from thinktune.errors import ConfigError, DiskFull, Diverged, ModelError, OutOfMemory, RunFolderError
 from thinktune.files import write_json_lines
 from thinktune.models import load_model, load_tokenizer, make_chat, read_settings
 from thinktune.run_folder import RunFolder
@@ -218,7 +218,7 @@ def test_a_training_is_not_resumed_on_data_that_has_changed(tiny_model: Path, tm
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is Linux's")
 @pytest.mark.parametrize("part", ["tokenizer", "weights"])
-def test_a_disk_that_is_full_for_a_checkpoint_is_the_systems_error(
+def test_a_disk_that_is_full_for_a_checkpoint_is_told_with_the_folder(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     def save(*_: Any, **__: Any) -> None:
@@ -228,9 +228,9 @@ def test_a_disk_that_is_full_for_a_checkpoint_is_the_systems_error(
             torch.save(torch.zeros(100_000), "/dev/full")
 
     monkeypatch.setattr("transformers.Trainer._save_checkpoint", save)
-    with pytest.raises(OSError, match="No space left") as raised:
+    with pytest.raises(DiskFull, match="no space left") as raised:
         quietly(make_config(tiny_model, tmp_path / "run"))
-    assert raised.value.filename == str(tmp_path / "run" / "checkpoints")
+    assert str(tmp_path / "run" / "checkpoints") in raised.value.message
 
 
 def test_only_so_many_checkpoints_are_kept(finished: Path) -> None:

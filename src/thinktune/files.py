@@ -13,8 +13,16 @@ from typing import Any, TextIO
 
 from thinktune.errors import DiskFull
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-"""How the system says that a disk, or a person's share of it, is full."""
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_SPACE_IN_WORDS = (
+    "No space left",  # safetensors, torch
+    "unexpected pos",  # torch.save to a path
+    "requested and",  # numpy's tofile, which gguf calls
+    "Not enough disk space",  # datasets, before it downloads
+    "os error 28",  # tokenizers and others in Rust: ENOSPC
+    "os error 122",  # EDQUOT
+)
+"""Parts of messages that libraries have for a full disk, in errors without a number."""
 _STARTS = {
     b"\x1f\x8b": "gzip",
     b"PK\x03\x04": "a zip archive",
@@ -24,35 +32,34 @@ _STARTS = {
 }
 
 
-_TOLD_OTHERWISE = ("No space left", "os error 28", "os error 122", "unexpected pos")
-"""Parts of what tokenizers, safetensors and torch.save say of a full disk, in errors that are no OSError."""
+def is_full_disk(error: BaseException | None) -> bool:
+    """Return whether an error, or one that led to it, says that a disk, or a person's share of it, is full."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error can be raised from itself
+        seen.add(id(error))
+        number = getattr(error, "errno", None)
+        if number in _NO_SPACE or (number is None and any(part in str(error) for part in _NO_SPACE_IN_WORDS)):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
 
 @contextmanager
-def full_disk_as_oserror(place: Path) -> Iterator[None]:
-    """Turn a library's own error of a full disk into the system's."""
+def telling_full_disk(
+    place: Path | str,
+    work: str = "writing",
+    *,
+    hint: str = "free some space, then run it again: finished work is kept",
+) -> Iterator[None]:
+    """Turn any error of a full disk into a `DiskFull` that names place and work."""
     try:
         yield
-    except OSError:
+    except DiskFull:
         raise
     except Exception as error:
-        if any(part in str(error) for part in _TOLD_OTHERWISE):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)) from error
-        raise
-
-
-@contextmanager
-def telling_full_disk(file: Path) -> Iterator[None]:
-    """Turn "no space left" into a `DiskFull` that names the file."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_SPACE:
+        if not is_full_disk(error):
             raise
-        raise DiskFull(
-            f"no space left on the disk while writing {file}",
-            hint="free some space and give the same command again: finished work is kept",
-        ) from error
+        raise DiskFull(f"no space left on the disk while {work} {place}", hint=hint) from error
 
 
 def foreign_kind(start: bytes) -> str | None:
@@ -118,7 +125,7 @@ def sync_entry(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno in (*NO_SPACE, errno.EIO):
+        if is_full_disk(error) or error.errno == errno.EIO:
             raise
     finally:
         os.close(descriptor)
@@ -136,7 +143,7 @@ def replacing(target: Path) -> Iterator[Path]:
         os.replace(temporary, target)
         sync_entry(target.parent)
     except OSError as error:
-        if error.errno in NO_SPACE and error.filename is None:  # as where a file that is open is written
+        if is_full_disk(error) and error.filename is None:  # as where a file that is open is written
             error.filename = str(target)
         raise
     finally:

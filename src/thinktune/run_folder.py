@@ -14,7 +14,7 @@ from typing import Any
 
 from thinktune.config import Config, load_config
 from thinktune.errors import RunFolderError
-from thinktune.files import NO_SPACE
+from thinktune.files import is_full_disk
 from thinktune.notices import muted
 from thinktune.records import DataRecord, read_record
 
@@ -100,7 +100,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            if error.errno in NO_SPACE:
+            if is_full_disk(error):
                 raise
             raise RunFolderError(f"{self.path} cannot be made: {error.strerror}") from None
         descriptor = os.open(self.path, os.O_RDONLY)

@@ -10,7 +10,7 @@ import sys
 from thinktune.cli import training, models, evaluation, machine  # noqa: F401  # isort: skip
 from thinktune.cli.common import app
 from thinktune.errors import DiskFull, ThinktuneError, UsageError
-from thinktune.files import NO_SPACE
+from thinktune.files import is_full_disk
 
 __all__ = ["app", "main"]
 
@@ -34,7 +34,7 @@ def main() -> None:
 def _fail_at_file(error: OSError) -> None:
     """Tell a full disk, missing rights and an unusable name as such; raise anything else, which is a bug."""
     place = error.filename2 or error.filename
-    if error.errno in NO_SPACE:
+    if is_full_disk(error):
         _fail(DiskFull(f"no space left on the disk: {place or error}", hint="free some, then run it again"))
     elif place and error.errno in _WRONG_PLACE:
         _fail(UsageError(f"{place}: {error.strerror}", hint="choose another place, or make this one writable"))

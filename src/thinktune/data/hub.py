@@ -5,9 +5,7 @@ Both keep their downloads in `data.cache`, and use them, with a notice, when the
 
 from __future__ import annotations
 
-import errno
 import logging
-import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +14,9 @@ from typing import Any, TypeVar
 from thinktune.config import Load
 from thinktune.data.examples import Row
 from thinktune.data.files import read_path
-from thinktune.errors import DataError, DiskFull, DownloadError, MissingExtra
+from thinktune.errors import DataError, MissingExtra
+from thinktune.files import is_full_disk
+from thinktune.retry import MayPass, Offline, download, first_line, hub_fault
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +26,6 @@ _WHOLE = ".thinktune-whole"
 """Marks a ModelScope folder whose download came to its end."""
 
 
-_OFFLINE = "HF_HUB_OFFLINE is set"
-
-
-class _MayPass(Exception):
-    """A fault of the network or the hub that may be gone in a moment."""
-
-
 def read_hub_dataset(source: str, split: str, cache: Path, load: Load) -> Iterator[Row]:
     """Yield the rows of `owner/name`, or of `owner/name:subset`.
 
@@ -40,7 +33,7 @@ def read_hub_dataset(source: str, split: str, cache: Path, load: Load) -> Iterat
         DataError: no such data set, subset or split.
         DownloadError: the hub does not answer, and nothing is cached.
     """
-    rows = _try_again(lambda: _load_from_hub(source, split, cache), source, load)
+    rows = _download(source, load, lambda: _load_from_hub(source, split, cache))
     for number, fields in enumerate(rows, start=1):
         yield Row(number, fields)
 
@@ -51,7 +44,7 @@ def _load_from_hub(source: str, split: str, cache: Path) -> Any:
 
     name, _, subset = source.partition(":")
     try:
-        silence = _why_hub_is_silent(name)
+        silence = _silence_of_hub(name)
         if silence is None:
             builder = datasets.load_dataset_builder(name, subset or None, cache_dir=str(cache))
             builder.download_and_prepare()
@@ -61,22 +54,22 @@ def _load_from_hub(source: str, split: str, cache: Path) -> Any:
         try:
             builder = Cache(str(cache), dataset_name, subset or None, repo_id=name, **newest)
         except ValueError:  # nothing cached
-            raise _MayPass(silence) from None
+            raise silence from None
         logger.info(f"{source}: {silence}; using the copy in {cache}")
         return builder.as_dataset(split=split)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise DataError(f"no data set {source}: {error}", hint="check the spelling, or log in: hf auth login") from None
     except datasets.exceptions.DatasetsError as error:
         cause = error.__cause__ or error
-        raise DataError(f"data set {source}: {cause}", hint="download its files, and name their folder") from None
+        raise DataError(f"data set {source}: {cause}", hint="download its files, and name their folder") from error
     except ValueError as error:
         hint = "name its subset: owner/name:subset" if "onfig" in str(error) else "check data.split"
-        raise DataError(f"data set {source}: {error}", hint=hint) from None
+        raise DataError(f"data set {source}: {error}", hint=hint) from error
     except (ConnectionError, TimeoutError) as error:
-        raise _MayPass(str(error)) from error
+        raise MayPass(str(error)) from error
 
 
-def _why_hub_is_silent(name: str) -> str | None:
+def _silence_of_hub(name: str) -> MayPass | Offline | None:
     """Ask the hub once whether the data set is there: its client goes on asking for half a minute, cached copy or not.
 
     Raises:
@@ -84,22 +77,19 @@ def _why_hub_is_silent(name: str) -> str | None:
     """
     from huggingface_hub import HfApi, errors
 
-    http_error: Any = errors.HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2, by its version
     try:
         HfApi().dataset_info(name, timeout=10)
-    except errors.OfflineModeIsEnabled:
-        return _OFFLINE
     except errors.RepositoryNotFoundError:
         raise DataError(
             f"no file or folder {name} here, and no data set of that name on the hub (or it is private)",
             hint="check the spelling; for a private or gated one log in: hf auth login",
         ) from None
-    except errors.HfHubHTTPError as error:
-        if error.response.status_code in (401, 403, 404):
+    except Exception as error:
+        if (fault := hub_fault(error)) is not None:
+            return fault
+        if isinstance(error, errors.HfHubHTTPError):
             raise DataError(f"the hub refuses data set {name}: {error}", hint="log in: hf auth login") from None
-        return f"the hub answers {error.response.status_code}"
-    except (http_error, ConnectionError, TimeoutError) as error:
-        return f"the hub cannot be reached ({type(error).__name__})"
+        raise
     return None
 
 
@@ -113,7 +103,7 @@ def read_modelscope_dataset(source: str, split: str, cache: Path, load: Load) ->
         raise MissingExtra(f"{source} needs ModelScope's client", hint="pip install 'thinktune[modelscope]'")
     name = source.removeprefix("ms:")
     folder = cache / "modelscope" / name.replace("/", "___")
-    _try_again(lambda: _fetch_from_modelscope(name, folder), source, load)
+    _download(source, load, lambda: _fetch_from_modelscope(name, folder))
     yield from read_path(folder, split)
 
 
@@ -129,37 +119,17 @@ def _fetch_from_modelscope(name: str, folder: Path) -> None:
         reason = error.__cause__ or error
         if isinstance(reason, (errors.NotExistError, errors.AuthenticationError, errors.PermissionDeniedError)):
             raise DataError(
-                f"ModelScope has no data set {name}, or not for you: {str(reason).splitlines()[0]}",
+                f"ModelScope has no data set {name}, or not for you: {first_line(reason)}",
                 hint="check the spelling; for a private one log in: modelscope login",
             ) from None
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if is_full_disk(error):
             raise
         silence = f"ModelScope cannot be reached ({type(error).__name__})"
         if not whole.exists():
-            raise _MayPass(silence) from error
+            raise MayPass(silence) from error
         logger.info(f"ms:{name}: {silence}; using the copy in {folder}")
 
 
-def _try_again(fetch: Callable[[], T], source: str, load: Load) -> T:
-    reason = ""
-    for attempt in range(load.attempts):
-        if attempt:
-            pause = load.wait * 2 ** (attempt - 1)
-            logger.info(f"{source}: {reason}; attempt {attempt + 1} of {load.attempts} in {pause:g} s")
-            time.sleep(pause)
-        try:
-            return fetch()
-        except _MayPass as error:
-            reason = str(error)
-            if reason == _OFFLINE:
-                break
-        except OSError as error:
-            if error.errno == errno.ENOSPC or "Not enough disk space" in str(error):  # datasets looks before it leaps
-                raise DiskFull(
-                    f"no space left while downloading {source}", hint="free some, or set data.cache"
-                ) from None
-            raise
-    raise DownloadError(
-        f"data set {source}: {reason}; there is no copy in the cache",
-        hint="check the network (thinktune doctor), or download the files elsewhere and name their folder",
-    )
+def _download(source: str, load: Load, fetch: Callable[[], T]) -> T:
+    name, hint = f"data set {source}", "free some, or set data.cache"
+    return download(name, fetch, attempts=load.attempts, wait=load.wait, more_space=hint)

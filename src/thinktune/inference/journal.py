@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
 from thinktune.errors import UsageError
-from thinktune.files import NO_SPACE, telling_full_disk
+from thinktune.files import is_full_disk, telling_full_disk
 from thinktune.inference.engines.base import FinishReason
 
 _SYNC_SECONDS = 0.2
@@ -140,7 +140,7 @@ class Journal:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError as error:
-            if error.errno in NO_SPACE:
+            if is_full_disk(error):
                 raise
             raise UsageError(f"{self.file} cannot be written: {error.strerror}") from None
         try:

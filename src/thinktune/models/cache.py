@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from thinktune.errors import DiskFull
+from thinktune.files import telling_full_disk
 
 
 def cache_folder() -> Path:
@@ -30,17 +31,9 @@ def space_required(folder: Path, size: int, what: str) -> Iterator[None]:
     Raises:
         DiskFull: no space left.
     """
-    from safetensors import SafetensorError
-
     require_space(folder, size, what)
-    try:
+    with telling_full_disk(folder, f"writing {what} to", hint="free some, or choose another place"):
         yield
-    except (OSError, SafetensorError) as error:
-        if "No space left" in str(error):
-            raise DiskFull(
-                f"no space left for {what} in {folder}", hint="free some, or choose another place"
-            ) from error
-        raise
 
 
 def require_space(folder: Path, size: int, what: str) -> None:

@@ -6,35 +6,23 @@ pause; one that cannot is refused at once, in a sentence of its own.
 
 from __future__ import annotations
 
-import errno
 import logging
-import time
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from thinktune.config import Load
-from thinktune.errors import DiskFull, DownloadError, MissingExtra, ModelError, ThinktuneError
+from thinktune.errors import MissingExtra, ModelError, ThinktuneError
 from thinktune.models.folder import PICKLES, TOKENIZER_FILES, check_adapter_folder, check_model_folder, is_adapter
+from thinktune.retry import MayPass, Offline, download, first_line, hub_fault
 
 logger = logging.getLogger(__name__)
-
 
 _TOKENIZER = ("*.json", "*.jinja", "*.txt", "*.model")
 _WEIGHTS = ("*.safetensors",)
 # Sub-folders hold other formats; Mistral's `consolidated` is a second copy of the weights.
 _NOT_NEEDED = ("*/*", "consolidated*.safetensors")
-_PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
-
-
-class _MayPass(Exception):
-    """A fault of the network or of the hub that may be gone in a moment."""
-
-
-class _Offline(Exception):
-    """The person has told the client to stay off the network."""
 
 
 def download_from_hub(name: str, load: Load, *, weights: bool = True) -> Path:
@@ -65,29 +53,18 @@ def download_from_modelscope(name: str, load: Load, *, weights: bool = True) -> 
 
 def _download(name: str, load: Load, fetch: Callable[[], Path], cached: Callable[[], Path | None]) -> Path:
     """Fetch, trying again where that may help; fall back to a whole copy in the cache as soon as the network fails."""
-    for attempt in range(1, load.attempts + 1):
+
+    def fetch_or_look() -> Path:
         try:
             return fetch()
-        except (_MayPass, _Offline) as error:
-            reason = str(error)
-            if (folder := cached()) is not None:
-                logger.info(f"{name}: {reason}; using the copy in the cache ({folder})")
-                return folder
-            if isinstance(error, _Offline):
-                raise DownloadError(f"{name}: {reason}, and there is no whole copy in the cache") from error
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise DiskFull(
-                    f"no space left while downloading {name}", hint="free some, or move the cache"
-                ) from error
-            raise
-        if attempt < load.attempts:
-            pause = load.wait * 2 ** (attempt - 1)
-            logger.info(f"{name}: {reason}; attempt {attempt + 1} of {load.attempts} in {pause:g} s")
-            time.sleep(pause)
-    raise DownloadError(
-        f"{name}: {reason}, after {load.attempts} attempts, and there is no whole copy in the cache",
-        hint="check the network (thinktune doctor), or download the model elsewhere and name its folder",
+        except (MayPass, Offline) as error:
+            if (folder := cached()) is None:
+                raise
+            logger.info(f"{name}: {error}; using the copy in the cache ({folder})")
+            return folder
+
+    return download(
+        name, fetch_or_look, attempts=load.attempts, wait=load.wait, more_space="free some, or move the cache"
     )
 
 
@@ -122,13 +99,9 @@ def _fetch_hub(name: str, load: Load, weights: bool) -> Path:
 
 
 def _judge_hub(name: str, error: Exception) -> Exception:
-    """What an error of huggingface_hub means: refused for good, passing, or not of our making (itself)."""
+    """Turn an error of huggingface_hub into ours: refused for good or passing. Others are returned as they are."""
     from huggingface_hub import errors
 
-    http_error: Any = errors.HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2, by its version
-    cause = error.__cause__
-    if isinstance(error, errors.OfflineModeIsEnabled) or isinstance(cause, errors.OfflineModeIsEnabled):
-        return _Offline("HF_HUB_OFFLINE is set")
     if isinstance(error, errors.GatedRepoError):
         return ModelError(
             f"{name} is gated: its owner wants you to accept terms first",
@@ -139,15 +112,10 @@ def _judge_hub(name: str, error: Exception) -> Exception:
             f"there is no model {name} on the hub (or it is private), and no such path here",
             hint="check the spelling; for a private one log in with: hf auth login",
         )
+    if (fault := hub_fault(error)) is not None:
+        return fault
     if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        if status in _PASSING_STATUS:
-            return _MayPass(f"the hub answers {status}")
-        return ModelError(f"the hub refuses {name}: {_line(error)}", hint="log in with: hf auth login")
-    if isinstance(error, (errors.LocalEntryNotFoundError, http_error)):
-        return _MayPass(f"the hub cannot be reached ({type(cause or error).__name__})")
-    if isinstance(error, (ConnectionError, TimeoutError)) or "Consistency check failed" in str(error):
-        return _MayPass(f"the download broke off ({_line(error)})")
+        return ModelError(f"the hub refuses {name}: {first_line(error)}", hint="log in with: hf auth login")
     return error
 
 
@@ -185,10 +153,6 @@ def _if_whole(folder: Path, weights: bool) -> Path | None:
     return folder if any((folder / name).is_file() for name in TOKENIZER_FILES) else None
 
 
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _fetch_modelscope(name: str, load: Load, weights: bool) -> Path:
     from modelscope.hub.snapshot_download import snapshot_download
     from modelscope_hub import HubApi
@@ -204,7 +168,7 @@ def _fetch_modelscope(name: str, load: Load, weights: bool) -> Path:
 
 
 def _judge_modelscope(name: str, error: BaseException) -> BaseException:
-    """What an error of modelscope means: refused for good, passing, or not of our making (itself)."""
+    """Turn an error of modelscope into ours: refused for good or passing. Others are returned as they are."""
     import requests
     from modelscope_hub import errors
 
@@ -212,20 +176,20 @@ def _judge_modelscope(name: str, error: BaseException) -> BaseException:
         error = error.__cause__  # the client wraps some of its own errors
     if isinstance(error, errors.FileDownloadError):
         judged = [_judge_modelscope(name, failure) for failure in error.failed_files.values()]
-        return next((one for one in judged if not isinstance(one, _MayPass)), judged[0])
+        return next((one for one in judged if not isinstance(one, MayPass)), judged[0])
     if isinstance(error, errors.NotExistError):
         return ModelError(
             f"there is no model {name} on ModelScope (or it is private)",
             hint="check the spelling; for a private one log in with: modelscope login",
         )
     if isinstance(error, (errors.AuthenticationError, errors.PermissionDeniedError)):
-        return ModelError(f"ModelScope refuses {name}: {_line(error)}", hint="log in with: modelscope login")
+        return ModelError(f"ModelScope refuses {name}: {first_line(error)}", hint="log in with: modelscope login")
     if isinstance(error, errors.NetworkError):
-        return _MayPass(f"ModelScope cannot be reached ({type(error).__name__})")
+        return MayPass(f"ModelScope cannot be reached ({type(error).__name__})")
     if isinstance(error, errors.HubError) and error.retryable:
-        return _MayPass(f"ModelScope answers: {_line(error)}")
+        return MayPass(f"ModelScope answers: {first_line(error)}")
     if isinstance(error, (requests.RequestException, ConnectionError, TimeoutError)):
-        return _MayPass(f"the download broke off ({_line(error)})")
+        return MayPass(f"the connection broke off ({first_line(error)})")
     return error
 
 

@@ -24,7 +24,7 @@ from thinktune.config import Config, dump_config
 from thinktune.data import Example, Prepared
 from thinktune.data.sources import check_local
 from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
-from thinktune.files import full_disk_as_oserror, replacing, write_json, write_text
+from thinktune.files import replacing, telling_full_disk, write_json, write_text
 from thinktune.inference.chat_cli import answer
 from thinktune.inference.engines import Opened
 from thinktune.inference.engines.hf.engine import TransformersEngine
@@ -321,7 +321,7 @@ def _checkup(attempt: _Attempt, trainer: ThinkTrainer) -> GenerationEvalCallback
 
 
 def _save_adapter(model: PeftModel, loaded: Loaded, config: Config, run: RunFolder) -> None:
-    with replacing(run.adapter) as folder, full_disk_as_oserror(run.adapter):
+    with telling_full_disk(run.adapter), replacing(run.adapter) as folder:
         model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         base = {"base_model": config.model, "system": loaded.chat.system_text, **date_settings(loaded.chat)}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from thinktune.errors import RunFolderError
-from thinktune.files import full_disk_as_oserror
+from thinktune.files import telling_full_disk
 from thinktune.models.folder import ADAPTER_WEIGHTS
 from thinktune.training.checkpoints import mark_whole, read_marker, whole_checkpoints
 from thinktune.training.meter import Meter
@@ -135,11 +135,11 @@ class ThinkTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save, mark as whole, and only then drop older ones."""
         self.stop_clock()
-        with full_disk_as_oserror(Path(self.args.output_dir)):
+        with telling_full_disk(Path(self.args.output_dir)):
             super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            with full_disk_as_oserror(folder):
+            with telling_full_disk(folder):
                 mark_whole(folder, self.state.global_step, self.meter.state())
             for _, old in whole_checkpoints(folder.parent)[: -self._keep_checkpoints]:
                 shutil.rmtree(old)
