@@ -32,11 +32,11 @@ from thinktune.inference.batch import Inferred, infer, infer_files, journal_of
 from thinktune.inference.batch_file import read_batch_file
 from thinktune.inference.complete import complete
 from thinktune.inference.engines import EngineSettings, Opened
-from thinktune.inference.engines.base import Request
+from thinktune.inference.engines.base import Completion, Request
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.lazy import Candidate, EngineOnDemand
 from thinktune.inference.engines.think_budget import ThinkBudgetEngine
-from thinktune.inference.journal import Journal, Record
+from thinktune.inference.journal import Journal
 from thinktune.inference.profiles import samplings
 from thinktune.models import Chat
 
@@ -306,7 +306,7 @@ def test_what_a_small_context_may_have_cut_is_made_anew_in_a_larger_one(bench: W
         engine.context_length = min(context or 512, 40 if context == 90 else 512)
         console = Console(file=bench.said)
         texts.append(
-            complete(engine, requests, journal_of(bench.out), model="m", console=console).records["long", 0].text
+            complete(engine, requests, journal_of(bench.out), model="m", console=console).completions["long", 0].text
         )
     small, large, unlimited = texts
     assert len(small) < len(large) == len(unlimited)
@@ -448,8 +448,8 @@ def test_a_journal_that_is_begun_anew_stays_with_the_call_that_reads_it(bench: W
     console = Console(file=bench.said)
     done = complete(engine, [Request("i1", ids, SHORT)], journal_of(bench.out), model="m", console=console)
     with Journal(journal_of(bench.out), overwrite=True) as journal:
-        assert not journal.records
-        assert done.records["i1", 0].id == "i1"
+        assert not journal.offsets
+        assert done.completions["i1", 0].request_id == "i1"
 
 
 def test_the_speed_is_that_of_writing_without_the_time_to_load_the_model(
@@ -596,7 +596,7 @@ def test_what_the_disk_refused_behind_our_back_is_told_at_the_end(
 
     monkeypatch.setattr("thinktune.inference.journal.os.fsync", refuse_once)
     journal = Journal(tmp_path / "j.jsonl")
-    journal.add("key", Record("a", 0, "text", "stop", None, 1))
+    journal.add("key", Completion("a", 0, "text", (1,)))
     assert told.wait(5)
     with pytest.raises(DiskFull, match=r"j\.jsonl"):
         journal.close()

@@ -12,14 +12,13 @@ from typer.testing import CliRunner
 from thinktune import cli
 from thinktune.errors import DataError, MissingExtra, UsageError
 from thinktune.evaluation.evaluate import evaluate_items
+from thinktune.evaluation.metrics import _vote
 from thinktune.evaluation.predictions import (
-    Prediction,
-    _vote,
     read_gold,
-    read_predictions,
     score_predictions,
-    scores_table,
 )
+from thinktune.evaluation.result_reader import read_result_file
+from thinktune.inference.engines.base import Completion
 from thinktune.scoring import TASKS, text_scorer
 from thinktune.scoring.text_scorer import similarity
 
@@ -78,7 +77,7 @@ def test_a_result_file_is_scored_by_type_and_mismatched_ids_are_listed(tmp_path:
         "1 gold items have no prediction and count as wrong: m4",
         "1 predictions have no gold and are not scored: x1",
     ]
-    assert scores_table(scores).row_count == 5 + 4 + 5  # rates, outcomes, pass@1 to 3, bleu and chrf
+    assert scores.table().row_count == 5 + 4 + 5  # rates, outcomes, pass@1 to 3, bleu and chrf
 
 
 def test_what_was_scored_is_written_a_line_a_sample(tmp_path: Path) -> None:
@@ -108,7 +107,7 @@ def test_predictions_may_come_in_any_usual_form(form: str, tmp_path: Path) -> No
         else '{"id": 1, "completion": "a"}\n{"id": "2", "text": "b"}\n{"id": "2", "text": "c"}\n'
     )
     (tmp_path / "res").write_text("\ufeff" + text, encoding="utf-8")
-    read = read_predictions(tmp_path / "res")
+    read = read_result_file(tmp_path / "res").samples
     assert {name: [sample.text for sample in samples] for name, samples in read.items()} == {
         "1": ["a"],
         "2": ["b", "c"],
@@ -255,13 +254,13 @@ def test_results_in_openais_form_are_scored_as_those_in_ours(tmp_path: Path) -> 
     refused = {"custom_id": "m5", "response": {"status_code": 400, "body": {"error": {}}}, "error": None}
     lines = [openai("m1", a="stop", b="length"), failed, refused]
     file.write_text("".join(json.dumps(each) + "\n" for each in lines))
-    assert read_predictions(file) == {
-        "m1": [Prediction("a"), Prediction("b", "length")],
-        "m4": [Prediction("", "error", "no room")],
-        "m5": [Prediction("", "error", "status 400")],
+    assert read_result_file(file).samples == {
+        "m1": [Completion("m1", 0, "a"), Completion("m1", 1, "b", finish_reason="length")],
+        "m4": [Completion("m4", 0, "", (), "error", "no room")],
+        "m5": [Completion("m5", 0, "", (), "error", "status 400")],
     }
     file.write_text(json.dumps(openai("m1", alone="stop")))
-    assert read_predictions(file) == {"m1": [Prediction("alone")]}
+    assert read_result_file(file).samples == {"m1": [Completion("m1", 0, "alone")]}
 
 
 def test_items_of_a_type_that_has_no_prediction_at_all_are_wrong_and_not_unknown(tmp_path: Path) -> None:

@@ -10,10 +10,17 @@ import pytest
 
 from thinktune.errors import DataError
 from thinktune.evaluation.predictions import score_predictions
-from thinktune.evaluation.result_reader import Prediction, identity, read_predictions, read_result_file
+from thinktune.evaluation.result_reader import identity, read_result_file
+from thinktune.inference.engines.base import Completion
 
 DONE = "<think>so</think> <answer>7</answer>"
-RIGHT = Prediction(DONE)
+
+
+def sample(text: str, reason: str = "stop", error: str | None = None, *, name: str = "a", index: int = 0) -> Completion:
+    return Completion(name, index, text, (), reason, error)
+
+
+RIGHT = sample(DONE)
 
 
 def write(folder: Path, *entries: Any) -> Path:
@@ -50,28 +57,28 @@ def choice(content: Any, finish_reason: str = "stop", **message: Any) -> dict[st
     ],
 )
 def test_what_other_tools_call_their_predictions_is_known(entry: dict[str, Any], tmp_path: Path) -> None:
-    (sample,) = read_predictions(write(tmp_path, {"id": "a", **entry}))["a"]
-    assert (sample.text, sample.error) == (DONE, None)
+    (only,) = read_result_file(write(tmp_path, {"id": "a", **entry})).samples["a"]
+    assert (only.text, only.error) == (DONE, None)
 
 
 @pytest.mark.parametrize(
     ("line", "samples"),
     [
-        (batch_line(choice(None, "length")), [Prediction("", "length")]),
-        (batch_line(choice(None, "length", reasoning_content="3 and")), [Prediction("<think>3 and", "length")]),
+        (batch_line(choice(None, "length")), [sample("", "length")]),
+        (batch_line(choice(None, "length", reasoning_content="3 and")), [sample("<think>3 and", "length")]),
         (batch_line(choice("<answer>7</answer>", reasoning_content="so")), [RIGHT]),
         (batch_line(choice("<answer>7</answer>", reasoning="so")), [RIGHT]),
-        (batch_line(choice("7", reasoning_content="so")), [Prediction("<think>so</think> 7")]),
+        (batch_line(choice("7", reasoning_content="so")), [sample("<think>so</think> 7")]),
         (batch_line(choice(DONE, reasoning_content="so")), [RIGHT]),  # where a server leaves the thought in both
-        (batch_line(choice(None, refusal="I would rather not.")), [Prediction("I would rather not.")]),
-        (batch_line(choice(DONE), choice("no", "length")), [RIGHT, Prediction("no", "length")]),
-        (batch_line(status=429, error={"message": "slow down"}), [Prediction("", "error", "slow down")]),
-        (batch_line(status=503, message="overloaded"), [Prediction("", "error", "overloaded")]),
-        (batch_line(status=422, detail="no model"), [Prediction("", "error", "no model")]),
-        (batch_line(object="error", message="too long", code=400), [Prediction("", "error", "too long")]),
+        (batch_line(choice(None, refusal="I would rather not.")), [sample("I would rather not.")]),
+        (batch_line(choice(DONE), choice("no", "length")), [RIGHT, sample("no", "length", index=1)]),
+        (batch_line(status=429, error={"message": "slow down"}), [sample("", "error", "slow down")]),
+        (batch_line(status=503, message="overloaded"), [sample("", "error", "overloaded")]),
+        (batch_line(status=422, detail="no model"), [sample("", "error", "no model")]),
+        (batch_line(object="error", message="too long", code=400), [sample("", "error", "too long")]),
         (
             batch_line(choice(None, "content_filter")),
-            [Prediction("", "error", "there is no text; the finish reason is content_filter")],
+            [sample("", "error", "there is no text; the finish reason is content_filter")],
         ),
         (
             batch_line(
@@ -80,7 +87,7 @@ def test_what_other_tools_call_their_predictions_is_known(entry: dict[str, Any],
                 output=[{"type": "reasoning", "summary": []}, {"type": "message", "content": []}],
                 text={"format": {"type": "text"}},
             ),
-            [Prediction("", "length")],
+            [sample("", "length")],
         ),
         (
             batch_line(output=[{"type": "message", "content": [{"type": "output_text", "text": DONE}]}], error=None),
@@ -97,26 +104,30 @@ def test_what_other_tools_call_their_predictions_is_known(entry: dict[str, Any],
                     },
                 },
             },
-            [Prediction("<think>so</think> <answer>", "length")],
+            [sample("<think>so</think> <answer>", "length")],
         ),
         (
             {"custom_id": "a", "result": {"type": "errored", "error": {"type": "error", "error": {"message": "bad"}}}},
-            [Prediction("", "error", "bad")],
+            [sample("", "error", "bad")],
         ),
-        ({"custom_id": "a", "response": None, "error": {"code": "expired"}}, [Prediction("", "error", "expired")]),
+        ({"custom_id": "a", "response": None, "error": {"code": "expired"}}, [sample("", "error", "expired")]),
     ],
 )
 def test_lines_of_batch_apis_keep_thoughts_ends_and_errors(
-    line: dict[str, Any], samples: list[Prediction], tmp_path: Path
+    line: dict[str, Any], samples: list[Completion], tmp_path: Path
 ) -> None:
-    assert read_predictions(write(tmp_path, line)) == {"a": samples}
+    assert read_result_file(write(tmp_path, line)).samples == {"a": samples}
 
 
 def test_a_sample_that_failed_or_was_cut_off_is_told_from_its_neighbours(tmp_path: Path) -> None:
     file = write(tmp_path, {"id": 1, "content": [DONE, "<think>", None], "finish_reason": ["stop", "length", "stop"]})
     found = read_result_file(file)
     assert found.samples == {
-        "1": [RIGHT, Prediction("<think>", "length"), Prediction("", "error", "the content is not a text")]
+        "1": [
+            sample(DONE, name="1"),
+            sample("<think>", "length", name="1", index=1),
+            sample("", "error", "the content is not a text", name="1", index=2),
+        ]
     }
     assert found.remarks() == ["1 predictions cannot be read and are errors: 1"]
 
@@ -136,7 +147,7 @@ def test_a_sample_that_failed_or_was_cut_off_is_told_from_its_neighbours(tmp_pat
 )
 def test_a_file_in_which_nothing_can_be_read_is_refused_with_its_keys(entry: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no prediction can be read; the keys seen are 'id', ") as caught:
-        read_predictions(write(tmp_path, entry))
+        read_result_file(write(tmp_path, entry))
     assert "generated_text" in (caught.value.hint or "")
 
 
@@ -153,7 +164,7 @@ def test_what_cannot_be_read_beside_what_can_is_an_error_and_counted(tmp_path: P
 
 def test_of_two_keys_that_differ_the_one_that_was_not_read_is_named(tmp_path: Path) -> None:
     found = read_result_file(write(tmp_path, {"id": 1, "prediction": "7", "response": DONE}))
-    assert found.samples == {"1": [Prediction("7")]}
+    assert found.samples == {"1": [sample("7", name="1")]}
     assert found.remarks() == ["predictions were read from prediction; response says something else and was not"]
 
 
@@ -170,7 +181,7 @@ def test_of_two_keys_that_differ_the_one_that_was_not_read_is_named(tmp_path: Pa
 )
 def test_entries_that_are_none_are_refused_all_at_once(lines: list[str], said: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
-        read_predictions(write(tmp_path, *lines))
+        read_result_file(write(tmp_path, *lines))
     assert said in str(caught.value)
 
 
@@ -185,7 +196,7 @@ def test_entries_that_are_none_are_refused_all_at_once(lines: list[str], said: s
 def test_files_in_another_encoding_are_refused_with_its_name(raw: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "res").write_bytes(raw)
     with pytest.raises(DataError, match=said):
-        read_predictions(tmp_path / "res")
+        read_result_file(tmp_path / "res")
 
 
 def test_half_a_surrogate_pair_anywhere_ends_nothing(tmp_path: Path) -> None:

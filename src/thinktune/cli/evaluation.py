@@ -184,9 +184,7 @@ def score(
 
 
 def _show_predictions(scores: PredictionScores, out: Path, *, json: bool) -> None:
-    from thinktune.evaluation.predictions import scores_table
-
-    show(scores.as_dict(), scores_table(scores), json=json)
+    show(scores.as_dict(), scores.table(), json=json)
     for remark in scores.remarks():
         notify(remark)
     notify(f"every sample is in {out / 'samples.jsonl'}")

@@ -1,4 +1,4 @@
-"""How often a model keeps the format and is right: `thinktune eval MODEL DATA`.
+"""Format rate and accuracy of a model: `thinktune eval MODEL DATA`.
 
 Writes to a folder: `samples.jsonl`, a line a completion in the order of the problems; `summary.json`; and the journal
 from which a stopped call goes on.
@@ -7,7 +7,7 @@ from which a stopped call goes on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +18,7 @@ from rich.table import Table
 
 from thinktune import tags
 from thinktune.config import Data, Format, Infer, Sampling
-from thinktune.evaluation.metrics import RATES, Problem, Scores, score_problems
+from thinktune.evaluation.metrics import Problem, Scores, rate_rows, sample_line, score_problems, scores_table
 from thinktune.evaluation.predictions import PredictionScores, read_gold, score_predictions
 from thinktune.evaluation.significance import Rate
 from thinktune.files import telling_full_disk, write_json, write_json_lines
@@ -26,14 +26,19 @@ from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import Messages, read_batch_file, valid_text
 from thinktune.inference.complete import Completed, complete
 from thinktune.inference.engines import EngineSettings, Opened, open_engine
-from thinktune.inference.engines.base import Request
-from thinktune.inference.journal import Record
+from thinktune.inference.engines.base import Completion, Request
 from thinktune.inference.profiles import samplings
 from thinktune.models.template_date import hold_date
 from thinktune.scoring import ROW_TASK, Scorer, tasks_scored_by
 
 if TYPE_CHECKING:
     from thinktune.data import Example
+
+# The values of a line of samples.jsonl, in their order.
+_SAMPLE = (
+    "source", "row", "sample", "prompt", "completion", "reference", "extracted", "outcome", "correct", "lenient",
+    "format_problem", "finish_reason", "error", "tokens", "scorer", "note",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,9 @@ class Summary(Scores):
 
     Attributes:
         mean_tokens: of a completion.
-        told_format: whether the model was told the format in its prompt.
-        scorer: name and version of what compared the answers.
-        notes: what the scorer remarked, and how often.
+        told_format: whether the prompt explained the format.
+        scorer: name and version.
+        notes: count of each remark of the scorer.
     """
 
     strict: Rate
@@ -56,8 +61,9 @@ class Summary(Scores):
     notes: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """What summary.json holds: the rates by their short names, the intervals beside them."""
+        """Return the values of summary.json: the rates by their short names, the intervals beside them."""
         values = asdict(self)
+        del values["measures"]
         for name, rate in (("format_rate", "format"), ("accuracy", "strict"), ("accuracy_lenient", "lenient")):
             interval = values.pop(rate)
             values |= {name: interval["value"], f"{name}_interval": [interval["low"], interval["high"]]}
@@ -119,7 +125,7 @@ def evaluate_items(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> PredictionScores:
-    """`thinktune eval MODEL FILE --gold GOLD`: answer a batch file, then score what came of it by item type.
+    """Answer a batch file, then score the answers by item type: `thinktune eval MODEL FILE --gold GOLD`.
 
     Args:
         changes: settings over the sampling of each type.
@@ -131,7 +137,7 @@ def evaluate_items(
         BatchFileError, DataError, …: see `batch_file.read_batch_file`, `read_gold`, `open_engine` and `infer`.
     """
     console = console or Console(stderr=True)
-    read_gold(gold, tasks_scored_by(scorer))  # what is wrong with it is told before a model is loaded
+    read_gold(gold, tasks_scored_by(scorer))  # its faults are told before a model is loaded
     items = read_batch_file(file, samplings=samplings(Infer(), seed, **(changes or {})))
     prompts = {str(item.id): item.messages[-1]["content"] for item in items}
     with open_engine(reference, settings) as opened:
@@ -185,7 +191,7 @@ def evaluate(
     )
     samples = [
         [
-            _sample(example, prompt[-1]["content"], done.records[request.id, index], scorer)
+            _sample(example, prompt[-1]["content"], done.completions[request.id, index], scorer)
             for index in range(sampling.n)
         ]
         for example, prompt, request in zip(examples, prompts, requests, strict=True)
@@ -198,21 +204,16 @@ def evaluate(
 
 
 def comparison_table(summaries: Mapping[str, Summary]) -> Table:
-    """One column a model: format rate, strict and lenient accuracy with their intervals, problems, tokens."""
-    table = Table(title="with 95% intervals", title_style="dim")
-    table.add_column("")
-    for name in summaries:
-        table.add_column(name, justify="right")
-    rows: dict[str, Callable[[Summary], str]] = {
-        **RATES,
-        "cut off by length": lambda each: str(each.outcomes.get("cut off", 0)),
-        "problems": lambda each: str(each.n),
-        "tokens an answer": lambda each: f"{each.mean_tokens:.0f}",
-        "told the format": lambda each: "yes" if each.told_format else "no",
+    """Make a table of a column a model: format rate, accuracies with their intervals, problems, tokens."""
+    each_of = list(summaries.values())
+    rows = {
+        **rate_rows(each_of),
+        "cut off by length": [str(each.outcomes.get("cut off", 0)) for each in each_of],
+        "problems": [str(each.n) for each in each_of],
+        "tokens an answer": [f"{each.mean_tokens:.0f}" for each in each_of],
+        "told the format": ["yes" if each.told_format else "no" for each in each_of],
     }
-    for label, cell in rows.items():
-        table.add_row(label, *(cell(each) for each in summaries.values()))
-    return table
+    return scores_table(summaries, rows)
 
 
 def _prompt(example: Example, tell_format: bool) -> Messages:
@@ -221,33 +222,19 @@ def _prompt(example: Example, tell_format: bool) -> Messages:
 
 
 def _told(messages: Messages) -> Messages:
-    """With the format explained in the last turn."""
+    """Explain the format in the last turn."""
     *context, last = messages
     return (*context, {**last, "content": f"{last['content']}\n\n{tags.INSTRUCTION}"})
 
 
-def _sample(example: Example, prompt: str, record: Record, scorer: Scorer) -> dict[str, Any]:
-    """Make one line of samples.jsonl."""
-    text, reference = valid_text(record.text), valid_text(example.answer)
-    score = scorer(text, {"reference": reference, "prompt": prompt}, record.finish_reason)
-    return {
-        "source": example.source,
-        "row": example.row,
-        "sample": record.index,
-        "prompt": prompt,
-        "completion": text,
-        "reference": reference,
-        "extracted": score.extracted,
-        "outcome": score.outcome,
-        "correct": score.correct,
-        "lenient": score.lenient,
-        "format_problem": tags.parse(text).problem,
-        "finish_reason": record.finish_reason,
-        "error": record.error,
-        "tokens": record.tokens,
-        "scorer": score.scorer,
-        "note": score.note,
-    }
+def _sample(example: Example, prompt: str, completion: Completion, scorer: Scorer) -> dict[str, Any]:
+    """Score a completion and make its line of samples.jsonl."""
+    completion = replace(completion, text=valid_text(completion.text))
+    reference = valid_text(example.answer)
+    score = scorer(completion.text, {"reference": reference, "prompt": prompt}, completion.finish_reason)
+    line = sample_line(completion, reference, score)
+    line |= {"source": example.source, "row": example.row, "prompt": prompt, "tokens": completion.tokens}
+    return {name: line[name] for name in _SAMPLE}
 
 
 def _summarise(samples: Sequence[Problem], done: Completed, *, told_format: bool) -> Summary:

@@ -24,8 +24,8 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "se
 
 
 class HarnessModel(LM):
-    """The harness asks in texts. The text of a conversation is looked up again, to give the engine the ids that our
-    `Chat` rendered it to.
+    """An engine that the harness asks in texts. The text of a conversation is looked up again, to give the engine the
+    ids that our `Chat` rendered it to.
 
     Args:
         journal: file of the generated text, so that a stopped evaluation goes on.
@@ -75,13 +75,13 @@ class HarnessModel(LM):
             console=self._console,
             overwrite=self._overwrite,
         )
-        records = [done.records[each.id, 0] for each in asked]
-        failed = [record.error for record in records if record.error is not None]
-        if failed and len(failed) == len(records):
+        replies = [done.completions[each.id, 0] for each in asked]
+        failed = [reply.error for reply in replies if reply.error is not None]
+        if failed and len(failed) == len(replies):
             raise GenerationError(f"all {len(failed)} problems failed; the first: {failed[0]}")
         if failed:
-            self._console.print(f"{len(failed)} of {len(records)} problems failed and count as wrong: {failed[0]}")
-        return [_before(record.text, each.sampling.stop) for record, each in zip(records, asked, strict=True)]
+            self._console.print(f"{len(failed)} of {len(replies)} problems failed and count as wrong: {failed[0]}")
+        return [_before(reply.text, each.sampling.stop) for reply, each in zip(replies, asked, strict=True)]
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Compute the log-probability of each continuation, and whether it is the greedy one."""

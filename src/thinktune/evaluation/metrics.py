@@ -1,18 +1,22 @@
-"""Metrics of scored completions: the rates that every evaluation reports, and their tables."""
+"""Scores of completions: a line a sample, the rates that every evaluation reports, and their table."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from thinktune.evaluation.significance import Rate, wilson
-from thinktune.scoring import UNFINISHED
+from rich.table import Table
+
+from thinktune import tags
+from thinktune.evaluation.significance import Rate, majority, pass_at_k, wilson
+from thinktune.inference.engines.base import Completion
+from thinktune.scoring import UNFINISHED, Score, Task
 
 Line = Mapping[str, Any]
-"""Of samples.jsonl: what became of one completion."""
+"""A line of samples.jsonl: a completion and its score."""
 Problem = Sequence[Line]
 """All completions of one problem."""
 
@@ -29,6 +33,7 @@ class Scores:
         strict, lenient: None if there is no right or wrong.
         completed: strict accuracy over the problems that have a sample which was neither cut off nor an error.
         outcomes: number of completions by outcome.
+        measures: pass@k and maj@n if a result file has several samples; bleu and chrf of free text, 0 to 100.
     """
 
     n: int
@@ -38,9 +43,39 @@ class Scores:
     completed: Rate | None
     lenient: Rate | None
     outcomes: dict[str, int]
+    measures: dict[str, float]
 
 
-def score_problems(problems: Sequence[Problem], *, decided: bool = True) -> Scores:
+def sample_line(completion: Completion, reference: Any, score: Score) -> dict[str, Any]:
+    """Return a line of samples.jsonl, without the place of its problem."""
+    return {
+        "sample": completion.index,
+        "completion": completion.text,
+        "reference": reference,
+        "finish_reason": completion.finish_reason,
+        "error": completion.error,
+        "format_problem": tags.parse(completion.text).problem,
+        **vars(score),
+    }
+
+
+def score_lines(task: Task, lines: Sequence[Line]) -> Scores:
+    """Compute the scores of all lines of one item type, the task's own measures among them."""
+    problems: dict[str, list[Line]] = {}
+    for line in lines:
+        problems.setdefault(line["id"], []).append(line)
+    groups = list(problems.values())
+    # Errors are wrong whatever they are errors of, and so do not tell whether there is a right.
+    told = [line["correct"] is not None for line in lines if line["outcome"] != "error"]
+    decided = any(told) if told else task.metrics is None
+    if decided:
+        return score_problems(groups, measures=_of_several(groups, task))
+    return score_problems(groups, decided=False, measures=task.metrics(lines) if task.metrics else {})
+
+
+def score_problems(
+    problems: Sequence[Problem], *, decided: bool = True, measures: dict[str, float] | None = None
+) -> Scores:
     """Compute the scores of at least one problem. `decided`: there is a right and a wrong."""
     lines = [line for problem in problems for line in problem]
     finished = [kept for problem in problems if (kept := [line for line in problem if _is_finished(line)])]
@@ -52,6 +87,7 @@ def score_problems(problems: Sequence[Problem], *, decided: bool = True) -> Scor
         completed=_rate(finished, _is_right) if decided and finished else None,
         lenient=_rate(problems, lambda line: bool(line["lenient"])) if decided else None,
         outcomes=dict(Counter(line["outcome"] for line in lines).most_common()),
+        measures=measures or {},
     )
 
 
@@ -67,10 +103,53 @@ def _is_finished(line: Line) -> bool:
     return line["outcome"] not in UNFINISHED
 
 
-RATES: dict[str, Callable[[Scores], str]] = {
-    "well-formed": lambda each: str(each.format),
-    "right, strictly": lambda each: str(each.strict or ""),
-    "of the completed": lambda each: str(each.completed or ""),
-    "right, leniently": lambda each: str(each.lenient or ""),
+def _of_several(groups: Sequence[Problem], task: Task) -> dict[str, float]:
+    """Compute pass@k for every k that each problem has samples for, and the score of a majority vote."""
+    least = min((len(group) for group in groups if any(line["error"] is None for line in group)), default=1)
+    if least < 2:
+        return {}
+    right = [(max(len(group), least), sum(bool(line["correct"]) for line in group)) for group in groups]
+    measures = {f"pass@{k}": fmean(pass_at_k(n, count, k) for n, count in right) for k in range(1, least + 1)}
+    if task.vote_keys is not None:
+        measures[f"maj@{least}"] = fmean(_vote(group, task.vote_keys) for group in groups)
+    return measures
+
+
+def _vote(group: Problem, keys: Callable[[Sequence[str]], list[int]]) -> float:
+    """Return 1 if the answer that most samples gave is right, else 0.
+
+    Answers are one where the comparison that scores go by has them equal: all that are right are one, since they are
+    equal to the reference, and of the wrong ones each joins the first that it is equal to. Of equally frequent answers
+    the one given first is taken. Samples without an answer to compare have no vote.
+    """
+    voters = [line for line in group if line["extracted"] is not None]
+    right = [bool(line["correct"]) for line in voters]
+    if not any(right) or 2 * sum(right) > len(voters):
+        return float(any(right))  # whatever the others agree in
+    wrong = iter(keys([line["extracted"] for line in voters if not line["correct"]]))
+    return float(majority([-1 if each else next(wrong) for each in right]) == -1)
+
+
+_RATES = {
+    "well-formed": "format",
+    "right, strictly": "strict",
+    "of the completed": "completed",
+    "right, leniently": "lenient",
 }
-"""Rows of a table: their names and cells."""
+
+
+def rate_rows(scores: Iterable[Scores]) -> dict[str, list[str]]:
+    """Return the rows of a table with the rates of each scores, and their intervals."""
+    scores = list(scores)
+    return {label: [str(getattr(each, name) or "") for each in scores] for label, name in _RATES.items()}
+
+
+def scores_table(names: Iterable[str], rows: Mapping[str, Iterable[str]]) -> Table:
+    """Make a table of a column a name, with labelled rows of cells."""
+    table = Table(title="with 95% intervals", title_style="dim")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for label, cells in rows.items():
+        table.add_row(label, *cells)
+    return table

@@ -22,9 +22,10 @@ from typing import Any
 from thinktune.errors import DataError
 from thinktune.files import foreign_kind
 from thinktune.inference.batch_file import valid_text
+from thinktune.inference.engines.base import Completion
 
 LISTED = 20
-"""So many ids or lines are named where there may be thousands."""
+"""The most ids or lines that a message names."""
 _CONTENT = (
     "content", "completion", "prediction", "predict", "generated_text", "model_output", "outputs", "response", "output",
     "text", "completions", "predictions", "responses", "generations", "generation", "resps", "filtered_resps",
@@ -41,15 +42,6 @@ _DEEPEST = 12
 _FORMS = 'predictions are {"result": {"results": [{"id", "content"}, …]}}, a list of these, or one a line'
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One sample for one id."""
-
-    text: str
-    finish_reason: str = "stop"
-    error: str | None = None
-
-
 @dataclass
 class Predictions:
     """The contents of a result file.
@@ -57,11 +49,11 @@ class Predictions:
     Attributes:
         samples: by id, as text, in the order of the file.
         unread: ids with a sample that could not be read, and so is an error.
-        keys: where contents were found, and how often.
+        keys: count of the keys with contents.
         passed_over: keys that might be meant as well, and say something else.
     """
 
-    samples: dict[str, list[Prediction]] = field(default_factory=dict)
+    samples: dict[str, list[Completion]] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
     keys: Counter[str] = field(default_factory=Counter)
     passed_over: Counter[str] = field(default_factory=Counter)
@@ -75,11 +67,6 @@ class Predictions:
             others = ", ".join(sorted(self.passed_over))
             said.append(f"predictions were read from {', '.join(self.keys)}; {others} says something else and was not")
         return said
-
-
-def read_predictions(file: Path) -> dict[str, list[Prediction]]:
-    """Read samples by id; see `read_result_file`."""
-    return read_result_file(file).samples
 
 
 def read_result_file(file: Path) -> Predictions:
@@ -103,7 +90,8 @@ def read_result_file(file: Path) -> Predictions:
         useful = useful or not reader.unread or any(sample.error is None for sample in samples)
         if reader.unread and name not in found.samples:
             found.unread.append(name)
-        found.samples.setdefault(name, []).extend(samples)
+        before = found.samples.setdefault(name, [])
+        before += [replace(each, request_id=name, index=at) for at, each in enumerate(samples, start=len(before))]
     if faults:
         raise DataError(f"{file}: {len(faults)} entries cannot be used:\n" + "\n".join(faults[:LISTED]), hint=_FORMS)
     if not found.samples:
@@ -228,39 +216,39 @@ class _Reader:
         self._found = found
         self.unread = False
 
-    def read_entry(self, entry: Mapping[str, Any]) -> list[Prediction]:
+    def read_entry(self, entry: Mapping[str, Any]) -> list[Completion]:
         samples = self._of_object(entry, None, 0)
         if samples is None:
             self.unread = True
             keys = ", ".join(str(key) for key in entry if key not in _IDS)
-            return [Prediction("", "error", f"has no content that can be read; its keys are {keys or 'none'}")]
+            return [_failed(f"has no content that can be read; its keys are {keys or 'none'}")]
         return samples
 
-    def _of_object(self, entry: Mapping[str, Any], reason: Any, depth: int) -> list[Prediction] | None:
+    def _of_object(self, entry: Mapping[str, Any], reason: Any, depth: int) -> list[Completion] | None:
         """Read the samples of an object; None if there are neither samples nor an error."""
         if depth > _DEEPEST:
             return None
         reason = _finish_reason(entry, reason)
         if failure := _failure(entry):
-            return [Prediction("", "error", failure)]
+            return [_failed(failure)]
         samples = self._under_keys(entry, reason, depth)
         thought = next((entry[key] for key in _THOUGHT if isinstance(entry.get(key), str) and entry[key].strip()), None)
         if samples is None and isinstance(refusal := entry.get("refusal"), str) and refusal:
-            samples = [Prediction(refusal, _reason(reason))]
+            samples = [_sample(refusal, reason)]
         told = samples is not None and any(sample.text.strip() or sample.error for sample in samples)
         if not told and (error := _message(entry.get("error"))):
-            return [Prediction("", "error", error)]
+            return [_failed(error)]
         if samples is None and (thought is not None or entry.keys() & {*_CONTENT, *_WRAPPERS}):
             # Null in place of a text: cut off within its thought, or something else than a text was made.
             if thought is not None or _reason(reason) == "length":
-                samples = [Prediction("", _reason(reason))]
+                samples = [_sample("", reason)]
             elif isinstance(reason, str):
-                samples = [Prediction("", "error", f"there is no text; the finish reason is {reason}")]
+                samples = [_failed(f"there is no text; the finish reason is {reason}")]
         return samples if samples is None or thought is None else [_with_thought(each, thought) for each in samples]
 
-    def _under_keys(self, entry: Mapping[str, Any], reason: Any, depth: int) -> list[Prediction] | None:
+    def _under_keys(self, entry: Mapping[str, Any], reason: Any, depth: int) -> list[Completion] | None:
         """Read the samples under the first key that has some."""
-        samples: list[Prediction] | None = None
+        samples: list[Completion] | None = None
         for key in (*_CONTENT, *_WRAPPERS):
             value = entry.get(key)
             if value is None or (key in _WRAPPERS and not _is_wrapper(value)):
@@ -276,20 +264,20 @@ class _Reader:
                 self._found.passed_over[key] += 1
         return samples
 
-    def _of_value(self, value: Any, reason: Any, depth: int) -> list[Prediction] | None:
+    def _of_value(self, value: Any, reason: Any, depth: int) -> list[Completion] | None:
         if depth > _DEEPEST:
             return None
         if isinstance(value, str):
-            return [Prediction(value, _reason(reason))]
+            return [_sample(value, reason)]
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return [Prediction(str(value), _reason(reason))] if math.isfinite(value) else None
+            return [_sample(str(value), reason)] if math.isfinite(value) else None
         if isinstance(value, dict):
             return self._of_object(value, reason, depth)
         if isinstance(value, list):
             return self._of_list(value, reason, depth)
         return None
 
-    def _of_list(self, values: list[Any], reason: Any, depth: int) -> list[Prediction] | None:
+    def _of_list(self, values: list[Any], reason: Any, depth: int) -> list[Completion] | None:
         """Read the samples of a list; or one sample, whose parts or messages these are."""
         if not values:
             return None
@@ -305,11 +293,11 @@ class _Reader:
             found = self._of_value(value, each, depth + 1)
             if found is None:
                 self.unread = True
-                found = [Prediction("", "error", "the content is not a text")]
+                found = [_failed("the content is not a text")]
             samples += found
         return samples
 
-    def _of_parts(self, parts: list[dict[str, Any]], reason: Any, depth: int) -> list[Prediction] | None:
+    def _of_parts(self, parts: list[dict[str, Any]], reason: Any, depth: int) -> list[Completion] | None:
         """Read typed parts of one message, thoughts among them, or of one reply (`message` beside `reasoning`)."""
         text, thought, inner = "", "", None
         for part in parts:
@@ -319,11 +307,20 @@ class _Reader:
                 text += said
             elif part.get("type") == "message":
                 inner = self._of_object(part, reason, depth + 1) or inner
-        samples = inner or ([Prediction(text, _reason(reason))] if text or thought else None)
+        samples = inner or ([_sample(text, reason)] if text or thought else None)
         return [_with_thought(each, thought) for each in samples] if samples and thought else samples
 
 
-def _with_thought(sample: Prediction, thought: str) -> Prediction:
+def _sample(text: str, reason: Any) -> Completion:
+    """Make a sample, whose id and index are those of its entry."""
+    return Completion("", 0, text, finish_reason=_reason(reason))
+
+
+def _failed(problem: str) -> Completion:
+    return Completion("", 0, "", (), "error", problem)
+
+
+def _with_thought(sample: Completion, thought: str) -> Completion:
     if sample.error is not None or "<think>" in sample.text:
         return sample
     if not sample.text and sample.finish_reason == "length":

@@ -62,7 +62,7 @@ def infer_files(
     skip_bad: bool = False,
     **options: Any,
 ) -> list[Inferred]:
-    """`thinktune infer`: answer batch files, one after the other, with the model that a reference names.
+    """Answer batch files, one after the other, with the model that a reference names: `thinktune infer`.
 
     All files are checked before the model is loaded, which happens once, and only if a journal lacks something.
     Errors as for `read_batch_file`, `open_engine` and `infer`.
@@ -147,12 +147,12 @@ def _results(
             yield Result(item, (), item.problem or failures[str(item.id)])
             continue
         places = [(request.id, index) for index in range(request.sampling.n)]
-        if any(place not in done.records for place in places):
+        if any(place not in done.completions for place in places):
             yield Result(item, (), "not answered yet: give the command without --retry-errors")
             continue
-        records = [done.records[place] for place in places]
-        error = next((record.error for record in records if record.error is not None), None)
-        yield Result(item, records, error, len(request.prompt_ids))
+        completions = [done.completions[place] for place in places]
+        error = next((each.error for each in completions if each.error is not None), None)
+        yield Result(item, completions, error, len(request.prompt_ids))
 
 
 @dataclass
@@ -171,24 +171,23 @@ class _Tally:
             if result.error is not None:
                 self.failed += 1
                 self.first_error = self.first_error or result.error
-            self._count_records(result)
+            self._count_completions(result)
             yield result
 
-    def _count_records(self, result: Result) -> None:
+    def _count_completions(self, result: Result) -> None:
         sampling = result.item.sampling
-        for record in result.records:
-            if record.error is not None:
+        for completion in result.completions:
+            if completion.error is not None:
                 continue
             self.outcomes["completions"] += 1
-            problem = tags.parse(record.text).problem
-            at_limit = record.finish_reason == "length"
+            problem = tags.parse(completion.text).problem
+            at_limit = completion.finish_reason == "length"
             self.outcomes["well_formed"] += problem is None
             self.outcomes["cut_off"] += at_limit and problem is not None
             # Under a budget a thought that ended early leaves max_tokens unused, and an answer is closed by us.
             self.outcomes["closed"] += at_limit and sampling.think_budget is not None
-            self.outcomes["clamped"] += (
-                at_limit and sampling.think_budget is None and record.tokens < sampling.max_tokens
-            )
+            unbudgeted = at_limit and sampling.think_budget is None
+            self.outcomes["clamped"] += unbudgeted and completion.tokens < sampling.max_tokens
             if problem is not None and not at_limit:
                 self.problems[problem] += 1
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from thinktune.config import Sampling
 from thinktune.errors import Interrupted, UsageError
 from thinktune.inference.engines.base import Completion, Engine, Request
-from thinktune.inference.journal import Journal, Record, Records
+from thinktune.inference.journal import Completions, Journal
 
 _SHOW_SECONDS = 0.1
 _TELL_SECONDS = 60.0  # between two lines of progress where there is no terminal, as under nohup or in a batch system
@@ -30,10 +30,10 @@ class Completed:
     """The completions of all requests, by request id and sample index, and the counts of this call's work.
 
     Attributes:
-        seconds: spent generating, without those to load the model.
+        seconds: of generating, loading the model excluded.
     """
 
-    records: Records
+    completions: Completions
     generated_tokens: int
     seconds: float
 
@@ -74,9 +74,9 @@ def complete(
     with Journal(file, overwrite=overwrite) as journal:
         digests = _Digests(model, engine.context_setting)
         keys = {(each.id, index): key for each in requests for index, key in enumerate(digests.keys(each))}
-        wanted = journal.failed if only_failed else {key for key in keys.values() if key not in journal.records}
+        wanted = journal.failed if only_failed else {key for key in keys.values() if key not in journal.offsets}
         missing = [each for each in requests if any(keys[each.id, index] in wanted for index in _samples(each))]
-        found = sum(key in journal.records for key in keys.values())
+        found = sum(key in journal.offsets for key in keys.values())
         _tell_start(journal, keys, found, console)
         tokens = 0
         try:
@@ -84,18 +84,18 @@ def complete(
                 engine.start()
             started = time.perf_counter()
             for completion in _with_progress(engine, missing, console):
-                tokens += len(completion.token_ids)
+                tokens += completion.tokens
                 key = keys[completion.request_id, completion.index]
-                if key not in journal.records:
-                    journal.add(key, _record(completion))
+                if key not in journal.offsets:
+                    journal.add(key, completion)
         except KeyboardInterrupt:
-            done = sum(key in journal.records for key in keys.values())
+            done = sum(key in journal.offsets for key in keys.values())
             raise Interrupted(
                 f"stopped with {done} of {len(keys)} completions finished", hint="the same command goes on from there"
             ) from None
         seconds = time.perf_counter() - started
-        offsets = {place: journal.records[key] for place, key in keys.items() if key in journal.records}
-        return Completed(Records(file, offsets), tokens, seconds)
+        offsets = {place: journal.offsets[key] for place, key in keys.items() if key in journal.offsets}
+        return Completed(Completions(file, offsets), tokens, seconds)
 
 
 def _samples(request: Request) -> range:
@@ -137,19 +137,8 @@ class _Digests:
         return keys
 
 
-def _record(completion: Completion) -> Record:
-    return Record(
-        completion.request_id,
-        completion.index,
-        completion.text,
-        completion.finish_reason,
-        completion.error,
-        len(completion.token_ids),
-    )
-
-
 def _tell_start(journal: Journal, keys: dict[tuple[str, int], str], found: int, console: Console) -> None:
-    places = {place for place, key in keys.items() if key not in journal.records}
+    places = {place for place, key in keys.items() if key not in journal.offsets}
     changed = journal.places_beside(set(keys.values())) & places if places else ()
     lines = []
     if found == len(keys):
@@ -187,7 +176,7 @@ def _with_progress(engine: Engine, requests: Sequence[Request], console: Console
         started = shown = told = time.perf_counter()
         tokens = 0
         for done, completion in enumerate(completions, start=1):
-            tokens += len(completion.token_ids)
+            tokens += completion.tokens
             now = time.perf_counter()
             speed = f"{tokens / (now - started):,.0f} tokens/s"
             if now - shown > _SHOW_SECONDS or done == total:  # an update costs as much as writing the completion

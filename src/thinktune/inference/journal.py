@@ -17,39 +17,26 @@ import re
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import BinaryIO
 
 from thinktune.errors import UsageError
 from thinktune.files import is_full_disk, telling_full_disk
-from thinktune.inference.engines.base import FinishReason
+from thinktune.inference.engines.base import Completion
 
 _SYNC_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
-class Record:
-    """A finished completion as the journal keeps it; `tokens` counts its generated tokens."""
-
-    id: str
-    index: int
-    text: str
-    finish_reason: FinishReason
-    error: str | None
-    tokens: int
-
-
-class Records(Mapping[tuple[str, int], Record]):
-    """Records by request id and sample index, read from the journal when they are asked for: a long file's do not lie
-    in memory."""
+class Completions(Mapping[tuple[str, int], Completion]):
+    """Completions by request id and sample index, read from the journal on access: a long file's do not lie in
+    memory."""
 
     def __init__(self, file: Path, offsets: dict[tuple[str, int], int]) -> None:
         self._stream = file.open("rb")
         self._offsets = offsets
 
-    def __getitem__(self, place: tuple[str, int]) -> Record:
-        return _read_record(self._stream, self._offsets[place])[1]
+    def __getitem__(self, place: tuple[str, int]) -> Completion:
+        return _read_at(self._stream, self._offsets[place])
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         return iter(self._offsets)
@@ -59,12 +46,12 @@ class Records(Mapping[tuple[str, int], Record]):
 
 
 class Journal:
-    """An append-only file of records by key, which one process at a time may hold open.
+    """An append-only file of completions by key, which one process at a time may hold open.
 
     Attributes:
-        records: where in the file the record of each key begins. Errors of earlier calls are not among them: they are
+        offsets: byte offset of each key's completion in the file. Errors of earlier calls are not among them: they are
             to be tried again.
-        failed: the keys whose last record, of an earlier call, is an error.
+        failed: the keys whose last completion, of an earlier call, is an error.
         damaged: number of lines that are unreadable or altered.
 
     Raises:
@@ -74,7 +61,7 @@ class Journal:
 
     def __init__(self, file: Path, *, overwrite: bool = False) -> None:
         self.file = file
-        self.records: dict[str, int] = {}
+        self.offsets: dict[str, int] = {}
         self.failed: set[str] = set()
         self.damaged = 0
         self._end = 0
@@ -86,22 +73,22 @@ class Journal:
         self._thread = threading.Thread(target=self._sync_now_and_then, daemon=True)
         self._thread.start()
 
-    def add(self, key: str, record: Record) -> None:
-        """Write one record, errors too."""
-        line = _encode_line(key, record)
+    def add(self, key: str, completion: Completion) -> None:
+        """Append one completion, errors too."""
+        line = _encode_line(key, completion)
         with telling_full_disk(self.file):
             if self._failure:
                 raise self._failure
             _write_all(self._descriptor, line, self._end)
         self._dirty = True
-        self.records[key] = self._end
+        self.offsets[key] = self._end
         self._end += len(line)
 
     def places_beside(self, keys: set[str]) -> set[tuple[str, int]]:
-        """Request id and sample index of every record that has none of these keys."""
+        """Return request id and sample index of every completion that has none of these keys."""
         with self.file.open("rb") as stream:
-            others = (_read_record(stream, at)[1] for key, at in self.records.items() if key not in keys)
-            return {(record.id, record.index) for record in others}
+            others = (_read_at(stream, at) for key, at in self.offsets.items() if key not in keys)
+            return {(each.request_id, each.index) for each in others}
 
     def close(self) -> None:
         """Bring everything to the disk. Safe to call twice."""
@@ -155,7 +142,7 @@ class Journal:
         return descriptor
 
     def _read(self) -> None:
-        """Read the records that are there, up to the end of the last whole line."""
+        """Read the completions of earlier calls, up to the end of the last whole line."""
         with self.file.open("rb") as stream:
             for line in stream:
                 if not line.endswith(b"\n"):
@@ -165,12 +152,12 @@ class Journal:
 
     def _take(self, line: bytes) -> None:
         try:
-            key, record = _parse(line)
+            key, completion = _parse(line)
         except (ValueError, TypeError, KeyError, RecursionError):  # a damaged line costs its completion, not the run
             self.damaged += 1
             return
-        if record.error is None:
-            self.records[key] = self._end
+        if completion.error is None:
+            self.offsets[key] = self._end
             self.failed.discard(key)
         else:
             self.failed.add(key)
@@ -188,16 +175,15 @@ class Journal:
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 _CHECKED = re.compile(rb'(.*), "crc": "([0-9a-f]{8})"}\s*', re.DOTALL)
-_TYPES: dict[str, Any] = {"key": str, "id": str, "index": int, "text": str, "error": str | None, "tokens": int}
 
 
-def _encode_line(key: str, record: Record) -> bytes:
-    checked = _encode({"key": key, **vars(record)}).encode().removesuffix(b"}")
+def _encode_line(key: str, completion: Completion) -> bytes:
+    checked = _encode({"key": key, **completion.as_dict()}).encode().removesuffix(b"}")
     return b'%s, "crc": "%08x"}\n' % (checked, zlib.crc32(checked))
 
 
-def _parse(line: bytes) -> tuple[str, Record]:
-    """Key and record of a line.
+def _parse(line: bytes) -> tuple[str, Completion]:
+    """Return the key and the completion of a line.
 
     Raises:
         ValueError, TypeError, KeyError, RecursionError: the line is not as it was written.
@@ -206,22 +192,20 @@ def _parse(line: bytes) -> tuple[str, Record]:
         if zlib.crc32(checked[1]) != int(checked[2], 16):
             raise ValueError("the checksum differs")
         line = checked[1] + b"}"
-    fields = json.loads(line)
-    for name, kind in _TYPES.items():
-        if not isinstance(fields[name], kind):
-            raise TypeError(name)
-    if fields["finish_reason"] not in get_args(FinishReason):
-        raise ValueError("finish_reason")
-    return fields.pop("key"), Record(**fields)
+    values = json.loads(line)
+    if not isinstance(key := values["key"], str):
+        raise TypeError("key")
+    del values["key"]
+    return key, Completion.from_dict(values)
 
 
-def _read_record(stream: BinaryIO, offset: int) -> tuple[str, Record]:
+def _read_at(stream: BinaryIO, offset: int) -> Completion:
     stream.seek(offset)
-    return _parse(stream.readline())
+    return _parse(stream.readline())[1]
 
 
 def _write_all(descriptor: int, data: bytes, start: int) -> None:
-    """Append all of `data` or nothing: a part that a full disk took is cut off again. `start` is the file's length."""
+    """Append all of `data` or nothing: a part that fitted on a full disk is cut off again. `start`: file length."""
     written = 0
     try:
         while written < len(data):

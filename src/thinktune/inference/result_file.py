@@ -15,7 +15,7 @@ from typing import Any, Literal, TextIO
 
 from thinktune.files import replacing_text
 from thinktune.inference.batch_file import Item
-from thinktune.inference.journal import Record
+from thinktune.inference.engines.base import Completion
 from thinktune.scoring import TASKS
 
 ResultFormat = Literal["results", "lines", "openai"]
@@ -23,10 +23,10 @@ ResultFormat = Literal["results", "lines", "openai"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The result of one item: an `error`, or one record for each sample. `prompt_tokens` is 0 if unknown."""
+    """The result of one item: an `error`, or a completion for each sample. `prompt_tokens` is 0 if unknown."""
 
     item: Item
-    records: Sequence[Record]
+    completions: Sequence[Completion]
     error: str | None
     prompt_tokens: int = 0
 
@@ -62,35 +62,39 @@ def _our_result(result: Result) -> dict[str, Any]:
     item = result.item
     if result.error is not None:
         return {"id": item.id, "error": result.error}
-    several = TASKS[item.type].sampling.n > 1 or len(result.records) > 1
-    texts = [record.text for record in result.records]
+    several = TASKS[item.type].sampling.n > 1 or len(result.completions) > 1
+    texts = [each.text for each in result.completions]
     return {"id": item.id, "content": texts if several else texts[0]}
 
 
 def _plain_lines(result: Result) -> list[dict[str, Any]]:
     if result.error is not None:
         return [{"id": result.item.id, "error": result.error}]
-    return [
-        {"id": result.item.id, "content": record.text, "finish_reason": record.finish_reason}
-        for record in result.records
-    ]
+    return [plain_line(result.item.id, each) for each in result.completions]
+
+
+def plain_line(name: str | int | None, completion: Completion) -> dict[str, Any]:
+    """Return the plain line of a completion under the id of its item."""
+    if completion.error is not None:
+        return {"id": name, "error": completion.error}
+    return {"id": name, "content": completion.text, "finish_reason": completion.finish_reason}
 
 
 def _openai_line(result: Result, model: str) -> dict[str, Any]:
-    """See https://platform.openai.com/docs/api-reference/batch/request-output."""
+    """Return the line of OpenAI's batch API (https://platform.openai.com/docs/api-reference/batch/request-output)."""
     name = None if result.item.id is None else str(result.item.id)
     line: dict[str, Any] = {"id": f"batch_req_{name}", "custom_id": name, "response": None, "error": None}
     if result.error is not None:
         return {**line, "error": {"code": "generation_failed", "message": result.error}}
-    written = sum(record.tokens for record in result.records)
+    written = sum(each.tokens for each in result.completions)
     choices = [
         {
-            "index": record.index,
-            "message": {"role": "assistant", "content": record.text},
+            "index": each.index,
+            "message": {"role": "assistant", "content": each.text},
             "logprobs": None,
-            "finish_reason": record.finish_reason,
+            "finish_reason": each.finish_reason,
         }
-        for record in result.records
+        for each in result.completions
     ]
     body = {
         "id": f"chatcmpl-{name}",

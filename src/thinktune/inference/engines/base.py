@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from thinktune.config import Sampling
 from thinktune.errors import UsageError
 
 FinishReason = Literal["stop", "length", "error"]
+_KEPT: dict[str, Any] = {"index": int, "text": str, "finish_reason": str, "error": str | None, "tokens": int}
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,46 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """One continuation. `text` has a stop string and no marks of turns; `error` is set where reason is error."""
+    """One continuation of a prompt, as an engine makes it, a journal keeps it and a result file of any tool has it.
+
+    Attributes:
+        index: of the request's samples.
+        text: with the stop string, without marks of turns.
+        token_ids: not kept in files: empty if read from one.
+        finish_reason: a `FinishReason`; from a file of another tool, any text.
+        error: the fault, if the reason is "error".
+        tokens: number of generated tokens; 0 if unknown.
+    """
 
     request_id: str
     index: int
     text: str
-    token_ids: Sequence[int]
-    finish_reason: FinishReason
+    token_ids: Sequence[int] = ()
+    finish_reason: str = "stop"
     error: str | None = None
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if self.token_ids:
+            object.__setattr__(self, "tokens", len(self.token_ids))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values that a file keeps, for JSON."""
+        return {"id": self.request_id, **{name: getattr(self, name) for name in _KEPT}}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Completion:
+        """Make a completion of one of thinktune's engines from the values of `as_dict`.
+
+        Raises:
+            ValueError, TypeError, KeyError: a value is missing, unknown, or of another type.
+        """
+        for name, kind in {"id": str, **_KEPT}.items():
+            if not isinstance(values[name], kind):
+                raise TypeError(name)
+        if values["finish_reason"] not in get_args(FinishReason):
+            raise ValueError("finish_reason")
+        return cls(request_id=values["id"], **{name: value for name, value in values.items() if name != "id"})
 
 
 def why_refused(ids: Sequence[int], context_length: int, vocabulary: int) -> str | None:
