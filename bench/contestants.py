@@ -61,7 +61,7 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
 
     from thinktune.models import load_model
     from thinktune.notices import show_notices
-    from thinktune.planner.pack_lengths import packs_of, rows_of
+    from thinktune.planner.pack_lengths import measure_packs, packs_of
     from thinktune.training.adapter import adapter_to_train
     from thinktune.training.collator import PackedCollator
     from thinktune.training.model_with_loss import ModelWithLoss
@@ -74,14 +74,14 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
     begin_training(task.limit)
     steps = task.workload.documents(loaded.model.config.vocab_size)
     examples = as_tokens([ids for step in steps for ids in step])
-    rows = rows_of(examples, packs_of([len(example) for example in examples], config))
+    packs = measure_packs(examples, packs_of([len(example) for example in examples], config))
     result = Result()
     set_seed(0)
     show_notices()
     with ExitStack() as stack:
         model = stack.enter_context(adapter_to_train(loaded, config))
         with_loss = ModelWithLoss(model)
-        plan = resolve_plan(model, config, loaded, rows)
+        plan = resolve_plan(model, config, loaded, packs)
         stack.enter_context(set_up(model, loaded, plan))
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -90,7 +90,7 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
         for documents in steps:
             begin, end = end, end + len(documents)
             total = sum(row.trained for row in examples[begin:end])
-            at_once = len(documents) if config.train.packing else plan.rows
+            at_once = len(documents) if config.train.packing else plan.packs
             starts = range(begin, end, at_once)
             batches = [collate([{"documents": [at]} for at in range(at, min(at + at_once, end))]) for at in starts]
             start = time.perf_counter()  # batches are there by then for the peers' trainers too

@@ -29,7 +29,7 @@ from thinktune.config import Config, parse_config
 from thinktune.data import Tokens
 from thinktune.files import replacing
 from thinktune.models import load_model, resolve
-from thinktune.planner.pack_lengths import packs_of, rows_of
+from thinktune.planner.pack_lengths import measure_packs, packs_of
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.collator import PackedCollator
 from thinktune.training.model_with_loss import ModelWithLoss
@@ -172,12 +172,12 @@ def ours(
     config = config_for(reference, adapter, base, dtype, batches)
     loaded = load_model(reference, load=config.load, quantize=config.quantize)
     examples = [document for batch in batches for document in batch]
-    rows = rows_of(examples, packs_of([len(example) for example in examples], config))
+    packs = measure_packs(examples, packs_of([len(example) for example in examples], config))
     found, losses = [], []
     with ExitStack() as stack:
         model = stack.enter_context(adapter_to_train(loaded, config))
         with_loss = ModelWithLoss(model)
-        plan = resolve_plan(model, config, loaded, rows)
+        plan = resolve_plan(model, config, loaded, packs)
         stack.enter_context(set_up(model, loaded, plan))
         model.train()
         for batch in batches:

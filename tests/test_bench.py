@@ -39,7 +39,7 @@ def test_the_verb_is_measured_on_rows_of_the_same_length(tmp_path: Path) -> None
     run("train.py", *size, "--only", "verb", "--json", str(file), "--folder", str(tmp_path))
     measured = json.loads(file.read_text())["bf16"]["verb"]
     assert len(measured["losses"]) == 3
-    assert "2 rows at once x 1" in measured["label"]
+    assert "2 packs at once x 1" in measured["label"]
     assert measured["first_step"] > 0
 
 

@@ -20,7 +20,7 @@ from thinktune.data import prepare
 from thinktune.inference.engines import EngineSettings, Request, open_engine
 from thinktune.inference.engines.hf.sampler import Sampler, row_noise
 from thinktune.models import load_model
-from thinktune.planner.pack_lengths import rows_of
+from thinktune.planner.pack_lengths import measure_packs
 from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.collator import PackedCollator
@@ -99,8 +99,8 @@ def test_checkpoints_in_main_memory_change_no_gradient(model: Path, tmp_path: Pa
                 parameter.grad = None
 
     with adapter_to_train(loaded, config) as tuned:
-        rows = rows_of(examples, [[index] for index in range(len(examples))])
-        plan = resolve_plan(tuned, config, loaded, rows)
+        packs = measure_packs(examples, [[index] for index in range(len(examples))])
+        plan = resolve_plan(tuned, config, loaded, packs)
         kept = torch.cat([*gradients(tuned, RecomputePolicy(("full",)))])
         offloaded = torch.cat([*gradients(tuned, RecomputePolicy(("full",), offload=True))])
     assert kept.norm() > 0

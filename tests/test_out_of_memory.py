@@ -16,8 +16,8 @@ from thinktune.data import Tokens, prepare
 from thinktune.models import Loaded, load_model
 from thinktune.planner.hardware import find_gpu, hardware_here
 from thinktune.planner.model_shape import shape_of
-from thinktune.planner.pack_lengths import packs_of, rows_of
-from thinktune.planner.plan import Plan, plan_rows
+from thinktune.planner.pack_lengths import measure_packs, packs_of
+from thinktune.planner.plan import Plan, plan_as_configured
 from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.run_folder import RunFolder
 from thinktune.training.adapter import adapter_to_train
@@ -48,8 +48,8 @@ def load(model: Path) -> tuple[Config, Loaded, list[Tokens], Plan]:
     examples = [replace(example, context=10) for example in examples]
     packs = packs_of([len(example) for example in examples], config)
     hardware = hardware_here(loaded.device, loaded.dtype)
-    rows = rows_of(examples, packs)
-    return config, loaded, examples, plan_rows(config, shape_of(loaded.model.config), rows, hardware, width=4)
+    shape, measured = shape_of(loaded.model.config), measure_packs(examples, packs)
+    return config, loaded, examples, plan_as_configured(config, shape, measured, hardware, width=4)
 
 
 def loss_of(model: Any, examples: list[Tokens]) -> tuple[float, list[torch.Tensor]]:
@@ -82,9 +82,9 @@ def test_fused_and_other_layers_give_the_same_loss_and_gradients_and_are_put_bac
 
 def resolve(config: Config, loaded: Loaded, examples: list[Tokens]) -> Plan:
     """The plan on a GPU as fast as this CPU."""
-    rows = rows_of(examples, packs_of([len(example) for example in examples], config))
+    packs = measure_packs(examples, packs_of([len(example) for example in examples], config))
     with adapter_to_train(loaded, config) as model:
-        return resolve_plan(model, config, loaded, rows)
+        return resolve_plan(model, config, loaded, packs)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes a model on a CPU for one on a GPU")
@@ -129,7 +129,7 @@ def test_a_resumed_run_follows_its_recorded_plan_under_the_same_settings(tiny_mo
     config, _, _, plan = load(tiny_model)
     run = RunFolder(tmp_path)
     assert recorded_plan(run, config, plan) == plan
-    begun = replace(plan, memory=RecomputePolicy(("full", "full"), mlp_chunks=2), rows=3, accumulation=5)
+    begun = replace(plan, memory=RecomputePolicy(("full", "full"), mlp_chunks=2), packs=3, accumulation=5)
     record_plan(run, config, begun)
     assert recorded_plan(run, config, plan) == begun
     values = json.loads(run.plan.read_text())
@@ -139,7 +139,7 @@ def test_a_resumed_run_follows_its_recorded_plan_under_the_same_settings(tiny_mo
     assert recorded_plan(run, config, plan) == begun
     other = config.model_copy(update={"train": config.train.model_copy(update={"accumulation": 2})})
     assert recorded_plan(run, other, plan) == plan
-    assert recorded_plan(run, config, replace(plan, hardware="another")).rows == plan.rows
+    assert recorded_plan(run, config, replace(plan, hardware="another")).packs == plan.packs
 
 
 def test_what_is_recomputed_as_a_whole_is_so_only_within(tiny_model: Path) -> None:

@@ -19,12 +19,12 @@ from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
 from thinktune.planner.hardware import GIB, Hardware, find_gpu
 from thinktune.planner.known_models import TABLE, known_config
 from thinktune.planner.model_shape import ModelShape, shape_of
-from thinktune.planner.pack_lengths import Rows, packs_of, read_rows
-from thinktune.planner.plan import Plan, choose, fit, lighter, plan_rows
+from thinktune.planner.pack_lengths import Packs, packs_of, read_packs
+from thinktune.planner.plan import Plan, choose, fit, lighter, plan_as_configured
 from thinktune.planner.recompute_policy import RecomputePolicy
 
 BATCH = Batch(tokens=12_000, trained=12_000, attended=8 * 1500**2)
-ROWS = Rows((((1500, 1400),),) * 100, 100, "made up")
+PACKS = Packs((Batch(1500, 1400, 1500**2),) * 100, 100, "made up")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def config_with(**train: Any) -> Config:
 
 
 def cost_on(shape: ModelShape, **changes: Any) -> CostModel:
-    return replace(cost_model_of(config_with(), shape, width=2, kind="cuda"), **changes)
+    return replace(cost_model_of(config_with(), shape, card(80), width=2), **changes)
 
 
 def card(gib: float, name: str = "h100") -> Hardware:
@@ -67,7 +67,7 @@ def test_an_adapter_that_training_goes_on_with_counts_by_its_own_rank_and_target
     get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), lora).save_pretrained(tmp_path / "adapter")
 
     def adapter_bytes(lora: dict[str, Any]) -> int:
-        return plan_rows(parse_config({"lora": lora}), shape, ROWS, card(80), width=2).parts["adapter"]
+        return plan_as_configured(parse_config({"lora": lora}), shape, PACKS, card(80), width=2).parts["adapter"]
 
     same = adapter_bytes({"r": 64, "targets": ["q_proj", "v_proj"]})
     assert adapter_bytes({"r": 8, "init": str(tmp_path / "adapter")}) == same
@@ -89,12 +89,12 @@ def test_the_adapter_is_counted_over_its_targets(shape: ModelShape) -> None:
 def test_a_target_that_no_layer_has_is_refused_with_those_they_have(shape: ModelShape, target: str) -> None:
     config = parse_config({"lora": {"targets": ["self_attn.q_proj", target]}})
     with pytest.raises(ConfigError, match=rf"have no {target}\n") as refused:
-        cost_model_of(config, shape, width=2, kind="cuda")
+        cost_model_of(config, shape, card(80), width=2)
     assert refused.value.hint == "they have down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
 
 
 def test_an_adapter_that_goes_on_has_targets_of_its_own(shape: ModelShape) -> None:
-    cost_model_of(parse_config({"lora": {"targets": ["c_attn"], "init": "runs/other"}}), shape, width=2, kind="cuda")
+    cost_model_of(parse_config({"lora": {"targets": ["c_attn"], "init": "runs/other"}}), shape, card(80), width=2)
 
 
 def test_a_quantised_base_takes_the_bytes_of_its_format_and_leaves_the_embeddings(shape: ModelShape) -> None:
@@ -105,12 +105,12 @@ def test_a_quantised_base_takes_the_bytes_of_its_format_and_leaves_the_embedding
 
 
 def test_recomputing_more_takes_less_memory_and_more_time(shape: ModelShape) -> None:
-    cost, hardware = cost_on(shape), find_gpu("h100")
+    cost = cost_on(shape)
     peaks, seconds = [], []
     for level in ("none", "mlp", "full"):
         memory = RecomputePolicy((level,) * 36)
         peaks.append(cost.memory(BATCH, memory)["peak"])
-        seconds.append(cost.seconds(BATCH, memory, hardware))
+        seconds.append(cost.seconds(BATCH, memory))
     assert peaks == sorted(peaks, reverse=True)
     assert seconds == sorted(seconds)
     chunked = cost.memory(BATCH, RecomputePolicy(("full",) * 36, mlp_chunks=4))["peak"]
@@ -119,9 +119,8 @@ def test_recomputing_more_takes_less_memory_and_more_time(shape: ModelShape) -> 
 
 
 def test_small_steps_take_as_long_as_their_kernels_take_to_start(shape: ModelShape) -> None:
-    hardware = find_gpu("h100")
     small, double, large = (
-        cost_on(shape).seconds(Batch(tokens, tokens, tokens * 500), RecomputePolicy(("none",) * 36), hardware)
+        cost_on(shape).seconds(Batch(tokens, tokens, tokens * 500), RecomputePolicy(("none",) * 36))
         for tokens in (1000, 2000, 12_000)
     )
     assert small == pytest.approx(double, rel=0.05)
@@ -130,31 +129,31 @@ def test_small_steps_take_as_long_as_their_kernels_take_to_start(shape: ModelSha
 
 @pytest.mark.parametrize("gib", [60, 24, 12, 9])
 def test_what_is_chosen_fits_and_one_layer_less_recomputed_would_not(shape: ModelShape, gib: float) -> None:
-    cost, hardware = cost_on(shape), card(gib)
-    memory = choose(cost, BATCH, hardware, checkpointing="auto")
-    assert cost.memory(BATCH, memory)["peak"] <= hardware.memory
+    cost = cost_on(shape, hardware=card(gib))
+    memory = choose(cost, BATCH, checkpointing="auto")
+    assert cost.memory(BATCH, memory)["peak"] <= cost.hardware.memory
     if gib == 60:
         assert memory == RecomputePolicy(("none",) * 36)
     else:
         assert "none" not in memory.levels or memory.levels[-1] == "none"  # recomputed layers come first
-        seconds = cost.seconds(BATCH, memory, hardware)
+        seconds = cost.seconds(BATCH, memory)
         bolder = RecomputePolicy(("none",) * 36)
-        assert cost.memory(BATCH, bolder)["peak"] > hardware.memory
-        assert seconds > cost.seconds(BATCH, bolder, hardware)
+        assert cost.memory(BATCH, bolder)["peak"] > cost.hardware.memory
+        assert seconds > cost.seconds(BATCH, bolder)
 
 
 def test_what_the_config_says_of_recomputation_holds(shape: ModelShape) -> None:
     cost = cost_on(shape)
-    assert choose(cost, BATCH, card(70), checkpointing=True).levels == ("full",) * 36
-    assert choose(cost, BATCH, card(7), checkpointing=False).levels == ("none",) * 36
+    assert choose(replace(cost, hardware=card(70)), BATCH, checkpointing=True).levels == ("full",) * 36
+    assert choose(replace(cost, hardware=card(7)), BATCH, checkpointing=False).levels == ("none",) * 36
 
 
 def test_checkpoints_wait_in_main_memory_where_nothing_else_makes_it_fit(shape: ModelShape) -> None:
-    arguments: Any = {"shape": shape, "rows": ROWS, "width": 2}
+    arguments: Any = {"shape": shape, "packs": PACKS, "width": 2}
 
     def offloaded(gib: float, **train: Any) -> tuple[bool, bool]:
         config = config_with(batch_size=8, **train).model_copy(update={"quantize": "nf4"})
-        plan = plan_rows(config, hardware=card(gib), **arguments)
+        plan = plan_as_configured(config, hardware=card(gib), **arguments)
         return plan.memory.offload, plan.fits
 
     assert offloaded(4) == (True, True)
@@ -166,36 +165,37 @@ def test_checkpoints_wait_in_main_memory_where_nothing_else_makes_it_fit(shape: 
 def test_layers_that_are_not_fused_are_recomputed_all_or_not_at_all(shape: ModelShape) -> None:
     cost = cost_on(shape, dropout=True)
     assert not cost.fused
-    assert choose(cost, BATCH, card(20), checkpointing="auto") == RecomputePolicy(("full",) * 36)
-    assert choose(replace(cost, kind="cpu"), BATCH, card(20), checkpointing="auto") == RecomputePolicy(("none",) * 36)
+    assert choose(replace(cost, hardware=card(20)), BATCH, checkpointing="auto") == RecomputePolicy(("full",) * 36)
+    cpu = replace(cost, hardware=replace(card(20), kind="cpu"))
+    assert choose(cpu, BATCH, checkpointing="auto") == RecomputePolicy(("none",) * 36)
 
 
 def test_an_accumulation_is_folded_as_far_as_it_fits(shape: ModelShape) -> None:
     config = config_with(accumulation=4)
-    arguments: Any = {"shape": shape, "rows": ROWS, "width": 2}
-    assert plan_rows(config, hardware=card(70), **arguments).rows == 4
-    assert plan_rows(config, hardware=card(5), **arguments).rows == 1  # fits no way: the smallest
-    tight = plan_rows(config_with(accumulation=64), hardware=card(30), **arguments)
-    assert 1 < tight.rows < 64
-    assert tight.rows * tight.accumulation == 64
+    arguments: Any = {"shape": shape, "packs": PACKS, "width": 2}
+    assert plan_as_configured(config, hardware=card(70), **arguments).packs == 4
+    assert plan_as_configured(config, hardware=card(5), **arguments).packs == 1  # fits no way: the smallest
+    tight = plan_as_configured(config_with(accumulation=64), hardware=card(30), **arguments)
+    assert 1 < tight.packs < 64
+    assert tight.packs * tight.accumulation == 64
 
 
-def test_fit_keeps_the_rows_of_a_step_and_takes_the_fastest_base_that_fits(shape: ModelShape) -> None:
+def test_fit_keeps_the_packs_of_a_step_and_takes_the_fastest_base_that_fits(shape: ModelShape) -> None:
     config = config_with(batch_size=8, accumulation=2)
-    wide = fit(config, shape, ROWS, card(70), width=2)
-    assert (wide.quantize, wide.rows * wide.accumulation, wide.fits) == ("fp8", 16, True)
-    ampere = fit(config, shape, ROWS, card(70, "a100"), width=2)
-    assert (ampere.quantize, ampere.rows) == ("none", 16)
-    small = fit(config, shape, ROWS, card(4, "a100"), width=2)
+    wide = fit(config, shape, PACKS, card(70), width=2)
+    assert (wide.quantize, wide.packs * wide.accumulation, wide.fits) == ("fp8", 16, True)
+    ampere = fit(config, shape, PACKS, card(70, "a100"), width=2)
+    assert (ampere.quantize, ampere.packs) == ("none", 16)
+    small = fit(config, shape, PACKS, card(4, "a100"), width=2)
     assert (small.quantize, small.fits) == ("nf4", True)
     assert "quantize=nf4" in small.overrides(config)
-    assert not fit(config, shape, ROWS, card(1), width=2).fits
+    assert not fit(config, shape, PACKS, card(1), width=2).fits
 
 
 @pytest.mark.parametrize("train", [{"fused": False}, {"fused": True}])
 def test_fit_takes_fp8_only_where_its_products_run_in_fp8(shape: ModelShape, train: dict[str, Any]) -> None:
     config = config_with(batch_size=8, **train)
-    hopper, ada = (fit(config, shape, ROWS, card(70, name), width=2) for name in ("h100", "rtx4090"))
+    hopper, ada = (fit(config, shape, PACKS, card(70, name), width=2) for name in ("h100", "rtx4090"))
     assert hopper.fused == ada.fused == train["fused"]
     assert hopper.quantize == ("fp8" if train["fused"] else "none")
     assert ada.quantize == "none"
@@ -205,7 +205,7 @@ def test_an_fp8_base_whose_weights_are_made_whole_is_slower_than_none(shape: Mod
     def speed(quantize: Any, gpu: str, **lora: Any) -> float:
         config = config_with(batch_size=8).model_copy(update={"quantize": quantize})
         config = config.model_copy(update={"lora": config.lora.model_copy(update=lora)})
-        return plan_rows(config, shape, ROWS, card(70, gpu), width=2).tokens_per_second or 0.0
+        return plan_as_configured(config, shape, PACKS, card(70, gpu), width=2).tokens_per_second or 0.0
 
     assert speed("fp8", "h100") > speed("none", "h100")
     assert speed("fp8", "rtx4090") < speed("none", "rtx4090")
@@ -218,14 +218,14 @@ def test_examples_that_are_too_long_are_not_counted_as_steps(tiny_model: Path, t
     write_json_lines(tmp_path / "rows.jsonl", rows)
     data = {"source": str(tmp_path / "rows.jsonl"), "max_length": 100}
     config = parse_config({"model": str(tiny_model), "data": data, "train": {"packing": False}})
-    assert read_rows(config).count == 20
+    assert read_packs(config).count == 20
 
 
-def test_the_longest_batch_has_the_longest_rows_and_a_sample_stands_for_all() -> None:
-    rows = Rows((((10, 8), (20, 15)), ((50, 40),), ((5, 4),)), 30, "")
-    assert rows.longest(2) == Batch(80, 63, 10**2 + 20**2 + 50**2)
-    assert rows.longest(4).tokens == 85 + 50  # more rows than are known: the longest again
-    assert rows.mean(3) == Batch(85, 67, 10**2 + 20**2 + 50**2 + 5**2)
+def test_the_longest_batch_has_the_longest_packs_and_a_sample_stands_for_all() -> None:
+    packs = Packs((Batch(30, 23, 10**2 + 20**2), Batch(50, 40, 50**2), Batch(5, 4, 5**2)), 30, "")
+    assert packs.longest(2) == Batch(80, 63, 10**2 + 20**2 + 50**2)
+    assert packs.longest(4).tokens == 85 + 50  # more packs than are known: the longest again
+    assert packs.mean(3) == Batch(85, 67, 10**2 + 20**2 + 50**2 + 5**2)
 
 
 def test_packs_hold_every_example_once() -> None:
@@ -236,14 +236,14 @@ def test_packs_hold_every_example_once() -> None:
     assert packs_of([60, 30], config_with()) == [[0], [1]]
 
 
-def test_lighter_plans_come_in_the_promised_order_and_keep_the_rows_of_a_step(shape: ModelShape) -> None:
-    first = plan_rows(config_with(batch_size=6, accumulation=2), shape, ROWS, card(80), width=2)
-    first = replace(first, memory=RecomputePolicy(("none", "none")), rows=6, accumulation=2)
+def test_lighter_plans_come_in_the_promised_order_and_keep_the_packs_of_a_step(shape: ModelShape) -> None:
+    first = plan_as_configured(config_with(batch_size=6, accumulation=2), shape, PACKS, card(80), width=2)
+    first = replace(first, memory=RecomputePolicy(("none", "none")), packs=6, accumulation=2)
     plan: Plan | None = first
     steps = []
     while plan is not None:
-        steps.append((plan.memory.levels[0], plan.memory.mlp_chunks, plan.memory.offload, plan.rows))
-        assert plan.rows * plan.accumulation == 12
+        steps.append((plan.memory.levels[0], plan.memory.mlp_chunks, plan.memory.offload, plan.packs))
+        assert plan.packs * plan.accumulation == 12
         plan = lighter(plan)
     assert steps == [
         ("none", 1, False, 6),
@@ -252,10 +252,10 @@ def test_lighter_plans_come_in_the_promised_order_and_keep_the_rows_of_a_step(sh
         *[("full", chunks, False, 6) for chunks in (2, 4, 8)],
         *[("full", 8, True, rows) for rows in (6, 3, 1)],
     ]
-    plain = lighter(replace(first, fused=False, rows=2, accumulation=1))
+    plain = lighter(replace(first, fused=False, packs=2, accumulation=1))
     assert plain is not None
     assert plain.memory == RecomputePolicy(("full",) * 2)
-    assert lighter(plain) == replace(plain, rows=1, accumulation=2)
+    assert lighter(plain) == replace(plain, packs=1, accumulation=2)
 
 
 def test_a_gpu_is_named_or_sized() -> None:

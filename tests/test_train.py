@@ -426,7 +426,7 @@ def test_a_model_that_mixes_packed_documents_is_refused_with_what_to_set(tmp_pat
         make_config(model, tmp_path / "run", train={"packing": False, "max_steps": 2, "accumulation": 2}, **targets)
     )
     assert record["steps"] == 2
-    assert record["setup"].startswith("1 row at once x 2")  # not folded, whatever the plan began with
+    assert record["setup"].startswith("1 pack at once x 2")  # not folded, whatever the plan began with
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["setup"]["rows"] == 1
 
 
@@ -493,8 +493,8 @@ def test_a_folded_accumulation_takes_the_same_rows_in_the_same_steps(tiny_model:
     record = quietly(make_config(tiny_model, folded, train={**common, "accumulation": 8}))
     quietly(make_config(tiny_model, spread, train={**common, "accumulation": 8, "memory": 0.01}))
     quietly(make_config(tiny_model, at_once, train={**common, "batch_size": 8}))
-    assert record["setup"].startswith("8 rows at once x 1,")
-    assert json.loads((spread / "run.json").read_text())["setup"].startswith("1 row at once x 8,")
+    assert record["setup"].startswith("8 packs at once x 1,")
+    assert json.loads((spread / "run.json").read_text())["setup"].startswith("1 pack at once x 8,")
     for ours, expected in zip(metrics_of(folded), metrics_of(at_once), strict=True):
         # Evaluation takes rows as `batch_size` has them, and a processor may add up eight otherwise than one.
         assert ours.pop("eval_loss", 0) == pytest.approx(expected.pop("eval_loss", 0), rel=1e-6)
@@ -551,9 +551,9 @@ def test_out_of_memory_is_retried_from_the_last_checkpoint_with_the_same_steps(
     settings = {"packing": False, "batch_size": 4, "save_every": 2, "on_oom": "retry"}
     record, said = run_with_little_memory(tiny_model, tmp_path / "retried", 300, **settings)
     assert "were predicted" in said
-    assert "going on from the checkpoint of step 2 with the same optimizer steps: 4 rows at once x 1, recomp" in said
-    assert "2 rows at once x 2, recomputing 2 of 2 layers" in said
-    assert record["setup"].startswith(("2 rows at once x 2, recomputing 2", "1 row at once x 4, recomputing 2"))
+    assert "going on from the checkpoint of step 2 with the same optimizer steps: 4 packs at once x 1, recomp" in said
+    assert "2 packs at once x 2, recomputing 2 of 2 layers" in said
+    assert record["setup"].startswith(("2 packs at once x 2, recomputing 2", "1 pack at once x 4, recomputing 2"))
     plain = quietly(make_config(tiny_model, tmp_path / "plain", train=settings))
     assert record["steps"] == plain["steps"] == 9
     for ours, expected in zip(metrics_of(tmp_path / "retried"), metrics_of(tmp_path / "plain"), strict=True):

@@ -103,7 +103,7 @@ class _Plan(TypedDict):
 
 
 class PlanRecord(TypedDict):
-    """plan.json: the way a run spreads its rows, the settings asked for, and the prediction."""
+    """plan.json: the way a run spreads its packs, the settings asked for, and the prediction."""
 
     setup: _Setup
     asked: dict[str, Any]

@@ -56,7 +56,7 @@ def parse_config(values: dict[str, Any], where: str = "config") -> Config:
 
 
 def parse_load(settings: Sequence[str] | None, base: Load | None = None) -> Load:
-    """`load.*` settings as `device=cpu`, over those of `base`.
+    """Parse `load.*` settings such as `device=cpu`, over those of `base`.
 
     Raises:
         ConfigError: as `load_config`.
@@ -121,7 +121,7 @@ def _size(value: Any, known: dict[int, int]) -> int:
 
     Raises:
         UnicodeEncodeError: a text is none.
-        RecursionError: an alias stands for what it is part of.
+        RecursionError: an alias stands for a value that contains it.
     """
     if isinstance(value, str):
         value.encode()
@@ -134,7 +134,7 @@ def _size(value: Any, known: dict[int, int]) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-4 is a number (YAML 1.1 reads a text), and a key set twice is a mistake."""
+    """Reads 1e-4 as a number (YAML 1.1 reads a text) and refuses a key that is set twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]

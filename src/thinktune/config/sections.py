@@ -40,9 +40,9 @@ SEED = 3407
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     _renamed: ClassVar[dict[str, str]] = {}
-    """Keys by the names that they had before; these are understood, and the new one is said."""
+    """Former names of keys, with the present ones; they are understood, and a notice gives the new name."""
     _retired: ClassVar[dict[str, str]] = {}
-    """Keys that there were before, each with the reason to ignore it; a notice gives it."""
+    """Former keys without effect, each with the reason, for the notice."""
 
     @model_validator(mode="before")
     @classmethod
@@ -61,7 +61,7 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_empty_sections(cls, values: Any) -> Any:
-        """In YAML, `lora:` with nothing below it is null; a person means the section with its defaults."""
+        """Drop sections that are null, as YAML reads `lora:` with nothing below it: their defaults are meant."""
         if not isinstance(values, dict):
             return values
         return {key: value for key, value in values.items() if value is not None or not cls._is_section(key)}
@@ -74,7 +74,7 @@ class _Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python takes true for 1; nobody who writes `r: true` means that."""
+        """Refuse true and false for numbers: Python takes true for 1, but nobody who writes `r: true` means that."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError("should not be true or false")
@@ -190,12 +190,12 @@ class Train(_Section):
 
     epochs: float = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; null: as many as the epochs have")
-    batch_size: int = Field(1, ge=1, description="rows per device and forward pass; with packing, packs of pack_length")
+    batch_size: int = Field(1, ge=1, description="packs per device and forward pass; without packing, examples")
     accumulation: int = Field(1, ge=1, description="gradient accumulation: batches per optimizer step")
     fused: bool = Field(
         True, description="on GPUs, run each decoder layer as one fused operation; false: transformers' layers"
     )
-    packing: bool = Field(True, description="fill each row with whole examples that cannot attend to each other")
+    packing: bool = Field(True, description="fill each pack with whole examples that cannot attend to each other")
     pack_length: int | None = Field(None, ge=16, description="max tokens of a pack; null: data.max_length")
     learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "cosine"
@@ -234,12 +234,12 @@ class Train(_Section):
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """The settings that the adapter depends on, unlike those on memory, the split of rows over batches, logging and
-        checkpoints."""
+        """The settings that the adapter depends on, unlike those on memory, the split of packs over batches, logging
+        and checkpoints."""
         manner = {"gradient_checkpointing", "offload_checkpoints", "memory", "on_oom"}
         manner |= {"log_every", "save_every", "keep_checkpoints", "report_to"}
-        rows = {"rows": self.batch_size * self.accumulation}
-        return self.model_dump(exclude={*manner, "batch_size", "accumulation"}) | rows
+        packs = {"packs": self.batch_size * self.accumulation}
+        return self.model_dump(exclude={*manner, "batch_size", "accumulation"}) | packs
 
 
 class Sampling(_Section):
@@ -314,7 +314,7 @@ class Vllm(_Section):
     max_model_len: int | None = Field(
         None,
         ge=16,
-        description="max tokens of prompt and completion; null: the model's context, or what fits in memory",
+        description="max tokens of prompt and completion; null: the model's context, as far as memory allows",
     )
     max_num_seqs: int = Field(512, ge=1, description="max concurrent sequences")
     max_num_batched_tokens: int | None = Field(None, ge=16, description="max tokens per step; null: vLLM's choice")
@@ -371,7 +371,7 @@ class Eval(_Section):
 
 
 class Config(_Section):
-    """Everything a run needs."""
+    """All settings of a run."""
 
     model: str = Field("builtin:smollm2", description="base model: folder, hub id, ms: id or builtin:")
     seed: int = Field(SEED, ge=0, lt=2**32, description="random seed")

@@ -7,6 +7,7 @@ pieces (one product, one kernel, one layer), not adjusted to whole trainings: th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,19 +16,19 @@ from thinktune.planner.hardware import Hardware
 from thinktune.planner.model_shape import FUSED_HEAD_DIMS, FUSED_MAX_RANK, FUSED_MODELS, ModelShape
 from thinktune.planner.recompute_policy import RecomputePolicy
 
-# Rates: of the published one, how much is reached.
+# Rates: the share of the published one that is reached.
 PRODUCT_SHARE = 0.72  # large matrix products in bf16: 630 to 790 of 989 TFLOP/s on an H100
 FP8_SHARE = 0.70  # with a scale a row and column: 1,290 to 1,510 of 1,979
 ATTENTION_SHARE = {"forward": 0.50, "backward": 0.36}  # causal flash attention, of the bf16 rate
 BANDWIDTH_SHARE = 0.85  # a kernel that only moves memory
-HALF_RATE_TOKENS = 128  # so many tokens give a product half of the rate that many give it
+HALF_RATE_TOKENS = 128  # tokens at which a product reaches half of its full rate
 KERNELS = {True: 45, False: 310}  # that a decoder layer starts, forward and backward: fused; by PEFT, one by one
 # That the host takes to start one from Python: beside an H100, SmolLM2's 30 layers took 113 to 125 ms a step, for 500
 # tokens and for 2,000, and 325 ms by PEFT. On a CPU those are plain calls.
 LAUNCH_SECONDS = {True: 75e-6, False: 33e-6}
 CPU_LAUNCH_SECONDS = 12e-6
 HOST_BANDWIDTH = 20e9  # bytes/s between GPU and pinned main memory
-CPU_PRODUCT_SHARE = 0.7  # of the time of a CPU, what products take
+CPU_PRODUCT_SHARE = 0.7  # share of matrix products in the time of a CPU
 
 # Bytes.
 CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 72 * 2**20}  # held at once by `chunked_loss`: logits, on a CPU copies too
@@ -36,10 +37,10 @@ MASTER_BYTES = 4 + 4  # of a trainable parameter: float32 weight and gradient
 STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # optimizer state of one
 WEIGHT_BYTES: dict[Quantize, float] = {"fp8": 1, "int8": 1, "nf4": 0.5 + 1 / 64 + 4 / 16384}  # nf4's scales: 1 in 64
 WORK_HIDDEN = 5  # tensors of the hidden width that one fused layer's backward pass has at once
-PRODUCTS_SPACE = 32 * 2**20 + 2**16  # what cuBLAS keeps for itself
+PRODUCTS_SPACE = 32 * 2**20 + 2**16  # cuBLAS's own workspace
 CPU_RUNTIME = 0.7 * 2**30  # interpreter and libraries
 TOKENIZER_BYTES = 2000  # of a token in its vocabulary, in main memory
-FRAGMENTS = 0.04  # of the peak, what an allocator cannot use
+FRAGMENTS = 0.04  # share of the peak lost to fragmentation
 
 # Passes over memory that a fused layer makes beside its products, in units of one activation of that width.
 FUSED_PASSES = {"forward": {"hidden": 6, "q": 2, "kv": 2, "f": 3}, "backward": {"hidden": 12, "q": 4, "kv": 4, "f": 6}}
@@ -58,26 +59,36 @@ class Batch:
     trained: float
     attended: float
 
+    @classmethod
+    def joined(cls, batches: Iterable[Batch], share: float = 1) -> Batch:
+        """Return several batches as one, or that share of it."""
+        totals = zip(*((each.tokens, each.trained, each.attended) for each in batches), strict=True)
+        return cls(*(share * sum(total) for total in totals))
+
 
 @dataclass(frozen=True)
 class CostModel:
-    """A model, the number format of its base, and the adapter trained on it."""
+    """A model, the number format of its base, the adapter trained on it, and the device that does it."""
 
     shape: ModelShape
+    hardware: Hardware
     quantize: Quantize
     rank: int
     targets: tuple[str, ...]
     optimizer: str
     dropout: bool
     width: int  # bytes of a number that products take: 2 in bfloat16
-    kind: str  # cuda or cpu
     may_fuse: bool = True
-    fp8_products: bool = True  # whether the device has them
+
+    @property
+    def kind(self) -> str:
+        """cuda or cpu."""
+        return self.hardware.kind
 
     @property
     def in_fp8(self) -> bool:
         """Whether products run in fp8; else the weights of an fp8 base are dequantised for each."""
-        return self.quantize == "fp8" and self.fused and self.fp8_products
+        return self.quantize == "fp8" and self.fused and self.hardware.fp8 > 0
 
     @property
     def fused(self) -> bool:
@@ -89,12 +100,12 @@ class CostModel:
     @cached_property
     def adapter_parameters(self) -> int:
         adapted = self.shape.targets(self.targets)
-        return sum(self.rank * (linear.inputs + linear.outputs) for linear in adapted)
+        return sum(self.rank * (inputs + outputs) for inputs, outputs in adapted)
 
     @property
     def _adapted_inputs(self) -> float:
-        """Width of all inputs that a layer's adapters see, each linear's counted for itself."""
-        return sum(linear.inputs for linear in self.shape.targets(self.targets)) / self.shape.layers
+        """Summed width of the inputs of a layer's adapters."""
+        return sum(inputs for inputs, _ in self.shape.targets(self.targets)) / self.shape.layers
 
     # Memory ---------------------------------------------------------------------------------------------------------
 
@@ -103,7 +114,7 @@ class CostModel:
         shape = self.shape
         if self.quantize == "none":
             return shape.parameters * self.width
-        scales = 0 if self.quantize == "nf4" else 4 * sum(linear.outputs for linear in shape.linears)
+        scales = 0 if self.quantize == "nf4" else 4 * sum(outputs for _, outputs in shape.linears.values())
         return int(shape.linear_weights * WEIGHT_BYTES[self.quantize] + scales + shape.others * self.width)
 
     def adapter(self) -> int:
@@ -184,6 +195,10 @@ class CostModel:
         parts = {**fixed, "activations": kept, "logits": head, "workspace": cost, "peak": peak}
         return {name: int(size) for name, size in parts.items()}
 
+    def fits(self, batch: Batch, memory: RecomputePolicy) -> bool:
+        """Tell whether the device has memory for a batch, fragments allowed for."""
+        return self.memory(batch, memory)["peak"] * (1 + FRAGMENTS) <= self.hardware.memory
+
     # Time -----------------------------------------------------------------------------------------------------------
 
     def flops(self, batch: Batch) -> float:
@@ -193,30 +208,30 @@ class CostModel:
         head = 4 * s.vocabulary * s.hidden * batch.trained
         return 4 * s.linear_weights * batch.tokens + head + 7 * s.q * s.layers * batch.attended
 
-    def seconds(self, batch: Batch, memory: RecomputePolicy, hardware: Hardware) -> float:
+    def seconds(self, batch: Batch, memory: RecomputePolicy) -> float:
         """Estimate the seconds of one forward and backward pass."""
         if self.kind == "cpu":
             extra = sum(level == "full" for level in memory.levels) / self.shape.layers / 2
-            read = 2 * self.weights() / hardware.bandwidth  # once in each pass, however few tokens there are
+            read = 2 * self.weights() / self.hardware.bandwidth  # once in each pass, however few tokens there are
             starting = self.shape.layers * KERNELS[False] * CPU_LAUNCH_SECONDS
-            return (self.flops(batch) / hardware.bf16 / CPU_PRODUCT_SHARE + read + starting) * (1 + extra)
+            return (self.flops(batch) / self.hardware.bf16 / CPU_PRODUCT_SHARE + read + starting) * (1 + extra)
         levels = set(memory.levels)
-        by_level = {level: self._layer_seconds(batch, level, memory.mlp_chunks, hardware) for level in levels}
+        by_level = {level: self._layer_seconds(batch, level, memory.mlp_chunks) for level in levels}
         total = sum(by_level[level] for level in memory.levels)
         head = 4 * self.shape.vocabulary * self.shape.hidden * batch.trained
-        total += head / (PRODUCT_SHARE * hardware.bf16)
+        total += head / (PRODUCT_SHARE * self.hardware.bf16)
         if memory.offload:  # overlapped with the computing, which it slows down a little
             moved = 2 * self.saved["full"] * batch.tokens * memory.levels.count("full")
             total += 0.1 * moved / HOST_BANDWIDTH
         return total
 
-    def optimizer_seconds(self, hardware: Hardware) -> float:
+    def optimizer_seconds(self) -> float:
         """Estimate the seconds of clipping and stepping."""
         moved = self.adapter_parameters * (3 * MASTER_BYTES + 2 * STATE_BYTES[self.optimizer])
-        return 0.0 if self.kind == "cpu" else 2e-3 + moved / (BANDWIDTH_SHARE * hardware.bandwidth)
+        return 0.0 if self.kind == "cpu" else 2e-3 + moved / (BANDWIDTH_SHARE * self.hardware.bandwidth)
 
-    def _layer_seconds(self, batch: Batch, level: str, chunks: int, hardware: Hardware) -> float:
-        s, tokens = self.shape, batch.tokens
+    def _layer_seconds(self, batch: Batch, level: str, chunks: int) -> float:
+        s, tokens, hardware = self.shape, batch.tokens, self.hardware
         weights = s.linear_weights / s.layers
         gate_up = 2 * s.hidden * s.intermediate
         again = {"none": 0.0, "mlp": gate_up, "full": weights - gate_up / 2}[level]
@@ -241,12 +256,12 @@ class CostModel:
         }
         elements = sum(passes[name] * width for name, width in widths.items())
         adapted = self.shape.targets(self.targets)
-        elements += LOW_RANK_PASSES * sum(linear.inputs + linear.outputs for linear in adapted) / s.layers
+        elements += LOW_RANK_PASSES * sum(inputs + outputs for inputs, outputs in adapted) / s.layers
         moved = self.width * elements * (1 if self.fused else PLAIN_FACTOR)
         if not self.fused and (self.quantize != "none" or self.dropout):
             moved += CAST_BYTES * self._adapted_inputs
         if self.in_fp8:
-            moved += QUANTIZE_BYTES * sum(linear.inputs + linear.outputs for linear in s.linears) / s.layers
+            moved += QUANTIZE_BYTES * sum(map(sum, s.linears.values())) / s.layers
         return tokens * moved
 
     def _bytes_unpacked(self, weights: float, passes: float) -> float:
@@ -258,8 +273,11 @@ class CostModel:
         return passes * weights * (WEIGHT_BYTES[self.quantize] + self.width)
 
 
-def cost_model_of(config: Config, shape: ModelShape, *, width: int, kind: str, fp8_products: bool = True) -> CostModel:
-    """Return the model, base and adapter that a config trains on a model of this shape.
+def cost_model_of(config: Config, shape: ModelShape, hardware: Hardware, *, width: int) -> CostModel:
+    """Return the cost model of a config on a model of this shape.
+
+    Args:
+        width: bytes of a number in the model's dtype.
 
     Raises:
         ConfigError: the shape has none of the layers that a new adapter shall be on.
@@ -268,13 +286,12 @@ def cost_model_of(config: Config, shape: ModelShape, *, width: int, kind: str, f
         shape.check_targets(config.lora.targets)
     return CostModel(
         shape=shape,
+        hardware=hardware,
         quantize=config.quantize,
         rank=config.lora.r,
         targets=tuple(config.lora.targets),
         optimizer=config.train.optimizer,
         dropout=config.lora.dropout > 0,
         width=width,
-        kind=kind,
         may_fuse=config.train.fused,
-        fp8_products=fp8_products,
     )

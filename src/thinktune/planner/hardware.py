@@ -43,7 +43,7 @@ class Hardware:
 
 
 CONTEXT = int(0.6 * GIB)
-"""Of a GPU's memory, what the driver, the CUDA context and the libraries' kernels take before a tensor is there."""
+"""Bytes of GPU memory for the driver, the CUDA context and the libraries' kernels, before any tensor."""
 
 
 def _gpu(name: str, gib: float, bf16: float, fp8: float, gigabytes: float, source: str) -> Hardware:
@@ -129,7 +129,7 @@ def hardware_here(device: torch.device, dtype: torch.dtype, limit: float | None 
 
 
 _SHARE_OF_PEAK = 0.72
-"""Of a GPU's published rate, what large products reach: cost.py counts with published rates."""
+"""Share of the published rate that large products reach: the cost model starts from published rates."""
 
 
 def _published(name: str, total: int) -> Hardware | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,20 +20,11 @@ FUSED_MAX_RANK = 64
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A linear layer inside the decoder: its name in the model, and its widths."""
-
-    name: str
-    inputs: int
-    outputs: int
-
-
-@dataclass(frozen=True)
 class ModelShape:
     """The sizes that memory and time depend on.
 
     Attributes:
-        linears: those of all decoder layers, the head not among them.
+        linears: (inputs, outputs) of the linear layers, by name; the head is not among them.
         others: parameters that are in none of them: embeddings, norms, biases, and the head.
         kv: width of all keys, and of all values, of a token.
         q: width of all queries of a token.
@@ -47,31 +38,30 @@ class ModelShape:
     heads: int
     intermediate: int
     vocabulary: int
-    linears: tuple[Linear, ...]
+    linears: Mapping[str, tuple[int, int]]
     others: int
 
     @property
     def linear_weights(self) -> int:
-        return sum(linear.inputs * linear.outputs for linear in self.linears)
+        return sum(inputs * outputs for inputs, outputs in self.linears.values())
 
     @property
     def parameters(self) -> int:
         return self.linear_weights + self.others
 
-    def targets(self, names: Sequence[str]) -> tuple[Linear, ...]:
-        """List the linear layers that an adapter with these targets is on: those whose name ends in one, as PEFT has
-        it."""
+    def targets(self, names: Sequence[str]) -> list[tuple[int, int]]:
+        """List (inputs, outputs) of the linear layers that get an adapter: as in PEFT, their names end in a target."""
         ends = tuple(f".{name}" for name in names)
-        return tuple(linear for linear in self.linears if f".{linear.name}".endswith(ends))
+        return [widths for name, widths in self.linears.items() if f".{name}".endswith(ends)]
 
     def check_targets(self, names: Sequence[str]) -> None:
-        """Make sure that an adapter can be on all of them.
+        """Check that every target names a linear layer.
 
         Raises:
             ConfigError: no linear layer of the decoder has that name.
         """
         if unknown := [name for name in names if not self.targets([name])]:
-            known = sorted({linear.name.rpartition(".")[2] for linear in self.linears})
+            known = sorted({name.rpartition(".")[2] for name in self.linears})
             raise ConfigError(
                 f"lora.targets: the model's layers have no {', '.join(unknown)}",
                 hint=f"they have {', '.join(known)}",
@@ -92,11 +82,11 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
         plain = type(config).from_dict(values)
         model = AutoModelForCausalLM.from_config(plain, trust_remote_code=trust_remote_code)
     head = model.get_output_embeddings()
-    linears = []
+    linears = {}
     for name, module in model.named_modules():
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
             outputs, inputs = module.weight.shape if isinstance(module, torch.nn.Linear) else module.weight.shape[::-1]
-            linears.append(Linear(name, inputs, outputs))
+            linears[name] = (inputs, outputs)
     text = config.get_text_config()
     hidden = text.hidden_size
     heads = getattr(text, "num_attention_heads", 1)
@@ -111,6 +101,6 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
         heads=heads,
         intermediate=getattr(text, "intermediate_size", None) or 4 * hidden,
         vocabulary=text.vocab_size,
-        linears=tuple(linears),
-        others=total - sum(linear.inputs * linear.outputs for linear in linears),
+        linears=linears,
+        others=total - sum(inputs * outputs for inputs, outputs in linears.values()),
     )

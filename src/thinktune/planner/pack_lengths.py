@@ -1,4 +1,4 @@
-"""The lengths of the rows that a training takes: what memory and time depend on, beside the model."""
+"""The lengths of the packs that a training takes: memory and time depend on these and on the model."""
 
 from __future__ import annotations
 
@@ -20,71 +20,74 @@ from thinktune.planner.cost_model import Batch
 logger = logging.getLogger(__name__)
 
 _DRAWN = 1000
-"""Examples whose lengths stand for all of them."""
+"""Examples in the sample of lengths."""
 _QUICK_BYTES = 256 * 2**20
-"""Of a local data file: what is read, and tokenised as far as the draw goes, within seconds."""
+"""Largest local data file that is read, and of which a draw is tokenised, within seconds."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The packs of an epoch, each the (tokens, trained tokens) of its documents, or a sample that stands for them.
+class Packs:
+    """The packs of an epoch, each measured as a batch of its own, or a sample that stands for them.
 
     Attributes:
-        count: packs of an epoch; None where nobody knows.
-        source: where the lengths come from, in words.
+        count: packs of an epoch; None: unknown.
+        source: origin of the lengths, in words.
     """
 
-    packs: tuple[tuple[tuple[int, int], ...], ...]
+    packs: tuple[Batch, ...]
     count: int | None
     source: str
 
-    def mean(self, rows: int) -> Batch:
-        """A batch of so many packs, as it is on average."""
-        share = rows / len(self.packs)
-        batch = _batch(self.packs)
-        return Batch(batch.tokens * share, batch.trained * share, batch.attended * share)
+    def mean(self, count: int) -> Batch:
+        """Return the average batch of so many packs."""
+        return Batch.joined(self.packs, count / len(self.packs))
 
-    def longest(self, rows: int) -> Batch:
-        """The longest packs in one batch: no batch can be longer."""
-        by_length = sorted(self.packs, key=lambda documents: -sum(tokens for tokens, _ in documents))
-        return _batch(by_length[:rows] + by_length[:1] * (rows - len(by_length)))
+    def longest(self, count: int) -> Batch:
+        """Return the batch of the longest packs: no batch can be longer."""
+        by_length = sorted(self.packs, key=lambda pack: -pack.tokens)
+        return Batch.joined(by_length[:count] + by_length[:1] * (count - len(by_length)))
 
 
 def packs_of(lengths: Sequence[int], config: Config) -> list[list[int]]:
-    """The indexes of the examples that each row of training holds."""
+    """Pack examples as the config says: the indexes of the examples of each pack."""
     if not config.train.packing:
         return [[index] for index in range(len(lengths))]
     return pack(lengths, config.train.pack_length or config.data.max_length)
 
 
-def rows_of(
+def measure_packs(
     examples: Sequence[Tokens], packs: Sequence[Sequence[int]], *, of: int | None = None, source: str = "the data"
-) -> Rows:
-    """Return the rows of these packs of examples; `of`: how many examples they stand for (None: themselves)."""
-    sizes = [(len(example), example.trained) for example in examples]
+) -> Packs:
+    """Measure packs (indexes of examples); `of`: the number of examples that they stand for (None: their own)."""
     count = len(packs) if of is None else math.ceil(len(packs) * of / len(examples))
-    return Rows(tuple(tuple(sizes[index] for index in documents) for documents in packs), count, source)
+    return Packs(tuple(_measure([examples[index] for index in pack]) for pack in packs), count, source)
 
 
-def read_rows(config: Config) -> Rows:
-    """The data's rows where they are on this machine and small, else rows of the longest that the config allows."""
+def _measure(pack: Sequence[Tokens]) -> Batch:
+    lengths = [len(example) for example in pack]
+    return Batch(sum(lengths), sum(example.trained for example in pack), sum(length**2 for length in lengths))
+
+
+def read_packs(config: Config) -> Packs:
+    """Read and pack the data if it is small and on this machine; else return the longest packs that it may have."""
     if _is_quick(config):
         try:
-            return _read_rows(config)
+            return _read_packs(config)
         except ThinktuneError as error:  # the data will not do, or the tokenizer; the memory can be told nevertheless
             logger.info(f"lengths of the data are not known: {error.message}")
-    return longest_rows(config)
+    return longest_packs(config)
 
 
-def longest_rows(config: Config) -> Rows:
-    """Return packs of the longest that the config allows, which stand for data that is not read."""
+def longest_packs(config: Config) -> Packs:
+    """Return the longest pack that the config allows, which stands for data that is not read."""
     longest = (config.train.pack_length if config.train.packing else None) or config.data.max_length
     document = min(longest, config.data.max_length)
-    documents = ((document, document),) * (longest // document)
+    documents = longest // document
     count = config.data.sample
     if count is not None:
-        count = math.ceil(round(count * (1 - config.data.eval_fraction)) / len(documents))
-    return Rows((documents,), count, f"not read: every row taken to have {longest:,} tokens")
+        count = math.ceil(round(count * (1 - config.data.eval_fraction)) / documents)
+    pack = Batch(documents * document, documents * document, documents * document**2)
+    return Packs((pack,), count, f"not read: every pack taken to have {longest:,} tokens")
 
 
 def _is_quick(config: Config) -> bool:
@@ -97,7 +100,7 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _read_rows(config: Config) -> Rows:
+def _read_packs(config: Config) -> Packs:
     from thinktune.data import prepare
     from thinktune.models import load_tokenizer, make_chat
 
@@ -114,20 +117,11 @@ def _read_rows(config: Config) -> Rows:
     count = round(usable * (1 - config.data.eval_fraction))
     source = f"{len(prepared.train):,} examples read" + (f" for {count:,}" if count > len(prepared.train) else "")
     packs = packs_of([len(example) for example in prepared.train], config)
-    return rows_of(prepared.train, packs, of=count, source=source)
+    return measure_packs(prepared.train, packs, of=count, source=source)
 
 
 def _share_that_fits(sources: Sequence[SourceReport]) -> float:
-    """Of the examples that were tokenised, those that are not dropped for their length."""
+    """Return the share of the tokenised examples that is not dropped for its length."""
     kept = sum(source.kept for source in sources)
     dropped = sum(len(source.dropped.get(reason, ())) for source in sources for reason in LENGTH_FAULTS)
     return kept / (kept + dropped)
-
-
-def _batch(packs: Sequence[Sequence[tuple[int, int]]]) -> Batch:
-    documents = [document for documents in packs for document in documents]
-    return Batch(
-        sum(tokens for tokens, _ in documents),
-        sum(trained for _, trained in documents),
-        sum(tokens**2 for tokens, _ in documents),
-    )

@@ -1,8 +1,8 @@
 """`thinktune plan CONFIG`: the memory, the speed and the hours of a training, before anything is loaded.
 
 Only the model's configuration is read, and the lengths of the data's examples where that is quick. `train` begins with
-the same plan for the card at hand and takes from it what to recompute; `--fit` looks for the settings that are fastest
-among those that fit, at the same number of rows an optimizer step.
+the same plan for the device at hand and takes the recompute policy from it; `--fit` looks for the fastest settings that
+fit, with the same number of packs an optimizer step.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from typing import Any, Literal
 from thinktune.config import Config, Quantize
 from thinktune.errors import ThinktuneError
 from thinktune.notices import muted
-from thinktune.planner.cost_model import FRAGMENTS, Batch, CostModel, cost_model_of
+from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
 from thinktune.planner.hardware import GIB, Hardware, find_gpu, hardware_here
 from thinktune.planner.known_models import known_config
 from thinktune.planner.model_shape import ModelShape, shape_of
-from thinktune.planner.pack_lengths import Rows, longest_rows, read_rows
+from thinktune.planner.pack_lengths import Packs, longest_packs, read_packs
 from thinktune.planner.recompute_policy import Level, RecomputePolicy
-
-__all__ = ["Batch", "Plan", "RecomputePolicy", "Rows", "choose", "fit", "lighter", "plan_config", "plan_rows"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +37,10 @@ _WORTH = 1.1
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training will take, and how it is made to fit.
+    """The memory and the time that a training will take, and its way through the model.
 
     Attributes:
-        rows, accumulation: packs a forward pass takes, and passes an optimizer step adds up.
+        packs, accumulation: packs a forward pass takes, and passes an optimizer step adds up.
         fused: whether fused/ runs the decoder layers.
         parts: bytes by part; "peak" is their peak, "logits" and "workspace" are never there together.
         limit: bytes that may be used.
@@ -55,7 +53,7 @@ class Plan:
     quantize: Quantize
     fused: bool
     memory: RecomputePolicy
-    rows: int
+    packs: int
     accumulation: int
     parts: dict[str, int]
     limit: int
@@ -68,12 +66,12 @@ class Plan:
     data: str
 
     def describe(self) -> str:
-        """Say how the rows of an optimizer step go through the model."""
-        spread = f"{self.rows} row{'s' * (self.rows > 1)} at once"
+        """Say how the packs of an optimizer step go through the model."""
+        spread = f"{self.packs} pack{'s' * (self.packs > 1)} at once"
         return f"{spread} x {self.accumulation}, {describe_memory(self.memory)}"
 
     def line(self) -> str:
-        """The plan in a line."""
+        """Say the plan in a line."""
         speed = f", about {self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else ""
         hours = f", {duration(self.hours)}" if self.hours else ""
         return (
@@ -82,9 +80,9 @@ class Plan:
         )
 
     def overrides(self, config: Config) -> list[str]:
-        """The settings that differ from `config`'s."""
+        """List the settings that differ from `config`'s, as `key=value`."""
         settings: dict[str, Any] = {"quantize": self.quantize}
-        settings |= {"train.batch_size": self.rows, "train.accumulation": self.accumulation}
+        settings |= {"train.batch_size": self.packs, "train.accumulation": self.accumulation}
         if self.fused:
             offload: bool | str = self.memory.offload
             if not offload and config.train.offload_checkpoints == "auto":
@@ -97,7 +95,7 @@ class Plan:
 
 
 def describe_memory(memory: RecomputePolicy) -> str:
-    """Such as `recomputing 12 of 36 MLPs and 4 of 36 layers, MLP in 2 chunks`."""
+    """Say a recompute policy, as in `recomputing 12 of 36 MLPs and 4 of 36 layers, MLP in 2 chunks`."""
     full, mlp, total = memory.levels.count("full"), memory.levels.count("mlp"), len(memory.levels)
     some = [f"{mlp} of {total} MLPs"] * bool(mlp) + [f"{full} of {total} layers"] * bool(full)
     parts = ["recomputing " + " and ".join(some) if some else "recomputing nothing"]
@@ -107,8 +105,11 @@ def describe_memory(memory: RecomputePolicy) -> str:
 
 
 def lighter(plan: Plan) -> Plan | None:
-    """The same plan with less memory for the same optimizer step: more recomputation, then smaller pieces of the MLP,
-    then checkpoints in main memory, then fewer rows at once. None where nothing is left. What it predicts stays."""
+    """Return the next lighter plan for the same optimizer step; None: there is none.
+
+    It recomputes more, then cuts the MLP into more chunks, then keeps checkpoints in main memory, then takes fewer
+    packs at once. The prediction stays as it was.
+    """
     memory = plan.memory
     ladder: tuple[Level, ...] = ("mlp", "full") if plan.fused else ("full",)
     for level in ladder:
@@ -120,41 +121,35 @@ def lighter(plan: Plan) -> Plan | None:
         return replace(plan, memory=replace(memory, mlp_chunks=memory.mlp_chunks * 2))
     if plan.fused and not memory.offload:
         return replace(plan, memory=replace(memory, offload=True))
-    if plan.rows > 1:
-        factor = smallest_factor(plan.rows)
-        return replace(plan, rows=plan.rows // factor, accumulation=plan.accumulation * factor)
+    if plan.packs > 1:
+        factor = smallest_factor(plan.packs)
+        return replace(plan, packs=plan.packs // factor, accumulation=plan.accumulation * factor)
     return None
 
 
-def plan_rows(
-    config: Config,
-    shape: ModelShape,
-    rows: Rows,
-    hardware: Hardware,
-    *,
-    width: int,
-    may_fuse: bool = True,
+def plan_as_configured(
+    config: Config, shape: ModelShape, packs: Packs, hardware: Hardware, *, width: int, may_fuse: bool = True
 ) -> Plan:
-    """The plan for `config` as it stands: its base, its rows; what is recomputed where that is left to us.
+    """Plan a config as it stands, with its base and batches; recomputation is chosen where it is auto.
 
     Args:
         width: bytes of a number in the model's dtype.
         may_fuse: False where fused/ has said that it cannot run this model's layers.
     """
     choices = [config.train.batch_size * factor for factor in _divisors(config.train.accumulation)]
-    cost = _cost_model(config, shape, hardware, width)
+    cost = cost_model_of(_continued(config), shape, hardware, width=width)
     cost = replace(cost, may_fuse=may_fuse and cost.may_fuse)
     wanted = config.train.offload_checkpoints
 
     def best(*, offload: bool) -> Plan:
-        return _best(_plans(config, cost, rows, hardware, choices, config.train.gradient_checkpointing, (offload,)))
+        return _best(_plans(config, cost, packs, choices, config.train.gradient_checkpointing, (offload,)))
 
     plan = best(offload=wanted is True)
     return best(offload=True) if wanted == "auto" and cost.fused and not plan.fits else plan
 
 
-def fit(config: Config, shape: ModelShape, rows: Rows, hardware: Hardware, *, width: int) -> Plan:
-    """The fastest plan that fits, over all ways to hold the base and to spread the rows of an optimizer step.
+def fit(config: Config, shape: ModelShape, packs: Packs, hardware: Hardware, *, width: int) -> Plan:
+    """Find the fastest plan that fits, over all number formats of the base and all splits of an optimizer step.
 
     A less precise base is taken only where it is clearly faster than every more precise one that fits.
     """
@@ -162,23 +157,19 @@ def fit(config: Config, shape: ModelShape, rows: Rows, hardware: Hardware, *, wi
     bases = _MORE_PRECISE if hardware.kind == "cuda" else (config.quantize,)
     best: Plan | None = None
     for base in bases:
-        cost = _cost_model(config.model_copy(update={"quantize": base}), shape, hardware, width)
+        cost = cost_model_of(_continued(config.model_copy(update={"quantize": base})), shape, hardware, width=width)
         if base == "fp8" and not cost.in_fp8:
             continue  # int8 is as small, and faster then
         offloads = (False, True) if cost.fused else (False,)
-        plan = _best(_plans(config, cost, rows, hardware, choices, "auto", offloads))
+        plan = _best(_plans(config, cost, packs, choices, "auto", offloads))
         if best is None or _preferred(plan, best):
             best = plan
     assert best is not None
     return best
 
 
-def _cost_model(config: Config, shape: ModelShape, hardware: Hardware, width: int) -> CostModel:
-    return cost_model_of(_continued(config), shape, width=width, kind=hardware.kind, fp8_products=hardware.fp8 > 0)
-
-
 def _continued(config: Config) -> Config:
-    """With the rank, dropout and targets of the adapter of `lora.init`, which hold instead of the config's."""
+    """Put the rank, dropout and targets of the adapter of `lora.init` in the place of the config's."""
     from thinktune.models import resolve
     from thinktune.models.folder import ADAPTER_CONFIG, read_json
 
@@ -207,58 +198,47 @@ def _preferred(plan: Plan, best: Plan) -> bool:
 def _plans(
     config: Config,
     cost: CostModel,
-    rows: Rows,
-    hardware: Hardware,
+    packs: Packs,
     choices: Sequence[int],
     checkpointing: Checkpointing,
     offloads: Sequence[bool],
 ) -> Iterator[Plan]:
     for at_once in choices:
         for offload in offloads:
-            longest = rows.longest(at_once)
-            memory = choose(cost, longest, hardware, checkpointing=checkpointing, offload=offload)
-            accumulation = config.train.batch_size * config.train.accumulation // at_once
-            yield _plan(config, cost, rows, hardware, memory, at_once, accumulation)
+            memory = choose(cost, packs.longest(at_once), checkpointing=checkpointing, offload=offload)
+            yield _plan(config, cost, packs, memory, at_once)
 
 
-def _plan(
-    config: Config,
-    cost: CostModel,
-    rows: Rows,
-    hardware: Hardware,
-    memory: RecomputePolicy,
-    at_once: int,
-    accumulation: int,
-) -> Plan:
-    longest, mean = rows.longest(at_once), rows.mean(at_once)
-    parts = cost.memory(longest, memory)
-    seconds = accumulation * cost.seconds(mean, memory, hardware) + cost.optimizer_seconds(hardware)
+def _plan(config: Config, cost: CostModel, packs: Packs, memory: RecomputePolicy, at_once: int) -> Plan:
+    accumulation = config.train.batch_size * config.train.accumulation // at_once
+    longest, mean = packs.longest(at_once), packs.mean(at_once)
+    seconds = accumulation * cost.seconds(mean, memory) + cost.optimizer_seconds()
     step_tokens = mean.tokens * accumulation
     steps = config.train.max_steps
-    if steps is None and rows.count is not None:
-        steps = math.ceil(math.ceil(rows.count / (at_once * accumulation)) * config.train.epochs)
+    if steps is None and packs.count is not None:
+        steps = math.ceil(math.ceil(packs.count / (at_once * accumulation)) * config.train.epochs)
     return Plan(
         model=config.model,
-        hardware=hardware.name,
+        hardware=cost.hardware.name,
         quantize=cost.quantize,
         fused=cost.fused,
         memory=memory,
-        rows=at_once,
+        packs=at_once,
         accumulation=accumulation,
-        parts=parts,
-        limit=hardware.memory,
-        fits=_fits(parts, hardware),
+        parts=cost.memory(longest, memory),
+        limit=cost.hardware.memory,
+        fits=cost.fits(longest, memory),
         longest=int(longest.tokens),
         step_tokens=step_tokens,
         tokens_per_second=step_tokens / seconds,
         steps=steps,
         hours=steps * seconds / 3600 if steps is not None else None,
-        data=rows.source,
+        data=packs.source,
     )
 
 
 def _best(plans: Iterator[Plan]) -> Plan:
-    """The fastest that fits, else the smallest; the first of equals."""
+    """Return the fastest plan that fits, else the smallest; of equals the first."""
     found = list(plans)
     fitting = [plan for plan in found if plan.fits]
     if fitting:
@@ -266,10 +246,8 @@ def _best(plans: Iterator[Plan]) -> Plan:
     return min(found, key=lambda plan: plan.parts["peak"])
 
 
-def choose(
-    cost: CostModel, batch: Batch, hardware: Hardware, *, checkpointing: Checkpointing, offload: bool = False
-) -> RecomputePolicy:
-    """What to recompute for a batch: the fastest that fits, else what takes least memory.
+def choose(cost: CostModel, batch: Batch, *, checkpointing: Checkpointing, offload: bool = False) -> RecomputePolicy:
+    """Choose the recompute policy for a batch: the fastest that fits, else the one of least memory.
 
     The layers of level "full" come first and those of "none" last: the backward pass begins with the last layer, while
     everything is still held, and a layer that is recomputed needs room for that.
@@ -278,24 +256,22 @@ def choose(
     most, least = (RecomputePolicy(_levels({level: layers})) for level in _EXTREMES)
     if not cost.fused:
         if checkpointing == "auto":
-            checkpointing = cost.kind == "cuda" and not _fits(cost.memory(batch, most), hardware)
+            checkpointing = cost.kind == "cuda" and not cost.fits(batch, most)
         return least if checkpointing else most
     if checkpointing is False:
         return most
     chunks = [count for count in (1, 2, 4, _MOST_CHUNKS) if count == 1 or batch.tokens / count >= _SMALLEST_CHUNK]
     if checkpointing == "auto":
-        found = [each for count in chunks for each in _fewest_mlps(cost, batch, hardware, count, offload)]
+        found = [each for count in chunks for each in _fewest_mlps(cost, batch, count, offload)]
     else:
         every = [replace(least, mlp_chunks=count, offload=offload) for count in chunks]
-        found = [memory for memory in every if _fits(cost.memory(batch, memory), hardware)]
+        found = [memory for memory in every if cost.fits(batch, memory)]
     smallest = replace(least, mlp_chunks=chunks[-1], offload=offload)
-    return min(found, key=lambda memory: cost.seconds(batch, memory, hardware), default=smallest)
+    return min(found, key=lambda memory: cost.seconds(batch, memory), default=smallest)
 
 
-def _fewest_mlps(
-    cost: CostModel, batch: Batch, hardware: Hardware, chunks: int, offload: bool
-) -> Iterator[RecomputePolicy]:
-    """For each number of layers recomputed as a whole, the fewest MLPs beside them with which the batch fits.
+def _fewest_mlps(cost: CostModel, batch: Batch, chunks: int, offload: bool) -> Iterator[RecomputePolicy]:
+    """Yield, for each number of layers recomputed as a whole, the policy with the fewest MLPs beside them that fits.
 
     An MLP that takes its tokens in chunks is always recomputed: gate and up are never there as a whole.
     """
@@ -307,11 +283,11 @@ def _fewest_mlps(
 
     for full in range(layers + 1):
         low, high = 0 if chunks == 1 else layers - full, layers - full
-        if not _fits(cost.memory(batch, make(full, high)), hardware):
+        if not cost.fits(batch, make(full, high)):
             continue
         while low < high:
             middle = (low + high) // 2
-            if _fits(cost.memory(batch, make(full, middle)), hardware):
+            if cost.fits(batch, make(full, middle)):
                 high = middle
             else:
                 low = middle + 1
@@ -324,15 +300,11 @@ def _levels(counts: dict[Level, int]) -> tuple[Level, ...]:
     return tuple(level for level, count in counts.items() for _ in range(count))
 
 
-def _fits(parts: dict[str, int], hardware: Hardware) -> bool:
-    return parts["peak"] * (1 + FRAGMENTS) <= hardware.memory
-
-
 def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False) -> Plan:
-    """What `thinktune plan` prints: from the model's configuration, without its weights.
+    """Plan a training from the model's configuration, without its weights, as `thinktune plan` does.
 
     Args:
-        gpu: a name or a size to plan for; None: what is here.
+        gpu: a name or a size to plan for; None: this machine's device.
         fitted: look for better settings (`--fit`).
 
     Raises:
@@ -348,29 +320,29 @@ def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False)
         hardware, width = find_gpu(gpu), 4 if config.load.dtype == "float32" else 2
         if config.train.memory is not None:
             hardware = replace(hardware, memory=min(hardware.memory, int(config.train.memory * GIB)))
-    shape, rows = _read_model_and_data(config)
-    plan = (fit if fitted else plan_rows)(config, shape, rows, hardware, width=width)
+    shape, packs = _read_model_and_data(config)
+    plan = (fit if fitted else plan_as_configured)(config, shape, packs, hardware, width=width)
     return plan if hardware.rated else replace(plan, tokens_per_second=None, hours=None)
 
 
-def _read_model_and_data(config: Config) -> tuple[ModelShape, Rows]:
+def _read_model_and_data(config: Config) -> tuple[ModelShape, Packs]:
     """Return the shape of the model and the lengths of the data.
 
     Of a common model whose files cannot be had: its published shape, and the longest packs that the config allows.
     """
     known = known_config(config.model)
     if known is None:
-        return read_shape(config), read_rows(config)
+        return read_shape(config), read_packs(config)
     once = config.load.model_copy(update={"attempts": 1})
     try:
-        return read_shape(config.model_copy(update={"load": once})), read_rows(config)
+        return read_shape(config.model_copy(update={"load": once})), read_packs(config)
     except ThinktuneError as error:
         logger.info(f"{error.message}; its shape is the published one, from the built-in table of common models")
-        return shape_of(known), longest_rows(config)
+        return shape_of(known), longest_packs(config)
 
 
 def read_shape(config: Config) -> ModelShape:
-    """The shape of a config's model, for which at most its configuration is downloaded."""
+    """Read the shape of a config's model; at most its configuration and tokenizer are downloaded."""
     from transformers import AutoConfig
 
     from thinktune.models import resolve
@@ -384,7 +356,7 @@ def read_shape(config: Config) -> ModelShape:
 
 
 def smallest_factor(number: int) -> int:
-    """Above 1, of a number that is."""
+    """Return the smallest divisor greater than 1 of a number greater than 1."""
     return _divisors(number)[1]
 
 

@@ -1,4 +1,4 @@
-"""What a training keeps and what it computes again: the choice that `plan` makes and the fused layers follow."""
+"""Which activations a training keeps and which it computes again: `plan` chooses, the fused layers follow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["none", "mlp", "full"]
-"""What a layer computes again in its backward pass: nothing; gate and up; everything but the last product."""
+"""Recomputed in the backward pass of a layer: nothing; gate and up; everything but the last product."""
 
 
 @dataclass(frozen=True)

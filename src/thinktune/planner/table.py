@@ -1,4 +1,4 @@
-"""What `thinktune plan` prints."""
+"""The table that `thinktune plan` prints."""
 
 from __future__ import annotations
 

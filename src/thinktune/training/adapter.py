@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def adapter_to_train(loaded: Loaded, config: Config) -> Iterator[PeftModel]:
-    """Within, the base model carries a new adapter, or the one of `lora.init`, its master weights in float32;
+    """Put a new adapter on the base model within the block, or the one of `lora.init`, its master weights in float32;
     afterwards it is the plain base model again."""
     keep_peft_local()
     base = loaded.model
@@ -46,7 +46,7 @@ def adapter_to_train(loaded: Loaded, config: Config) -> Iterator[PeftModel]:
 
 @contextmanager
 def adapter_to_ask(loaded: Loaded, adapter: Path) -> Iterator[Any]:
-    """Within, the tuned model: the adapter merged into the base model in memory, or beside it where that is quantised.
+    """Yield the tuned model: the adapter merged into the base model in memory, or beside it if that is quantised.
 
     Afterwards the base model has its own weights again, bit by bit: they were kept in main memory meanwhile.
     """
@@ -69,7 +69,7 @@ def adapter_to_ask(loaded: Loaded, adapter: Path) -> Iterator[Any]:
 
 
 def _require_plain_head(model: PeftModel) -> None:
-    """Raises ConfigError for adapters on the head: the loss reads its weight, and would never train them."""
+    """Refuse adapters on the head (ConfigError): the loss reads its weight, and would never train them."""
     if isinstance(model.get_base_model().get_output_embeddings(), BaseTunerLayer):
         model.unload()
         raise ConfigError(

@@ -37,13 +37,13 @@ class BaseModelCache:
         self._now = datetime.now()  # all see the same date
 
     def take(self, config: Config, now: datetime | None = None) -> tuple[Loaded, Prepared]:
-        """The base model, with the chat that `config` asks for, and the data to train.
+        """Return the base model, with the chat that `config` asks for, and the data to train.
 
         Args:
             now: for a template that reads the clock; None takes the moment at which this was made.
 
         Raises:
-            ThinktuneError: what loading the model and the data raise.
+            ThinktuneError: from loading the model and the data.
         """
         loaded = self.take_model(config, now)
         key = (model_key(config), data_key(config), date_settings(loaded.chat).get("now"))
@@ -55,7 +55,7 @@ class BaseModelCache:
         return loaded, self._prepared
 
     def take_model(self, config: Config, now: datetime | None = None) -> Loaded:
-        """The base model alone. One whose weights are not what they were when it was loaded is loaded anew."""
+        """Return the base model alone. One whose weights have changed since it was loaded is loaded anew."""
         key = model_key(config)
         if self._loaded is not None and self._keys[0] == key and checksum(self._loaded.model) != self._checksum:
             logger.warning("warning: the base model in memory has changed; loading it anew")
@@ -73,18 +73,18 @@ class BaseModelCache:
 
 
 def model_key(config: Config) -> tuple[Any, ...]:
-    """What decides which base model is loaded, and how."""
+    """Return the settings that decide which base model is loaded, and how."""
     return config.model, config.load, config.quantize
 
 
 def data_key(config: Config) -> tuple[Any, ...]:
-    """What decides, with the model, which tokens are trained and what the data report says of them."""
+    """Return the settings that, with the model, decide the trained tokens and the data report."""
     return config.data, config.format, config.data_seed, config.train.packing, config.train.pack_length
 
 
 @torch.no_grad()
 def checksum(model: torch.nn.Module) -> int:
-    """A number that is another one when any weight or buffer of the model is."""
+    """Compute a number that changes with any weight or buffer of the model."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     total = 0
     for place, tensor in enumerate([*model.parameters(), *model.buffers()], start=1):

@@ -36,7 +36,8 @@ def mark_whole(folder: Path, step: int, meter: dict[str, float]) -> None:
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
-    """
+    """Read the marker of a checkpoint.
+
     Raises:
         RunFolderError: it cannot be read.
     """
@@ -50,9 +51,9 @@ def read_marker(folder: Path) -> dict[str, Any]:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint that has a marker, its file named; None for a whole one.
+    """Say what is wrong with a checkpoint that has a marker, naming the file; None: it is whole.
 
-    Markers of earlier versions have no digests: of theirs, only what is cut off, or no file of its kind, is seen.
+    Markers of earlier versions have no digests: there, only files that are cut off or of another kind are seen.
     """
     try:
         marker = read_marker(folder)
@@ -66,7 +67,7 @@ def damage(folder: Path) -> str | None:
         if file.stat().st_size != expected["size"]:
             return f"{file} has {file.stat().st_size:,} bytes, and should have {expected['size']:,}"
         if sha256(file) != expected["sha256"]:
-            return f"{file} is not what was written"
+            return f"{file} differs from the marker"
     return _unreadable(folder) if files is None else None
 
 
@@ -88,7 +89,7 @@ def _unreadable(folder: Path) -> str | None:
 
 
 def whole_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Step and folder of every checkpoint with a readable marker, oldest first. Their files are not looked at."""
+    """List step and folder of every checkpoint with a readable marker, oldest first; their files are not read."""
     found = []
     for marker in folder.glob(f"checkpoint-*/{MARKER}"):
         try:
@@ -99,7 +100,7 @@ def whole_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def newest_whole(folder: Path) -> tuple[int, Path] | None:
-    """Step and folder of the newest checkpoint whose files are what was written; None where none was ever whole.
+    """Find step and folder of the newest checkpoint whose files match its marker; None: none was ever whole.
 
     Those cut off while they were written are removed. Damaged ones are put aside as damaged-STEP, and that is said.
 

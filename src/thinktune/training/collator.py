@@ -19,14 +19,15 @@ class PackedCollator:
         self._before: list[int] = []  # lengths in the batch before
 
     def __call__(self, packs: list[dict[str, list[int]]]) -> dict[str, Any]:
-        """
+        """Join packs into one batch.
+
         Args:
-            packs: rows `{"documents": [index of an example, …]}`.
+            packs: `{"documents": [index of an example, …]}`.
 
         Returns:
-            input_ids, position_ids and labels, int64 [1, tokens], positions counting from 0 in each document; where
-            the loss is taken: positions and the targets they predict, int64 [trained tokens]; and what attention over
-            packed documents wants: int32 cu_seq_lens_q, max_length_q, document_lengths, repeats.
+            input_ids, position_ids and labels, int64 [1, tokens], positions counting from 0 in each document;
+            positions of the loss and the targets they predict, int64 [trained tokens]; and the entries for attention
+            over packed documents: int32 cu_seq_lens_q, max_length_q, document_lengths, repeats.
         """
         documents = [self._examples[index] for pack in packs for index in pack["documents"]]
         lengths = [len(document) for document in documents]

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from thinktune.training.trainer import ThinkTrainer
 
 _STEP_SECONDS = 0.02
-"""What decoding one token of all problems costs at least; with the tokens at the speed of training, a guess at what the
+"""Least seconds to decode one token of all problems; with the tokens at the speed of training, a guess at what the
 first evaluation will take."""
 
 
 def checkup_problems(config: Config) -> list[Example]:
-    """The problems asked during training, always the same; none where `eval.data` or `eval.every` is not set.
+    """Read the problems asked during training, always the same; none unless `eval.data` and `eval.every` are set.
 
     Raises:
         DataError, DownloadError, MissingExtra: see `data.load_examples`.
@@ -46,10 +46,10 @@ def checkup_problems(config: Config) -> list[Example]:
 
 class GenerationEvalCallback(TrainerCallback):
     """Asks the problems every `eval.every` steps and logs `eval_format_rate`, `eval_accuracy`,
-    `eval_accuracy_lenient`, `eval_samples` and `eval_seconds`, which is what it cost.
+    `eval_accuracy_lenient`, `eval_samples` and `eval_seconds`, their cost.
 
     One is left out where it would bring their cost above `eval.every_share` of the training time that has passed, going
-    by what the last one took, or a guess at the first. With a share of 1 none is.
+    going by the last one, or by a guess at the first. With a share of 1 none is left out.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class GenerationEvalCallback(TrainerCallback):
         self._last: float | None = None
 
     def resume(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Count what those before the checkpoint have cost, by the lines of metrics.jsonl."""
+        """Count the cost of those before the checkpoint, by the lines of metrics.jsonl."""
         if costs := [line["eval_seconds"] for line in lines if "eval_seconds" in line]:
             self._seconds, self._last = sum(costs), costs[-1]
 
@@ -112,7 +112,7 @@ class GenerationEvalCallback(TrainerCallback):
         return self._share == 1 or self._seconds + self._expected() <= self._share * self._trainer.meter.seconds
 
     def _expected(self) -> float:
-        """Seconds that the next one will take."""
+        """Estimate the seconds of the next one."""
         if self._last is not None:
             return self._last
         meter = self._trainer.meter

@@ -1,4 +1,4 @@
-"""Whether what is trained is the model: loss and gradient our way against its own untouched forward, before a step.
+"""The fidelity check: loss and gradient as trained, against the model's own untouched forward, before a step.
 
 Our way packs documents, has an attention of its own and may have fused layers and a fused head. Each of them is right
 for the families it was written for and may be silently wrong for the next one; so nothing is concluded from a name.
@@ -43,7 +43,7 @@ ROUNDED_LOSS, ROUNDED_GRADIENT = 0.01, 0.1  # in 16 bits
 COARSE_LOSS, COARSE_GRADIENT = 0.06, 0.3
 """Over int8, which rounds activations to 8 bits, but for columns with large values somewhere in the batch."""
 _NOISE = 3.0
-"""In 16 bits, what rounding otherwise changes may be exceeded so many times; it is tried up to _TRIES times."""
+"""In 16 bits, how many times the effect of other rounding, of up to _TRIES tries, a gap may be."""
 _TRIES = 4
 _TOKENS = {"cuda": 2048, "cpu": 1024}
 """The longest document is cut to as many, on both sides, …"""
@@ -60,7 +60,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Gap:
-    """How far our way is from the model's own, and what rounding alone makes of the latter.
+    """The distance of loss and gradient as trained from the model's own, and the effect of rounding alone.
 
     Attributes:
         loss, gradient: the difference as a part of the model's own.
@@ -77,7 +77,7 @@ class Gap:
     coarse: bool = False
 
     def problem(self, dtype: torch.dtype) -> str | None:
-        """What is off; None where nothing is."""
+        """Say by how much loss or gradient is off; None: neither is."""
         loss, gradient = LOSS_BOUNDS.get(dtype, ROUNDED_LOSS), GRADIENT_BOUNDS.get(dtype, ROUNDED_GRADIENT)
         if self.coarse:
             loss, gradient = COARSE_LOSS, COARSE_GRADIENT
@@ -93,10 +93,10 @@ class Gap:
 def examine_in_float32(
     with_loss: ModelWithLoss, examples: Sequence[Tokens], dtype: torch.dtype, *, packs: bool
 ) -> bool:
-    """Hold training our way against the model itself in float32, where a training in 16 bits has room for that.
+    """Check a training in 16 bits against the model itself in float32, if there is room for that.
 
-    In 16 bits, rounding hides much of what an attention leaves out. Weights are widened for a moment; packed ones
-    (int8, nf4, fp8), and models too large for it, are examined as they are set up, alone.
+    In 16 bits, rounding hides much of an attention that leaves something out. Weights are widened for a moment; packed
+    ones (int8, nf4, fp8), and models too large for it, are examined as they are set up, alone.
 
     Args:
         packs: whether examples are to share a sequence.
@@ -123,21 +123,21 @@ def examine_in_float32(
 def examine_as_set_up(
     with_loss: ModelWithLoss, examples: Sequence[Tokens], dtype: torch.dtype, *, packs: bool, apart: bool
 ) -> bool:
-    """The same in the dtype of the training, of a model that is set up for it: `apart` is what was seen before."""
+    """Check the model as it is set up, in the dtype of the training; `apart`: the outcome of the first check."""
     apart = apart and documents_are_isolated(with_loss.peft_model, examples)
     require_faithful(with_loss, examples, computes_in(with_loss.peft_model, dtype), together=packs and apart)
     return apart
 
 
 def _is_plain(model: PeftModel) -> bool:
-    """Whether no weight is packed: then it can be widened."""
+    """Tell whether no weight is packed: then it can be widened."""
     return not has_quantised_weights(inner_model(model))
 
 
 def require_faithful(
     with_loss: ModelWithLoss, examples: Sequence[Tokens], dtype: torch.dtype, *, together: bool
 ) -> None:
-    """Hold loss and gradient of the shortest and of the longest example against the model's own.
+    """Check loss and gradient of the shortest and of the longest example against the model's own.
 
     Both are computed the way training will, in one pack if they may be `together`. Nothing of it stays: no gradient,
     and random numbers, modes and buffers are as they were. On a GPU too small for it, the longest example is cut.
@@ -158,7 +158,7 @@ def require_faithful(
 
 
 def measure(with_loss: ModelWithLoss, documents: Sequence[Tokens], dtype: torch.dtype) -> Gap:
-    """How far the loss and gradient of a pack are from those of its documents alone, through the untouched model.
+    """Measure how far loss and gradient of a pack are from those of its documents alone, in the untouched model.
 
     Rounding gets several tries to explain a gap: in mixtures of experts, it may send a token to other experts in one
     and not in the next.
@@ -214,7 +214,7 @@ def _ours(
 
 @contextmanager
 def _exact(model: PeftModel) -> Iterator[None]:
-    """At rest, and with no rounding but that of the model's dtype."""
+    """Put the model at rest, with no rounding but that of its dtype, within the block."""
     with at_rest(model), ExitStack() as stack:
         for module in model.modules():
             if (fused := vars(module).get("fused")) is not None:
@@ -257,7 +257,7 @@ def _batch(model: PeftModel, documents: Sequence[Tokens]) -> dict[str, Any]:
 
 @contextmanager
 def _failing_as_told(model: PeftModel, how: str) -> Iterator[None]:
-    """Turn what a model's own code raises into a sentence; memory that runs out stays what it is."""
+    """Turn exceptions of a model's own code into a ModelError; those of memory pass."""
     try:
         yield
     except (ThinktuneError, MemoryError, torch.OutOfMemoryError):
@@ -275,7 +275,7 @@ def _packs(model: PeftModel, examples: Sequence[Tokens], together: bool) -> list
 
 
 def _ends(model: PeftModel, examples: Sequence[Tokens]) -> tuple[Tokens, Tokens]:
-    """The shortest and the longest example, cut to what can be computed on both sides."""
+    """Return the shortest and the longest example, cut to lengths that fit in memory on both sides."""
     limit = _longest_possible(model)
     by_length = sorted(examples, key=len)
     return _cut(by_length[0], limit), _cut(by_length[-1], limit)
@@ -288,7 +288,7 @@ def _cut(example: Tokens, length: int) -> Tokens:
 
 
 def _longest_possible(model: PeftModel) -> int:
-    """Tokens of a document whose attention scores of all layers, in float32 and in the model's dtype, find room."""
+    """Return the most tokens of a document whose attention scores, in float32 and the model's dtype, fit in memory."""
     config = model.config.get_text_config()
     layers, heads = (getattr(config, name, None) or 1 for name in ("num_hidden_layers", "num_attention_heads"))
     a_square = layers * heads * (8 + 2 * model.dtype.itemsize)
@@ -303,7 +303,7 @@ def _free_memory(model: PeftModel) -> int:
 
 
 def _with_room(pack: list[Tokens], compute: Callable[[list[Tokens]], Result]) -> Result | None:
-    """The result for a pack, its documents halved until there is memory for it; None where there never is."""
+    """Compute the result for a pack, halving its documents until memory suffices; None: it never does."""
     while True:
         try:
             return compute(pack)
@@ -318,9 +318,9 @@ def _with_room(pack: list[Tokens], compute: Callable[[list[Tokens]], Result]) ->
 
 @torch.no_grad()
 def documents_are_isolated(model: PeftModel, examples: Sequence[Tokens]) -> bool:
-    """Whether a document gets the same hidden states behind another one as it gets alone, whatever that other one is.
+    """Tell whether a document gets the same hidden states behind any other one as it gets alone.
 
-    The first tokens count: what leaks through a layer with a state, or a convolution, is over soon, and drowns in a
+    The first tokens count: a leak through a layer with a state, or a convolution, is over soon, and drowns in a
     mean over a long document.
     """
     if len(examples) < 2 or _frequencies_depend_on_others(model, examples):
@@ -347,7 +347,7 @@ def documents_are_isolated(model: PeftModel, examples: Sequence[Tokens]) -> bool
 
 
 def _most(change: torch.Tensor, states: torch.Tensor) -> float:
-    """The largest change of one of a document's first tokens, as a part of its states."""
+    """Return the largest relative change of the states of one of a document's first tokens."""
     first = slice(0, _FIRST)
     return float((change[first].norm(dim=-1) / states[first].norm(dim=-1)).max())
 
@@ -367,7 +367,7 @@ def _hidden(model: PeftModel, documents: Sequence[Tokens]) -> torch.Tensor:
 
 
 def _frequencies_depend_on_others(model: PeftModel, examples: Sequence[Tokens]) -> bool:
-    """Whether rotary frequencies are chosen by the longest document of a pack, and some document needs others."""
+    """Tell whether the longest document of a pack chooses the rotary frequencies, and some document needs others."""
     config = model.config.get_text_config()
     ropes = getattr(config, "rope_parameters", None) or {}
     kinds = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]  # one a kind of layer

@@ -33,7 +33,7 @@ class Meter:
         self.loss = loss + self.loss
 
     def take_loss(self) -> float:
-        """The mean loss a trained token since the last call, in nats."""
+        """Return the mean loss a trained token since the last call, in nats."""
         mean = float(self.loss) / self.loss_tokens if self.loss_tokens else math.nan
         self.loss, self.loss_tokens = 0.0, 0
         return mean

@@ -53,7 +53,7 @@ class ModelWithLoss(torch.nn.Module):
     # keeps a GPU waiting for milliseconds.
 
     def train(self, mode: bool = True) -> ModelWithLoss:
-        """Set the mode of all modules, where it is another one."""
+        """Set the mode of all modules, unless it is that already."""
         self.training = mode
         if self.peft_model.training is not mode:
             self.peft_model.train(mode)

@@ -1,4 +1,4 @@
-"""Memory that runs out: proved early, said with what was predicted, gone on from with less."""
+"""Out of memory: provoked early by a warm-up step, reported with the prediction, retried with a lighter plan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from thinktune.training.trainer import ThinkTrainer
 
 @contextmanager
 def memory_limited(config: Config, device: torch.device) -> Iterator[None]:
-    """Within, tensors on the GPU take no more than `train.memory`."""
+    """Limit the tensors on the GPU to `train.memory` within the block."""
     if config.train.memory is None or device.type != "cuda":
         yield
         return
@@ -32,7 +32,7 @@ def memory_limited(config: Config, device: torch.device) -> Iterator[None]:
 
 
 def warm_up_step(trainer: ThinkTrainer, longest: list[list[int]]) -> float:
-    """Run one forward and backward pass on the longest batch that there can be, so that memory runs out now or never.
+    """Run a forward and a backward pass on the longest possible batch, so that memory runs out now or never.
 
     Nothing of it stays: no gradient, and the random numbers are where they were. (Kernels that it made are kept.)
 
@@ -58,7 +58,7 @@ def warm_up_step(trainer: ThinkTrainer, longest: list[list[int]]) -> float:
 
 
 def describe_shortage(plan: Plan) -> str:
-    """What was predicted, what there is, and for which batches."""
+    """Say the predicted and the available memory, and the batches they are for."""
     used = f"{peak_memory_gib():.1f} GiB were in use" if torch.cuda.is_initialized() else "memory ran out"
     return (
         f"out of memory in training: {plan.parts['peak'] / GIB:.1f} GiB were predicted and {plan.limit / GIB:.1f} GiB "
@@ -87,7 +87,7 @@ def next_lighter_plan(config: Config, plan: Plan, console: Console, *, after: in
 
 
 def free_memory_of_the_past() -> None:
-    """A trainer and its optimizer lie in cycles; their memory is wanted now."""
+    """Free the memory of earlier trainers and optimizers, which lie in reference cycles."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -100,9 +100,9 @@ def _ways_to_save_memory(config: Config) -> Iterator[str]:
         yield "train.on_oom=retry"
     if train.gradient_checkpointing is not True:
         yield "train.gradient_checkpointing=true"
-    if (rows := train.batch_size) > 1:
-        factor = smallest_factor(rows)
-        yield f"train.batch_size={rows // factor} train.accumulation={train.accumulation * factor} (the same step)"
+    if (packs := train.batch_size) > 1:
+        factor = smallest_factor(packs)
+        yield f"train.batch_size={packs // factor} train.accumulation={train.accumulation * factor} (the same step)"
     if config.quantize == "none":
         yield "quantize=nf4"
     yield "a smaller data.max_length"

@@ -12,7 +12,8 @@ from thinktune.training.fused.packed_attention import require_within
 
 
 def require_windows(loaded: Loaded, examples: Sequence[Tokens]) -> None:
-    """
+    """Refuse examples that a sliding or chunked attention would not see as a whole.
+
     Raises:
         ModelError: an example is longer than the sliding window of some layer.
     """
@@ -24,7 +25,8 @@ def require_windows(loaded: Loaded, examples: Sequence[Tokens]) -> None:
 
 
 def require_single_documents(config: Config) -> None:
-    """
+    """Refuse packs and batches of several documents.
+
     Raises:
         ModelError: several documents are to share a sequence.
     """

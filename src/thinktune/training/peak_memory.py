@@ -10,7 +10,7 @@ import torch
 
 
 def peak_memory_gib() -> float:
-    """Most memory in use so far, in GiB: allocated on the GPU where one is in use, else resident in main memory."""
+    """Return the peak of memory so far, in GiB: allocated on the GPU if one is in use, else resident."""
     if torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated()) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB on Linux
@@ -18,7 +18,7 @@ def peak_memory_gib() -> float:
 
 
 def reset_peak_memory() -> None:
-    """Forget earlier peaks, where the system lets us (CUDA, Linux): this process may have trained before."""
+    """Reset the peak, if the system can (CUDA, Linux): this process may have trained before."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
         return

@@ -13,8 +13,8 @@ from thinktune.files import write_json
 from thinktune.models import Loaded
 from thinktune.planner.hardware import hardware_here
 from thinktune.planner.model_shape import shape_of
-from thinktune.planner.pack_lengths import Rows
-from thinktune.planner.plan import Plan, plan_rows
+from thinktune.planner.pack_lengths import Packs
+from thinktune.planner.plan import Plan, plan_as_configured
 from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.records import PlanRecord, read_record
 from thinktune.run_folder import RunFolder
@@ -23,8 +23,8 @@ from thinktune.training.fused.support import why_not_fused
 logger = logging.getLogger(__name__)
 
 
-def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, rows: Rows) -> Plan:
-    """Plan the training of a model with its adapter on the rows of `rows_of`, on the device where the model is.
+def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, packs: Packs) -> Plan:
+    """Plan the training of a model with its adapter on measured packs, on the device of the model.
 
     On a GPU it is said why layers are not fused, unless that was asked for.
     """
@@ -34,13 +34,13 @@ def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, rows: Rows) -
         may_fuse = False
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
     hardware = hardware_here(loaded.device, loaded.dtype, config.train.memory)
-    return plan_rows(config, shape, rows, hardware, width=loaded.dtype.itemsize, may_fuse=may_fuse)
+    return plan_as_configured(config, shape, packs, hardware, width=loaded.dtype.itemsize, may_fuse=may_fuse)
 
 
 def recorded_plan(run: RunFolder, config: Config, plan: Plan) -> Plan:
-    """The plan with the rows and the recomputation that this run began with on this hardware under the same settings.
+    """Return the plan with the split and the recomputation that this run began with, on like hardware and settings.
 
-    How rows are spread decides in which order numbers are added up: a resumed training repeats it bit by bit.
+    The split of packs over batches decides in which order numbers are added: a resumed training repeats it bit by bit.
     """
     if not run.plan.exists():
         return plan
@@ -53,13 +53,13 @@ def recorded_plan(run: RunFolder, config: Config, plan: Plan) -> Plan:
     known = {field.name for field in fields(RecomputePolicy)}  # a run of an earlier version may say more
     memory: dict[str, Any] = {name: value for name, value in setup["memory"].items() if name in known}
     memory["levels"] = tuple(memory["levels"])
-    return replace(plan, memory=RecomputePolicy(**memory), rows=setup["rows"], accumulation=setup["accumulation"])
+    return replace(plan, memory=RecomputePolicy(**memory), packs=setup["rows"], accumulation=setup["accumulation"])
 
 
 def record_plan(run: RunFolder, config: Config, plan: Plan) -> None:
     """Write plan.json."""
     values = asdict(plan)
-    setup = {name: values[name] for name in ("memory", "rows", "accumulation")}
+    setup = {"memory": values["memory"], "rows": plan.packs, "accumulation": plan.accumulation}
     write_json(run.plan, {"setup": setup, "asked": _asked(config), "plan": values})
 
 

@@ -76,7 +76,7 @@ def _draw_norm_and_rate(axes: Any, steps: Lines) -> None:
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Exponential, over about a twentieth of the run, not biased towards the first value."""
+    """Compute an exponential mean over about a twentieth of the run, not biased towards the first value."""
     decay = 1 - 1 / max(1.0, len(values) / 20)
     means, mean, weight = [], 0.0, 0.0
     for value in values:

@@ -14,11 +14,11 @@ from thinktune.training.peak_memory import peak_memory_gib
 from thinktune.training.trainer import ThinkTrainer
 
 _PLAIN_SECONDS = 15
-"""Between two lines where the output is no terminal."""
+"""Seconds between two lines if the output is no terminal."""
 
 
 class ProgressLine(TrainerCallback):
-    """One bar with loss, real tokens/s, memory and time left; plain lines now and then where there is no terminal."""
+    """A bar with loss, real tokens/s, memory and time left; without a terminal, plain lines now and then."""
 
     def __init__(self, trainer: ThinkTrainer, console: Console) -> None:
         self._trainer = trainer

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class StopSignals:
-    """Within, the first Ctrl-C or SIGTERM asks for a stop after the running step; a second Ctrl-C stops at once."""
+    """Lets the first Ctrl-C or SIGTERM ask for a stop after the running step; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.requested = False

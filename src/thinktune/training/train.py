@@ -1,7 +1,7 @@
 """`thinktune train`: a config becomes a run folder with an adapter in it.
 
 Read `train` top to bottom: load, prepare, check, train, save, answer. The optimisation itself is that of transformers'
-Trainer; what we change in it is in trainer.py, model_with_loss.py and fused/.
+Trainer; our changes to it are in trainer.py, model_with_loss.py and fused/.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from thinktune.models import Loaded, write_settings
 from thinktune.models.chat import date_settings
 from thinktune.models.template_date import date_of
 from thinktune.planner.hardware import GIB
-from thinktune.planner.pack_lengths import packs_of, rows_of
+from thinktune.planner.pack_lengths import measure_packs, packs_of
 from thinktune.planner.plan import Plan
 from thinktune.run_folder import RunFolder
 from thinktune.training import plots
@@ -65,7 +65,7 @@ def train(
     overwrite: bool = False,
     bench: BaseModelCache | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune as `config` says, into its run folder, and return what run.json records.
+    """Fine-tune as `config` says, into its run folder, and return the record of run.json.
 
     Args:
         console: for progress and notices; answers to `ask.questions` go there too.
@@ -76,8 +76,8 @@ def train(
     Raises:
         RunFolderError: the run folder exists, or was started with other settings or data than those to resume.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved first.
-        OutOfMemory: with what to change.
-        ThinktuneError: what loading the model and the data raise.
+        OutOfMemory: with the settings to change.
+        ThinktuneError: from loading the model and the data.
     """
     _require_loggers(config)
     check_trainer_fields(config)
@@ -109,7 +109,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Shortage:
-    """GPU memory ran out before training had ended, under this plan, the run folder `opened` or not yet."""
+    """An outcome: memory ran out under this plan, with the run folder `opened` or not yet."""
 
     plan: Plan
     opened: bool
@@ -131,7 +131,7 @@ class _Attempt:
     plan: Plan | None = None
 
     def train(self, started: float) -> dict[str, Any] | _Shortage:
-        """Train, and return what run.json records, or that memory ran out.
+        """Train, and return the record of run.json, or that memory ran out.
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved first.
@@ -151,7 +151,7 @@ class _Attempt:
                 with StopSignals() as stop, set_up(model, loaded, plan):
                     if not examine_as_set_up(with_loss, examples, loaded.dtype, packs=packs, apart=apart):
                         require_single_documents(config)
-                        plan = replace(plan, rows=config.train.batch_size, accumulation=config.train.accumulation)
+                        plan = replace(plan, packs=config.train.batch_size, accumulation=config.train.accumulation)
                     free_memory_of_the_past()  # the peak that is told is that of the training
                     _open_run(self.run, config, self.prepared, date_settings(loaded.chat), overwrite=self.overwrite)
                     opened = True
@@ -177,7 +177,7 @@ class _Attempt:
     def _resolve_plan(self, model: PeftModel) -> Plan:
         """Make the plan, or take a resumed run's, and say it, with the settings that have no effect under it."""
         config, loaded, console = self.config, self.loaded, self.console
-        plan = resolve_plan(model, config, loaded, rows_of(self.prepared.train, self.packs))
+        plan = resolve_plan(model, config, loaded, measure_packs(self.prepared.train, self.packs))
         if self.resume:
             plan = recorded_plan(self.run, config, plan)
         console.print(plan.line(), highlight=False)
@@ -233,7 +233,7 @@ def _require_loggers(config: Config) -> None:
 
 
 def _warnings(config: Config, loaded: Loaded, prepared: Prepared, plan: Plan) -> Iterator[str]:
-    """Settings that will do nothing, and what a model may not be able to learn."""
+    """Warn of settings without effect, and of examples too long for the model."""
     if config.train.eval_every is not None and not prepared.held_out:
         yield "train.eval_every does nothing: data.eval_fraction holds no examples out"
     if config.train.offload_checkpoints is True and not plan.fused:
@@ -248,7 +248,7 @@ def _warnings(config: Config, loaded: Loaded, prepared: Prepared, plan: Plan) ->
 
 
 def _check_run(run: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that the run folder may be used, before the time is spent to load anything."""
+    """Check that the run folder may be used, before any time is spent on loading."""
     if file := next((place for place in (run.path, *run.path.parents) if place.exists() and not place.is_dir()), None):
         raise RunFolderError(
             f"{run.path} cannot be a run folder: {file} is a file", hint="output=FOLDER goes elsewhere"
@@ -280,7 +280,7 @@ def _open_run(run: RunFolder, config: Config, prepared: Prepared, date: dict[str
 
 
 def _newest_step(run: RunFolder) -> int:
-    """The step of the newest whole checkpoint, 0 where there is none; what is damaged is said."""
+    """Return the step of the newest whole checkpoint; 0: there is none. Damaged ones are named in a notice."""
     newest = newest_whole(run.checkpoints)
     return newest[0] if newest else 0
 

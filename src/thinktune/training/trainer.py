@@ -95,13 +95,13 @@ class ThinkTrainer(Trainer):
                     raise _not_of_this_training(checkpoint, "the optimizer's state, which is of other weights")
 
     def resume_meter(self, checkpoint: Path) -> None:
-        """Count on from where the checkpoint was saved."""
+        """Continue the counts of a checkpoint."""
         self.meter = Meter(**read_marker(checkpoint)["meter"])
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """The batch's share of the step's mean loss."""
+        """Return the batch's share of the step's mean loss."""
         summed = model(**inputs, weights=self.method.weights(inputs))
         self.meter.add(inputs["input_ids"].numel(), inputs["targets"].numel(), summed.detach())
         # DDP averages the gradients of its processes, while num_items_in_batch counts the tokens of all of them.
@@ -109,7 +109,7 @@ class ThinkTrainer(Trainer):
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Mean loss a trained token over the held-out examples, in nats. (Trainer's own is a mean over batches.)"""
+        """Return the mean loss a trained token over the held-out examples, in nats. (Trainer averages batches.)"""
         self.stop_clock()
         was_training = self.model.training
         self.model.eval()
@@ -147,12 +147,12 @@ class ThinkTrainer(Trainer):
 
 
 def require_loaded(model: Any, checkpoint: Path) -> None:
-    """Make sure that the adapter of a checkpoint has arrived in the model, all of it.
+    """Check that all of a checkpoint's adapter has arrived in the model.
 
-    PEFT leaves out what it finds no place for, and keeps at its first values what the file lacks.
+    PEFT skips weights that it finds no place for, and leaves those that the file lacks at their initial values.
 
     Raises:
-        RunFolderError: with what did not.
+        RunFolderError: with the weights that have not.
     """
     saved = load_file(checkpoint / ADAPTER_WEIGHTS)
     there = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
@@ -174,6 +174,4 @@ def _holds(weight: torch.Tensor, saved: torch.Tensor) -> bool:
 
 
 def _not_of_this_training(checkpoint: str | None, what: str) -> RunFolderError:
-    return RunFolderError(
-        f"{checkpoint} cannot be resumed: what does not fit is {what}", hint="start anew with --overwrite"
-    )
+    return RunFolderError(f"{checkpoint} cannot be resumed: {what} does not fit", hint="start anew with --overwrite")

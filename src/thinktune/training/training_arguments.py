@@ -53,7 +53,7 @@ def training_arguments(
         optimizer = "adamw_torch_fused"  # bitsandbytes' optimizers are CUDA kernels; same mathematics, more memory
     given: dict[str, Any] = {
         "output_dir": str(run.checkpoints),
-        "per_device_train_batch_size": plan.rows,
+        "per_device_train_batch_size": plan.packs,
         "per_device_eval_batch_size": settings.batch_size,
         "gradient_accumulation_steps": plan.accumulation,
         "num_train_epochs": settings.epochs,
