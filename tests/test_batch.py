@@ -584,6 +584,18 @@ infer_files(sys.argv[1], {sys.argv[2]: Path(sys.argv[3])}, EngineSettings(batch_
 """
 
 
+def test_a_completion_comes_back_from_json_without_its_token_ids() -> None:
+    made = Completion("a", 1, "text \u2028", (5, 6), "length")
+    kept = made.as_dict()
+    assert kept == {
+        "id": "a", "index": 1, "text": "text \u2028", "finish_reason": "length", "error": None, "tokens": 2
+    }  # fmt: skip
+    assert Completion.from_dict(kept) == replace(made, token_ids=())
+    for fault in ({"finish_reason": "tired"}, {"tokens": "2"}, {"of_a_later_version": 1}):
+        with pytest.raises((TypeError, ValueError)):
+            Completion.from_dict(kept | fault)
+
+
 def test_what_the_disk_refused_behind_our_back_is_told_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

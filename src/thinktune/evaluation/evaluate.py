@@ -166,7 +166,7 @@ def evaluate(
         tell_format: append `tags.INSTRUCTION` to each question; None: only for a model not trained for the format. A
             tuned model is asked exactly as it was trained.
         seed: for sampling that has none.
-        overwrite: forget what was finished before.
+        overwrite: begin the journal anew.
 
     Raises:
         Interrupted, DiskFull, OutOfMemory, GenerationError: see `complete`.

@@ -1,8 +1,8 @@
 """lm-evaluation-harness's own tasks on our engines: `thinktune harness MODEL gsm8k,…`.
 
 Tasks, prompts, filters and metrics are the harness's, so that its figures can be set beside published ones; rendering
-(its chat templates are our `Chat`) and generation are ours. A run keeps them in `eval/tuned/harness.json`, where
-`report` and `compare` find them.
+(its chat templates are our `Chat`) and generation are ours. A run keeps them in `eval/tuned/harness.json`, for `report`
+and `compare`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Figure:
     """One metric of one task as the harness computed it.
 
     Attributes:
-        filter: the harness's name for how the answer was extracted; "none" where nothing was.
-        stderr: standard error, None where the harness gives none.
+        filter: the harness's name of the extraction of answers; "none": without one.
+        stderr: standard error; None: the harness gives none.
         shots: solved examples in the prompt.
         n: problems.
         version: of the task.
@@ -73,13 +73,13 @@ def evaluate_harness(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> list[Figure]:
-    """Let a model take tasks of lm-evaluation-harness, and write harness.json to `out`.
+    """Run tasks of lm-evaluation-harness on a model, and write harness.json to `out`.
 
     Args:
         tasks: of `load_tasks`.
         out: also gets `harness-samples.jsonl` and the journal from which stopped generation goes on.
-        sample: so many problems of each task, the first ones; None: all.
-        max_tokens: where a task sets none.
+        sample: number of problems of each task, the first ones; None: all.
+        max_tokens: of tasks that set none.
 
     Raises:
         Interrupted, DiskFull, …: see `complete` and `Engine.likelihoods`.
@@ -105,7 +105,7 @@ def evaluate_harness(
 
 
 def read_figures(folder: Path) -> list[Figure]:
-    """What `evaluate_harness` wrote to a folder; nothing where it did not.
+    """Read the figures that `evaluate_harness` wrote to a folder; none without its file.
 
     Raises:
         RunFolderError: the file is damaged.
@@ -115,7 +115,7 @@ def read_figures(folder: Path) -> list[Figure]:
 
 
 def figures_table(figures: Iterable[Figure]) -> Table:
-    """A row a figure."""
+    """Make a table of a row a figure."""
     table = Table(title="by lm-evaluation-harness, ± one standard error", title_style="dim")
     for heading in ("", "value", "shots", "problems"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -46,7 +46,7 @@ class HarnessModel(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """A name for the harness's own caches."""
+        """Name of the model for the harness's own caches."""
         return self._opened.fingerprint
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

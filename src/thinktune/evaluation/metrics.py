@@ -65,7 +65,7 @@ def score_lines(task: Task, lines: Sequence[Line]) -> Scores:
     for line in lines:
         problems.setdefault(line["id"], []).append(line)
     groups = list(problems.values())
-    # Errors are wrong whatever they are errors of, and so do not tell whether there is a right.
+    # An error is wrong in any case, and so does not tell whether there is a right.
     told = [line["correct"] is not None for line in lines if line["outcome"] != "error"]
     decided = any(told) if told else task.metrics is None
     if decided:
@@ -116,16 +116,16 @@ def _of_several(groups: Sequence[Problem], task: Task) -> dict[str, float]:
 
 
 def _vote(group: Problem, keys: Callable[[Sequence[str]], list[int]]) -> float:
-    """Return 1 if the answer that most samples gave is right, else 0.
+    """Return 1 if the most frequent answer is right, else 0.
 
-    Answers are one where the comparison that scores go by has them equal: all that are right are one, since they are
-    equal to the reference, and of the wrong ones each joins the first that it is equal to. Of equally frequent answers
-    the one given first is taken. Samples without an answer to compare have no vote.
+    Answers are the same if the scorer's comparison has them equal: all right ones, since they equal the reference, and
+    each wrong one and the first that it equals. Of equally frequent answers the first one is taken. Samples without an
+    answer to compare have no vote.
     """
     voters = [line for line in group if line["extracted"] is not None]
     right = [bool(line["correct"]) for line in voters]
     if not any(right) or 2 * sum(right) > len(voters):
-        return float(any(right))  # whatever the others agree in
+        return float(any(right))  # whichever the others agree in
     wrong = iter(keys([line["extracted"] for line in voters if not line["correct"]]))
     return float(majority([-1 if each else next(wrong) for each in right]) == -1)
 

@@ -41,9 +41,9 @@ CREATE TABLE IF NOT EXISTS ratings (
 """
 _VERSION = 2
 DISPLAY = 2
-"""How the studio shows texts, kept with each rating. Before 2, and unsaid then, two prices in a text became a formula,
-tags were cut out of answers, what followed a stray `<think>` was hidden, and a key that scrolls elsewhere said "both
-bad": such ratings are counted, and named where ratings are concluded from."""
+"""Version of the studio's display of texts, kept with each rating. Before 2, and unsaid then, two prices in a text
+became a formula, tags were cut out of answers, the text after a stray `<think>` was hidden, and a key that scrolls
+elsewhere said "both bad": such ratings are counted, and named beside the conclusions."""
 _WAIT_SECONDS = 10.0
 _SWAPPED: dict[Verdict, Verdict] = {"first": "second", "second": "first"}
 
@@ -196,7 +196,7 @@ def bradley_terry(ratings: Sequence[Rating], *, rounds: int = 10_000, tolerance:
 def agreement(ratings: Iterable[Rating]) -> float | None:
     """Compute Krippendorff's alpha (nominal, 2011) over all verdicts: 1 is full agreement, 0 that of chance.
 
-    None where no item has two raters, or all verdicts ever given are the same.
+    None: no item has two raters, or all verdicts ever given are the same.
     """
     units: dict[tuple[str, str, str], list[Verdict]] = defaultdict(list)
     for rating in map(_ordered, ratings):
@@ -239,7 +239,7 @@ class Judgements:
     problems: dict[str, Problem] = field(default_factory=dict)
 
     def add_study(self, file: Path, prefix: str = "") -> None:
-        """Read a file of ratings, and the answers.jsonl beside it where it is a study's.
+        """Read a file of ratings, and the answers.jsonl beside it if it is a study's.
 
         Args:
             prefix: put before the name of each item.
@@ -325,7 +325,7 @@ def conclude(
     scores: Mapping[str, Mapping[str, float]] | None = None,
     problems: Problems | None = None,
 ) -> Conclusions:
-    """Conclude all that may be concluded from ratings, where there are scores by model and item with them too."""
+    """Compute the statistics of ratings, and of their agreement with scores by model and item if there are some."""
     ordered = [_ordered(rating) for rating in ratings]
     pairs = sorted({(rating.first, rating.second) for rating in ordered})
     rates = {(first, second): win_rate(ordered, second, first, problems) for first, second in pairs}

@@ -1,4 +1,4 @@
-"""The certainty of a score: intervals, differences of two models on the same problems, several samples a problem, in
+"""The uncertainty of a score: intervals, differences of two models on the same problems, several samples a problem, in
 words.
 
 A problem is the unit everywhere: two samples of one problem say less than two problems do.
@@ -82,11 +82,11 @@ class Difference:
     Attributes:
         n: number of problems that both answered.
         value: second minus first, a share: 0.12 is 12 points.
-        low, high: 95% interval of it, by paired bootstrap over problems; where the two are alike on every problem, or
+        low, high: 95% interval of it, by paired bootstrap over problems; if the two are alike on every problem, or
             apart on every one, as far as Wilson's interval of the outcome that was not seen.
-        p: two-sided exact McNemar where every score is 0 or 1, else None.
-        gained, lost: problems that only the second, or only the first, has right; a better score, where scores are
-            not 0 or 1.
+        p: two-sided exact McNemar if every score is 0 or 1, else None.
+        gained, lost: problems that only the second, or only the first, has right; with a better score, if scores
+            are not 0 or 1.
     """
 
     n: int
@@ -99,7 +99,7 @@ class Difference:
 
     @property
     def real(self) -> bool:
-        """Whether the difference is significant at 5%."""
+        """Significance at 5%."""
         return self.p < 0.05 if self.p is not None else not self.low <= 0 <= self.high
 
 

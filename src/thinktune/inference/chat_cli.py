@@ -30,14 +30,14 @@ def ask(
     console: Console | None = None,
     messages: Console | None = None,
 ) -> None:
-    """`thinktune ask`: answer one question, or hold a conversation if there is none.
+    """Answer one question, or hold a conversation if there is none: `thinktune ask`.
 
     Args:
         settings: how the model is run; None: by transformers, which starts in seconds: in one conversation vLLM is
             ahead of it late, if ever.
         raw: print completions as generated, tags included.
-        console: where answers go.
-        messages: where notices and warnings go.
+        console: for answers.
+        messages: for notices and warnings.
 
     Raises:
         GenerationError: the question cannot be answered, for example because it is too long.
@@ -71,7 +71,7 @@ def answer(
 
     Args:
         question: a question, or a conversation whose last turn is one.
-        messages: where the warning goes; None: standard error.
+        messages: for the warning; None: standard error.
 
     Raises:
         GenerationError: see `Engine.stream`.

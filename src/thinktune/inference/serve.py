@@ -1,6 +1,6 @@
 """`thinktune serve MODEL [--adapter NAME=RUN]…`: an OpenAI-compatible server, on this machine alone by default.
 
-vLLM's own server where vLLM is there, with the base model and every adapter under names of their own; else ours, with
+vLLM's own server if vLLM is installed, with the base model and every adapter under names of their own; else ours, with
 one model that transformers runs (`openai_server`). Both render conversations with the chat template that the model was
 trained with, and its system text, so that clients need not know it.
 """
@@ -40,7 +40,7 @@ class Server:
         command: the program and its arguments.
         environment: of the program.
         models: the names that clients may ask for.
-        url: where they ask.
+        url: of the API.
     """
 
     command: tuple[str, ...]
@@ -64,9 +64,9 @@ def serve(
     """Find out how to serve the model that a reference names.
 
     Args:
-        settings: engine "auto" takes vLLM wherever it is installed.
+        settings: engine "auto" takes vLLM if it is installed.
         adapters: `NAME=RUN`, further adapters of the same base model; only vLLM has them.
-        host: 127.0.0.1 is reached from this machine only. Neither server asks who is there.
+        host: 127.0.0.1 is reached from this machine only. Neither server authenticates its clients.
 
     Raises:
         UsageError: an adapter without a name, a name used twice, or something that the engine cannot do.

@@ -1,4 +1,4 @@
-"""The contract of every task: how items of its type are sampled, and whether a completion is right."""
+"""The contract of every task: the sampling of its items and the score of a completion."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from thinktune import tags
 from thinktune.config import Sampling
 
 Outcome = Literal["right", "wrong", "no answer", "malformed", "cut off", "error", "measured", "not scored"]
-"""Of a well-formed completion: right or wrong; "measured" where there are only degrees; "not scored" where the gold
-record does not say what would be right."""
+"""Of a well-formed completion: right or wrong; "measured" if there are only degrees; "not scored" for want of a usable
+reference in the gold record."""
 
 UNFINISHED: tuple[Outcome, ...] = ("cut off", "error")
-"""Outcomes of what was not completed, and is left out of accuracy over the completed."""
+"""Outcomes of unfinished completions, which accuracy over the completed leaves out."""
 
 TAIL = 20_000
-"""Characters at the end of a completion where lenient scoring looks for an answer."""
+"""Number of characters at the end of a completion in which lenient scoring looks for an answer."""
 
 FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-"""East Asian full-width forms of ASCII and what they stand for, as `str.translate` takes it."""
+"""Table for `str.translate` from the East Asian full-width forms of ASCII."""
 
 _COMPARED = 200  # comparisons that the vote on one problem may take; what is left then is compared as text
 
@@ -35,8 +35,8 @@ class Score:
         correct: strict: the answer inside the tags of a well-formed completion is right. None: not known.
         value: 1 or 0 for right or wrong, a measure between for tasks that have one. None: not scored.
         outcome: why; "cut off" and "malformed" are never right.
-        extracted: the answer that was compared, None where there was none.
-        lenient: right where the format is forgiven, as is fair to models that were not trained for it.
+        extracted: the compared answer; None: there was none.
+        lenient: right with the format forgiven, as is fair to models that were not trained for it.
         scorer: name and version of the scorer.
         note: remark for the reader of the score, for example that the comparison ran out of time.
     """
@@ -52,11 +52,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether two answers are equal; `note` where that could not be found out as usual."""
+    """The equality of two answers, with a note if it could not be found out as usual."""
 
     equal: bool
     note: str | None = None
     failed: bool = False
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of a well-formed completion."""
+        return "error" if self.failed else "right" if self.equal else "wrong"
 
 
 Scorer = Callable[[str, Mapping[str, Any], str], Score]
@@ -98,10 +103,10 @@ class Task:
 
     Attributes:
         sampling: the default. Above one completion, a result file has a list of them for each item.
-        metrics: measures of all samples (lines of samples.jsonl) together, where answers have degrees. None: answers
+        metrics: measures of all samples (lines of samples.jsonl) together, if answers have degrees. None: answers
             are right or wrong, which gives pass@k.
         vote_keys: a key for each answer of a problem, the same for equal answers, which gives maj@n. None: no vote.
-        gold_fault: tells why a gold record cannot be used; None where it can.
+        gold_fault: explains why a gold record cannot be used; None if it can.
         needs_prompt: the score depends on the item's prompt, such as on the options in it.
     """
 
@@ -163,11 +168,18 @@ def score_by(
     if outcome is None:
         answer = tags.parse(text).answer or ""
         verdict = compare(reference, answer)
-        outcome = "error" if verdict.failed else "right" if verdict.equal else "wrong"
+        outcome = verdict.outcome
     else:
         answer, verdict = None, Verdict(False)
     forgiven = verdict.equal or any(compare(reference, each).equal for each in lenient(text) if each != answer)
     return Score(verdict.equal, float(verdict.equal), outcome, answer, forgiven, scorer, verdict.note)
+
+
+def score_of(verdict: Verdict, malformed: Outcome | None, answer: str | None, scorer: str) -> Score:
+    """Score by one verdict, which is the lenient one of a completion that is malformed (see `format_outcome`)."""
+    strict = malformed is None and verdict.equal
+    extracted = answer if malformed is None else None
+    return Score(strict, float(strict), malformed or verdict.outcome, extracted, verdict.equal, scorer, verdict.note)
 
 
 def keys_of_equal(
@@ -176,7 +188,7 @@ def keys_of_equal(
     """Return a number for each answer, the same for equal answers. The effort is bounded, see `_COMPARED`.
 
     Args:
-        most_unclear: comparisons that may end with a note, where those take long. None: any number.
+        most_unclear: comparisons that may end with a note, if those take long. None: any number.
     """
     first: list[str] = []
     numbers: dict[str, int] = {}

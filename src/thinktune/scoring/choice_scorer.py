@@ -1,5 +1,5 @@
-"""Multiple choice: one letter, or several where the reference has several (see `letters`), or the text of an option
-where the gold record has the options (see `options`)."""
+"""Multiple choice: one letter, or several if the reference has several (see `letters`), or the text of an option if the
+gold record has the options (see `options`)."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _read_cached(answer: str, alphabet: str, any_order: bool) -> Reading:
 
 
 def _lenient_answers(text: str, options: Options, alphabet: str) -> list[str]:
-    """Yield the possible answers of a completion: its tag, its last box, its last statement, its last line."""
+    """Return the first readable answer of a completion: its tag, its last box, its last statement, its last line."""
     answer = tags.parse(text).answer
     tail = (answer or text.rpartition("</think>")[2] or text)[-TAIL:]
     boxed = tags.last_boxed(tail)

@@ -2,9 +2,9 @@
 
 The gold record is HumanEval's, MBPP's or BigCodeBench's: `test` (or `test_list`, behind `test_imports` and
 `test_setup_code`) holds assertions, by themselves, in `check(candidate)`, in a unittest class or in pytest functions;
-`entry_point` names the function, and may be left out where the tests call just one that they do not define. Code that
-the item gives before that function (imports, helpers) is run for the answer too: from `prompt` where the record has
-one, else from the reference. Python only.
+`entry_point` names the function, and may be left out if the tests call just one that they do not define. Code that the
+item gives before that function (imports, helpers) is run for the answer too: from `prompt` if the record has one, else
+from the reference. Python only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.scoring.base import TAIL, Outcome, Score, Task, Verdict, format_outcome
+from thinktune.scoring.base import TAIL, Score, Task, format_outcome, score_of
 from thinktune.scoring.program_finder import program_in
 from thinktune.scoring.sandbox.run import run_trial
 
@@ -41,14 +41,7 @@ def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
         note = gold_fault(gold) or "the gold record has no test and entry_point"
         return Score(None, None, outcome or "not scored", extracted, None, SCORER, note)
     verdict = run_trial(program, test, entry_point, given=given_before(gold))
-    if outcome is not None:
-        return Score(False, 0.0, outcome, None, verdict.equal, SCORER, verdict.note)
-    outcome = _outcome_of(verdict)
-    return Score(verdict.equal, float(verdict.equal), outcome, extracted, verdict.equal, SCORER, verdict.note)
-
-
-def _outcome_of(verdict: Verdict) -> Outcome:
-    return "error" if verdict.failed else "right" if verdict.equal else "wrong"
+    return score_of(verdict, outcome, extracted, SCORER)
 
 
 def gold_fault(gold: Mapping[str, Any]) -> str | None:

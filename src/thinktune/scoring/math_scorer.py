@@ -190,7 +190,7 @@ def _is_prose(text: str) -> bool:
 
 
 def _equations(reference: str, answer: str) -> Verdict | None:
-    """x = 5 is 5, but neither y = 5 nor x + y = 5."""
+    """Compare the value of an equation: x = 5 is 5, but neither y = 5 nor x + y = 5."""
     if is_relation(reference) or is_relation(answer):
         return None
     ours, theirs = sides(reference), sides(answer)
@@ -257,7 +257,7 @@ def _groups(reference: str, answer: str) -> Verdict | None:
 
 
 def _signs(text: str) -> str:
-    r"""\pm written out: 3 \pm 2 as 3 + 2, 3 - 2."""
+    r"""Write \pm out: 3 \pm 2 as 3 + 2, 3 - 2."""
     found = _SIGN.findall(text)
     if not found or len(found) > 4 or read_group(text) is not None:
         return text
@@ -266,7 +266,7 @@ def _signs(text: str) -> str:
 
 
 def _elements(left: Group, right: Group) -> Verdict:
-    """Elements in their order, or, where the order says nothing, each with whichever it equals."""
+    """Compare elements in their order, or, if it has no meaning, each with any of the others."""
     pairs = list(zip(left.items, right.items, strict=True))
     verdicts = []
     for pair in pairs:
@@ -342,7 +342,7 @@ def _factor(reference: Quantity, answer: Quantity) -> str | None:
 
 
 def lenient_answers(text: str) -> list[str]:
-    """Yield the probable answers: the tags, else the last box, else the last number; in prose its last number."""
+    """Return the probable answers: the tags, else the last box, else the last number; in prose its last number."""
     parsed = tags.parse(text)
     text = text[-TAIL:]
     said = (parsed.answer or tags.last_boxed(text) or "")[-TAIL:]

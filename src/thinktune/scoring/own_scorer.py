@@ -1,4 +1,4 @@
-"""A scorer of one's own: a function, named `module:function`, that says whether an answer is right.
+"""A user's scorer: a function, named `module:function`, that says whether an answer is right.
 
 def within_a_percent(answer: str, gold: dict) -> bool:
     return abs(float(answer) - float(gold["reference"])) <= 0.01 * abs(float(gold["reference"]))
@@ -15,7 +15,7 @@ import numpy
 from thinktune import tags
 from thinktune.errors import ConfigError
 from thinktune.plugins import load_function
-from thinktune.scoring.base import TAIL, Score, Scorer, Verdict, format_outcome
+from thinktune.scoring.base import TAIL, Score, Scorer, Verdict, format_outcome, score_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def load_scorer(reference: str) -> Scorer:
     """Make a scorer of a user's function.
 
     The function gets the answer without its tags and the gold record. It is called from several threads. The answer of
-    a completion that is not well-formed, which counts leniently, is whatever follows the thought. An exception makes
+    a completion that is not well-formed, which counts leniently, is the text after the thought. An exception makes
     the outcome "error": an answer that is not right, with a note. The first one is logged as a warning.
 
     Raises:
@@ -52,10 +52,6 @@ def load_scorer(reference: str) -> Scorer:
         if outcome == "error":
             return Score(False, 0.0, "error", None, False, reference)
         answer = tags.parse(text).answer or text.rpartition("</think>")[2].strip()[-TAIL:]
-        verdict = judge(answer, gold)
-        if outcome is not None:
-            return Score(False, 0.0, outcome, None, verdict.equal, reference, verdict.note)
-        outcome = "error" if verdict.failed else "right" if verdict.equal else "wrong"
-        return Score(verdict.equal, float(verdict.equal), outcome, answer, verdict.equal, reference, verdict.note)
+        return score_of(judge(answer, gold), outcome, answer, reference)
 
     return score

@@ -1,4 +1,4 @@
-"""Finds the program in an answer: the code that defines the entry point, with the code that it needs."""
+"""The program in an answer: the code that defines the entry point, with the code that it needs."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _whole(answer: str) -> list[Block]:
 
 
 def _bare(answer: str, tries: Iterator[int]) -> Iterator[Block]:
-    """Pieces of code that stand in prose without fences."""
+    """Yield the pieces of code that stand in prose without fences."""
     lines = answer.split("\n")
     at = 0
     while at < len(lines):
@@ -157,7 +157,7 @@ def _in_line(answer: str) -> list[Block]:
 
 
 def _completed(chosen: Block, others: list[Block]) -> str:
-    """Code behind the definitions of other pieces that it uses, and that those use."""
+    """Put the definitions of other pieces that the code uses, and that those use, before it."""
     parts, missing = [chosen.code], set(chosen.missing)
     left = [block for block in others if block.tree and block.python]
     while used := next((block for block in left if missing & block.defined or (missing and _takes_all(block))), None):

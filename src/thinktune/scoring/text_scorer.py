@@ -1,4 +1,4 @@
-"""Free text: how near it is to a reference, by BLEU and chrF as sacrebleu computes them. There is no right or wrong."""
+"""Free text: its similarity to a reference, BLEU and chrF as sacrebleu computes them. There is no right or wrong."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
 
 
 def similarity(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """BLEU and chrF of a corpus, each from 0 to 100.
+    """Compute BLEU and chrF of a corpus, each from 0 to 100.
 
     BLEU sees words, and Chinese has none without being tokenised as Chinese: with the usual tokenizer it is 0. The
     Chinese one leaves other scripts to the usual rules, so that it serves mixed corpora too.

@@ -318,7 +318,7 @@ class _Connection:
                 return body
 
     async def left(self) -> None:
-        """Until the client has gone."""
+        """Wait until the client has gone."""
         while (await self._body.receive())["type"] != "http.disconnect":
             pass
 

@@ -55,8 +55,8 @@ class Asked:
     """One request.
 
     Attributes:
-        turns: of a conversation; None where `prompt` is to be continued as it stands.
-        sampling: with `n` and the client's stop strings; its seed is None where the client has given none.
+        turns: of a conversation. None: `prompt` is continued as it stands.
+        sampling: with `n` and the client's stop strings; its seed is None if the client gave none.
         most_tokens: None: as many as there is room for.
     """
 
@@ -69,7 +69,8 @@ class Asked:
 
 
 def read_body(body: bytes) -> dict[str, Any]:
-    """
+    """Parse the body of a request.
+
     Raises:
         Refused: it is no JSON object in UTF-8.
     """

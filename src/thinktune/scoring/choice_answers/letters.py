@@ -37,7 +37,7 @@ from thinktune.scoring.choice_answers.wordings import (
 )
 
 ALPHABET = "ABCDEFGHIJ"
-"""Letters of options where nothing says that there are more or fewer."""
+"""Letters of options whose number is unknown."""
 _SHORT = 2000  # characters of an answer that may be a sentence naming the letter
 
 
@@ -112,7 +112,7 @@ class _Undecided(Exception):
 
 @dataclass(frozen=True)
 class _Named:
-    """A list of letters in a text, and where it ends."""
+    """A list of letters in a text, and its end."""
 
     letters: frozenset[str]
     end: int

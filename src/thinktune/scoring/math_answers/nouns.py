@@ -12,11 +12,11 @@ below above squared cubed through until by under within almost nearly either nei
 choose out
 """
 STATEMENTS = NAMES | frozenset(_STATEMENTS.split())
-"""What makes another statement of a number, so that it is not taken for a noun."""
+"""Words that make another statement of a number, and so are not taken for nouns."""
 
 _SAID_BEFORE = "is are was were equals equal out"
 SAID_BEFORE = frozenset(_SAID_BEFORE.split())
-"""Those that may lead up to a number all the same."""
+"""Words of statements that may lead up to a number all the same."""
 
 _SILENT_WORDS = """
 the a an of in per each every total altogether unit square cubic st nd rd th it he she they we i you there will has have

@@ -302,7 +302,7 @@ def conversions(reference: Quantity, answer: Quantity) -> list[tuple[Measure, Me
 def equal_quantities(reference: Quantity, answer: Quantity) -> Verdict:
     """Compare numbers exactly; a unit may be left out on either side but not be a different one.
 
-    50% equals 0.5 and, where the unit was left out, 50.
+    50% equals 0.5 and, with the unit left out, 50.
     """
     assert reference.value is not None
     assert answer.value is not None

@@ -1,7 +1,7 @@
 r"""Exact equality of two LaTeX expressions; runs in the worker's process, which can be killed.
 
 latex2sympy (math-verify's parser) reads them. Constants are equal if they agree to 200 digits, expressions with letters
-if they agree at every point tried where they are real, sets and matrices if their elements do. math-verify's own
+if they agree at every tried point at which they are real, sets and matrices if their elements do. math-verify's own
 comparison rounds to 6 decimals and takes differences under 1e-15 for nothing, so that tiny numbers are all equal; it
 only compares expressions without a value, a derivative for example.
 """
@@ -49,7 +49,8 @@ class Undecided(Exception):
 
 
 def equal(reference: str, answer: str) -> bool:
-    """
+    """Return whether two expressions are equal.
+
     Raises:
         Undecided: it cannot be found out whether they are equal.
     """

@@ -97,7 +97,8 @@ class Verifier:
         raise _NoReply("did not start", machine=True)
 
     def _receive(self, seconds: float) -> dict[str, Any]:
-        """
+        """Wait for the next message.
+
         Raises:
             queue.Empty: nothing came.
             _NoReply: nothing will.
@@ -136,7 +137,8 @@ class Verifier:
         lines.put("")
 
     def _exchange(self, reference: str, answer: str) -> dict[str, Any]:
-        """
+        """Send a comparison and return its reply.
+
         Raises:
             _NoReply: there was none in time, or the process is gone.
         """

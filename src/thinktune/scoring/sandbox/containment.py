@@ -16,8 +16,8 @@ import psutil
 from thinktune.scoring.sandbox import syscalls
 
 Way = Literal["bubblewrap", "namespaces", "limits"]
-"""From the best to what works everywhere: bubblewrap (a kept sandbox), our own namespaces, or no file system, network
-and process table of its own, only limits and the filter of system calls."""
+"""From the best to the one that works everywhere: bubblewrap (a kept sandbox), our own namespaces, or no file system,
+network and process table of its own, only limits and the filter of system calls."""
 
 WAYS: tuple[Way, ...] = get_args(Way)
 
@@ -84,7 +84,7 @@ def places() -> list[str]:
 
 @cache
 def links() -> dict[str, str]:
-    """Return the links of the root folder, as in systems where /lib is /usr/lib, and the descriptors of /dev."""
+    """Return the links of the root folder, such as /lib to /usr/lib, and the descriptors of /dev."""
     found = {place: os.readlink(place) for place in _SYSTEM if place.count("/") == 1 and os.path.islink(place)}
     return found | {"/dev/fd": "/proc/self/fd"}
 
@@ -106,7 +106,7 @@ def _user(way: Way, role: str) -> dict[str, Any]:
     """Return the user that a process of root becomes, and whether it must keep the right to read root's own files.
 
     Python may lie where others may not look. Mounted, only its own permissions count; without mounts the right is
-    kept, and where even mounting does not help, root stays root, in a file system with nothing of its own.
+    kept, and if even mounting does not help, root stays root, in a file system with nothing of its own.
     """
     if not hasattr(os, "getuid") or os.getuid() != 0:
         return {"user": None, "read_all": False}

@@ -62,7 +62,7 @@ def main() -> None:
 def modules_of(sent: "dict[str, Any]") -> "dict[str, Any]":
     """Return the code of modules, by name, from their texts or as the scorer's Python compiled it.
 
-    Raises RuntimeError where that is another Python than this one.
+    Raises RuntimeError if that is another Python than this one.
     """
     if "texts" in sent:
         return {name: compile(text, name, "exec", dont_inherit=True) for name, text in sent["texts"].items()}

@@ -1,8 +1,8 @@
 """Runs a program that a model wrote against tests, in two confined processes (see `jail`), and relays between them.
 
 This is containment, not a sandbox: it holds mistakes and mischief (endless loops, fork bombs, full disks, faked
-success), not somebody who attacks the kernel. Where programs come from models nobody trusts, name a container command
-in THINKTUNE_CODE_RUNNER.
+success), not somebody who attacks the kernel. For programs of models that nobody trusts, name a container command in
+THINKTUNE_CODE_RUNNER.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "program": ("values", "proxies", "permission", "crossing", "peer", "pipes", "program"),
     "tests": ("values", "proxies", "permission", "crossing", "peer", "pipes", "runners", "judge"),
 }
-"""Of `exchange`, by side: what its process is made of, each after what it imports."""
+"""The modules of `exchange` in the process of each side, each after its own imports."""
 
 
 @cache

@@ -1,7 +1,7 @@
 """One end of the conversation: asks, answers, and keeps the shared containers in step.
 
 A line of JSON hands the turn over. It is a question, `{"ask": [what, …]}`, or the answer to one, `{"value"}` or
-`{"raised"}`; while a question is open, the other side may ask back, as where a program calls a function of the tests.
+`{"raised"}`; while a question is open, the other side may ask back, as when a program calls a function of the tests.
 Every line also carries the changes of shared containers, and the printed text.
 """
 
@@ -50,7 +50,7 @@ class Peer(Crossing):
         """Names of errors that are no ordinary ones, and that the tests speak of."""
         self.calls = 0
         self.doubts: dict[str, str] = {}
-        """By class: what would be decided by an object where a plain value may be expected."""
+        """By class: the decision that its object would make in place of a plain value that may be expected."""
         self.objects: set[str] = set()
         """Classes of which the tests clearly expect objects."""
 
@@ -269,8 +269,8 @@ class Peer(Crossing):
         raise Lost(why)
 
     def _tamed(self, error: BaseException, what: str) -> BaseException:
-        """Turn an error that would end the tests, a loop of theirs, or signal their runner, into an ordinary one. Where
-        the tests speak of StopIteration, SystemExit and the like, they expect them."""
+        """Turn an error that would end the tests, a loop of theirs, or signal their runner, into an ordinary one. Tests
+        that name StopIteration, SystemExit and the like expect them."""
         if isinstance(error, _ENDINGS) and what in ("special", "await"):
             return error
         kinds = type(error).__mro__
@@ -310,7 +310,7 @@ _QUESTIONS: dict[str, Callable[..., Any]] = {
     "signature": lambda _, target: proxies.parameters_of(target),
     "seed": lambda _, module, seed: importlib.import_module(module).seed(seed),
 }
-"""What can be asked besides calls and attributes."""
+"""Questions besides calls and attributes."""
 
 _TELLING = {"exists", "is_file", "is_dir", "is_absolute", "empty", "equals", "all", "any"}  # of paths and tables
 

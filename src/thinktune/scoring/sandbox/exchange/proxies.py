@@ -27,7 +27,7 @@ EQUALITY = ("__eq__", "__ne__")
 OPERATORS = frozenset(
     f"__{prefix}{name}__" for name in (*_ARITHMETIC, *_LOGIC) for prefix in ("", "r", "i")
 ) | {"__lt__", "__le__", "__gt__", "__ge__"}  # fmt: skip
-"""Operators of two operands but `==`: what they are handed may be what the tests expect."""
+"""Operators of two operands but `==`: the tests may expect their second operand."""
 SPECIAL = OPERATORS | {
     "__len__", "__iter__", "__next__", "__getitem__", "__setitem__", "__delitem__", "__contains__", "__reversed__",
     "__call__", "__bool__", "__enter__", "__exit__", "__aenter__", "__aexit__", "__aiter__", "__anext__", "__neg__",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # it takes its time to be imported, in each process anew
     from typing import Any
 
     Code = Callable[[Any], Any]
-    """Encodes or decodes what is inside a value."""
+    """Encodes or decodes the parts of a value."""
     Parts = dict[type, Callable[[Any], tuple[Any, ...]]]
     """Types that cannot be changed, and the arguments that make an equal value again."""
 
@@ -29,7 +29,7 @@ CONTAINERS: dict[str, type] = {
         collections.defaultdict,
     )
 }  # fmt: skip
-"""What can be changed: it is shared, not copied."""
+"""Types of mutable values, which are shared, not copied."""
 _KNOWN: Parts = {
     complex: lambda v: (v.real, v.imag),
     range: lambda v: (v.start, v.stop, v.step),
@@ -52,7 +52,7 @@ _LATER: dict[str, Callable[[Any], Parts]] = {
         type(module.Path()): lambda v: (str(v),),
     },
 }
-"""By module, what of it is known. Few programs need them, and they take as long to import as all the rest: a module is
+"""Known types by module. Few programs need them, and they take as long to import as all the rest: a module is
 looked into once something has imported it."""
 _SINGLE = {"Ellipsis": ..., "NotImplemented": NotImplemented}
 _VIEWS: dict[type, str] = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
