@@ -325,3 +325,41 @@ def test_data_that_are_not_there_are_told_before_the_model_is_loaded(
     assert status == 2
     assert problem in err
     assert "loading" not in err
+
+
+@pytest.mark.parametrize("verb", ["train", pytest.param("run", marks=pytest.mark.slow)])
+def test_a_training_imports_no_optional_package_that_it_does_not_need(
+    tiny_model: Path, tmp_path: Path, verb: str
+) -> None:
+    # bitsandbytes brings networkx and torch's compiler; what reads Parquet files and the hub brings pandas.
+    heavy = "bitsandbytes datasets gradio lm_eval networkx pandas pyarrow scipy sklearn tensorboard trl vllm"
+    settings = {"infer": None, "eval": {"data": None}} if verb == "run" else {}
+    file = write_config(tmp_path, tiny_model, train={"max_steps": 1}, **settings)
+    code = f"""
+import atexit, sys
+from thinktune.cli import main
+sys.argv = ["thinktune", {verb!r}, {str(file)!r}]
+atexit.register(lambda: print([name for name in {heavy.split()} if name in sys.modules]))
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (tmp_path / "run" / "run.json").exists(), done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_package_left_out_of_an_import_is_there_again_after_it() -> None:
+    code = """
+import gc, sys
+from thinktune.imports import importing
+try:
+    with importing("colorsys"):
+        import colorsys
+except ImportError as error:
+    print(error, gc.isenabled())
+import colorsys
+with importing("colorsys"):
+    print(gc.isenabled(), "colorsys" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "None in sys.modules" in done.stdout
+    assert done.stdout.split()[-3:] == ["True", "False", "True"]

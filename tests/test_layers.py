@@ -9,7 +9,7 @@ import thinktune
 ROOT = Path(thinktune.__file__).parent
 FLOORS = (
     "errors tags version",
-    "files notices plugins network web",
+    "files imports notices plugins network web",
     "config records retry",
     "data models scoring run_folder",
     "inference planner",

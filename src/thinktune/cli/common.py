@@ -135,18 +135,15 @@ def stderr() -> Console:
     return console
 
 
-def prepare_libraries(config: Config | None = None) -> None:
-    """Set, before torch is imported, that threads sleep while they wait and libraries are silent but under --debug.
-
-    Args:
-        config: None: not known, or this process does other work too.
-    """
+def prepare_libraries() -> None:
+    """Set, before torch is imported, that threads sleep while they wait and libraries are silent but under --debug."""
     import logging
     import warnings
 
-    if config is not None and config.quantize not in ("int8", "nf4") and config.train.optimizer == "adamw":
-        # PEFT imports it wherever it is installed, and it half of torch's compiler: seconds of every start.
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+    from thinktune.imports import leave_out
+
+    # transformers imports them for assisted generation, losses of detectors, and data sets in its Trainer.
+    leave_out("sklearn", "scipy", "datasets")
     # Threads of OpenMP that wait by spinning take the cores from those they wait for: beside one other busy program,
     # training on two cores ran 17 times slower than with threads that soon sleep. Alone, this costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -30,6 +30,7 @@ from thinktune.cli.common import (
     stderr,
 )
 from thinktune.errors import UsageError
+from thinktune.imports import importing
 
 if TYPE_CHECKING:
     from thinktune.config import Data
@@ -249,7 +250,8 @@ def sweep(
     The base model is loaded once, and finished runs are skipped.
     """
     prepare_libraries()
-    from thinktune.workflows.sweep import sweep
+    with importing():
+        from thinktune.workflows.sweep import sweep
 
     swept = sweep(config, overrides, console=stderr(), overwrite=overwrite)
     if swept.runs:

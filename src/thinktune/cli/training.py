@@ -29,11 +29,10 @@ def run(config: ConfigFile, overrides: Overrides = None, overwrite: Overwrite = 
 
     Data, training, merge, verification, inference and evaluation; finished, unchanged steps are skipped.
     """
-    loaded = load(config, overrides)
-    prepare_libraries(loaded)
+    prepare_libraries()
     from thinktune.workflows.run import run
 
-    run(loaded, console=stderr(), overwrite=overwrite)
+    run(load(config, overrides), console=stderr(), overwrite=overwrite)
 
 
 @app.command()
@@ -104,7 +103,7 @@ def train(
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
     loaded = load(config, overrides)
-    prepare_libraries(loaded)
-    from thinktune.training.train import train
+    prepare_libraries()
+    from thinktune.training.imports import import_train
 
-    train(loaded, console=stderr(), resume=resume, overwrite=overwrite)
+    import_train(loaded)(loaded, console=stderr(), resume=resume, overwrite=overwrite)

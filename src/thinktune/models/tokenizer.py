@@ -10,6 +10,7 @@ from typing import Any
 from thinktune import tags
 from thinktune.config import Load
 from thinktune.errors import MissingExtra, ModelError
+from thinktune.imports import importing
 from thinktune.models.chat import Chat
 from thinktune.models.folder import TOKENIZER_FILES, read_json
 from thinktune.models.foreign import ALLOW, check_foreign_code, needs_own_code
@@ -121,7 +122,8 @@ def _pad_candidates(tokenizer: Any) -> Iterator[str]:
 
 
 def _read(resolved: Resolved, load: Load) -> Any:
-    from transformers import AutoTokenizer
+    with importing():
+        from transformers import AutoTokenizer
 
     folder, gguf = tokenizer_folder(resolved)
     if gguf is None and not any((folder / name).is_file() for name in TOKENIZER_FILES):

@@ -6,6 +6,8 @@ import json
 from importlib.resources import files
 from typing import Any
 
+from thinktune.imports import importing
+
 TABLE = files("thinktune.planner") / "known_models.json"
 """A list of `names` on the hub, `config`: the fields of their config.json that a shape depends on, and the published
 number of `parameters`, tied ones counted once."""
@@ -17,7 +19,8 @@ def known_config(reference: str) -> Any | None:
     >>> known_config("Qwen/Qwen2.5-3B-Instruct").hidden_size
     2048
     """
-    from transformers import AutoConfig
+    with importing():
+        from transformers import AutoConfig
 
     name = reference.removeprefix("ms:").lower()
     for entry in json.loads(TABLE.read_text(encoding="utf-8")):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinktune.errors import ConfigError
+from thinktune.imports import importing
 
 FUSED_MODELS = {
     "llama": "LlamaDecoderLayer",
@@ -71,8 +72,10 @@ class ModelShape:
 def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
     """Return the shape of the causal LM that a transformers config describes."""
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.pytorch_utils import Conv1D
+
+    with importing():
+        from transformers import AutoModelForCausalLM
+        from transformers.pytorch_utils import Conv1D
 
     from thinktune.models.device import LOADING
 

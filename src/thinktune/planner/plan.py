@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from thinktune.config import Config, Quantize
 from thinktune.errors import ThinktuneError
+from thinktune.imports import importing
 from thinktune.notices import muted
 from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
 from thinktune.planner.hardware import GIB, Hardware, find_gpu, hardware_here
@@ -343,15 +344,16 @@ def _read_model_and_data(config: Config) -> tuple[ModelShape, Packs]:
 
 def read_shape(config: Config) -> ModelShape:
     """Read the shape of a config's model; at most its configuration and tokenizer are downloaded."""
-    from transformers import AutoConfig
-
     from thinktune.models import resolve
 
     resolved = resolve(config.model, config.load, weights=False)
     settings: dict[str, Any] = {"gguf_file": resolved.gguf} if resolved.gguf else {}
-    found = AutoConfig.from_pretrained(
-        resolved.folder, local_files_only=True, trust_remote_code=config.load.trust_remote_code, **settings
-    )
+    with importing():  # reading a configuration imports the modules of its model
+        from transformers import AutoConfig
+
+        found = AutoConfig.from_pretrained(
+            resolved.folder, local_files_only=True, trust_remote_code=config.load.trust_remote_code, **settings
+        )
     return shape_of(found, trust_remote_code=config.load.trust_remote_code)
 
 

@@ -1,4 +1,4 @@
-"""Batches of packed documents, and the datasets whose rows they are made of."""
+"""Batches of packed documents."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
 
 from thinktune.data.tokens import IGNORED, Tokens
 
@@ -50,8 +49,3 @@ class PackedCollator:
             "document_lengths": lengths,
             "repeats": repeats,
         }
-
-
-def as_dataset(packs: list[list[int]]) -> Dataset:
-    """Make a row of each pack, naming its examples by index; the collator has the examples."""
-    return Dataset.from_dict({"documents": packs})

@@ -29,6 +29,7 @@ from thinktune.inference.profiles import samplings
 from thinktune.records import RunRecord, read_record
 from thinktune.report.html import write_report
 from thinktune.run_folder import RunFolder
+from thinktune.training.imports import import_train
 
 
 def quickstart(overrides: Sequence[str], *, console: Console, overwrite: bool = False) -> None:
@@ -95,14 +96,12 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
 
 
 def _train(config: Config, folder: RunFolder, console: Console, overwrite: bool) -> None:
-    from thinktune.training.train import train
-
     if folder.is_trained and not overwrite:
         folder.require_same_config(config)
         console.print(f"{folder.path} is trained", style="dim", highlight=False)
         return
     try:
-        train(config, console=console, resume=folder.exists and not overwrite, overwrite=overwrite)
+        import_train(config)(config, console=console, resume=folder.exists and not overwrite, overwrite=overwrite)
     except Interrupted as stop:
         raise Interrupted(stop.message, hint="the same command goes on from there") from None
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from datasets import Dataset
 
 
 class Method(Protocol):
@@ -16,10 +16,10 @@ class Method(Protocol):
     -∂loss/∂logprobₜ as weights.
     """
 
-    def train_rows(self) -> Dataset:
+    def train_rows(self) -> Sequence[dict[str, Any]]:
         """Give the rows to train, each of which `collate` understands."""
 
-    def held_out_rows(self) -> Dataset | None:
+    def held_out_rows(self) -> Sequence[dict[str, Any]] | None:
         """Give the rows of the held-out loss; None: there are none."""
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

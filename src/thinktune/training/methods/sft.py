@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from datasets import Dataset
-
 from thinktune.data.tokens import Tokens
-from thinktune.training.collator import PackedCollator, as_dataset
+from thinktune.training.collator import PackedCollator
 
 
 class SFT:
@@ -23,11 +21,11 @@ class SFT:
         self._held_out = range(len(train), len(train) + len(held_out))
         self._collator = PackedCollator([*train, *held_out])
 
-    def train_rows(self) -> Dataset:
-        return as_dataset(self._packs)
+    def train_rows(self) -> list[dict[str, list[int]]]:
+        return [{"documents": pack} for pack in self._packs]
 
-    def held_out_rows(self) -> Dataset | None:
-        return as_dataset([[index] for index in self._held_out]) if self._held_out else None
+    def held_out_rows(self) -> list[dict[str, list[int]]] | None:
+        return [{"documents": [index]} for index in self._held_out] or None
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return self._collator(rows)

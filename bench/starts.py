@@ -1,0 +1,155 @@
+"""Seconds from a command to its first work: `thinktune train` to its first optimizer step by parts, other verbs whole.
+
+    python bench/starts.py                            # the built-in model and data, in float32
+    python bench/starts.py CONFIG load.device=cuda    # another config, with settings over it
+    python bench/starts.py --verbs                    # plan, data, doctor, ask, infer and eval, to their ends
+
+Every call is a process of its own, and the one before the first is not counted: it fills the caches of files. Medians,
+with the least and the most; a call that shares its cores with other work is better told by its CPU seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+BEGAN = "THINKTUNE_BENCH_BEGAN"  # the time of the command, for the process that it starts
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("config", nargs="?", default=str(CONFIG))
+    cli.add_argument("overrides", nargs="*", help="KEY=VALUE")
+    cli.add_argument("--repeats", type=int, default=5)
+    cli.add_argument("--verbs", action="store_true", help="other verbs instead of train")
+    cli.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = cli.parse_args()
+    overrides = options.overrides or (["load.dtype=float32"] if options.config == str(CONFIG) else [])
+    if options.child:
+        train_one_step(options.config, overrides)
+    elif options.verbs:
+        print_verbs(options.repeats)
+    else:
+        print_train(options.config, overrides, options.repeats)
+
+
+def print_train(config: str, overrides: list[str], repeats: int) -> None:
+    """Print the seconds of each part of a training's start."""
+    runs = []
+    for _ in range(repeats + 1):
+        command = [sys.executable, __file__, config, *overrides, "--child"]
+        environment = {**os.environ, BEGAN: str(time.time())}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode or not done.stdout:
+            sys.exit(done.stderr)
+        runs.append(json.loads(done.stdout.splitlines()[-1]))
+    for part in runs[0]:
+        print_seconds(part, [run[part] for run in runs[1:]])
+
+
+def print_verbs(repeats: int) -> None:
+    """Print the seconds, and the CPU seconds, that whole calls of other verbs take."""
+    with TemporaryDirectory() as folder:
+        items = Path(folder, "items.jsonl")
+        items.write_text('{"id": "a", "type": "math", "prompt": "What is 2 + 3?"}\n')
+        short = ["--load", "dtype=float32"]
+        for arguments in (
+            ["plan", str(CONFIG)],
+            ["data", str(CONFIG)],
+            ["doctor"],
+            ["ask", "builtin:smollm2", "Hello", "--max-tokens", "1", *short],
+            ["infer", "builtin:smollm2", str(items), "-o", str(Path(folder, "results.json")), "--overwrite", *short],
+            ["eval", "builtin:smollm2", "builtin:arithmetic", "--sample", "1", "--max-tokens", "1", "--overwrite",
+             "--out", str(Path(folder, "eval")), *short],
+        ):  # fmt: skip
+            runs = [whole_call(arguments) for _ in range(repeats + 1)][1:]
+            print_seconds(arguments[0], [seconds for seconds, _ in runs])
+            print_seconds("  of CPU", [cpu for _, cpu in runs])
+
+
+def whole_call(arguments: list[str]) -> tuple[float, float]:
+    """Return seconds and CPU seconds of a call."""
+    before, began = getrusage(RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "thinktune", *arguments], capture_output=True, text=True)
+    seconds, after = time.perf_counter() - began, getrusage(RUSAGE_CHILDREN)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def print_seconds(name: str, seconds: list[float]) -> None:
+    print(f"{name:28} {median(seconds):6.2f} s  ({min(seconds):.2f} to {max(seconds):.2f})", flush=True)
+
+
+def train_one_step(config: str, overrides: list[str]) -> None:
+    """Run `thinktune train` to the end of its first optimizer step, and print the seconds of its parts as JSON."""
+    from thinktune.cli import app
+    from thinktune.training import imports
+
+    parts: dict[str, float] = {}
+    last = began = float(os.environ[BEGAN])
+
+    def mark(part: str) -> None:
+        nonlocal last
+        now = time.time()
+        parts[part] = now - last
+        last = now
+
+    def marking(module: Any, name: str, part: str) -> None:
+        """Mark a part as ended whenever a function of a module returns."""
+        function = getattr(module, name)
+
+        def marked(*args: Any, **kwargs: Any) -> Any:
+            value = function(*args, **kwargs)
+            mark(part)
+            return value
+
+        setattr(module, name, marked)
+
+    import_train = imports.import_train
+
+    def import_and_mark(loaded: Any) -> Any:
+        mark("Python, command line, config")
+        train = import_train(loaded)
+        mark("imports")
+        from transformers.trainer_callback import CallbackHandler
+
+        from thinktune.training import base_model_cache
+        from thinktune.training import train as training
+
+        marking(base_model_cache, "load_model", "model")
+        marking(base_model_cache, "prepare", "data")
+        marking(training, "adapter_to_train", "checks of the data")
+        marking(training, "resolve_plan", "adapter, plan")
+        marking(training, "examine_as_set_up", "checks of the model")
+        marking(CallbackHandler, "on_step_begin", "trainer")
+        CallbackHandler.on_step_end = end
+        return train
+
+    def end(*_: Any, **__: Any) -> None:
+        import torch
+
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        mark("first step")
+        print(json.dumps({**parts, "all": last - began}), flush=True)
+        os._exit(0)
+
+    imports.import_train = import_and_mark
+    with TemporaryDirectory() as folder:
+        quick = ["train.max_steps=1", "ask.questions=[]", f"output={folder}/run"]
+        app(["train", config, *overrides, *quick])
+
+
+if __name__ == "__main__":
+    main()
