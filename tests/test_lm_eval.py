@@ -193,7 +193,7 @@ def test_what_cannot_be_taken_is_told_before_a_model_is_loaded(tasks: Path, tmp_
 def test_a_task_that_runs_the_models_programs_is_refused(tasks: Path, tmp_path: Path) -> None:
     with (tasks / "said.yaml").open("a") as stream:
         stream.write("\nunsafe_code: true\n")
-    with pytest.raises(UsageError, match="said would run what the model writes"):
+    with pytest.raises(UsageError, match="said would run the model's programs"):
         load_tasks(["said"], tasks)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -106,6 +109,27 @@ def test_the_first_failure_of_ones_own_function_is_said_and_the_others_are_not(
     CliRunner().invoke(app, call, catch_exceptions=False)
     assert caplog.text.count("own_scorers:misspelt failed on an answer") == 1
     assert "KeyError: 'refrence'" in caplog.text
+
+
+def test_of_failures_in_several_threads_at_once_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "together.py").write_text(
+        "import threading\nboth = threading.Barrier(2)\n"
+        "def fails(answer, gold):\n    both.wait(10)\n    return gold['no']\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    score = tasks_scored_by("together:fails")["math"].score
+
+    def wait(_: logging.LogRecord) -> bool:
+        time.sleep(0.1)
+        return True
+
+    monkeypatch.setattr(logging.getLogger("thinktune.scoring.own_scorer"), "filters", [wait])
+    with ThreadPoolExecutor(2) as pool:
+        scores = list(pool.map(lambda text: score(text, {}, "stop"), ["1", "2"]))
+    assert [each.note for each in scores] == ["KeyError: 'no'"] * 2
+    assert caplog.text.count("failed on an answer") == 1
 
 
 def test_without_a_scorer_of_ones_own_each_task_has_its_own() -> None:

@@ -177,7 +177,7 @@ def load_tasks(names: Sequence[str], path: Path | None = None, shots: int | None
     for task in loaded["tasks"].values():
         if getattr(task, "UNSAFE_CODE", False):
             raise UsageError(
-                f"{task.task_name} would run what the model writes in this process, unconfined",
+                f"{task.task_name} would run the model's programs in this process, unconfined",
                 hint="score programs by `thinktune score`, which confines them",
             )
         # A task may be written for a number of examples; where it says none, the prompts have none.

@@ -317,7 +317,7 @@ class Conclusions:
         if self.agreement is not None:
             yield f"agreement between raters: Krippendorff's alpha {self.agreement:.2f}"
         if self.with_scores is not None:
-            yield f"people prefer what the automatic score has ahead: {self.with_scores}"
+            yield f"people prefer the answer with the better automatic score: {self.with_scores}"
 
 
 def conclude(

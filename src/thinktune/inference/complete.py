@@ -151,7 +151,7 @@ def _tell_start(journal: Journal, keys: dict[tuple[str, int], str], found: int, 
             "they are made anew"
         )
     if journal.damaged:
-        lines.append(f"{journal.damaged} lines of {journal.file} are damaged: what they held is made anew")
+        lines.append(f"{journal.damaged} lines of {journal.file} are damaged: their completions are made anew")
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 

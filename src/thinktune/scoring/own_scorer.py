@@ -6,6 +6,7 @@ def within_a_percent(answer: str, gold: dict) -> bool:
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -31,17 +32,15 @@ def load_scorer(reference: str) -> Scorer:
         ConfigError: there is no such function; on scoring, it returned neither True nor False.
     """
     function = load_function(reference, "--scorer")
-    failed = False
+    failures = itertools.count()  # of all threads
 
     def judge(answer: str, gold: Mapping[str, Any]) -> Verdict:
-        nonlocal failed
         try:
             right = function(answer, gold)
         except Exception as error:  # noqa: BLE001 - a user's code on a model's text: the other answers are scored
             note = f"{type(error).__name__}: {error}"
-            if not failed:
+            if next(failures) == 0:
                 logger.warning(f"--scorer: {reference} failed on an answer, which counts as not right: {note}")
-            failed = True
             return Verdict(False, note, failed=True)
         if not isinstance(right, (bool, numpy.bool_)):
             raise ConfigError(f"--scorer: {reference} returned {right!r}", hint="return True or False")
