@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,35 +22,61 @@ from thinktune.files import telling_full_disk
 from thinktune.inference.batch_file import Item, read_batch_file, valid_text
 from thinktune.inference.complete import Completed, complete
 from thinktune.inference.engines import EngineSettings, Opened, open_engine
-from thinktune.inference.engines.base import Request
+from thinktune.inference.engines.base import Completion, Request
 from thinktune.inference.result_file import Result, ResultFormat, write_results
 from thinktune.models.template_date import hold_date
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inferred:
     """The outcome of a batch file. Counts are of completions, `items` and `failed` of items."""
 
-    items: int
-    failed: int
-    completions: int
-    well_formed: int
-    cut_off: int
-    closed: int
-    problems: dict[str, int]
-    clamped: int
-    tokens_per_second: float | None
     out: Path
+    tokens_per_second: float | None
+    items: int = 0
+    failed: int = 0
+    first_error: str = ""
+    completions: int = 0
+    well_formed: int = 0
+    cut_off: int = 0
+    closed: int = 0
+    clamped: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         parts = [f"{self.items} items", f"{self.well_formed} of {self.completions} completions well-formed"]
-        parts += [f"{count} {problem}" for problem, count in self.problems.items()]
+        parts += [f"{count} {problem}" for problem, count in self.problems.most_common()]
         parts += [f"{self.cut_off} cut off by max_tokens or the context"] if self.cut_off else []
         parts += [f"{self.closed} answers closed at their limit"] if self.closed else []
         parts += [f"{self.clamped} ended where the context did, before max_tokens"] if self.clamped else []
         parts += [f"{self.failed} failed"] if self.failed else []
         parts += [f"{self.tokens_per_second:,.0f} tokens/s"] if self.tokens_per_second else []
         return f"{'; '.join(parts)}. Result: {self.out}"
+
+    def count(self, results: Iterable[Result]) -> Iterator[Result]:
+        """Count results as they pass."""
+        for result in results:
+            self.items += 1
+            self.failed += result.error is not None
+            self.first_error = self.first_error or result.error or ""
+            for completion in result.completions:
+                if completion.error is None:
+                    self._count(completion, result.item.sampling)
+            yield result
+
+    def _count(self, completion: Completion, sampling: Sampling) -> None:
+        problem = tags.parse(completion.text).problem
+        at_limit = completion.finish_reason == "length"
+        self.completions += 1
+        self.well_formed += problem is None
+        self.cut_off += at_limit and problem is not None
+        # Under a budget a thought that ended early leaves max_tokens unused, and an answer is closed by us.
+        if sampling.think_budget is not None:
+            self.closed += at_limit
+        else:
+            self.clamped += at_limit and completion.tokens < sampling.max_tokens
+        if problem is not None and not at_limit:
+            self.problems[problem] += 1
 
 
 def infer_files(
@@ -122,14 +148,12 @@ def infer(
         overwrite=overwrite,
         only_failed=retry_errors,
     )
-    tally = _Tally()
+    inferred = Inferred(out, done.tokens_per_second)
     with telling_full_disk(out):
-        results = tally.count(_results(items, failures, requests, done))
-        write_results(out, results, form=form, model=name)
-    inferred = tally.inferred(done, out)
+        write_results(out, inferred.count(_results(items, failures, requests, done)), form=form, model=name)
     console.print(str(inferred), soft_wrap=True, markup=False, highlight=False)
     if inferred.failed == inferred.items:
-        raise GenerationError(f"all {len(items)} items failed; the first: {tally.first_error}", hint=f"see {out}")
+        raise GenerationError(f"all {len(items)} items failed; the first: {inferred.first_error}", hint=f"see {out}")
     return inferred
 
 
@@ -153,51 +177,3 @@ def _results(
         completions = [done.completions[place] for place in places]
         error = next((each.error for each in completions if each.error is not None), None)
         yield Result(item, completions, error, len(request.prompt_ids))
-
-
-@dataclass
-class _Tally:
-    """Counts results as they pass."""
-
-    items: int = 0
-    failed: int = 0
-    first_error: str = ""
-    outcomes: Counter[str] = field(default_factory=Counter)
-    problems: Counter[str] = field(default_factory=Counter)
-
-    def count(self, results: Iterator[Result]) -> Iterator[Result]:
-        for result in results:
-            self.items += 1
-            if result.error is not None:
-                self.failed += 1
-                self.first_error = self.first_error or result.error
-            self._count_completions(result)
-            yield result
-
-    def _count_completions(self, result: Result) -> None:
-        sampling = result.item.sampling
-        for completion in result.completions:
-            if completion.error is not None:
-                continue
-            self.outcomes["completions"] += 1
-            problem = tags.parse(completion.text).problem
-            at_limit = completion.finish_reason == "length"
-            self.outcomes["well_formed"] += problem is None
-            self.outcomes["cut_off"] += at_limit and problem is not None
-            # Under a budget a thought that ended early leaves max_tokens unused, and an answer is closed by us.
-            self.outcomes["closed"] += at_limit and sampling.think_budget is not None
-            unbudgeted = at_limit and sampling.think_budget is None
-            self.outcomes["clamped"] += unbudgeted and completion.tokens < sampling.max_tokens
-            if problem is not None and not at_limit:
-                self.problems[problem] += 1
-
-    def inferred(self, done: Completed, out: Path) -> Inferred:
-        names = ("completions", "well_formed", "cut_off", "closed", "clamped")
-        return Inferred(
-            items=self.items,
-            failed=self.failed,
-            problems=dict(self.problems.most_common()),
-            tokens_per_second=done.tokens_per_second,
-            out=out,
-            **{name: self.outcomes[name] for name in names},
-        )
