@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -385,6 +386,38 @@ def test_a_budget_for_thinking_works_over_vllm(fake_vllm: None, tiny_model: Path
         texts = [each.text for each in opened.engine.generate([request])]
     assert len(texts) == 2
     assert all(text.startswith("<think>") and text.endswith("</answer>") for text in texts)
+
+
+def workers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "worker.py" in " ".join(child.cmdline())]
+
+
+def test_vllm_is_imported_before_the_first_request_and_that_process_answers_it(
+    fake_vllm: None, tiny_model: Path
+) -> None:
+    with open_engine(tiny_model, EngineSettings("vllm")) as opened:
+        (begun,) = workers()
+        (completion,) = opened.engine.generate([ask(10, 11)])
+        assert completion.error is None
+        assert workers() == [begun]
+    assert not workers()
+
+
+def test_a_model_that_is_asked_nothing_leaves_no_process(fake_vllm: None, tiny_model: Path, tmp_path: Path) -> None:
+    with open_engine(tiny_model, EngineSettings("vllm")):
+        pass
+    assert not workers()
+    assert not list(tmp_path.glob("thinktune-vllm-*"))
+
+
+def test_a_tokenizer_that_cannot_be_read_leaves_no_process(fake_vllm: None, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(ModelError, match="no tokenizer"):
+        open_engine(folder, EngineSettings("vllm"))
+    assert not workers()
 
 
 def test_quantised_models_are_not_for_vllm(fake_vllm: None, tiny_model: Path) -> None:

@@ -29,19 +29,30 @@ class FoundModel:
     """
     Attributes:
         reference: as the person named it.
-        tokenizer: of transformers.
         adapters: folders of further adapters of the same base, by the name that requests use.
         settings: how it is to be run.
     """
 
     reference: str | Path
     resolved: Resolved
-    tokenizer: Any
-    chat: Chat
     device: torch.device
     dtype: torch.dtype
     adapters: Mapping[str, Path]
     settings: EngineSettings
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers, read when it is first asked for. Raises as `models.load_model` does."""
+        from thinktune.models.tokenizer import read_tokenizer
+
+        return read_tokenizer(self.resolved, self.settings.load)
+
+    @cached_property
+    def chat(self) -> Chat:
+        """The chat of that tokenizer."""
+        from thinktune.models import make_chat
+
+        return make_chat(self.tokenizer, self.resolved.settings)
 
     @property
     def tuned(self) -> bool:
@@ -77,20 +88,16 @@ def find_model(
     Raises:
         ModelError, DownloadError, DeviceError: see `models.load_model`.
     """
-    from thinktune.models import make_chat, resolve
+    from thinktune.models import resolve
     from thinktune.models.device import choose_device, choose_dtype
-    from thinktune.models.tokenizer import read_tokenizer
 
     load = settings.load
     resolved = resolve(reference, load, prefer_merged=settings.merge and settings.quantize == "none")
     device = choose_device(load.device)
     dtype = choose_dtype(device, load.dtype)
-    tokenizer = read_tokenizer(resolved, load)
     return FoundModel(
         reference=reference,
         resolved=resolved,
-        tokenizer=tokenizer,
-        chat=make_chat(tokenizer, resolved.settings),
         device=device,
         dtype=dtype,
         adapters={name: _adapter_beside(adapter, resolved, load) for name, adapter in (adapters or {}).items()},

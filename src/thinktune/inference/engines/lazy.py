@@ -11,11 +11,16 @@ from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pai
 
 @dataclass(frozen=True)
 class Candidate:
-    """An engine that may be started; `unsupported` and `context_setting` as of `Engine`."""
+    """An engine that may be started; `unsupported` and `context_setting` as of `Engine`.
+
+    Attributes:
+        cancel: ends what was begun for a start that does not come. Safe to call after one, and twice.
+    """
 
     start: Callable[[], Engine]
     unsupported: frozenset[str] = Engine.unsupported
     context_setting: int | None = None
+    cancel: Callable[[], None] = lambda: None
 
 
 class EngineOnDemand(Engine):
@@ -50,6 +55,9 @@ class EngineOnDemand(Engine):
         """See `Engine.require_supported`."""
         if self._engine is None:
             able = tuple(each for each in self._candidates if not unhonoured(sampling, each.unsupported))
+            for other in self._candidates if able else ():
+                if other not in able:
+                    other.cancel()
             self._candidates = able or self._candidates
         super().require_supported(sampling)
 
@@ -69,6 +77,8 @@ class EngineOnDemand(Engine):
         if self._engine is not None:
             self._engine.close()
             self._engine = None  # lets go of the model, so that the next one has its memory
+        for candidate in self._candidates:
+            candidate.cancel()
 
     def start(self) -> None:
         self._started()

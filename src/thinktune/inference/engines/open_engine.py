@@ -5,7 +5,7 @@ The model itself is loaded when the first completion is asked for: a call whose 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinktune import tags
 from thinktune.inference.engines.base import Engine
-from thinktune.inference.engines.found_model import find_model
+from thinktune.inference.engines.found_model import FoundModel, find_model
 from thinktune.inference.engines.lazy import Candidate, EngineOnDemand
 from thinktune.inference.engines.registry import choose_engines, require_engine
 from thinktune.inference.engines.settings import EngineSettings
@@ -74,19 +74,32 @@ def open_engine(
     settings = settings or EngineSettings()
     require_engine(settings.engine)
     model = find_model(reference, settings, adapters)
-    candidates = (
-        [Candidate(start)]
-        if start
-        else [
-            Candidate(partial(each.open, model), each.unsupported, each.context_setting(settings))
-            for each in choose_engines(model)
-        ]
-    )
+    candidates = [Candidate(start)] if start else list(_candidates(model))
+    try:
+        return _opened(model, EngineOnDemand(*candidates))
+    except BaseException:
+        candidates[0].cancel()
+        raise
+
+
+def _candidates(model: FoundModel) -> Iterator[Candidate]:
+    """Yield the engines that may run a model; the first, which most likely will, begins with its start."""
+    for place, entry in enumerate(choose_engines(model)):
+        begun = entry.begin(model) if entry.begin and place == 0 else None
+        yield Candidate(
+            begun.open if begun else partial(entry.open, model),
+            entry.unsupported,
+            entry.context_setting(model.settings),
+            begun.cancel if begun else lambda: None,
+        )
+
+
+def _opened(model: FoundModel, engine: Engine) -> Opened:
     return Opened(
-        engine=EngineOnDemand(*candidates),
+        engine,
         chat=model.chat,
         fingerprint=model.fingerprint,
         tuned=model.tuned,
         format_settings=model.format_settings,
-        settings=settings,
+        settings=model.settings,
     )

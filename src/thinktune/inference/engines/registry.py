@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from thinktune.errors import UsageError
 from thinktune.inference.engines.base import Engine
@@ -15,9 +16,19 @@ from thinktune.inference.engines.found_model import FoundModel
 from thinktune.inference.engines.hf.opening import open_transformers, why_not_transformers
 from thinktune.inference.engines.settings import EngineSettings
 from thinktune.inference.engines.vllm.engine import VLLM_CANNOT
-from thinktune.inference.engines.vllm.opening import open_vllm, why_not_vllm
+from thinktune.inference.engines.vllm.opening import VllmStart, why_not_vllm
 from thinktune.inference.engines.vllm.process import has_vllm, vllm_python
 from thinktune.plugins import load_function
+
+
+class Start(Protocol):
+    """The start of an engine, begun early."""
+
+    def open(self) -> Engine:
+        """Load the model into the engine."""
+
+    def cancel(self) -> None:
+        """End what was begun, if no engine has it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class EngineEntry:
         require_installed: raises where the engine is not there.
         by_default: whether "auto" prefers it for a model.
         context_setting: see `Engine`.
+        begin: begins, before the tokenizer is read, what an engine needs long for; None: nothing.
     """
 
     open: Callable[[FoundModel], Engine]
@@ -40,17 +52,19 @@ class EngineEntry:
     require_installed: Callable[[], object] = lambda: None
     by_default: Callable[[FoundModel], bool] = lambda model: True
     context_setting: Callable[[EngineSettings], int | None] = lambda settings: None
+    begin: Callable[[FoundModel], Start] | None = None
 
 
 ENGINES = {
     "vllm": EngineEntry(
-        open_vllm,
+        lambda model: VllmStart(model).open(),
         "vLLM",
         why_not_vllm,
         VLLM_CANNOT,
         require_installed=vllm_python,
         by_default=lambda model: model.device.type == "cuda" and has_vllm(),
         context_setting=lambda settings: settings.vllm.max_model_len,
+        begin=VllmStart,
     ),
     "transformers": EngineEntry(open_transformers, "the transformers engine", why_not_transformers),
 }

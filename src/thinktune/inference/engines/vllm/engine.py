@@ -104,6 +104,7 @@ class VllmEngine(Engine):
     Args:
         model: the model to run.
         settings: of vLLM itself.
+        process: one begun by `begin_process`, for this model; None: a new one.
 
     Attributes:
         settings: as given; `per_request_seed` may be exchanged while it runs.
@@ -120,6 +121,7 @@ class VllmEngine(Engine):
         self,
         model: VllmModel,
         settings: Vllm,
+        process: WorkerProcess | None = None,
     ) -> None:
         self._model = model
         self.settings = settings
@@ -130,10 +132,9 @@ class VllmEngine(Engine):
                 name: [number, str(folder)] for number, (name, folder) in enumerate(model.adapters.items(), start=1)
             },
         }
-        self._environment = vllm_environment(model)
         self._crashes = 0
-        self._process: WorkerProcess | None = None
-        ready = self._running().ready
+        self._process: WorkerProcess | None = self._start(process or begin_process(model))
+        ready = self._process.ready
         self.context_length: int = ready["context_length"]
         self._vocabulary: int = ready["vocabulary"]
         self._detokenizer = Detokenizer(model.tokenizer, model.stop_ids, self._vocabulary)
@@ -198,14 +199,18 @@ class VllmEngine(Engine):
         """Return the process, started anew where there is none or it has ended."""
         if self._process is None or self._process.ended:
             self.close()
-            _release_gpu_memory()
-            unmerged = f", {len(self._model.adapters)} adapters beside it" if self._model.adapters else ""
-            logger.info(f"starting vLLM on {self._model.folder}{unmerged}")
-            started = time.perf_counter()
-            self._process = WorkerProcess(WORKER, self._first, self._environment)
-            took = time.perf_counter() - started
-            logger.info(f"vLLM {self._process.ready['version']} is ready after {took:.0f} s")
+            self._process = self._start(begin_process(self._model))
         return self._process
+
+    def _start(self, process: WorkerProcess) -> WorkerProcess:
+        """Let a process that was begun run the model."""
+        _release_gpu_memory()
+        unmerged = f", {len(self._model.adapters)} adapters beside it" if self._model.adapters else ""
+        logger.info(f"starting vLLM on {self._model.folder}{unmerged}")
+        started = time.perf_counter()
+        process.run(self._first)
+        logger.info(f"vLLM {process.ready['version']} is ready after {time.perf_counter() - started:.0f} s")
+        return process
 
     def _answer(self, rows: _Rows, *, alone: bool = False) -> Generator[Completion, None, None]:
         """Keep as many rows in flight as vLLM can use. Where it ends, halve the rows in flight, and go on.
@@ -361,6 +366,12 @@ def _seed(row: _Row) -> int:
     """Make the seed of a sample from (seed, id, sample), so that a resumed run draws the same. No seed counts as 0."""
     text = f"{row.request.sampling.seed or 0}/{row.index}/{row.request.id}"
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]) >> 1
+
+
+def begin_process(model: VllmModel) -> WorkerProcess:
+    """Begin a process that imports vLLM, and then waits to be told which model to run. Of `model`, its tokenizer and
+    its stop ids need not be known yet."""
+    return WorkerProcess(WORKER, vllm_environment(model))
 
 
 def vllm_environment(model: VllmModel) -> dict[str, str]:

@@ -75,18 +75,17 @@ def vllm_python() -> str:
 
 
 class WorkerProcess:
-    """A process that runs a script and has answered that it is ready.
+    """A process that runs a script, which prepares itself until `run` tells it the model.
 
     Attributes:
-        ready: its description of the model.
+        ready: its description of the model, once it runs one.
         ended: True once it was found to be gone.
 
     Raises:
-        GenerationError: it ended before it was ready; the message is its own last error.
         MissingExtra, UsageError: see `vllm_python`.
     """
 
-    def __init__(self, script: Path, first: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    def __init__(self, script: Path, environment: Mapping[str, str]) -> None:
         self.ended = False
         self._boxes: dict[str, deque[Event]] = {}
         self._names = count()
@@ -108,15 +107,26 @@ class WorkerProcess:
         self._pending = b""
         self._arrivals = select.poll()
         self._arrivals.register(self._socket, select.POLLIN)
+
+    def run(self, first: Mapping[str, Any]) -> None:
+        """Give it its first message, the model to run, and wait until it is ready.
+
+        Raises:
+            GenerationError: it ended before that; the message is its own last error.
+        """
         try:
             self.send(first)
             self.ready: dict[str, Any] = self._read()["ready"]
         except Crashed as crash:
             raise GenerationError(f"vLLM did not start: {crash.message}", hint=crash.hint) from None
-        except BaseException:  # Ctrl-C while it starts, in the middle of nothing that it would have to put in order
-            self._end(0.0)
-            self._log.unlink()
+        except BaseException:  # Ctrl-C
+            self.cancel()
             raise
+
+    def cancel(self) -> None:
+        """End it before it is ready, in the middle of nothing that it would have to put in order."""
+        self._end(0.0)
+        self._log.unlink(missing_ok=True)
 
     def open_box(self, box: deque[Event]) -> str:
         """Open a box for a new request's events, and return the request's name."""
