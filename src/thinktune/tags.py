@@ -25,6 +25,11 @@ _ANY_TAG = re.compile("|".join(TAGS))
 _BRACES = re.compile(r"\\boxed\{|\\(?!\\boxed\{)[^b]|[{}]")
 
 
+def valid_text(text: str) -> str:
+    """Return the text with each half of a surrogate pair, which JSON can smuggle in, replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 @dataclass(frozen=True)
 class Parsed:
     """A completion taken apart. `problem` is None exactly when it is well-formed, else a short reason."""

@@ -23,7 +23,7 @@ from thinktune.evaluation.predictions import PredictionScores, read_gold, score_
 from thinktune.evaluation.significance import Rate
 from thinktune.files import telling_full_disk, write_json, write_json_lines
 from thinktune.inference.batch import infer
-from thinktune.inference.batch_file import Messages, read_batch_file, valid_text
+from thinktune.inference.batch_file import Messages, read_batch_file
 from thinktune.inference.complete import Completed, complete
 from thinktune.inference.engines import EngineSettings, Opened, open_engine
 from thinktune.inference.engines.base import Completion, Request
@@ -191,7 +191,7 @@ def evaluate(
     )
     samples = [
         [
-            _sample(example, prompt[-1]["content"], done.completions[request.id, index], scorer)
+            _sample(example, tags.valid_text(prompt[-1]["content"]), done.completions[request.id, index], scorer)
             for index in range(sampling.n)
         ]
         for example, prompt, request in zip(examples, prompts, requests, strict=True)
@@ -217,8 +217,7 @@ def comparison_table(summaries: Mapping[str, Summary]) -> Table:
 
 
 def _prompt(example: Example, tell_format: bool) -> Messages:
-    turns = tuple({**message, "content": valid_text(message["content"])} for message in example.messages)
-    return _told(turns) if tell_format else turns
+    return _told(example.messages) if tell_format else example.messages
 
 
 def _told(messages: Messages) -> Messages:
@@ -229,8 +228,8 @@ def _told(messages: Messages) -> Messages:
 
 def _sample(example: Example, prompt: str, completion: Completion, scorer: Scorer) -> dict[str, Any]:
     """Score a completion and make its line of samples.jsonl."""
-    completion = replace(completion, text=valid_text(completion.text))
-    reference = valid_text(example.answer)
+    completion = replace(completion, text=tags.valid_text(completion.text))
+    reference = tags.valid_text(example.answer)
     score = scorer(completion.text, {"reference": reference, "prompt": prompt}, completion.finish_reason)
     line = sample_line(completion, reference, score)
     line |= {"source": example.source, "row": example.row, "prompt": prompt, "tokens": completion.tokens}

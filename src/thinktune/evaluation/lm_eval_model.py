@@ -14,11 +14,11 @@ from rich.progress import track
 
 from thinktune.config import Sampling
 from thinktune.errors import GenerationError
-from thinktune.inference.batch_file import valid_text
 from thinktune.inference.complete import complete
 from thinktune.inference.engines import Opened
 from thinktune.inference.engines.base import Likelihood, Pair, Request
 from thinktune.models.template_date import hold_date
+from thinktune.tags import valid_text
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 
@@ -52,9 +52,9 @@ class HarnessModel(LM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render the conversation as one text. Without a generation prompt, its last turn is the beginning of the
         reply."""
-        turns = [{**turn, "content": valid_text(turn["content"])} for turn in chat_history]
-        begun = "" if add_generation_prompt else turns.pop()["content"]
-        ids = self._chat.prompt_ids(turns)
+        asked = chat_history if add_generation_prompt else chat_history[:-1]
+        begun = "" if add_generation_prompt else valid_text(chat_history[-1]["content"])
+        ids = self._chat.prompt_ids(asked)
         text = str(self._chat.tokenizer.decode(ids)) + begun
         self._prompts[text] = ids, begun
         return text

@@ -21,8 +21,8 @@ from typing import Any
 
 from thinktune.errors import DataError
 from thinktune.files import foreign_kind
-from thinktune.inference.batch_file import valid_text
 from thinktune.inference.engines.base import Completion
+from thinktune.tags import valid_text
 
 LISTED = 20
 """The most ids or lines that a message names."""

@@ -30,7 +30,7 @@ from thinktune.models.adapters import merge_adapter, put_adapter
 from thinktune.models.cache import space_required
 from thinktune.models.device import choose_device, choose_dtype, describe
 from thinktune.models.folder import adapter_sha256, check_model_folder, stored_dtype
-from thinktune.models.loading import load_weights
+from thinktune.models.loading import load_base, load_weights
 from thinktune.models.saving import save_model
 from thinktune.models.tokenizer import read_tokenizer
 
@@ -203,9 +203,7 @@ def _summed(
         ModelError: the sum says something else than the adapter.
     """
     assert resolved.adapter is not None
-    model = load_weights(resolved, load, device, wide, "none")
-    for adapter in resolved.adapters[:-1]:
-        model = put_adapter(model, adapter, merge=True)
+    model = load_base(resolved, load, device, wide)
     base = _logits(model, prompts)
     model = put_adapter(model, resolved.adapter, merge=False)
     logits = _logits(model, prompts)

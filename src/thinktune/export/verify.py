@@ -49,7 +49,7 @@ from thinktune.models.folder import (
     read_settings,
     stored_dtype,
 )
-from thinktune.models.loading import load_weights
+from thinktune.models.loading import load_base, load_weights
 from thinktune.models.tokenizer import read_tokenizer
 from thinktune.run_folder import RunFolder
 
@@ -275,9 +275,7 @@ def _compare_models(
     rendered = [chat.prompt_ids(prompt.messages) for prompt in prompts]
     inputs = list(zip(rendered, _replies(chat, prompts), strict=True))
 
-    model = load_weights(tuned, load, device, wide, "none")
-    for adapter in tuned.adapters[:-1]:
-        model = put_adapter(model, adapter, merge=True)
+    model = load_base(tuned, load, device, wide)
     before = _predictions(model, inputs)
     model = put_adapter(model, run.adapter, merge=False)
     after = _predictions(model, inputs)

@@ -19,7 +19,7 @@ from thinktune import tags
 from thinktune.config import Sampling
 from thinktune.errors import GenerationError, ThinktuneError
 from thinktune.files import telling_full_disk
-from thinktune.inference.batch_file import Item, read_batch_file, valid_text
+from thinktune.inference.batch_file import Item, read_batch_file
 from thinktune.inference.complete import Completed, complete
 from thinktune.inference.engines import EngineSettings, Opened, open_engine
 from thinktune.inference.engines.base import Completion, Request
@@ -134,7 +134,7 @@ def infer(
         if item.problem is not None:
             continue
         try:
-            ids = opened.chat.prompt_ids([{**turn, "content": valid_text(turn["content"])} for turn in item.messages])
+            ids = opened.chat.prompt_ids(item.messages)
         except (ThinktuneError, ValueError, TypeError) as error:  # from tokenizers, at text they do not like
             failures[str(item.id)] = f"the prompt cannot be rendered: {error}"
         else:

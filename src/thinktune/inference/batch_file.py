@@ -22,6 +22,7 @@ from thinktune.errors import BatchFileError, ConfigError, UsageError
 from thinktune.files import foreign_kind
 from thinktune.inference.profiles import samplings as samplings_of
 from thinktune.scoring import DEFAULT_TASK, TASKS
+from thinktune.tags import valid_text
 
 BUILTIN = "builtin:questions"
 _OPENAI_TYPE = DEFAULT_TASK.name  # OpenAI's shape says nothing of types; the body's settings are put over its profile
@@ -83,11 +84,6 @@ def read_batch_file(
             hint="correct them, or give --skip-bad to have them reported as errors in the result",
         )
     return items
-
-
-def valid_text(text: str) -> str:
-    """Make a text encodable: halves of surrogate pairs, which JSON can smuggle in, become U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def as_messages(question: str | Sequence[Mapping[str, Any]]) -> Messages:

@@ -12,7 +12,6 @@ from rich.console import Console
 from thinktune import tags
 from thinktune.config import Sampling
 from thinktune.errors import GenerationError, UsageError
-from thinktune.inference.batch_file import valid_text
 from thinktune.inference.engines import EngineSettings, Opened, open_engine
 from thinktune.inference.engines.base import Request
 
@@ -77,9 +76,7 @@ def answer(
         GenerationError: see `Engine.stream`.
     """
     turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
-    # A terminal that does not speak UTF-8 sends bytes, which come in as halves of surrogate pairs.
-    valid = [{**turn, "content": valid_text(turn["content"])} for turn in turns]
-    request = Request("ask", opened.chat.prompt_ids(valid), sampling)
+    request = Request("ask", opened.chat.prompt_ids(turns), sampling)
     text = ""
     for piece in _printed(opened.engine.stream(request), console, raw):
         text += piece

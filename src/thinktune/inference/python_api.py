@@ -8,7 +8,7 @@ from pathlib import Path
 from thinktune import config, tags
 from thinktune.errors import GenerationError, UsageError
 from thinktune.inference.batch import Inferred, infer
-from thinktune.inference.batch_file import as_messages, read_batch_file, valid_text
+from thinktune.inference.batch_file import as_messages, read_batch_file
 from thinktune.inference.engines import EngineSettings, open_engine
 from thinktune.inference.engines.base import Request
 from thinktune.inference.profiles import samplings
@@ -95,7 +95,7 @@ class Infer:
         requests = [
             Request(
                 str(at),
-                self._opened.chat.prompt_ids([{**turn, "content": valid_text(turn["content"])} for turn in each]),
+                self._opened.chat.prompt_ids(each),
                 chosen,
             )
             for at, each in enumerate(turns)

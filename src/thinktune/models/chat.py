@@ -20,7 +20,7 @@ from typing import Any
 
 from thinktune.errors import ModelError
 from thinktune.models.template_trial import require_harmless
-from thinktune.tags import TAGS
+from thinktune.tags import TAGS, valid_text
 
 # What templates of reasoning models put at the end of the generation prompt. Our completions open the thought
 # themselves, so that they can be checked and scored as one text: the prompt must then not open it too.
@@ -97,7 +97,9 @@ class Chat:
         return _with_dates(template, self._dates) if self.is_dated else template
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of the conversation, up to and including the generation prompt.
+        """Return the token ids of the conversation, up to and including the generation prompt.
+
+        Halves of surrogate pairs, which no tokenizer takes, count as U+FFFD.
 
         Args:
             messages: user and assistant turns, `{"role", "content"}`; a leading system message overrides the chat's
@@ -106,7 +108,7 @@ class Chat:
         Raises:
             ModelError: the template refuses the conversation.
         """
-        turns = [dict(message) for message in messages]
+        turns = [{**message, "content": valid_text(message["content"])} for message in messages]
         if not any(text in turn["content"] for turn in turns for text in self._control):
             return self._ids(self._prompt_text(turns))
         return self._ids_with_plain_control(turns)

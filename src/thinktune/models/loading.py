@@ -80,10 +80,9 @@ def load_model(
     resolved = resolve(reference, load, prefer_merged=whole)
     tokenizer = read_tokenizer(resolved, load)
     logger.info(f"loading {reference} on {describe(device, dtype)}" + ("" if quantize == "none" else f", {quantize}"))
-    model = load_weights(resolved, load, device, dtype, quantize)
-    for adapter in resolved.adapters:
-        keep = adapter == resolved.adapter and not whole
-        model = put_adapter(model, adapter, merge=not keep)
+    model = load_base(resolved, load, device, dtype, quantize)
+    if resolved.adapter is not None:
+        model = put_adapter(model, resolved.adapter, merge=whole)
     return _finish(model, tokenizer, resolved, device, dtype)
 
 
@@ -100,6 +99,20 @@ def make_chat(
     own text and with `now` (None: the present) for a template that reads the clock."""
     system = (settings["system"] or "") if "system" in settings else None
     return Chat(tokenizer, system, stop_ids=stop_ids, now=recorded_date(settings) or now)
+
+
+def load_base(
+    resolved: Resolved, load: Load, device: torch.device, dtype: torch.dtype, quantize: Quantize = "none"
+) -> Any:
+    """Load the model that the outermost adapter was trained on: the base with all earlier adapters merged.
+
+    Raises:
+        ModelError, OutOfMemory: see `load_weights` and `put_adapter`.
+    """
+    model = load_weights(resolved, load, device, dtype, quantize)
+    for adapter in resolved.adapters[:-1]:
+        model = put_adapter(model, adapter, merge=True)
+    return model
 
 
 def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: torch.dtype, quantize: Quantize) -> Any:

@@ -25,23 +25,31 @@ def inner_model(model: Any) -> Any:
 
 
 @contextmanager
+def eval_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Hold every module in eval mode within the block: no dropout, no recomputation; then restore the mode of each."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
 def at_rest(model: torch.nn.Module) -> Iterator[None]:
     """Hold every module in eval mode within the block, and restore modes, buffers and random state afterwards."""
     modules = list(model.modules())
-    training = [module for module in modules if module.training]
     buffers = [(module, dict(module._buffers)) for module in modules if module._buffers]
     contents = [(tensor, tensor.clone()) for _, named in buffers for tensor in named.values() if tensor is not None]
     # Rotary frequencies that follow the longest sequence remember it beside their buffer.
     lengths = [(module, name, value) for module in modules for name, value in vars(module).items() if _remembers(name)]
     devices = sorted({tensor.device.index for tensor in model.parameters() if tensor.device.type == "cuda"})
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), eval_mode(model):
         try:
-            for module in training:
-                module.training = False
             yield
         finally:
-            for module in training:
-                module.training = True
             for module, named in buffers:
                 module._buffers.update(named)
             with torch.no_grad():

@@ -13,7 +13,6 @@ from typing import Any, Literal
 from thinktune import tags
 from thinktune.config import Sampling
 from thinktune.errors import ThinktuneError
-from thinktune.inference.batch_file import valid_text
 from thinktune.inference.engines.base import Request
 from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.studio.model_pool import Pool, reason
@@ -118,7 +117,7 @@ class _Reader:
         answer = self.answer
         opened = self.pool.take(answer.model).open(self.own)
         self.seated = True
-        turns = [{**turn, "content": valid_text(turn["content"])} for turn in self.turns]
+        turns = self.turns
         if self.tell_format and not opened.tuned:
             turns = [*turns[:-1], {**turns[-1], "content": f"{turns[-1]['content']}\n\n{tags.INSTRUCTION}"}]
         request = Request(self.name, opened.chat.prompt_ids(turns), self.sampling)

@@ -10,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from thinktune import tags
 from thinktune.config import Config, Data
 from thinktune.data import Example, load_examples
-from thinktune.inference.batch_file import valid_text
 from thinktune.inference.engines.base import Completion, Request
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.scoring import ROW_TASK
@@ -64,10 +62,7 @@ class GenerationEvalCallback(TrainerCallback):
         limit = min(config.eval.every_tokens, config.eval.sampling.max_tokens)
         plain = {"temperature": 0.0, "n": 1, "seed": 0, "max_tokens": limit, "think_budget": None}
         sampling = config.eval.sampling.model_copy(update=plain)
-        prompts = [
-            loaded.chat.prompt_ids([{**turn, "content": valid_text(turn["content"])} for turn in problem.messages])
-            for problem in problems
-        ]
+        prompts = [loaded.chat.prompt_ids(problem.messages) for problem in problems]
         self._requests = [Request(str(at), ids, sampling) for at, ids in enumerate(prompts)]
         self._references = [problem.answer for problem in problems]
         self._engine = TransformersEngine(
@@ -120,7 +115,7 @@ class GenerationEvalCallback(TrainerCallback):
 
     def _take(self) -> None:
         started = time.monotonic()
-        with torch.random.fork_rng(), closing(self._engine.generate(self._requests)) as answers:
+        with closing(self._engine.generate(self._requests)) as answers:
             scores = self._score(list(answers))
         self._last = time.monotonic() - started
         self._seconds += self._last

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 from thinktune.errors import RunFolderError
 from thinktune.files import telling_full_disk
 from thinktune.models.folder import ADAPTER_WEIGHTS
+from thinktune.models.untouched import eval_mode
 from thinktune.training.checkpoints import mark_whole, read_marker, whole_checkpoints
 from thinktune.training.meter import Meter
 from thinktune.training.methods.base import Method
@@ -111,14 +112,11 @@ class ThinkTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return the mean loss a trained token over the held-out examples, in nats. (Trainer averages batches.)"""
         self.stop_clock()
-        was_training = self.model.training
-        self.model.eval()
         totals = torch.zeros(2, device=self.args.device)
-        with torch.no_grad():
+        with eval_mode(self.model), torch.no_grad():
             for batch in self.get_eval_dataloader():
                 inputs = self._prepare_inputs(batch)
                 totals += torch.stack([self.model_with_loss(**inputs), totals.new_tensor(inputs["targets"].numel())])
-        self.model.train(was_training)
         loss, tokens = self.accelerator.reduce(totals).tolist()
         metrics = {"eval_loss": loss / max(1.0, tokens)}
         self.log(metrics)

@@ -26,6 +26,7 @@ from thinktune.inference.engines.hf.kv_cache import ATTENTION, register_attentio
 from thinktune.inference.engines.hf.loglikelihood import likelihoods
 from thinktune.inference.engines.hf.packed_linear import packed_linears
 from thinktune.inference.engines.hf.scheduler import OUT_OF_MEMORY_HINT, Limits, Scheduler
+from thinktune.models.untouched import eval_mode
 
 _WINDOW = 4096  # requests sorted together; bounds memory when the caller streams them
 _BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -208,23 +209,22 @@ class TransformersEngine(Engine):
 
     @contextmanager
     def _model_ready(self) -> Iterator[None]:
-        """Switch to eval mode and our attention; restore both afterwards."""
-        training = [module for module in self._model.modules() if module.training]
+        """Switch to eval mode and our attention; restore both afterwards.
+
+        With `packed_linears`, that is all that generation changes in a model: it draws no random number of torch.
+        """
         config = self._model.config
         attention = config._attn_implementation
-        self._model.eval()
         # Attention put in for training may know nothing of padded rows. Models that cannot use SDPA keep their own.
         if _takes_attention(self._model):
             config._attn_implementation = ATTENTION
         # cuDNN's, which PyTorch likes best on newer GPUs, makes a plan for each new width: a tenth of a second a token.
         on_gpu = self._decoder.device.type == "cuda"
         try:
-            with sdpa_kernel(_BACKENDS) if on_gpu else nullcontext():
+            with eval_mode(self._model), sdpa_kernel(_BACKENDS) if on_gpu else nullcontext():
                 yield
         finally:
             config._attn_implementation = attention
-            for module in training:
-                module.training = True
 
 
 class Writer:
