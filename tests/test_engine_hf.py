@@ -418,13 +418,14 @@ def test_a_model_in_training_is_left_as_it_was(tiny_model: Path, tokenizer: Any)
     model.model.layers[0].eval()
     modes = {name: module.training for name, module in model.named_modules()}
     engine = TransformersEngine(model, tokenizer, [2])
-    attention = model.config._attn_implementation
+    attention, random_state = model.config._attn_implementation, torch.get_rng_state()
     stopped_early: Iterator[str] = engine.stream(make_requests(1, GREEDY)[0])
     next(stopped_early)
     del stopped_early
     list(engine.generate(make_requests(3, GREEDY)))
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert model.config._attn_implementation == attention
+    assert torch.equal(torch.get_rng_state(), random_state)
     loss = model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss
     loss.backward()
     assert model.model.embed_tokens.weight.grad is not None

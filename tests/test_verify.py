@@ -21,8 +21,9 @@ from thinktune.cli import app
 from thinktune.config import Load
 from thinktune.errors import ModelError
 from thinktune.export.agreement import wrong_weights
+from thinktune.export.checks import alike, real_ends
 from thinktune.export.merge import merge
-from thinktune.export.verify import Verified, _real_ends, alike, verify
+from thinktune.export.verify import Verified, verify
 from thinktune.inference.engines import Completion, EngineSettings, open_engine
 from thinktune.models import load_model
 
@@ -62,10 +63,10 @@ def test_stopping_is_judged_by_what_the_model_writes_by_itself() -> None:
     ended = Completion("a", 0, "<think>a</think> <answer>1</answer>", (1,), "stop")
     ran_on = Completion("b", 0, "<think>a</think> <answer>1</answer> and <think>", (1,), "length")
     thinking = Completion("c", 0, "<think>a", (1,), "length")
-    assert _real_ends([ended] * 9 + [ran_on]).passed
-    assert not _real_ends([ended] * 8 + [ran_on]).passed
-    assert _real_ends([ended, thinking]).passed
-    assert _real_ends([ended, ran_on, thinking]).found == "1 end, 1 run on after it, 1 come to none"
+    assert real_ends([ended] * 9 + [ran_on]).passed
+    assert not real_ends([ended] * 8 + [ran_on]).passed
+    assert real_ends([ended, thinking]).passed
+    assert real_ends([ended, ran_on, thinking]).found == "1 end, 1 run on after it, 1 come to none"
 
 
 def test_the_command_says_no_by_its_exit_status(run: Path) -> None:

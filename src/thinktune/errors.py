@@ -1,6 +1,6 @@
 """Every error thinktune raises on purpose, on one page.
 
-Each carries a sentence for the person who reads it: what is wrong, where, and (`hint`) what to do about it. The CLI
+Each carries a sentence for the person who reads it: the fault and its place, and (`hint`) a way out. The CLI
 prints exactly that and leaves with `exit_code`: 2 for wrong use (bad config, bad file, bad argument), 1 for work that
 failed. Anything that is not a `ThinktuneError` is a bug and keeps its trace.
 """

@@ -112,7 +112,7 @@ def replacing_text(file: Path) -> Iterator[TextIO]:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or all files and folders below a folder, onto the disk: a power cut leaves them as they are now."""
+    """Flush a file, or all files and folders below a folder, to the disk: a power cut leaves them as they are now."""
     for inner in path.iterdir() if path.is_dir() else ():
         if not inner.is_symlink():
             sync(inner)
@@ -120,7 +120,7 @@ def sync(path: Path) -> None:
 
 
 def sync_entry(path: Path) -> None:
-    """Bring a file's bytes onto the disk, or the names that a folder holds, where the system can do that."""
+    """Flush a file's bytes, or the names in a folder, to the disk, where the system can do that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Show on stderr what the modules log. Programs call `show_notices`; a library leaves its log alone."""
+"""Show the log of the modules on stderr. Programs call `show_notices`; a library leaves its log alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _handler = _Handler()
 
 
 def show_notices(console: Console | None = None) -> None:
-    """Show what thinktune logs, from INFO on, from now on; None: as plain lines on stderr."""
+    """Show the log of thinktune from INFO on, through a console. None: as plain lines on stderr."""
     logger = logging.getLogger("thinktune")
     logger.setLevel(logging.INFO)
     logger.addHandler(_handler)  # once, however often it is called
@@ -45,7 +45,7 @@ def show_notices(console: Console | None = None) -> None:
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Hold back the notices of this thread: of work that is done a second time, or beside what was asked for."""
+    """Hold back the notices of this thread, as for work done a second time."""
     token = _muted.set(True)
     try:
         yield

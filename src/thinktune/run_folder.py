@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def plan(self) -> Path:
-        """How rows are spread over batches and what is recomputed; a resumed training does it alike."""
+        """The plan of batches and recomputation, by which a resumed training goes on."""
         return self.path / "plan.json"
 
     @property
@@ -92,7 +92,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within, no other process trains in this folder, which is there from now on.
+        """Create the folder and hold an exclusive training lock on it.
 
         Raises:
             RunFolderError: another one does already, or it cannot be made.
@@ -127,9 +127,10 @@ class RunFolder:
             return load_config(self.config)
 
     def require_same_config(self, config: Config) -> None:
-        """
+        """Make sure that `config` trains as the recorded config does.
+
         Raises:
-            RunFolderError: its training differs from `config`'s.
+            RunFolderError: a setting differs that changes the training.
         """
         before = self.read_config()
         differing = [name for name in TRAINING_SECTIONS if _outcome(before, name) != _outcome(config, name)]
@@ -140,9 +141,10 @@ class RunFolder:
             )
 
     def require_same_data(self, fingerprint: str) -> None:
-        """
+        """Make sure that the training was started on the tokens with this fingerprint.
+
         Raises:
-            RunFolderError: it was started on other tokens.
+            RunFolderError: it was started on others.
         """
         if not self.data_report.exists():
             return
@@ -164,7 +166,7 @@ TRAINING_SECTIONS = ("model", "seed", "quantize", "load", "data", "format", "lor
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of every library that can change a result; those not installed are left out."""
+    """Return the versions of Python and of every installed library that can change a result."""
     versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:

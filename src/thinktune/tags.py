@@ -18,7 +18,7 @@ INSTRUCTION = (
     "First think step by step inside <think> and </think>, "
     "then give only the final answer inside <answer> and </answer>."
 )
-"""What a model that was not tuned for the format is told, so that a comparison with it is fair."""
+"""The instruction for a model that was not tuned for the format, so that a comparison with it is fair."""
 
 _ANY_TAG = re.compile("|".join(TAGS))
 # Boxes and braces; an escaped brace is text, not structure.

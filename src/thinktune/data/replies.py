@@ -26,8 +26,8 @@ ANY_MARK = re.compile("|".join(re.escape(mark) for mark in (*_MARKS, *tags.TAGS)
 _MISSING = ("no thought", "thought not closed", "no answer", "answer not closed")
 _ON_A_LINES_END = re.compile(r"\n[ \t]*\Z|\A[ \t]*(?:\r?\n|\Z)")
 _HEADING = re.compile(r"^####(?!#)[ \t]*([^\n]*)", re.MULTILINE)
-_CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K notes what its authors' calculator did: 48/2=<<48/2=24>>24
-# What stands between boxes that are one answer together, once dollars and the like are gone.
+_CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K notes the steps of its authors' calculator: 48/2=<<48/2=24>>24
+# The text between boxes that are one answer together, once dollars and the like are gone.
 _JOINT = re.compile(r"[\s,;、，；.]*(?:and|or|和|或者?|及|与)?[\s,;、，；]*", re.IGNORECASE)
 _DRESS = re.compile(r"\\\(|\\\)|\\\[|\\\]|\\text\{\s*(and|or)\s*\}|\\q?quad|\\[,;:! ]|[$*]")
 # The beginning of a part of an exercise: (a), b), 1., ii), Part 2, 第一问.

@@ -46,7 +46,7 @@ _NOT_TEXT = (
     "video",
     "videos",
 )
-"""What belongs to a prompt or a reply, and is lost where only its text is trained."""
+"""Parts of a prompt or a reply that are lost where only its text is trained."""
 _MORE_OF_THE_PROMPT = ("context", "passage", "choices", "options", "history", "input")
 """Columns of single-turn rows without which a question may not be answerable."""
 
@@ -55,7 +55,7 @@ _MORE_OF_THE_PROMPT = ("context", "passage", "choices", "options", "history", "i
 class RowFormat:
     """A row format: it applies to rows that have all of `keys`; `also` are optional keys that it reads too.
 
-    A function of the user's own has no keys: it takes every row, and reads of it what it likes.
+    A function of the user's own has no keys: it takes every row.
     """
 
     name: str

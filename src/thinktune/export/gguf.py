@@ -77,7 +77,7 @@ def export(
         raise UsageError(f"{reference} is GGUF already")
     tokenizer = read_tokenizer(resolved, load)
     chat = make_chat(tokenizer, resolved.settings)
-    told = ollama_modelfile(out.name, chat)  # what cannot be written is refused before minutes of writing
+    told = ollama_modelfile(out.name, chat)  # refuses a template before minutes of writing
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         # A reader tells the format by the name.

@@ -22,7 +22,7 @@ from thinktune.errors import ModelError
 from thinktune.models.template_trial import require_harmless
 from thinktune.tags import TAGS, valid_text
 
-# What templates of reasoning models put at the end of the generation prompt. Our completions open the thought
+# The end of the generation prompt in templates of reasoning models. Our completions open the thought
 # themselves, so that they can be checked and scored as one text: the prompt must then not open it too.
 _TAG = re.compile(f"({'|'.join(TAGS)})")
 _OPENED_THOUGHT = re.compile(r"<think>\s*(</think>\s*)?\Z")
@@ -48,7 +48,8 @@ class Chat:
         stop_ids: Iterable[int] = (),
         now: datetime | None = None,
     ) -> None:
-        """
+        """Read the template of a tokenizer.
+
         Args:
             tokenizer: one of transformers', with a chat template.
             system: the system text to use; None takes the template's own, "" asks for none.
@@ -122,7 +123,7 @@ class Chat:
         return [*self._text_ids(text), self.end_of_turn_id]
 
     def replies_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """`reply_ids` of each text; a fast tokenizer spreads them over the cores."""
+        """Return the `reply_ids` of each text; a fast tokenizer spreads them over the cores."""
         if any(control in text for text in texts for control in self._control):
             return [self.reply_ids(text) for text in texts]
         encoded = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False).input_ids
@@ -228,7 +229,7 @@ class Chat:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _text_ids(self, text: str) -> list[int]:
-        """Ids of text in which nothing is control."""
+        """Return the ids of text in which nothing is control."""
         if not any(control in text for control in self._control):
             return self._ids(text)
         # Splitting special tokens would split tags that are some as well.
@@ -268,7 +269,7 @@ class Chat:
 
 
 def date_settings(chat: Chat) -> dict[str, str]:
-    """Return the settings that let a later chat render the same: none if the template reads no clock."""
+    """Return the settings that let a later chat render the same. None are needed where the template reads no clock."""
     return {"now": chat.now.isoformat()} if chat.dates else {}
 
 

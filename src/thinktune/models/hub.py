@@ -1,6 +1,6 @@
 """Models from the Hugging Face hub and from ModelScope, each through its own client, into its own cache.
 
-Only what is needed is fetched, and never a pickle. A download that may succeed later is tried again, with a growing
+Only the needed files are fetched, and never a pickle. A download that may succeed later is tried again, with a growing
 pause; one that cannot is refused at once, in a sentence of its own.
 """
 
@@ -26,7 +26,7 @@ _NOT_NEEDED = ("*/*", "consolidated*.safetensors")
 
 
 def download_from_hub(name: str, load: Load, *, weights: bool = True) -> Path:
-    """The folder of `owner/name` in Hugging Face's cache, downloaded or brought up to date if need be.
+    """Return the folder of `owner/name` in Hugging Face's cache; download or update it if need be.
 
     Raises:
         ModelError: there is no such model, it is gated or private, or it has only pickled weights.
@@ -36,7 +36,7 @@ def download_from_hub(name: str, load: Load, *, weights: bool = True) -> Path:
 
 
 def download_from_modelscope(name: str, load: Load, *, weights: bool = True) -> Path:
-    """The folder of `owner/name` in ModelScope's cache; otherwise as `download_from_hub`.
+    """Return the folder of `owner/name` in ModelScope's cache; otherwise as `download_from_hub`.
 
     Raises:
         MissingExtra: ModelScope's client is not installed.

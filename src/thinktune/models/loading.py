@@ -199,7 +199,7 @@ def _placement(resolved: Resolved, load: Load, device: torch.device, quantize: Q
         return {"device_map": {"": str(device)}}
     if device.type == "cpu":
         return {"quantization_config": _bitsandbytes(quantize), "device_map": {"": "cpu"}}
-    # One process, one GPU (several are for torchrun); what does not fit into its share is refused, not offloaded.
+    # One process, one GPU (several are for torchrun); a model too large for its share is refused, not offloaded.
     share = int(torch.cuda.get_device_properties(device).total_memory * load.max_memory)
     return {
         "quantization_config": _bitsandbytes(quantize),
