@@ -17,8 +17,9 @@ from pathlib import Path
 
 from thinktune.config import QUESTIONS, Load
 from thinktune.errors import ModelError, UsageError
+from thinktune.export.checks import alike
+from thinktune.export.compared_models import continue_greedily
 from thinktune.export.gguf_writer import Precision, write_gguf
-from thinktune.export.verify import alike, continue_greedily
 from thinktune.files import replacing, write_text
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat, load_model, make_chat, resolve

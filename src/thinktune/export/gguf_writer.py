@@ -193,7 +193,7 @@ def _add_tokenizer(writer: Any, folder: Path, tokenizer: Any, chat: Chat, size: 
     ):
         if index is not None:
             add(index)
-    # The beginning of a conversation is in its template, as it was trained: llama.cpp and Ollama would put it there again.
+    # The beginning of a conversation is in its template, as it was trained: llama.cpp and Ollama would repeat it.
     writer.add_add_bos_token(False)
     writer.add_chat_template(chat.told_template())
 
