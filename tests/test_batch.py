@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -585,7 +586,8 @@ infer_files(sys.argv[1], {sys.argv[2]: Path(sys.argv[3])}, EngineSettings(batch_
 
 
 def test_a_completion_comes_back_from_json_without_its_token_ids() -> None:
-    made = Completion("a", 1, "text \u2028", (5, 6), "length")
+    ids: Any = numpy.array([5, 6])  # as an engine of one's own may give them
+    made = Completion("a", 1, "text \u2028", ids, "length")
     kept = made.as_dict()
     assert kept == {
         "id": "a", "index": 1, "text": "text \u2028", "finish_reason": "length", "error": None, "tokens": 2

@@ -50,7 +50,7 @@ class Completion:
     tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.token_ids:
+        if len(self.token_ids) > 0:  # an array has no truth
             object.__setattr__(self, "tokens", len(self.token_ids))
 
     def as_dict(self) -> dict[str, Any]:
