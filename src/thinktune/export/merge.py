@@ -115,7 +115,7 @@ def merge(
         ModelError: nothing to merge, an adapter of another model, a base that is quantised itself, or a sum that
             predicts otherwise than the adapter.
         RunFolderError: `out` holds anything but a merged model of ours.
-        DiskFull, OutOfMemory, DownloadError: see there.
+        DiskFull, OutOfMemory, DownloadError: see `models.load_model` and `space_required`.
     """
     from filelock import FileLock
 

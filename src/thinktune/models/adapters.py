@@ -79,14 +79,7 @@ def require_known_kind(adapter: Path) -> None:
     """Raise ModelError for adapters that are no sum with the weights of their model."""
     told = read_json(adapter / ADAPTER_CONFIG)
     kind = told.get("peft_type", "LORA")
-    if kind in (
-        "PROMPT_TUNING",
-        "PREFIX_TUNING",
-        "P_TUNING",
-        "MULTITASK_PROMPT_TUNING",
-        "CARTRIDGE",
-        "ADAPTION_PROMPT",
-    ):
+    if kind in _NO_SUMS:
         raise ModelError(f"{adapter} is of PEFT's kind {kind}, which is no change of weights", hint="use LoRA")
 
 

@@ -100,12 +100,12 @@ def _fetch_hub(name: str, load: Load, weights: bool) -> Path:
 
 def _judge_hub(name: str, error: Exception) -> Exception:
     """Turn an error of huggingface_hub into ours: refused for good or passing. Others are returned as they are."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     if isinstance(error, errors.GatedRepoError):
         return ModelError(
             f"{name} is gated: its owner wants you to accept terms first",
-            hint=f"accept them on the model's page, then log in with: hf auth login ({_endpoint()}/{name})",
+            hint=f"accept them on the model's page, then log in with: hf auth login ({constants.ENDPOINT}/{name})",
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return ModelError(
@@ -117,12 +117,6 @@ def _judge_hub(name: str, error: Exception) -> Exception:
     if isinstance(error, errors.HfHubHTTPError):
         return ModelError(f"the hub refuses {name}: {first_line(error)}", hint="log in with: hf auth login")
     return error
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT
 
 
 def _cached_hub(name: str, load: Load, weights: bool) -> Path | None:

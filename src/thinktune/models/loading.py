@@ -70,7 +70,7 @@ def load_model(
         merge_adapter: merge adapters in memory (fast to run), or keep the outermost as a PeftModel.
 
     Raises:
-        ModelError, DownloadError, MissingExtra, DeviceError, OutOfMemory: see there.
+        ModelError, DownloadError, MissingExtra, DeviceError, OutOfMemory: see `resolve` and `load_weights`.
     """
     load = load or Load()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at import, and at every int8 product

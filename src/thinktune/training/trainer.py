@@ -133,12 +133,12 @@ class ThinkTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save, mark as whole, and only then drop older ones."""
         self.stop_clock()
-        with telling_full_disk(Path(self.args.output_dir)):
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with telling_full_disk(folder):
             super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            with telling_full_disk(folder):
+            if self.args.should_save:
                 mark_whole(folder, self.state.global_step, self.meter.state())
+        if self.args.should_save:
             for _, old in whole_checkpoints(folder.parent)[: -self._keep_checkpoints]:
                 shutil.rmtree(old)
         self.start_clock()
