@@ -59,9 +59,10 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
     import torch
     from transformers import set_seed
 
+    from thinktune.data.packing import packs_of
     from thinktune.models import load_model
     from thinktune.notices import show_notices
-    from thinktune.planner.pack_lengths import measure_packs, packs_of
+    from thinktune.planner.pack_lengths import measure_packs
     from thinktune.training.adapter import adapter_to_train
     from thinktune.training.collator import PackedCollator
     from thinktune.training.model_with_loss import ModelWithLoss

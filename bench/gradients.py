@@ -27,9 +27,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 
 from thinktune.config import Config, parse_config
 from thinktune.data import Tokens
+from thinktune.data.packing import packs_of
 from thinktune.files import replacing
 from thinktune.models import load_model, resolve
-from thinktune.planner.pack_lengths import measure_packs, packs_of
+from thinktune.planner.pack_lengths import measure_packs
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.collator import PackedCollator
 from thinktune.training.model_with_loss import ModelWithLoss

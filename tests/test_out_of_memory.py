@@ -13,10 +13,11 @@ import torch
 from conftest import make_tiny_model
 from thinktune.config import Config, parse_config
 from thinktune.data import Tokens, prepare
+from thinktune.data.packing import packs_of
 from thinktune.models import Loaded, load_model
 from thinktune.planner.hardware import find_gpu, hardware_here
 from thinktune.planner.model_shape import shape_of
-from thinktune.planner.pack_lengths import measure_packs, packs_of
+from thinktune.planner.pack_lengths import measure_packs
 from thinktune.planner.plan import Plan, plan_as_configured
 from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.run_folder import RunFolder

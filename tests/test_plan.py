@@ -13,18 +13,19 @@ from typer.testing import CliRunner
 
 from thinktune.cli import app
 from thinktune.config import Config, parse_config
+from thinktune.data.packing import packs_of
 from thinktune.errors import ConfigError, UsageError
 from thinktune.files import write_json_lines
 from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
 from thinktune.planner.hardware import GIB, Hardware, find_gpu
 from thinktune.planner.known_models import TABLE, known_config
 from thinktune.planner.model_shape import ModelShape, shape_of
-from thinktune.planner.pack_lengths import Packs, packs_of, read_packs
+from thinktune.planner.pack_lengths import PackLengths, read_packs
 from thinktune.planner.plan import Plan, choose, fit, lighter, plan_as_configured
 from thinktune.planner.recompute_policy import RecomputePolicy
 
 BATCH = Batch(tokens=12_000, trained=12_000, attended=8 * 1500**2)
-PACKS = Packs((Batch(1500, 1400, 1500**2),) * 100, 100, "made up")
+PACKS = PackLengths((Batch(1500, 1400, 1500**2),) * 100, 100, "made up")
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +223,7 @@ def test_examples_that_are_too_long_are_not_counted_as_steps(tiny_model: Path, t
 
 
 def test_the_longest_batch_has_the_longest_packs_and_a_sample_stands_for_all() -> None:
-    packs = Packs((Batch(30, 23, 10**2 + 20**2), Batch(50, 40, 50**2), Batch(5, 4, 5**2)), 30, "")
+    packs = PackLengths((Batch(30, 23, 10**2 + 20**2), Batch(50, 40, 50**2), Batch(5, 4, 5**2)), 30, "")
     assert packs.longest(2) == Batch(80, 63, 10**2 + 20**2 + 50**2)
     assert packs.longest(4).tokens == 85 + 50  # more packs than are known: the longest again
     assert packs.mean(3) == Batch(85, 67, 10**2 + 20**2 + 50**2 + 5**2)

@@ -6,6 +6,8 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Sequence
 
+from thinktune.config import Config
+
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Best-fit decreasing bin packing: longest first, each into the fullest pack that still has room.
@@ -47,3 +49,10 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
             insort(rooms, room - length)
         with_room[room - length].append(number)
     return packs
+
+
+def packs_of(lengths: Sequence[int], config: Config) -> list[list[int]]:
+    """Pack examples as the config says: the indexes of the examples of each pack; without packing, one each."""
+    if not config.train.packing:
+        return [[index] for index in range(len(lengths))]
+    return pack(lengths, config.train.pack_length or config.data.max_length)

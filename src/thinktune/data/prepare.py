@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from thinktune.config import Config, Data, Format, Load, Source
 from thinktune.data.examples import Example, RowFault
-from thinktune.data.packing import pack
+from thinktune.data.packing import packs_of
 from thinktune.data.report import PROMPT_TOO_LONG, TOO_LONG, DataReport, Lengths, Packs, SourceReport
 from thinktune.data.row_formats import ROW_FORMATS, RowFormat, choose_formats, find_format, to_example, unused_columns
 from thinktune.data.sources import read_rows
@@ -32,9 +32,10 @@ _ROWS_TO_SEE = 100_000  # of a source, after which, where none was usable, no mo
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data of a training. No prompt of `held_out` is in `train`."""
+    """The data of a training. No prompt of `held_out` is in `train`; `packs` are indexes into `train`."""
 
     train: list[Tokens]
+    packs: list[list[int]]
     held_out: list[Tokens]
     report: DataReport
     fingerprint: str
@@ -97,13 +98,14 @@ def prepare(config: Config, chat: Renders) -> Prepared:
     tokens = _tokenize(pools, data, chat, config.format)
     Random(seed).shuffle(tokens)
     train, held_out = _hold_out(tokens, data.eval_fraction)
-    report = _report(config, pools, train, held_out)
+    packs = packs_of([len(item) for item in train], config)
+    report = _report(config, pools, train, packs, held_out)
     if report.cut:
         logger.info(
             f"warning: {report.cut:,} examples were longer than {data.max_length} tokens and lost their end, with it "
             "the end of the turn; data.overlong: drop keeps whole ones only"
         )
-    return Prepared(train, held_out, report, report.fingerprint)
+    return Prepared(train, packs, held_out, report, report.fingerprint)
 
 
 def _read_pools(
@@ -225,21 +227,21 @@ def _hold_out(tokens: list[Tokens], fraction: float) -> tuple[list[Tokens], list
     return train, [item for item, prompt in zip(tokens, prompts, strict=True) if prompt in held]
 
 
-def _report(config: Config, pools: list[_Pool], train: list[Tokens], held_out: list[Tokens]) -> DataReport:
+def _report(
+    config: Config, pools: list[_Pool], train: list[Tokens], packs: list[list[int]], held_out: list[Tokens]
+) -> DataReport:
     both = [*train, *held_out]
-    packs = None
+    packed = None
     if config.train.packing:
         capacity = config.train.pack_length or config.data.max_length
-        lengths = [len(item) for item in train]
-        count = len(pack(lengths, capacity))
-        packs = Packs(count, capacity, 1 - sum(lengths) / (count * capacity))
+        packed = Packs(len(packs), capacity, 1 - sum(map(len, train)) / (len(packs) * capacity))
     return DataReport(
         [pool.report for pool in pools],
         multi_turn=sum(item.example.multi_turn for item in both),
         cut=sum(item.cut for item in both),
         held_out=len(held_out),
         lengths=Lengths.of([len(item) for item in both], sum(item.trained for item in both)),
-        packs=packs,
+        packs=packed,
         fingerprint=fingerprint(both),
     )
 

@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 
 from thinktune.config import Config
-from thinktune.data.packing import pack
 from thinktune.data.report import LENGTH_FAULTS, SourceReport
 from thinktune.data.tokens import Tokens
 from thinktune.errors import ThinktuneError
@@ -26,7 +25,7 @@ _QUICK_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
-class Packs:
+class PackLengths:
     """The packs of an epoch, each measured as a batch of its own, or a sample that stands for them.
 
     Attributes:
@@ -48,19 +47,12 @@ class Packs:
         return Batch.joined(by_length[:count] + by_length[:1] * (count - len(by_length)))
 
 
-def packs_of(lengths: Sequence[int], config: Config) -> list[list[int]]:
-    """Pack examples as the config says: the indexes of the examples of each pack."""
-    if not config.train.packing:
-        return [[index] for index in range(len(lengths))]
-    return pack(lengths, config.train.pack_length or config.data.max_length)
-
-
 def measure_packs(
     examples: Sequence[Tokens], packs: Sequence[Sequence[int]], *, of: int | None = None, source: str = "the data"
-) -> Packs:
+) -> PackLengths:
     """Measure packs (indexes of examples); `of`: the number of examples that they stand for (None: their own)."""
     count = len(packs) if of is None else math.ceil(len(packs) * of / len(examples))
-    return Packs(tuple(_measure([examples[index] for index in pack]) for pack in packs), count, source)
+    return PackLengths(tuple(_measure([examples[index] for index in pack]) for pack in packs), count, source)
 
 
 def _measure(pack: Sequence[Tokens]) -> Batch:
@@ -68,7 +60,7 @@ def _measure(pack: Sequence[Tokens]) -> Batch:
     return Batch(sum(lengths), sum(example.trained for example in pack), sum(length**2 for length in lengths))
 
 
-def read_packs(config: Config) -> Packs:
+def read_packs(config: Config) -> PackLengths:
     """Read and pack the data if it is small and on this machine; else return the longest packs that it may have."""
     if _is_quick(config):
         try:
@@ -78,7 +70,7 @@ def read_packs(config: Config) -> Packs:
     return longest_packs(config)
 
 
-def longest_packs(config: Config) -> Packs:
+def longest_packs(config: Config) -> PackLengths:
     """Return the longest pack that the config allows, which stands for data that is not read."""
     longest = (config.train.pack_length if config.train.packing else None) or config.data.max_length
     document = min(longest, config.data.max_length)
@@ -87,7 +79,7 @@ def longest_packs(config: Config) -> Packs:
     if count is not None:
         count = math.ceil(round(count * (1 - config.data.eval_fraction)) / documents)
     pack = Batch(documents * document, documents * document, documents * document**2)
-    return Packs((pack,), count, f"not read: every pack taken to have {longest:,} tokens")
+    return PackLengths((pack,), count, f"not read: every pack taken to have {longest:,} tokens")
 
 
 def _is_quick(config: Config) -> bool:
@@ -100,7 +92,7 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _read_packs(config: Config) -> Packs:
+def _read_packs(config: Config) -> PackLengths:
     from thinktune.data import prepare
     from thinktune.models import load_tokenizer, make_chat
 
@@ -116,8 +108,7 @@ def _read_packs(config: Config) -> Packs:
         usable = wanted if config.data.source == "builtin:arithmetic" else min(wanted, usable)  # made as many as asked
     count = round(usable * (1 - config.data.eval_fraction))
     source = f"{len(prepared.train):,} examples read" + (f" for {count:,}" if count > len(prepared.train) else "")
-    packs = packs_of([len(example) for example in prepared.train], config)
-    return measure_packs(prepared.train, packs, of=count, source=source)
+    return measure_packs(prepared.train, prepared.packs, of=count, source=source)
 
 
 def _share_that_fits(sources: Sequence[SourceReport]) -> float:

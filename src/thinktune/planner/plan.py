@@ -21,7 +21,7 @@ from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
 from thinktune.planner.hardware import GIB, Hardware, find_gpu, hardware_here
 from thinktune.planner.known_models import known_config
 from thinktune.planner.model_shape import ModelShape, shape_of
-from thinktune.planner.pack_lengths import Packs, longest_packs, read_packs
+from thinktune.planner.pack_lengths import PackLengths, longest_packs, read_packs
 from thinktune.planner.recompute_policy import Level, RecomputePolicy
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def lighter(plan: Plan) -> Plan | None:
 
 
 def plan_as_configured(
-    config: Config, shape: ModelShape, packs: Packs, hardware: Hardware, *, width: int, may_fuse: bool = True
+    config: Config, shape: ModelShape, packs: PackLengths, hardware: Hardware, *, width: int, may_fuse: bool = True
 ) -> Plan:
     """Plan a config as it stands, with its base and batches; recomputation is chosen where it is auto.
 
@@ -149,7 +149,7 @@ def plan_as_configured(
     return best(offload=True) if wanted == "auto" and cost.fused and not plan.fits else plan
 
 
-def fit(config: Config, shape: ModelShape, packs: Packs, hardware: Hardware, *, width: int) -> Plan:
+def fit(config: Config, shape: ModelShape, packs: PackLengths, hardware: Hardware, *, width: int) -> Plan:
     """Find the fastest plan that fits, over all number formats of the base and all splits of an optimizer step.
 
     A less precise base is taken only where it is clearly faster than every more precise one that fits.
@@ -199,7 +199,7 @@ def _preferred(plan: Plan, best: Plan) -> bool:
 def _plans(
     config: Config,
     cost: CostModel,
-    packs: Packs,
+    packs: PackLengths,
     choices: Sequence[int],
     checkpointing: Checkpointing,
     offloads: Sequence[bool],
@@ -210,7 +210,7 @@ def _plans(
             yield _plan(config, cost, packs, memory, at_once)
 
 
-def _plan(config: Config, cost: CostModel, packs: Packs, memory: RecomputePolicy, at_once: int) -> Plan:
+def _plan(config: Config, cost: CostModel, packs: PackLengths, memory: RecomputePolicy, at_once: int) -> Plan:
     accumulation = config.train.batch_size * config.train.accumulation // at_once
     longest, mean = packs.longest(at_once), packs.mean(at_once)
     seconds = accumulation * cost.seconds(mean, memory) + cost.optimizer_seconds()
@@ -326,7 +326,7 @@ def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False)
     return plan if hardware.rated else replace(plan, tokens_per_second=None, hours=None)
 
 
-def _read_model_and_data(config: Config) -> tuple[ModelShape, Packs]:
+def _read_model_and_data(config: Config) -> tuple[ModelShape, PackLengths]:
     """Return the shape of the model and the lengths of the data.
 
     Of a common model whose files cannot be had: its published shape, and the longest packs that the config allows.

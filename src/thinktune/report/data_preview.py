@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from thinktune.config import Config
-from thinktune.data.packing import pack
 from thinktune.data.prepare import Prepared, name_rows, prepare
 from thinktune.data.report import DataReport
 from thinktune.data.tokens import Tokens
@@ -178,11 +177,9 @@ def _batch(prepared: Prepared, config: Config, tokenizer: Any) -> Panel:
 def _first_batch(prepared: Prepared, config: Config) -> tuple[list[Tokens], int]:
     if not config.train.packing or prepared.report.packs is None:
         return prepared.train[:1], 0
-    capacity = prepared.report.packs.capacity
-    packs = pack([len(tokens) for tokens in prepared.train], capacity)
-    several = [indexes for indexes in packs if len(indexes) > 1] or packs
+    several = [indexes for indexes in prepared.packs if len(indexes) > 1] or prepared.packs
     documents = [prepared.train[index] for index in min(several, key=len)]  # few, so that they can be read
-    return documents, capacity - sum(map(len, documents))
+    return documents, prepared.report.packs.capacity - sum(map(len, documents))
 
 
 def _append_tokens(text: Text, ids: Sequence[int], shades: tuple[str, str], tokenizer: Any) -> None:

@@ -13,7 +13,7 @@ from thinktune.files import write_json
 from thinktune.models import Loaded
 from thinktune.planner.hardware import hardware_here
 from thinktune.planner.model_shape import shape_of
-from thinktune.planner.pack_lengths import Packs
+from thinktune.planner.pack_lengths import PackLengths
 from thinktune.planner.plan import Plan, plan_as_configured
 from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.records import PlanRecord, read_record
@@ -23,7 +23,7 @@ from thinktune.training.fused.support import why_not_fused
 logger = logging.getLogger(__name__)
 
 
-def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, packs: Packs) -> Plan:
+def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, packs: PackLengths) -> Plan:
     """Plan the training of a model with its adapter on measured packs, on the device of the model.
 
     On a GPU it is said why layers are not fused, unless that was asked for.

@@ -32,7 +32,7 @@ from thinktune.models import Loaded, write_settings
 from thinktune.models.chat import date_settings
 from thinktune.models.template_date import date_of
 from thinktune.planner.hardware import GIB
-from thinktune.planner.pack_lengths import measure_packs, packs_of
+from thinktune.planner.pack_lengths import measure_packs
 from thinktune.planner.plan import Plan
 from thinktune.run_folder import RunFolder
 from thinktune.training import plots
@@ -97,8 +97,7 @@ def train(
     problems = checkup_problems(config)
     reset_peak_memory()  # loading may have needed more for a moment
     with memory_limited(config, loaded.device):
-        packs = packs_of([len(example) for example in prepared.train], config)
-        attempt = _Attempt(config, loaded, prepared, packs, problems, run, console, resume=resume, overwrite=overwrite)
+        attempt = _Attempt(config, loaded, prepared, problems, run, console, resume=resume, overwrite=overwrite)
         while isinstance(outcome := attempt.train(started), _Shortage):
             overwrite = overwrite and not outcome.opened
             after = 0 if overwrite else _newest_step(run)
@@ -122,7 +121,6 @@ class _Attempt:
     config: Config
     loaded: Loaded
     prepared: Prepared
-    packs: list[list[int]]
     problems: list[Example]
     run: RunFolder
     console: Console
@@ -177,7 +175,7 @@ class _Attempt:
     def _resolve_plan(self, model: PeftModel) -> Plan:
         """Make the plan, or take a resumed run's, and say it, with the settings that have no effect under it."""
         config, loaded, console = self.config, self.loaded, self.console
-        plan = resolve_plan(model, config, loaded, measure_packs(self.prepared.train, self.packs))
+        plan = resolve_plan(model, config, loaded, measure_packs(self.prepared.train, self.prepared.packs))
         if self.resume:
             plan = recorded_plan(self.run, config, plan)
         console.print(plan.line(), highlight=False)
@@ -216,7 +214,7 @@ class _Attempt:
         if self.loaded.device.type != "cuda":
             return
         lengths = [len(example) for example in self.prepared.train]
-        packs = sorted(self.packs, key=lambda pack: -sum(lengths[index] for index in pack))
+        packs = sorted(self.prepared.packs, key=lambda pack: -sum(lengths[index] for index in pack))
         peak = warm_up_step(trainer, packs[: trainer.args.per_device_train_batch_size])
         self.console.print(
             f"proved on the longest batch: {peak:.1f} GiB, {plan.parts['peak'] / GIB:.1f} predicted",
@@ -289,7 +287,7 @@ def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan) -> Think
     config, prepared, loaded, run = attempt.config, attempt.prepared, attempt.loaded, attempt.run
     trainer = ThinkTrainer(
         model,
-        SFT(prepared.train, attempt.packs, prepared.held_out),
+        SFT(prepared.train, prepared.packs, prepared.held_out),
         training_arguments(
             config,
             plan,
