@@ -332,7 +332,7 @@ def test_a_training_imports_no_optional_package_that_it_does_not_need(
     tiny_model: Path, tmp_path: Path, verb: str
 ) -> None:
     # bitsandbytes brings networkx and torch's compiler; what reads Parquet files and the hub brings pandas.
-    heavy = "bitsandbytes datasets gradio lm_eval networkx pandas pyarrow scipy sklearn tensorboard trl vllm"
+    heavy = "bitsandbytes datasets gradio librosa lm_eval networkx pandas pyarrow scipy sklearn torchvision trl vllm"
     settings = {"infer": None, "eval": {"data": None}} if verb == "run" else {}
     file = write_config(tmp_path, tiny_model, train={"max_steps": 1}, **settings)
     code = f"""

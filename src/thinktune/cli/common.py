@@ -142,8 +142,8 @@ def prepare_libraries() -> None:
 
     from thinktune.imports import leave_out
 
-    # transformers imports them for assisted generation, losses of detectors, and data sets in its Trainer.
-    leave_out("sklearn", "scipy", "datasets")
+    # transformers imports them for assisted generation, losses of detectors, images, sounds, and its Trainer's data.
+    leave_out("sklearn", "scipy", "torchvision", "torchaudio", "librosa", "soundfile", "datasets")
     # Threads of OpenMP that wait by spinning take the cores from those they wait for: beside one other busy program,
     # training on two cores ran 17 times slower than with threads that soon sleep. Alone, this costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
