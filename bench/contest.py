@@ -24,6 +24,8 @@ class Task:
     started: float
     folder: str
     checkpointing: str = "auto"
+    dropout: float = 0.0
+    optimizer: str = "adamw"  # of `verb`; the others step with torch's
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Result:
     reserved: float = 0.0
     rate: float = 0.0
     predicted: float | None = None
+    predicted_rate: float | None = None
     parts: dict[str, int] = field(default_factory=dict)  # of what was predicted, bytes
     note: str = ""
 

@@ -32,7 +32,7 @@ def config_for(task: Task, quantize: str, **changes: Any) -> Any:
     values: dict[str, Any] = {
         "model": str(model_folder(task.shape, Path(task.folder))),
         "quantize": quantize,
-        "lora": {"r": task.rank, "alpha": 2 * task.rank, "targets": list(TARGETS)},
+        "lora": {"r": task.rank, "alpha": 2 * task.rank, "dropout": task.dropout, "targets": list(TARGETS)},
         "data": {"max_length": work.length or 16384},
         "train": {
             "packing": not work.length,
@@ -40,6 +40,7 @@ def config_for(task: Task, quantize: str, **changes: Any) -> Any:
             "batch_size": work.rows if work.length else 1,
             "accumulation": work.accumulation,
             "learning_rate": LEARNING_RATE,
+            "optimizer": task.optimizer,
             "scheduler": "constant",
             "warmup_steps": 0,
             "max_grad_norm": MAX_NORM,
@@ -110,7 +111,8 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
             result.tokens.append(sum(map(len, documents)))
             result.losses.append(float(loss))
             result.norms.append(float(norm))
-    result.predicted, result.parts = plan.parts["peak"] / 2**30, plan.parts
+    result.predicted, result.predicted_rate = plan.parts["peak"] / 2**30, plan.tokens_per_second
+    result.parts = plan.parts
     result.label = f"ours, {quantize}{'' if plan.fused else ', not fused'}: {plan.describe()}"
     return result.finish()
 

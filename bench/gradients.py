@@ -2,6 +2,7 @@
 
     python bench/gradients.py                                      # Llama-, Qwen2-, Qwen3-style models, and SmolLM2
     python bench/gradients.py --models qwen2 --variants plain,ours,ours-fp8
+    python bench/gradients.py --rank 128 --dropout 0.1             # PEFT drops what our kernels drop
     python bench/gradients.py --width 64 --length 64               # on a CPU
 
 The adapter's B matrices are not at zero, so that every gradient is there. Plain is transformers and PEFT in bfloat16
@@ -54,6 +55,7 @@ def main() -> None:
     cli.add_argument("--width", type=int, default=1024, help="of the random models")
     cli.add_argument("--layers", type=int, default=4)
     cli.add_argument("--rank", type=int, default=8)
+    cli.add_argument("--dropout", type=float, default=0.0, help="needs kernels: a GPU, or TRITON_INTERPRET=1")
     args = cli.parse_args()
     head = f"{'':30}{'error':>9}{'ratio':>7}{'median':>8}{'worst':>7}{'cosine: least':>15}{'median':>8}{'loss off':>10}"
     print(f"{head}\n{'':39}{'of all':>7}{'of parameters':>15}", flush=True)
@@ -90,9 +92,11 @@ def make_model(style: str, place: Path, args: argparse.Namespace) -> Path:
     return folder
 
 
-def make_adapter(reference: str, folder: Path, rank: int) -> None:
+def make_adapter(reference: str, folder: Path, rank: int, dropout: float) -> None:
     """An adapter with both matrices random, in PEFT's format."""
-    lora = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS))
+    lora = LoraConfig(
+        task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=list(TARGETS)
+    )
     model = get_peft_model(load_base(reference, torch.float32), lora)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -123,7 +127,7 @@ def make_batches(vocabulary: int, args: argparse.Namespace) -> list[list[Tokens]
 
 
 def compare(name: str, reference: str, adapter: Path, args: argparse.Namespace) -> None:
-    make_adapter(reference, adapter, args.rank)
+    make_adapter(reference, adapter, args.rank, args.dropout)
     vocabulary = load_base(reference, torch.float32).config.vocab_size
     batches = make_batches(vocabulary, args)
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -152,10 +156,14 @@ def plain(
     """Gradients of every batch by transformers and PEFT alone, a document at a time, nothing padded."""
     model = PeftModel.from_pretrained(load_base(reference, dtype, base), adapter, is_trainable=True)
     model.train()
+    masks = draw_our_masks(model)
     found, losses = [], []
     for batch in batches:
         total, loss = sum(document.trained for document in batch), 0.0
-        for document in batch:
+        keys = PackedCollator(batch)([{"documents": list(range(len(batch)))}])["token_keys"].to(DEVICE)
+        for document, own in zip(batch, keys.split([len(document) for document in batch]), strict=True):
+            for mask in masks:
+                mask.tokens = own
             ids = torch.tensor([document.input_ids], device=DEVICE)
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
             part = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / total
@@ -164,6 +172,34 @@ def plain(
         found.append(take_gradients(model))
         losses.append(loss)
     return found, losses
+
+
+class OurMask(torch.nn.Module):
+    """Drops what our kernels drop of the projection at a place, of the tokens it is told."""
+
+    def __init__(self, place: int, probability: float) -> None:
+        super().__init__()
+        self.place, self.probability, self.tokens = place, probability, torch.empty(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        from thinktune.training.fused.kernels.dropout import Dropout, dropped, threshold_of
+
+        seed = torch.zeros(1, dtype=torch.int32, device=x.device)
+        of = Dropout(seed, self.tokens, self.place, threshold_of(self.probability))
+        return x * dropped(torch.ones_like(x[0], dtype=torch.float32), of).to(x.dtype)
+
+
+def draw_our_masks(model: PeftModel) -> list[OurMask]:
+    """Let PEFT's dropout draw our masks, where there is any."""
+    masks = []
+    for number, layer in enumerate(model.get_base_model().model.layers):
+        for place, name in enumerate(TARGETS):
+            module = getattr(layer.mlp if hasattr(layer.mlp, name) else layer.self_attn, name)
+            (dropout,) = module.lora_dropout.values()
+            if isinstance(dropout, torch.nn.Dropout):
+                masks.append(OurMask(8 * number + place, dropout.p))
+                module.lora_dropout[next(iter(module.lora_dropout))] = masks[-1]
+    return masks
 
 
 def ours(

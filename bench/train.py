@@ -70,6 +70,8 @@ def main() -> None:
     cli.add_argument("--limit", type=float, help="GiB that the allocator may take")
     cli.add_argument("--checkpointing", default="auto", choices=("auto", "true", "false"), help="of ours")
     cli.add_argument("--rank", type=int, default=8)
+    cli.add_argument("--dropout", type=float, default=0.0, help="of ours")
+    cli.add_argument("--optimizer", default="adamw", help="of verb")
     cli.add_argument("--steps", type=int, default=8)
     cli.add_argument("--timeout", type=float, default=180, help="seconds a contestant gets")
     cli.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "thinktune-bench")
@@ -85,7 +87,8 @@ def main() -> None:
         cli.error(f"unknown contestants {', '.join(sorted(unknown))}; known: {', '.join(contestants())}")
     everything: dict[str, Any] = {"machine": machine()}
     print(f"{args.shape}: {everything['machine']}", flush=True)
-    shared = {"shape": args.shape, "rank": args.rank, "folder": str(args.folder), "checkpointing": args.checkpointing}
+    names_shared = ("shape", "rank", "dropout", "optimizer", "checkpointing")
+    shared = {"folder": str(args.folder)} | {name: getattr(args, name) for name in names_shared}
     workloads = [Workload(cell.rows, cell.accumulation, cell.length, args.steps) for cell in cells]
     tasks = [
         {**shared, "workload": asdict(workload), "limit": cell.limit}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from conftest import make_tiny_tokenizer
 from thinktune.config import Load
+from thinktune.data import Tokens
+from thinktune.data.examples import Example
 from thinktune.errors import ModelError
 from thinktune.models import load_model
 from thinktune.models.fp8_linear import quantise_to_fp8
 from thinktune.planner.recompute_policy import RecomputePolicy
+from thinktune.training.collator import PackedCollator
 from thinktune.training.fused import frozen_projection
 from thinktune.training.fused.fuse_model import fuse_layers
+from thinktune.training.fused.kernels.dropout import Dropout, dropped, threshold_of
 from thinktune.training.fused.packed_attention import packed_documents
 from thinktune.training.fused.support import why_not_fused
 
@@ -26,6 +31,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 LENGTHS = [19, 2, 30]
+TOKEN_KEYS = torch.randint(0, 2**31, (sum(LENGTHS),), generator=torch.Generator().manual_seed(5), dtype=torch.int32)
+SEED = 17
 
 
 def make(
@@ -61,6 +68,8 @@ def add_adapter(base: Any, *, targets: list[str] = ALL, r: int = 4, **lora: Any)
 def packed_batch() -> dict[str, Any]:
     tokens = sum(LENGTHS)
     return {
+        "token_keys": TOKEN_KEYS.to(DEVICE),
+        "dropout_seed": SEED,
         "input_ids": torch.randint(0, 160, (1, tokens), generator=torch.Generator().manual_seed(0)).to(DEVICE),
         "position_ids": torch.cat([torch.arange(length) for length in LENGTHS])[None].to(DEVICE),
         "cu_seq_lens_q": torch.tensor([0, *LENGTHS]).cumsum(0).to(DEVICE, torch.int32),
@@ -128,6 +137,7 @@ def test_what_is_computed_again_is_the_same(memory: RecomputePolicy) -> None:
     [
         {"targets": ["q_proj", "v_proj", "down_proj"]},
         pytest.param({"r": 20}, marks=pytest.mark.slow),
+        {"r": 33},
         pytest.param({"targets": ["up_proj"], "use_rslora": True}, marks=pytest.mark.slow),
     ],
 )
@@ -135,6 +145,81 @@ def test_any_targets_and_ranks_may_be_trained(changes: dict[str, Any]) -> None:
     fused = make("qwen2", **changes)
     fuse_layers(fused, RecomputePolicy())
     assert_same(fused, make("qwen2", **changes))
+
+
+class SameMask(torch.nn.Module):
+    """Drops for PEFT what the kernels drop for the projection at a place."""
+
+    def __init__(self, place: int, probability: float) -> None:
+        super().__init__()
+        self.place, self.threshold = place, threshold_of(probability)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seed = torch.tensor([SEED], dtype=torch.int32, device=x.device)
+        return x * dropped(torch.ones_like(x[0]), Dropout(seed, TOKEN_KEYS.to(x.device), self.place, self.threshold))
+
+
+def with_the_same_masks(model: PeftModel, probability: float) -> PeftModel:
+    for number, layer in enumerate(model.get_base_model().model.layers):
+        for place, name in enumerate(ALL):
+            module = getattr(layer.mlp if place > 3 else layer.self_attn, name)
+            if hasattr(module, "lora_dropout"):
+                module.lora_dropout["default"] = SameMask(8 * number + place, probability)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "memory", "changes"),
+    [
+        ("qwen2", RecomputePolicy(), {}),
+        ("qwen3", RecomputePolicy(("full",), mlp_chunks=2), {"targets": ["q_proj", "v_proj", "o_proj", "down_proj"]}),
+        ("qwen3", RecomputePolicy(("mlp",), mlp_chunks=2), {"r": 40}),
+    ],
+)
+def test_dropout_is_that_of_peft_on_the_input_of_every_adapter(
+    kind: str, memory: RecomputePolicy, changes: dict[str, Any]
+) -> None:
+    fused = make(kind, lora_dropout=0.3, **changes)
+    assert why_not_fused(fused) is None
+    fuse_layers(fused, memory)
+    assert_same(fused, with_the_same_masks(make(kind, lora_dropout=0.3, **changes), 0.3))
+    fused.eval()
+    assert_same(fused, make(kind, **changes))
+
+
+def test_what_a_token_drops_does_not_depend_on_what_it_is_packed_with() -> None:
+    examples = [Tokens(array("i", range(length)), 1, Example((), "", "", 1, "")) for length in (5, 9, 7)]
+    collate = PackedCollator(examples)
+
+    def keys(*documents: int) -> list[int]:
+        found: list[int] = collate([{"documents": [each]} for each in documents])["token_keys"].tolist()
+        return found
+
+    assert keys(2, 0, 1) == keys(2) + keys(0) + keys(1)
+    assert len(set(keys(0, 1, 2))) == 21
+
+
+def test_masks_drop_as_often_as_told_and_are_independent() -> None:
+    example = Tokens(array("i", range(64)), 1, Example((), "", "", 1, ""))
+    keys = PackedCollator([example] * 4)([{"documents": [0, 1, 2, 3]}])["token_keys"]
+    x, probability = torch.ones(256, 512, device=DEVICE), 0.1
+    masks = []
+    for seed, place in [(1, 0), (1, 1), (1, 8), (2, 0)]:
+        of = Dropout(torch.tensor([seed], dtype=torch.int32, device=DEVICE), keys.to(DEVICE), place, threshold_of(0.1))
+        kept = dropped(x, of)
+        assert kept.unique().tolist() == pytest.approx([0.0, 1 / 0.9])
+        assert torch.equal(dropped(x, of), kept)
+        masks.append(((kept == 0).double() - probability) / (probability * (1 - probability)) ** 0.5)
+    numbers = x.numel()
+    table = torch.stack([mask.flatten() for mask in masks])
+    scores = table @ table.t() / numbers**0.5  # standard normal off the diagonal, where masks are independent
+    assert scores.fill_diagonal_(0.0).abs().max() < 4.5
+    assert (table.sum(1) / numbers**0.5).abs().max() < 4.5
+    for mask in masks:  # nor do rows, columns or neighbours go together
+        assert abs(float((mask.sum(1) ** 2).sum() / numbers) - 1) < 0.4
+        assert abs(float((mask.sum(0) ** 2).sum() / numbers) - 1) < 0.3
+        assert abs(float((mask[1:] * mask[:-1]).sum() / numbers**0.5)) < 4.5
+        assert abs(float((mask[:, 1:] * mask[:, :-1]).sum() / numbers**0.5)) < 4.5
 
 
 @pytest.mark.slow

@@ -164,7 +164,7 @@ def test_checkpoints_wait_in_main_memory_where_nothing_else_makes_it_fit(shape: 
 
 
 def test_layers_that_are_not_fused_are_recomputed_all_or_not_at_all(shape: ModelShape) -> None:
-    cost = cost_on(shape, dropout=True)
+    cost = cost_on(shape, may_fuse=False)
     assert not cost.fused
     assert choose(replace(cost, hardware=card(20)), BATCH, checkpointing="auto") == RecomputePolicy(("full",) * 36)
     cpu = replace(cost, hardware=replace(card(20), kind="cpu"))
@@ -210,7 +210,25 @@ def test_an_fp8_base_whose_weights_are_made_whole_is_slower_than_none(shape: Mod
 
     assert speed("fp8", "h100") > speed("none", "h100")
     assert speed("fp8", "rtx4090") < speed("none", "rtx4090")
-    assert speed("fp8", "h100", dropout=0.1) < speed("none", "h100", dropout=0.1)
+    assert speed("fp8", "h100", r=512) < speed("none", "h100", r=512)
+
+
+def test_dropout_and_large_ranks_stay_fused_and_cost_a_little(shape: ModelShape) -> None:
+    def cost(**changes: Any) -> tuple[float, int]:
+        changed = cost_on(shape, **changes)
+        assert changed.fused
+        memory = RecomputePolicy(("none",) * 36)
+        return changed.seconds(BATCH, memory), changed.memory(BATCH, memory)["peak"]
+
+    seconds, peak = cost(rank=16)
+    dropped, with_dropout = cost(rank=16, dropout=True)
+    assert seconds < dropped < 1.1 * seconds
+    assert with_dropout == peak
+    slower, larger = cost(rank=256)
+    assert seconds < slower < 1.3 * seconds
+    assert peak < larger
+    assert cost(rank=256, dropout=True)[0] > slower
+    assert not cost_on(shape, rank=257).fused
 
 
 def test_examples_that_are_too_long_are_not_counted_as_steps(tiny_model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from thinktune.errors import ModelError
 _CHANGE_NOTHING = {
     "position_ids",  # rotary embeddings have used them already
     "cache_position",
+    "token_keys",  # of dropout in fused layers
+    "dropout_seed",
     "cu_seq_lens_k",
     "max_length_k",
     "use_cache",

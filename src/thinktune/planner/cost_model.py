@@ -13,7 +13,7 @@ from functools import cached_property
 
 from thinktune.config import Config, Quantize
 from thinktune.planner.hardware import Hardware
-from thinktune.planner.model_shape import FUSED_HEAD_DIMS, FUSED_MAX_RANK, FUSED_MODELS, ModelShape
+from thinktune.planner.model_shape import FUSED_HEAD_DIMS, FUSED_KERNEL_RANK, FUSED_MAX_RANK, FUSED_MODELS, ModelShape
 from thinktune.planner.recompute_policy import RecomputePolicy
 
 # Rates: the share of the published one that is reached.
@@ -48,6 +48,10 @@ PLAIN_FACTOR = 4  # PEFT's and transformers' own make so many times as many
 CAST_BYTES = 20  # moved by PEFT's own linears for a number that an adapter takes: to float32 and back, dropped out
 PLAIN_FP8_BYTES = 1 + 4 + 4 + 4 + 4 + 2  # moved to make an fp8 weight whole with torch's own kernels, through float32
 LOW_RANK_PASSES = 2  # reads of inputs and of gradients for the adapter's products, forward and backward together
+LARGE_RANK_PASSES = 3  # the same where they are no part of the kernels; twice more where weights are packed
+IN_KERNEL_SHARE = 0.12  # of the bf16 rate that low-rank products reach as a part of the kernels
+DROPOUT_FLOPS = 1800  # to draw a mask of an adapter's input, forward and twice backward: as long as so many of bf16
+DROPPED_PASSES = 9  # over such an input, where what is left of it is written out for products of large rank
 QUANTIZE_BYTES = 1.5  # moved to bring one activation into fp8: written, and read where no kernel before has it at hand
 
 
@@ -95,7 +99,12 @@ class CostModel:
         """Whether decoder layers are fused, as far as sizes tell (`fused.fuse_model` knows)."""
         heads = self.shape.q // self.shape.heads in FUSED_HEAD_DIMS
         known = self.shape.model_type in FUSED_MODELS and heads and self.rank <= FUSED_MAX_RANK
-        return self.may_fuse and known and self.kind == "cuda" and self.width == 2 and not self.dropout
+        return self.may_fuse and known and self.kind == "cuda" and self.width == 2
+
+    @property
+    def in_kernels(self) -> bool:
+        """Whether the kernels of fused layers compute the low-rank products; else they are products of their own."""
+        return self.fused and self.rank <= FUSED_KERNEL_RANK
 
     @cached_property
     def adapter_parameters(self) -> int:
@@ -118,9 +127,12 @@ class CostModel:
         return int(shape.linear_weights * WEIGHT_BYTES[self.quantize] + scales + shape.others * self.width)
 
     def adapter(self) -> int:
-        """Return the bytes of the trainable weights, their gradients and the copy that products take."""
+        """Return the bytes of the trainable weights, their gradients and the copies that products take."""
         copies = self.width if self.fused else 0
-        return self.adapter_parameters * (MASTER_BYTES + copies)
+        joined = 0  # with the frozen weights: B of gate and of up, with zeros between, and A of down
+        if self.fused and not self.in_kernels and self.quantize == "none":
+            joined = self.width * self.rank * self.shape.intermediate * self.shape.layers * (4 + (not self.dropout))
+        return self.adapter_parameters * (MASTER_BYTES + copies) + joined
 
     def optimizer_state(self) -> int:
         return self.adapter_parameters * STATE_BYTES[self.optimizer if self.kind == "cuda" else "adamw"]
@@ -132,7 +144,7 @@ class CostModel:
         attention = b * (2 * s.q + 2 * s.kv) + 4 * s.heads
         if self.fused:
             before_norm = b * (s.q + 2 * s.kv) if s.model_type == "qwen3" else 0  # of its heads
-            low = 4 * self.rank  # of one projection, in float32
+            low = (4 if self.in_kernels else b) * self.rank  # of one projection
             mlp = b * 2 * s.hidden + attention + before_norm + 7 * low
             return {"none": mlp + b * 2 * s.intermediate, "mlp": mlp, "full": b * s.hidden + low}
         # Both norms keep their input in float32 and their output; SwiGLU keeps gate, up, their activation and product.
@@ -148,8 +160,9 @@ class CostModel:
         if self.fused:
             # Gate and up are kept, or made again; in fp8 their gradients come beside them, else in their place.
             wide = (1 if level == "none" else 3) + self.in_fp8
+            wide += 2 if self.dropout and not self.in_kernels else 0  # its input with dropout, and its gradient
             rebuilt = self.saved["mlp"] - b * s.hidden if level == "full" else 0
-            sums = 4 * 9 * self.rank  # low-rank activations and gradients, in float32
+            sums = (4 if self.in_kernels else b) * 9 * self.rank  # low-rank activations and gradients
             widths = wide * s.intermediate / chunks + WORK_HIDDEN * s.hidden
             return tokens * (b * widths + rebuilt + sums) + self._scratch
         rebuilt = self.saved["none"] if level == "full" else 0
@@ -245,6 +258,11 @@ class CostModel:
         moved = self._bytes_moved(tokens, repeated) + self._bytes_unpacked(weights, 2 + repeated)
         launching = KERNELS[self.fused] * LAUNCH_SECONDS[self.fused] * (1 + repeated / 2) * math.sqrt(chunks)
         computing = products + attention + moved / (BANDWIDTH_SHARE * hardware.bandwidth)
+        if self.fused:
+            low_rank = 6 * tokens * self.adapter_parameters / s.layers
+            computing += low_rank / ((IN_KERNEL_SHARE if self.in_kernels else PRODUCT_SHARE) * hardware.bf16)
+        if self.in_kernels and self.dropout:
+            computing += tokens * self._adapted_inputs * DROPOUT_FLOPS / hardware.bf16
         return max(computing, launching)
 
     def _bytes_moved(self, tokens: float, repeated: float) -> float:
@@ -256,7 +274,12 @@ class CostModel:
         }
         elements = sum(passes[name] * width for name, width in widths.items())
         adapted = self.shape.targets(self.targets)
-        elements += LOW_RANK_PASSES * sum(inputs + outputs for inputs, outputs in adapted) / s.layers
+        passes_of_low_rank = LOW_RANK_PASSES
+        if self.fused and not self.in_kernels:
+            passes_of_low_rank = LARGE_RANK_PASSES + (2 if self.quantize != "none" else 0)
+        elements += passes_of_low_rank * sum(inputs + outputs for inputs, outputs in adapted) / s.layers
+        if self.fused and not self.in_kernels and self.dropout:
+            elements += DROPPED_PASSES * self._adapted_inputs
         moved = self.width * elements * (1 if self.fused else PLAIN_FACTOR)
         if not self.fused and (self.quantize != "none" or self.dropout):
             moved += CAST_BYTES * self._adapted_inputs

@@ -17,7 +17,9 @@ FUSED_MODELS = {
 }
 """Model types whose decoder layers, of this class, training/fused runs as one piece each; others train by PEFT."""
 FUSED_HEAD_DIMS = (32, 64, 128, 256)
-FUSED_MAX_RANK = 64
+FUSED_MAX_RANK = 256
+FUSED_KERNEL_RANK = 32
+"""The largest rank whose low-rank products are part of fused layers' kernels; above, they are products of their own."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from thinktune.config import Config
 from thinktune.planner.hardware import GIB
-from thinktune.planner.model_shape import FUSED_MODELS
+from thinktune.planner.model_shape import FUSED_MAX_RANK, FUSED_MODELS
 from thinktune.planner.plan import Plan, duration, plan_config
 
 
@@ -52,8 +52,9 @@ def _remarks(plan: Plan, overrides: list[str], fitted: bool) -> Iterator[str]:
     yield "fits" if plan.fits else f"does not fit into {plan.limit / GIB:.1f} GiB"
     yield plan.describe()
     if not plan.fused:
-        yield "layers by PEFT and transformers: the fused ones are for bfloat16 on CUDA, lora.dropout 0 and " + (
-            f"the model types {', '.join(FUSED_MODELS)}"
+        yield (
+            f"layers by PEFT and transformers: the fused ones are for bfloat16 on CUDA, ranks up to {FUSED_MAX_RANK} "
+            f"and the model types {', '.join(FUSED_MODELS)}"
         )
     yield f"data: {plan.data}; {plan.step_tokens:,.0f} tokens an optimizer step"
     if plan.tokens_per_second is None:

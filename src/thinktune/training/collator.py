@@ -25,10 +25,12 @@ class PackedCollator:
 
         Returns:
             input_ids, position_ids and labels, int64 [1, tokens], positions counting from 0 in each document;
-            positions of the loss and the targets they predict, int64 [trained tokens]; and the entries for attention
-            over packed documents: int32 cu_seq_lens_q, max_length_q, document_lengths, repeats.
+            positions of the loss and the targets they predict, int64 [trained tokens]; the entries for attention over
+            packed documents: int32 cu_seq_lens_q, max_length_q, document_lengths, repeats; and token_keys, int32
+            [tokens], which tell each token of a step from the others, whatever it is packed with.
         """
-        documents = [self._examples[index] for pack in packs for index in pack["documents"]]
+        indexes = [index for pack in packs for index in pack["documents"]]
+        documents = [self._examples[index] for index in indexes]
         lengths = [len(document) for document in documents]
         ids = torch.cat([torch.frombuffer(document.ids, dtype=torch.int32) for document in documents]).long()
         contexts = torch.tensor([document.context for document in documents]).repeat_interleave(torch.tensor(lengths))
@@ -48,4 +50,10 @@ class PackedCollator:
             "max_length_q": max(lengths),
             "document_lengths": lengths,
             "repeats": repeats,
+            "token_keys": _token_keys(torch.tensor(indexes).repeat_interleave(torch.tensor(lengths)), places),
         }
+
+
+def _token_keys(examples: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    # Odd factors spread the two over 32 bits; the kernels mix these.
+    return (examples * 0x9E3779B1 + places * 0x85EBCA6B).to(torch.int32)

@@ -49,22 +49,45 @@ class Projection(ABC):
     def input_grad(self, g: Rows) -> torch.Tensor:
         """Multiply [tokens, out] -> [tokens, in]."""
 
+    def release(self) -> None:  # noqa: B027 (most have nothing to do)
+        """Give the layers weights of the usual layout back."""
+
 
 class DenseProjection(Projection):
-    """Weights in the model's dtype; those of the single layers become parts of the joined one."""
+    """Weights in the model's dtype; those of the single layers become parts of the joined one.
 
-    def __init__(self, layers: Sequence[torch.nn.Linear]) -> None:
-        self._weight = join([layer.weight.data for layer in layers])
-        for layer, part in zip(layers, self._weight.split([layer.out_features for layer in layers]), strict=True):
+    Attributes:
+        beside, below: [out, …] and […, in]: columns and rows of the joined weights for low-rank matrices. Rows and
+            gradients that have as many columns more are multiplied by them too, so that an update of large rank is no
+            pass over the product of its own.
+    """
+
+    def __init__(self, layers: Sequence[torch.nn.Linear], beside: int = 0, below: int = 0) -> None:
+        weights = [layer.weight.data for layer in layers]
+        if beside or below:
+            self._out, self._in = sum(map(len, weights)), weights[0].shape[1]
+            self._weight = weights[0].new_zeros(self._out + below, self._in + beside)
+            torch.cat(weights, out=self._weight[: self._out, : self._in])
+        else:
+            self._weight = join(weights)
+            self._out, self._in = self._weight.shape
+        self._layers = layers
+        self.beside, self.below = self._weight[: self._out, self._in :], self._weight[self._out :, : self._in]
+        frozen = self._weight[: self._out, : self._in]
+        for layer, part in zip(layers, frozen.split([layer.out_features for layer in layers]), strict=True):
             layer.weight.data = part
 
     def product(self, x: Rows) -> torch.Tensor:
         assert isinstance(x, torch.Tensor)
-        return x @ self._weight.t()
+        return x @ self._weight[: self._out, : x.shape[1]].t()
 
     def input_grad(self, g: Rows) -> torch.Tensor:
         assert isinstance(g, torch.Tensor)
-        return g @ self._weight
+        return g @ self._weight[: g.shape[1], : self._in]
+
+    def release(self) -> None:
+        for layer in self._layers:
+            layer.weight.data = layer.weight.data.contiguous()
 
 
 class Fp8Projection(Projection):
@@ -144,10 +167,12 @@ def _restore_into(layer: Any, out: torch.Tensor) -> None:
     restore(weight, scale / 127.0, out)
 
 
-def make_projection(layers: Sequence[Any], dtype: torch.dtype, scratch: Scratch) -> Projection:
-    """Make the product over layers of one kind, joined in their order."""
+def make_projection(
+    layers: Sequence[Any], dtype: torch.dtype, scratch: Scratch, *, beside: int = 0, below: int = 0
+) -> Projection:
+    """Make the product over layers of one kind, joined in their order; `beside` and `below`: of `DenseProjection`."""
     if type(layers[0]) is torch.nn.Linear:
-        return DenseProjection(layers)
+        return DenseProjection(layers, beside, below)
     if isinstance(layers[0], Fp8Linear) and _multiplies_fp8(layers):
         return Fp8Projection(layers, dtype)
     return RestoredProjection(layers, dtype, scratch)

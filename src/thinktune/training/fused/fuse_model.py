@@ -10,10 +10,12 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from thinktune.planner.recompute_policy import RecomputePolicy
+from thinktune.training.fused import low_rank
 from thinktune.training.fused.activation_offload import HostStore
 from thinktune.training.fused.decoder_layer import Batch, FusedLayer, LayerNode
 from thinktune.training.fused.frozen_projection import Scratch
-from thinktune.training.fused.lora_buffers import Adapters, matrices
+from thinktune.training.fused.kernels.dropout import Dropout, threshold_of
+from thinktune.training.fused.lora_buffers import Adapters, dropout_of, matrices
 
 
 class FusedLayers:
@@ -26,7 +28,7 @@ class FusedLayers:
     def __init__(self, model: PeftModel, memory: RecomputePolicy) -> None:
         self._base = model.get_base_model()
         self._layers = list(self._base.base_model.layers)
-        rank, scaling = _rank_and_scaling(self._layers)
+        rank, scaling, self._dropout = _settings_of(self._layers)
         scratch = Scratch()
         self.layers = []
         for number, layer in enumerate(self._layers):
@@ -38,6 +40,7 @@ class FusedLayers:
         norm = self._layers[0].input_layernorm.weight
         everything = [adapter for layer in self.layers for adapter in layer.adapters.values()]
         self._adapters = Adapters(everything, scaling, norm.dtype, norm.device)
+        self._seed = torch.zeros(1, dtype=torch.int32, device=norm.device)
         self._store: HostStore | None = None
         self.memory = memory
 
@@ -52,8 +55,17 @@ class FusedLayers:
         for layer in self.layers:
             layer.memory, layer.store = memory, self._store
 
+    def _refresh(self) -> None:
+        self._adapters.refresh()
+        for layer in self.layers:
+            for group, projection in layer.projections.items():
+                low_rank.refresh(projection, layer.adapters[group])
+
     def undo(self) -> None:
         """Give the layers their own forward back."""
+        for layer in self.layers:
+            for projection in layer.projections.values():
+                projection.release()
         for layer in self._layers:
             layer.__dict__.pop("forward", None)
             layer.__dict__.pop("fused", None)
@@ -61,15 +73,19 @@ class FusedLayers:
     def _forward(self, fused: FusedLayer, original: Any) -> Any:
         first = fused is self.layers[0]
         names = ("cu_seq_lens_q", "max_length_q", "document_lengths", "repeats")
+        dropout = threshold_of(self._dropout)
 
         def forward(module: Any, hidden_states: torch.Tensor, *args: Any, **inputs: Any) -> Any:
             documents = {name: inputs.get(name) for name in names}
             if args or documents["cu_seq_lens_q"] is None or fused.is_disabled:
                 return original(module, hidden_states, *args, **inputs)
             if first:
-                self._adapters.refresh()
+                self._refresh()
+                if dropout and module.training:
+                    self._seed.fill_(inputs.get("dropout_seed", 0))
             cos, sin = inputs["position_embeddings"]
-            batch = Batch(cos[0].contiguous(), sin[0].contiguous(), documents)
+            drawn = Dropout(self._seed, inputs["token_keys"], 0, dropout) if dropout and module.training else None
+            batch = Batch(cos[0].contiguous(), sin[0].contiguous(), documents, drawn)
             return LayerNode.apply(hidden_states, fused, batch, *fused.parameters)
 
         return forward
@@ -80,6 +96,7 @@ def fuse_layers(model: PeftModel, memory: RecomputePolicy) -> FusedLayers:
     return FusedLayers(model, memory)
 
 
-def _rank_and_scaling(layers: list[Any]) -> tuple[int, float]:
+def _settings_of(layers: list[Any]) -> tuple[int, float, float]:
+    """Return the adapter's rank, scaling and dropout."""
     module: Any = next(module for layer in layers for module in layer.modules() if isinstance(module, LoraLayer))
-    return matrices(module)[0].shape[0], module.scaling[next(iter(module.lora_A))]
+    return matrices(module)[0].shape[0], module.scaling[next(iter(module.lora_A))], dropout_of(module)

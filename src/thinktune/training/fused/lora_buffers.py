@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 
+from thinktune.planner.model_shape import FUSED_KERNEL_RANK
+
 
 class Adapter:
     """The adapters of a group of projections that read one input.
 
     Attributes:
+        in_kernels: whether the kernels around the frozen products compute the low-rank ones.
+        out_parts: the columns of each slot in the joined product.
         modules: PEFT's, or the plain linear layer where one has no adapter.
         a: [slots, rank, in], b: [out, rank] times the scaling: what the kernels read, in the model's dtype. A slot
             without an adapter is zero.
@@ -25,8 +30,11 @@ class Adapter:
 
     def __init__(self, modules: list[Any], rank: int, scaling: float) -> None:
         self.rank, self.scaling = rank, scaling
+        self.in_kernels = rank <= FUSED_KERNEL_RANK
         self.modules = modules
         self._outs = [module.out_features for module in modules]
+        ends = list(itertools.accumulate(self._outs))
+        self.out_parts = [slice(end - out, end) for end, out in zip(ends, self._outs, strict=True)]
         self._trained = [index for index, module in enumerate(modules) if isinstance(module, LoraLayer)]
         self.shape_a = (len(modules), rank, modules[0].in_features)
         self.shape_b = (sum(self._outs), rank)
@@ -36,6 +44,11 @@ class Adapter:
         """A and B of each module that has them."""
         return [matrix for index in self._trained for matrix in matrices(self.modules[index])]
 
+    def low_parts(self) -> Iterator[tuple[int, slice]]:
+        """The slots that have an adapter, with their columns in the low-rank activations."""
+        for slot in self._trained:
+            yield slot, slice(slot * self.rank, (slot + 1) * self.rank)
+
     def by_parameter(self, of_a: torch.Tensor, of_b: torch.Tensor) -> list[torch.Tensor]:
         """Tensors of the shapes of a and b as parts that belong to `parameters`."""
         parts = of_b.split(self._outs)
@@ -44,8 +57,8 @@ class Adapter:
 
 @dataclass
 class Sums:
-    """Where the backward pass of a group's adapters adds up, float32: the gradients, in the shapes of a and b, and the
-    gradient's low-rank product [tokens, slots * rank]."""
+    """Where the backward pass of a group's adapters adds up, float32: the gradients, in the shapes of a and b, and in
+    kernels the gradient's low-rank product [tokens, slots * rank] (else [0, slots * rank])."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -56,7 +69,8 @@ def make_sums(adapters: dict[str, Adapter], tokens: int) -> dict[str, Sums]:
     """Zeros for each group. The gradients have memory of their own: parameters keep parts of it until the step."""
     shapes_a = [adapter.shape_a for adapter in adapters.values()]
     shapes_b = [adapter.shape_b for adapter in adapters.values()]
-    shapes_low = [(tokens, slots * rank) for slots, rank, _ in shapes_a]
+    rows = tokens if all(adapter.in_kernels for adapter in adapters.values()) else 0
+    shapes_low = [(rows, slots * rank) for slots, rank, _ in shapes_a]
     device = next(iter(adapters.values())).a.device
     of_both = _zeros([*shapes_a, *shapes_b], device)
     parts = zip(of_both[: len(adapters)], of_both[len(adapters) :], _zeros(shapes_low, device), strict=True)
@@ -106,6 +120,12 @@ def matrices(module: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
     """A and B of a PEFT layer with one adapter."""
     (name,) = module.lora_A
     return module.lora_A[name].weight, module.lora_B[name].weight
+
+
+def dropout_of(module: Any) -> float:
+    """The probability with which a PEFT layer of one adapter drops a number of its input."""
+    (dropout,) = module.lora_dropout.values()
+    return dropout.p if isinstance(dropout, torch.nn.Dropout) else 0.0
 
 
 def base_of(module: Any) -> Any:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from thinktune.planner.model_shape import FUSED_HEAD_DIMS, FUSED_MAX_RANK, FUSED_MODELS
-from thinktune.training.fused.lora_buffers import base_of, matrices
+from thinktune.training.fused.lora_buffers import base_of, dropout_of, matrices
 
 
 def why_not_fused(model: PeftModel) -> str | None:
@@ -37,10 +37,13 @@ def why_not_fused(model: PeftModel) -> str | None:
     if any(parameter.requires_grad and "lora_" not in name for name, parameter in model.named_parameters()):
         return "more is trained than low-rank adapters"
     if not all(_is_plain(module) for module in modules):
-        return "the adapter has dropout, a bias, or a variant of LoRA"
-    kinds = {(matrices(module)[0].shape[0], module.scaling[next(iter(module.lora_A))]) for module in modules}
+        return "the adapter has a bias, or a variant of LoRA"
+    kinds = {
+        (matrices(module)[0].shape[0], module.scaling[next(iter(module.lora_A))], dropout_of(module))
+        for module in modules
+    }
     if len(kinds) != 1:
-        return "the adapter's ranks or scalings differ from layer to layer"
+        return "the adapter's ranks, scalings or dropout differ from layer to layer"
     if next(iter(kinds))[0] > FUSED_MAX_RANK:
         return f"the adapter's rank is above {FUSED_MAX_RANK}"
     return None
@@ -63,7 +66,7 @@ def _is_plain(module: Any) -> bool:
     names = list(module.lora_A)
     return (
         len(names) == 1
-        and isinstance(module.lora_dropout[names[0]], torch.nn.Identity)
+        and isinstance(module.lora_dropout[names[0]], torch.nn.Identity | torch.nn.Dropout)
         and not getattr(module, "lora_variant", None)
         and module.lora_B[names[0]].bias is None
     )

@@ -35,14 +35,16 @@ class Heads:
 @triton.jit
 def _projected(
     qkv, bias, low_tile, b, rows, live, columns,
-    WIDTH: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr,
+    WIDTH: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, UPDATE: tl.constexpr,
 ):  # fmt: skip
     """Compute half a head of the complete projection, float32 [BM, dim / 2]."""
-    rank = tl.arange(0, R)
-    b_mask = (rank < RANK)[None, :] & (columns >= 0)[:, None]
-    b_tile = tl.load(b + columns[:, None] * RANK + rank[None, :], mask=b_mask, other=0.0)
     place = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
-    value = tl.load(qkv + place, mask=live[:, None], other=0.0).to(tl.float32) + dot(low_tile, tl.trans(b_tile))
+    value = tl.load(qkv + place, mask=live[:, None], other=0.0).to(tl.float32)
+    if UPDATE:
+        rank = tl.arange(0, R)
+        b_mask = (rank < RANK)[None, :] & (columns >= 0)[:, None]
+        b_tile = tl.load(b + columns[:, None] * RANK + rank[None, :], mask=b_mask, other=0.0)
+        value += dot(low_tile, tl.trans(b_tile))
     if BIAS:
         value += tl.load(bias + columns).to(tl.float32)[None, :]
     return value
@@ -52,7 +54,7 @@ def _projected(
 def _rotate_kernel(
     qkv, bias, low, b, cos, sin, query_norm, key_norm, out, tokens, eps,
     QUERY: tl.constexpr, KEY: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
-    BIAS: tl.constexpr, NORM: tl.constexpr, BM: tl.constexpr,
+    BIAS: tl.constexpr, UPDATE: tl.constexpr, NORM: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     WIDTH: tl.constexpr = (QUERY + 2 * KEY) * DIM
     HALF: tl.constexpr = DIM // 2
@@ -60,13 +62,15 @@ def _rotate_kernel(
     live = rows < tokens
     head = tl.program_id(1)
     slot = (head >= QUERY).to(tl.int32) + (head >= QUERY + KEY).to(tl.int32)
-    rank = tl.arange(0, R)
-    low_place = rows[:, None] * (3 * RANK) + slot * RANK + rank[None, :]
-    low_tile = tl.load(low + low_place, mask=live[:, None] & (rank < RANK)[None, :], other=0.0)
+    low_tile = None
+    if UPDATE:
+        rank = tl.arange(0, R)
+        low_place = rows[:, None] * (3 * RANK) + slot * RANK + rank[None, :]
+        low_tile = tl.load(low + low_place, mask=live[:, None] & (rank < RANK)[None, :], other=0.0)
     half = tl.arange(0, HALF)
     columns = head * DIM + half
-    one = _projected(qkv, bias, low_tile, b, rows, live, columns, WIDTH, R, RANK, BIAS)
-    two = _projected(qkv, bias, low_tile, b, rows, live, columns + HALF, WIDTH, R, RANK, BIAS)
+    one = _projected(qkv, bias, low_tile, b, rows, live, columns, WIDTH, R, RANK, BIAS, UPDATE)
+    two = _projected(qkv, bias, low_tile, b, rows, live, columns + HALF, WIDTH, R, RANK, BIAS, UPDATE)
     if head < QUERY + KEY:
         if NORM:
             inverse = tl.rsqrt((tl.sum(one * one, 1) + tl.sum(two * two, 1)) / DIM + eps)
@@ -83,13 +87,18 @@ def _rotate_kernel(
 
 
 def rotate(
-    qkv: torch.Tensor, low: torch.Tensor, b: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: Heads
+    qkv: torch.Tensor,
+    low: torch.Tensor | None,
+    b: torch.Tensor | None,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    heads: Heads,
 ) -> torch.Tensor:
     """Complete the joined product, norm its heads where the model does, and turn queries and keys by their positions.
 
     Args:
         qkv: [tokens, width], the frozen product; overwritten unless heads are normed (the gradient needs it then).
-        low: [tokens, 3 rank]; b: [width, rank].
+        low: [tokens, 3 rank]; b: [width, rank]; None where the product is complete.
         cos, sin: [tokens, dim], both halves alike, as transformers' rotary embeddings are.
 
     Returns:
@@ -97,11 +106,12 @@ def rotate(
     """
     out = torch.empty_like(qkv) if heads.norms else qkv
     query_norm, key_norm, eps = heads.norms or (None, None, 0.0)
+    rank = 1 if b is None else b.shape[1]
     grid = (blocks(len(qkv), 64), heads.query + 2 * heads.key)
     _rotate_kernel[grid](
         qkv, heads.bias, low, b, cos, sin, query_norm, key_norm, out, len(qkv), eps,
-        QUERY=heads.query, KEY=heads.key, DIM=heads.dim, R=tile_of(b.shape[1]), RANK=b.shape[1],
-        BIAS=heads.bias is not None, NORM=heads.norms is not None, BM=64, num_warps=4,
+        QUERY=heads.query, KEY=heads.key, DIM=heads.dim, R=tile_of(rank), RANK=rank,
+        BIAS=heads.bias is not None, UPDATE=b is not None, NORM=heads.norms is not None, BM=64, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -111,7 +121,7 @@ def _rotate_grad_kernel(
     g_query, g_key, g_value, qkv, bias, low, b, cos, sin, query_norm, key_norm,
     g_low, g_b, out, tokens, eps, scaling,
     QUERY: tl.constexpr, KEY: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
-    BIAS: tl.constexpr, NORM: tl.constexpr, BM: tl.constexpr, STEPS: tl.constexpr,
+    BIAS: tl.constexpr, UPDATE: tl.constexpr, NORM: tl.constexpr, BM: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     WIDTH: tl.constexpr = (QUERY + 2 * KEY) * DIM
     HALF: tl.constexpr = DIM // 2
@@ -127,16 +137,19 @@ def _rotate_grad_kernel(
     columns = head * DIM + half
     b_place = columns[:, None] * RANK + rank[None, :]
     b_mask = (rank < RANK)[None, :] & (columns >= 0)[:, None]
-    b_one = tl.load(b + b_place, mask=b_mask, other=0.0)
-    b_two = tl.load(b + HALF * RANK + b_place, mask=b_mask, other=0.0)
-    of_one = tl.zeros([HALF, R], tl.float32)
-    of_two = tl.zeros([HALF, R], tl.float32)
+    if UPDATE:
+        b_one = tl.load(b + b_place, mask=b_mask, other=0.0)
+        b_two = tl.load(b + HALF * RANK + b_place, mask=b_mask, other=0.0)
+        of_one = tl.zeros([HALF, R], tl.float32)
+        of_two = tl.zeros([HALF, R], tl.float32)
     for step in range(STEPS):
         rows = (tl.program_id(1) * STEPS + step) * BM + tl.arange(0, BM)
         live = rows < tokens
         low_place = rows[:, None] * (3 * RANK) + slot * RANK + rank[None, :]
         low_mask = live[:, None] & (rank < RANK)[None, :]
-        low_tile = tl.load(low + low_place, mask=low_mask, other=0.0)
+        low_tile = low
+        if UPDATE:
+            low_tile = tl.load(low + low_place, mask=low_mask, other=0.0)
         g_place = (rows.to(tl.int64)[:, None] * heads + own) * DIM + half[None, :]
         one = tl.load(g + g_place, mask=live[:, None], other=0.0).to(tl.float32)
         two = tl.load(g + g_place + HALF, mask=live[:, None], other=0.0).to(tl.float32)
@@ -146,8 +159,8 @@ def _rotate_grad_kernel(
             s = tl.load(sin + turn, mask=live[:, None], other=0.0).to(tl.float32)
             one, two = one * c + two * s, two * c - one * s
             if NORM:
-                raw_one = _projected(qkv, bias, low_tile, b, rows, live, columns, WIDTH, R, RANK, BIAS)
-                raw_two = _projected(qkv, bias, low_tile, b, rows, live, columns + HALF, WIDTH, R, RANK, BIAS)
+                raw_one = _projected(qkv, bias, low_tile, b, rows, live, columns, WIDTH, R, RANK, BIAS, UPDATE)
+                raw_two = _projected(qkv, bias, low_tile, b, rows, live, columns + HALF, WIDTH, R, RANK, BIAS, UPDATE)
                 inverse = tl.rsqrt((tl.sum(raw_one * raw_one, 1) + tl.sum(raw_two * raw_two, 1)) / DIM + eps)
                 norm = query_norm if head < QUERY else key_norm
                 one *= tl.load(norm + half).to(tl.float32)[None, :]
@@ -160,23 +173,25 @@ def _rotate_grad_kernel(
         place = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
         tl.store(out + place, first, mask=live[:, None])
         tl.store(out + place + HALF, second, mask=live[:, None])
-        of_one += dot(tl.trans(first), low_tile)
-        of_two += dot(tl.trans(second), low_tile)
-        tl.atomic_add(g_low + low_place, dot(first, b_one) + dot(second, b_two), mask=low_mask, sem="relaxed")
-    tl.atomic_add(g_b + b_place, of_one * scaling, mask=b_mask, sem="relaxed")
-    tl.atomic_add(g_b + HALF * RANK + b_place, of_two * scaling, mask=b_mask, sem="relaxed")
+        if UPDATE:
+            of_one += dot(tl.trans(first), low_tile)
+            of_two += dot(tl.trans(second), low_tile)
+            tl.atomic_add(g_low + low_place, dot(first, b_one) + dot(second, b_two), mask=low_mask, sem="relaxed")
+    if UPDATE:
+        tl.atomic_add(g_b + b_place, of_one * scaling, mask=b_mask, sem="relaxed")
+        tl.atomic_add(g_b + HALF * RANK + b_place, of_two * scaling, mask=b_mask, sem="relaxed")
 
 
 def rotate_grad(
     grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     qkv: torch.Tensor | None,
-    low: torch.Tensor,
-    b: torch.Tensor,
+    low: torch.Tensor | None,
+    b: torch.Tensor | None,
     cos: torch.Tensor,
     sin: torch.Tensor,
     heads: Heads,
-    g_low: torch.Tensor,
-    g_b: torch.Tensor,
+    g_low: torch.Tensor | None,
+    g_b: torch.Tensor | None,
     scaling: float,
     weight_scale: torch.Tensor | None = None,
 ) -> Rows:
@@ -186,22 +201,24 @@ def rotate_grad(
         grads: of queries, keys and values, [tokens, heads, dim] each, contiguous.
         qkv: the frozen product if heads are normed, else None.
         low, b, cos, sin, heads: as for `rotate`.
-        g_low: float32 [tokens, 3 rank], to which the gradient times b is added.
-        g_b: float32 [width, rank], to which the gradient of B is added.
+        g_low: float32 [tokens, 3 rank], to which the gradient times b is added; None without low and b.
+        g_b: float32 [width, rank], to which the gradient of B is added; None likewise.
         weight_scale: float32 [width]; where given, the gradient comes back as fp8 with these scales in it.
 
     Returns:
         the gradient of the joined product [tokens, width].
     """
-    tokens = len(low)
-    out = low.new_empty(tokens, heads.width)
+    tokens = len(grads[0])
+    out = grads[0].new_empty(tokens, heads.width)
+    rank = 1 if b is None else b.shape[1]
     query_norm, key_norm, eps = heads.norms or (None, None, 0.0)
     bm, steps = 64, 4
     grid = (heads.query + 2 * heads.key, blocks(tokens, bm * steps))
     _rotate_grad_kernel[grid](
         *grads, qkv, heads.bias, low, b, cos, sin, query_norm, key_norm,
         g_low, g_b, out, tokens, eps, scaling,
-        QUERY=heads.query, KEY=heads.key, DIM=heads.dim, R=tile_of(b.shape[1]), RANK=b.shape[1],
-        BIAS=heads.bias is not None, NORM=heads.norms is not None, BM=bm, STEPS=steps, num_warps=4,
+        QUERY=heads.query, KEY=heads.key, DIM=heads.dim, R=tile_of(rank), RANK=rank,
+        BIAS=heads.bias is not None, UPDATE=b is not None, NORM=heads.norms is not None,
+        BM=bm, STEPS=steps, num_warps=4,
     )  # fmt: skip
     return out if weight_scale is None else quantise(out, weight_scale)

@@ -8,56 +8,106 @@ import triton
 import triton.language as tl
 
 from thinktune.training.fused.kernels.common import FP8, FP8_MAX, Quantised, Rows, blocks, dot, quantise, tile_of
+from thinktune.training.fused.kernels.dropout import Dropout, column_keys, drawing, drop, row_keys
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit
+def _low_tile(low, rows, live, slot, SLOTS: tl.constexpr, LOWS: tl.constexpr, L: tl.constexpr):
+    """Load the low-rank activations of a slot, [BM, L]; low: [tokens, SLOTS * LOWS]."""
+    lows = tl.arange(0, L)
+    at = rows[:, None] * (SLOTS * LOWS) + slot * LOWS + lows[None, :]
+    return tl.load(low + at, mask=live[:, None] & (lows < LOWS)[None, :], other=0.0)
+
+
+@triton.jit
+def _store_low(low, value, rows, live, slot, SLOTS: tl.constexpr, LOWS: tl.constexpr, L: tl.constexpr):
+    lows = tl.arange(0, L)
+    at = rows[:, None] * (SLOTS * LOWS) + slot * LOWS + lows[None, :]
+    tl.store(low + at, value.to(low.dtype.element_ty), mask=live[:, None] & (lows < LOWS)[None, :])
+
+
+@triton.jit
+def _a_place(columns, slot, WIDTH: tl.constexpr, LOWS: tl.constexpr, L: tl.constexpr):
+    """Compute offsets and mask of a tile [L, BC] of a slot's A; a: [SLOTS, LOWS, WIDTH]."""
+    lows = tl.arange(0, L)
+    at = (slot * LOWS + lows)[:, None] * WIDTH + columns[None, :]
+    return at, (lows < LOWS)[:, None] & (columns < WIDTH)[None, :]
+
+
+@triton.jit
+def _low_product(value, a, columns, of_rows, of_columns, slot, WIDTH: tl.constexpr, LOWS: tl.constexpr,
+                 L: tl.constexpr, THRESHOLD: tl.constexpr):  # fmt: skip
+    """Multiply a tile [BM, BC] of the input, with dropout, by a slot's A: [BM, L]."""
+    if THRESHOLD:
+        value = drop(value, of_rows, of_columns, THRESHOLD)
+    at, mask = _a_place(columns, slot, WIDTH, LOWS, L)
+    return dot(value.to(a.dtype.element_ty), tl.trans(tl.load(a + at, mask=mask, other=0.0)))
+
+
+@triton.jit(do_not_specialize=["tokens", "place"])
 def _rows_kernel(
-    x, y, low, b, norm, a, total, out, scale, low_out, tokens, eps,
-    WIDTH: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, LOWS: tl.constexpr, L: tl.constexpr,
-    ADD: tl.constexpr, NORM: tl.constexpr, LOW: tl.constexpr, WRITE: tl.constexpr, QUANT: tl.constexpr,
-    BM: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
+    x, y, low, b, norm, a, total, out, scale, low_out, seed, keys, place, tokens, eps,
+    WIDTH: tl.constexpr, OUT_WIDTH: tl.constexpr,
+    R: tl.constexpr, RANK: tl.constexpr, SLOTS: tl.constexpr, LOWS: tl.constexpr, L: tl.constexpr,
+    ADD: tl.constexpr, UPDATE: tl.constexpr, NORM: tl.constexpr, LOW: tl.constexpr, WRITE: tl.constexpr,
+    QUANT: tl.constexpr, THRESHOLD: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     live = rows < tokens
     start_of = rows.to(tl.int64)[:, None] * WIDTH
-    rank, lows = tl.arange(0, R), tl.arange(0, L)
-    if ADD:
+    rank = tl.arange(0, R)
+    if UPDATE:
         low_mask = live[:, None] & (rank < RANK)[None, :]
         low_tile = tl.load(low + rows[:, None] * RANK + rank[None, :], mask=low_mask, other=0.0).to(b.dtype.element_ty)
     squares = tl.zeros([BM], tl.float32)
     peak = tl.zeros([BM], tl.float32)
     sums = tl.zeros([BM, L], tl.float32)
+    sums_1 = tl.zeros([BM, L], tl.float32)  # of the second slot and of the third, where each has a mask of its own
+    sums_2 = tl.zeros([BM, L], tl.float32)
+    keys_0, keys_1, keys_2 = None, None, None
+    if THRESHOLD:
+        keys_0 = row_keys(seed, keys, place, rows, live)
+        keys_1 = row_keys(seed, keys, place + 1, rows, live)
+        keys_2 = row_keys(seed, keys, place + 2, rows, live)
     for first in tl.range(0, WIDTH, BC, num_stages=STAGES):
         columns = first + tl.arange(0, BC)
         inside = columns < WIDTH
         mask = live[:, None] & inside[None, :]
-        place = start_of + columns[None, :]
-        value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+        at = start_of + columns[None, :]
+        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         if ADD:
-            b_mask = inside[:, None] & (rank < RANK)[None, :]
-            b_tile = tl.load(b + columns[:, None] * RANK + rank[None, :], mask=b_mask, other=0.0)
-            value += tl.load(y + place, mask=mask, other=0.0).to(tl.float32) + dot(low_tile, tl.trans(b_tile))
+            addend = tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
+            if UPDATE:
+                b_mask = inside[:, None] & (rank < RANK)[None, :]
+                b_tile = tl.load(b + columns[:, None] * RANK + rank[None, :], mask=b_mask, other=0.0)
+                addend += dot(low_tile, tl.trans(b_tile))
+            value += addend
             rounded = value.to(total.dtype.element_ty)
-            tl.store(total + place, rounded, mask=mask)
+            tl.store(total + at, rounded, mask=mask)
             value = rounded.to(tl.float32)
         if NORM:
             squares += tl.sum(value * value, 1)
             value *= tl.load(norm + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
         if LOW:
-            a_mask = (lows < LOWS)[:, None] & inside[None, :]
-            a_tile = tl.load(a + lows[:, None] * WIDTH + columns[None, :], mask=a_mask, other=0.0)
-            sums += dot(value.to(a.dtype.element_ty), tl.trans(a_tile))
+            of_columns = columns
+            if THRESHOLD:
+                of_columns = column_keys(columns)
+            sums += _low_product(value, a, columns, keys_0, of_columns, 0, WIDTH, LOWS, L, THRESHOLD)
+            if SLOTS > 1:
+                sums_1 += _low_product(value, a, columns, keys_1, of_columns, 1, WIDTH, LOWS, L, THRESHOLD)
+            if SLOTS > 2:
+                sums_2 += _low_product(value, a, columns, keys_2, of_columns, 2, WIDTH, LOWS, L, THRESHOLD)
         if QUANT:
             peak = tl.maximum(peak, tl.max(tl.abs(value), 1))
     factor = tl.full([BM], 1.0, tl.float32)
     if NORM:
         factor = tl.rsqrt(squares / WIDTH + eps)
     if LOW:
-        low_place = rows[:, None] * LOWS + lows[None, :]
-        tl.store(
-            low_out + low_place, (sums * factor[:, None]).to(low_out.dtype.element_ty),
-            mask=live[:, None] & (lows < LOWS)[None, :],
-        )  # fmt: skip
+        _store_low(low_out, sums * factor[:, None], rows, live, 0, SLOTS, LOWS, L)
+        if SLOTS > 1:
+            _store_low(low_out, sums_1 * factor[:, None], rows, live, 1, SLOTS, LOWS, L)
+        if SLOTS > 2:
+            _store_low(low_out, sums_2 * factor[:, None], rows, live, 2, SLOTS, LOWS, L)
     if WRITE:
         if QUANT:
             step = tl.maximum(peak * factor / FP8_MAX, 1e-12)
@@ -68,38 +118,51 @@ def _rows_kernel(
         for first in tl.range(0, WIDTH, BC, num_stages=STAGES):
             columns = first + tl.arange(0, BC)
             mask = live[:, None] & (columns < WIDTH)[None, :]
-            place = start_of + columns[None, :]
+            at = start_of + columns[None, :]
             if ADD:
-                value = tl.load(total + place, mask=mask, other=0.0).to(tl.float32)
+                value = tl.load(total + at, mask=mask, other=0.0).to(tl.float32)
             else:
-                value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+                value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
             if NORM:
                 value *= tl.load(norm + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)[None, :]
             value *= factor[:, None]
             if QUANT:
                 value = tl.minimum(tl.maximum(value, -FP8_MAX), FP8_MAX)
-            tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
+            at = rows.to(tl.int64)[:, None] * OUT_WIDTH + columns[None, :]
+            tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+
+
+def _slots_of(a: torch.Tensor | None, dropout: Dropout | None) -> tuple[int, int]:
+    """Return the slots and their rows of A that a kernel loops over: all as one, unless each has a mask of its own."""
+    if a is None:
+        return 1, 1
+    slots, rank = a.shape[:2]
+    return (1, slots * rank) if dropout is None else (slots, rank)
 
 
 def add_norm_project(
     x: torch.Tensor,
     *,
-    update: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+    update: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None = None,
     norm: tuple[torch.Tensor, float] | None = None,
     a: torch.Tensor | None = None,
+    dropout: Dropout | None = None,
     write: bool = True,
     in_fp8: bool = False,
+    beside: int = 0,
     into: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Rows | None, torch.Tensor | None]:
     """Compute `x + y + low B'`, its RMSNorm, and the low-rank product of that; each part is optional.
 
     Args:
         x: [tokens, width].
-        update: y [tokens, width], low [tokens, rank], b [width, rank].
+        update: y [tokens, width], low [tokens, rank], b [width, rank]; low and b may be None.
         norm: weight [width] and epsilon.
         a: [slots, rank, width], or None for no low-rank product.
+        dropout: on the input of that product.
         write: whether the (normalised) rows are wanted, and not only their low-rank product.
         in_fp8: write them in fp8.
+        beside: columns to leave empty at the end of these rows (not in fp8).
         into: [tokens, width], memory for the sum. None: new memory.
 
     Returns:
@@ -108,22 +171,23 @@ def add_norm_project(
     tokens, width = x.shape
     y, low, b = update or (None, None, None)
     rank = a.shape[1] if a is not None else b.shape[1] if b is not None else 1
-    lows = len(a) * rank if a is not None else 1
+    slots, lows = _slots_of(a, dropout)
     total = x if update is None else torch.empty_like(x) if into is None else into
     out: Rows | None = None
     if in_fp8 and write:
         out = Quantised(torch.empty_like(x, dtype=FP8), torch.empty(tokens, 1, dtype=torch.float32, device=x.device))
     elif write:
-        out = torch.empty_like(x)
-    low_out = x.new_empty(tokens, lows) if a is not None else None
+        out = x.new_empty(tokens, width + beside)
+    low_out = x.new_empty(tokens, slots * lows) if a is not None else None
+    seed, keys, place, threshold = drawing(dropout)
     data, scale = (out.rows, out.scale) if isinstance(out, Quantised) else (out, None)
     weight, eps = norm or (None, 0.0)
     bc = 256 if norm and update is None else 128  # as all sizes here, the fastest on an H100
     _rows_kernel[(blocks(tokens, 32),)](
-        x, y, low, b, weight, a, total, data, scale, low_out, tokens, eps,
-        WIDTH=width, R=tile_of(rank), RANK=rank, LOWS=lows, L=tile_of(lows),
-        ADD=update is not None, NORM=norm is not None, LOW=a is not None, WRITE=write, QUANT=in_fp8,
-        BM=32, BC=bc if lows <= 64 else 64, STAGES=2 if norm else 3, num_warps=4,
+        x, y, low, b, weight, a, total, data, scale, low_out, seed, keys, place, tokens, eps,
+        WIDTH=width, OUT_WIDTH=width + beside, R=tile_of(rank), RANK=rank, SLOTS=slots, LOWS=lows, L=tile_of(lows),
+        ADD=update is not None, UPDATE=b is not None, NORM=norm is not None, LOW=a is not None, WRITE=write,
+        QUANT=in_fp8, THRESHOLD=threshold, BM=32, BC=bc if lows <= 64 else 64, STAGES=2 if norm else 3, num_warps=4,
     )  # fmt: skip
     return total, out, low_out
 
@@ -185,20 +249,48 @@ def output_grad(
     return g if weight_scale is None else quantise(g, weight_scale)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit
+def _through_slot(grad, low_tile, a, columns, of_rows, of_columns, slot, WIDTH: tl.constexpr, LOWS: tl.constexpr,
+                  L: tl.constexpr, THRESHOLD: tl.constexpr):  # fmt: skip
+    """Add the gradient that comes through a slot's adapter to a tile [BM, BC]."""
+    at, mask = _a_place(columns, slot, WIDTH, LOWS, L)
+    part = dot(low_tile, tl.load(a + at, mask=mask, other=0.0))
+    if THRESHOLD:
+        part = drop(part, of_rows, of_columns, THRESHOLD)
+    return grad + part
+
+
+@triton.jit
+def _add_a_grad(g_a, low_tile, entered, columns, of_rows, of_columns, slot, WIDTH: tl.constexpr, LOWS: tl.constexpr,
+                L: tl.constexpr, THRESHOLD: tl.constexpr):  # fmt: skip
+    """Add a slot's share of the gradient of A."""
+    if THRESHOLD:
+        entered = drop(entered, of_rows, of_columns, THRESHOLD)
+    at, mask = _a_place(columns, slot, WIDTH, LOWS, L)
+    tl.atomic_add(g_a + at, dot(tl.trans(low_tile), entered.to(low_tile.dtype)), mask=mask, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["tokens", "place"])
 def _input_grad_kernel(
-    g, g_low, a, x, norm, residual, out, g_a, tokens, eps,
-    WIDTH: tl.constexpr, LOWS: tl.constexpr, L: tl.constexpr, NORM: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
-    STAGES: tl.constexpr,
+    g, g_low, a, x, norm, residual, out, g_a, seed, keys, place, tokens, eps,
+    WIDTH: tl.constexpr, SLOTS: tl.constexpr, LOWS: tl.constexpr, L: tl.constexpr, LOW: tl.constexpr,
+    NORM: tl.constexpr, THRESHOLD: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     live = rows < tokens
     start_of = rows.to(tl.int64)[:, None] * WIDTH
-    lows = tl.arange(0, L)
-    low_mask = (lows < LOWS)[:, None]
-    low_place = rows[:, None] * LOWS + lows[None, :]
-    low_tile = tl.load(g_low + low_place, mask=live[:, None] & (lows < LOWS)[None, :], other=0.0)
-    low_tile = low_tile.to(a.dtype.element_ty)
+    keys_0, keys_1, keys_2 = None, None, None
+    low_0, low_1, low_2 = None, None, None
+    if LOW:
+        low_0 = _low_tile(g_low, rows, live, 0, SLOTS, LOWS, L).to(a.dtype.element_ty)
+        if SLOTS > 1:
+            low_1 = _low_tile(g_low, rows, live, 1, SLOTS, LOWS, L).to(a.dtype.element_ty)
+        if SLOTS > 2:
+            low_2 = _low_tile(g_low, rows, live, 2, SLOTS, LOWS, L).to(a.dtype.element_ty)
+        if THRESHOLD:
+            keys_0 = row_keys(seed, keys, place, rows, live)
+            keys_1 = row_keys(seed, keys, place + 1, rows, live)
+            keys_2 = row_keys(seed, keys, place + 2, rows, live)
     inverse = tl.full([BM], 1.0, tl.float32)
     mean = tl.zeros([BM], tl.float32)
     if NORM:
@@ -208,22 +300,45 @@ def _input_grad_kernel(
             inside = columns < WIDTH
             mask = live[:, None] & inside[None, :]
             value = tl.load(x + start_of + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-            a_tile = tl.load(a + lows[:, None] * WIDTH + columns[None, :], mask=low_mask & inside[None, :], other=0.0)
             grad = tl.load(g + start_of + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-            grad = (grad + dot(low_tile, a_tile)) * tl.load(norm + columns, mask=inside, other=0.0).to(tl.float32)[
-                None, :
-            ]
+            if LOW:
+                of_columns = columns
+                if THRESHOLD:
+                    of_columns = column_keys(columns)
+                grad = _through_slot(grad, low_0, a, columns, keys_0, of_columns, 0, WIDTH, LOWS, L, THRESHOLD)
+                if SLOTS > 1:
+                    grad = _through_slot(grad, low_1, a, columns, keys_1, of_columns, 1, WIDTH, LOWS, L, THRESHOLD)
+                if SLOTS > 2:
+                    grad = _through_slot(grad, low_2, a, columns, keys_2, of_columns, 2, WIDTH, LOWS, L, THRESHOLD)
+                if THRESHOLD:  # masks cost more than the way to memory and back
+                    rounded = grad.to(out.dtype.element_ty)
+                    tl.store(out + start_of + columns[None, :], rounded, mask=mask)
+                    grad = rounded.to(tl.float32)
+            grad *= tl.load(norm + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
             squares += tl.sum(value * value, 1)
             mean += tl.sum(value * grad, 1)
         inverse = tl.rsqrt(squares / WIDTH + eps)
         mean = mean * inverse * inverse / WIDTH
+        if THRESHOLD:
+            tl.debug_barrier()  # what other threads of this program stored is read below
     for first in tl.range(0, WIDTH, BC, num_stages=STAGES):
         columns = first + tl.arange(0, BC)
         inside = columns < WIDTH
         mask = live[:, None] & inside[None, :]
         value = tl.load(x + start_of + columns[None, :], mask=mask, other=0.0).to(tl.float32)
-        a_tile = tl.load(a + lows[:, None] * WIDTH + columns[None, :], mask=low_mask & inside[None, :], other=0.0)
-        grad = tl.load(g + start_of + columns[None, :], mask=mask, other=0.0).to(tl.float32) + dot(low_tile, a_tile)
+        if NORM and THRESHOLD:
+            grad = tl.load(out + start_of + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+        else:
+            grad = tl.load(g + start_of + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+        of_columns = columns
+        if THRESHOLD:
+            of_columns = column_keys(columns)
+        if LOW and not (NORM and THRESHOLD):
+            grad = _through_slot(grad, low_0, a, columns, keys_0, of_columns, 0, WIDTH, LOWS, L, THRESHOLD)
+            if SLOTS > 1:
+                grad = _through_slot(grad, low_1, a, columns, keys_1, of_columns, 1, WIDTH, LOWS, L, THRESHOLD)
+            if SLOTS > 2:
+                grad = _through_slot(grad, low_2, a, columns, keys_2, of_columns, 2, WIDTH, LOWS, L, THRESHOLD)
         entered = value
         if NORM:
             weight = tl.load(norm + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
@@ -231,41 +346,46 @@ def _input_grad_kernel(
             grad = inverse[:, None] * (grad * weight - value * mean[:, None])
             grad += tl.load(residual + start_of + columns[None, :], mask=mask, other=0.0).to(tl.float32)
         tl.store(out + start_of + columns[None, :], grad.to(out.dtype.element_ty), mask=mask)
-        g_a_tile = dot(tl.trans(low_tile), entered.to(low_tile.dtype))
-        tl.atomic_add(
-            g_a + lows[:, None] * WIDTH + columns[None, :], g_a_tile, mask=low_mask & inside[None, :], sem="relaxed"
-        )
+        if LOW:
+            _add_a_grad(g_a, low_0, entered, columns, keys_0, of_columns, 0, WIDTH, LOWS, L, THRESHOLD)
+            if SLOTS > 1:
+                _add_a_grad(g_a, low_1, entered, columns, keys_1, of_columns, 1, WIDTH, LOWS, L, THRESHOLD)
+            if SLOTS > 2:
+                _add_a_grad(g_a, low_2, entered, columns, keys_2, of_columns, 2, WIDTH, LOWS, L, THRESHOLD)
 
 
 def input_grad(
     g: torch.Tensor,
-    g_low: torch.Tensor,
-    a: torch.Tensor,
+    g_low: torch.Tensor | None,
+    a: torch.Tensor | None,
     x: torch.Tensor,
-    g_a: torch.Tensor,
+    g_a: torch.Tensor | None,
     *,
     norm: tuple[torch.Tensor, float] | None = None,
     residual: torch.Tensor | None = None,
+    dropout: Dropout | None = None,
     into: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Complete the gradient of projections' common input, and pass it on through the RMSNorm before them.
 
     Args:
         g: [tokens, width], the gradient through the frozen weights; overwritten with the result without `into`.
-        g_low: float32 [tokens, slots * rank]; a: [slots, rank, width].
+        g_low: float32 [tokens, slots * rank]; a: [slots, rank, width]; None where `g` is complete.
         x: [tokens, width], the input, or with `norm` the rows before normalisation.
         g_a: float32 [slots, rank, width], the gradient of A, added to.
         norm: weight [width] and epsilon of the RMSNorm, if there is one.
         residual: [tokens, width], with `norm`: the gradient that comes past it.
+        dropout: on the input of the low-rank products, as in the forward pass.
     """
     tokens, width = g.shape
-    lows = a.shape[0] * a.shape[1]
+    slots, lows = _slots_of(a, dropout)
     weight, eps = norm or (None, 0.0)
     out = g if into is None else into
+    seed, keys, place, threshold = drawing(dropout)
     bm, bc = (64, 64) if lows <= 64 else (32, 32)
     _input_grad_kernel[(blocks(tokens, bm),)](
-        g, g_low, a, x, weight, residual, out, g_a, tokens, eps,
-        WIDTH=width, LOWS=lows, L=tile_of(lows), NORM=norm is not None,
-        BM=bm, BC=bc, STAGES=3 if lows <= 64 else 2, num_warps=4,
+        g, g_low, a, x, weight, residual, out, g_a, seed, keys, place, tokens, eps,
+        WIDTH=width, SLOTS=slots, LOWS=lows, L=tile_of(lows), LOW=a is not None, NORM=norm is not None,
+        THRESHOLD=threshold, BM=bm, BC=bc, STAGES=3 if lows <= 64 else 2, num_warps=4,
     )  # fmt: skip
     return out

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from thinktune.training.fused.kernels.common import Rows, blocks, dot, quantise, tile_of
+from thinktune.training.fused.kernels.dropout import Dropout, column_keys, drawing, drop, row_keys
 
 
 @triton.jit
@@ -18,11 +19,11 @@ def _gate_and_up(gate_up, low_gate, low_up, b_gate, b_up, place, mask, F: tl.con
     return gate, up
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "place"])
 def _swiglu_kernel(
-    gate_up, low, b, a, out, low_out, tokens,
-    F: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr,
-    STAGES: tl.constexpr,
+    gate_up, low, b, a, out, low_out, seed, keys, place, tokens,
+    F: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, THRESHOLD: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(1) * BM
     own = tl.arange(0, BM)
@@ -37,6 +38,8 @@ def _swiglu_kernel(
     low_gate = tl.load(low + low_place, mask=low_mask, other=0.0)
     low_up = tl.load(low + low_place + RANK, mask=low_mask, other=0.0)
     sums = tl.zeros([BM, R], tl.float32)
+    if THRESHOLD:
+        of_rows = row_keys(seed, keys, place, rows, live)
     for block in tl.range(0, STEPS, 1, num_stages=STAGES):
         columns = (tl.program_id(0) * STEPS + block) * BC + tl.arange(0, BC)
         inside = columns < F
@@ -45,18 +48,25 @@ def _swiglu_kernel(
         b_mask = inside[:, None] & trained[None, :]
         b_gate = tl.load(b + b_place, mask=b_mask, other=0.0)
         b_up = tl.load(b + F * RANK + b_place, mask=b_mask, other=0.0)
-        place = own[:, None] * (2 * F) + columns[None, :]
-        gate, up = _gate_and_up(gate_up, low_gate, low_up, b_gate, b_up, place, mask, F)
+        at = own[:, None] * (2 * F) + columns[None, :]
+        gate, up = _gate_and_up(gate_up, low_gate, low_up, b_gate, b_up, at, mask, F)
         value = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
+        tl.store(out + own[:, None] * F + columns[None, :], value, mask=mask)
         a_mask = trained[:, None] & inside[None, :]
         a_tile = tl.load(a + rank[:, None] * F + columns[None, :], mask=a_mask, other=0.0)
+        if THRESHOLD:
+            value = drop(value.to(tl.float32), of_rows, column_keys(columns), THRESHOLD).to(out.dtype.element_ty)
         sums += dot(value, tl.trans(a_tile))
-        tl.store(out + own[:, None] * F + columns[None, :], value, mask=mask)
     tl.atomic_add(low_out + rows[:, None] * RANK + rank[None, :], sums, mask=low_mask, sem="relaxed")
 
 
 def swiglu(
-    gate_up: torch.Tensor, low: torch.Tensor, b: torch.Tensor, a: torch.Tensor, low_down: torch.Tensor
+    gate_up: torch.Tensor,
+    low: torch.Tensor,
+    b: torch.Tensor,
+    a: torch.Tensor,
+    low_down: torch.Tensor,
+    dropout: Dropout | None = None,
 ) -> torch.Tensor:
     """Compute `silu(gate) * up` and its low-rank product for the projection that follows.
 
@@ -65,6 +75,7 @@ def swiglu(
         low: [tokens, 2 rank]; b: [2 f, rank], of gate and up.
         a: [1, rank, f], of down.
         low_down: float32 [tokens, rank], to which the low-rank product is added.
+        dropout: on the input of that product.
 
     Returns:
         rows [tokens, f].
@@ -73,18 +84,27 @@ def swiglu(
     out = gate_up.new_empty(tokens, width)
     bm, bc, steps = 64, 64, 4
     grid = (blocks(width, bc * steps), blocks(tokens, bm))
+    seed, keys, place, threshold = drawing(dropout)
     _swiglu_kernel[grid](
-        gate_up, low, b, a, out, low_down, tokens,
-        F=width, R=tile_of(rank), RANK=rank, BM=bm, BC=bc, STEPS=steps, STAGES=3 if rank <= 32 else 2, num_warps=4,
+        gate_up, low, b, a, out, low_down, seed, keys, place, tokens,
+        F=width, R=tile_of(rank), RANK=rank, THRESHOLD=threshold, BM=bm, BC=bc, STEPS=steps, STAGES=3, num_warps=4,
     )  # fmt: skip
     return out
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit
+def _silu_grad(gate, up, grad):
+    """Compute the activation `silu(gate) * up`, and the gradients of gate and up."""
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    return silu * up, grad * up * (sigmoid + silu * (1.0 - sigmoid)), grad * silu
+
+
+@triton.jit(do_not_specialize=["tokens", "place"])
 def _swiglu_grad_kernel(
-    gate_up, low, b, a, g, g_low_down, g_low, g_b, g_a, tokens, scaling,
-    F: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STEPS: tl.constexpr,
-    STAGES: tl.constexpr,
+    gate_up, low, b, a, g, g_low_down, g_low, g_b, g_a, seed, keys, place, tokens, scaling,
+    F: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr, THRESHOLD: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = columns < F
@@ -101,6 +121,8 @@ def _swiglu_grad_kernel(
     of_gate = tl.zeros([BC, R], tl.float32)
     of_up = tl.zeros([BC, R], tl.float32)
     of_down = tl.zeros([R, BC], tl.float32)
+    if THRESHOLD:
+        of_columns = column_keys(columns)
     for step in tl.range(0, STEPS, 1, num_stages=STAGES):
         rows = (tl.program_id(0) * STEPS + step) * BM + tl.arange(0, BM)
         live = rows < tokens
@@ -110,18 +132,20 @@ def _swiglu_grad_kernel(
         low_gate = tl.load(low + low_place, mask=low_mask, other=0.0)
         low_up = tl.load(low + low_place + RANK, mask=low_mask, other=0.0)
         low_down = tl.load(g_low_down + rows[:, None] * RANK + rank[None, :], mask=low_mask, other=0.0).to(dtype)
-        place = rows.to(tl.int64)[:, None] * (2 * F) + columns[None, :]
-        gate, up = _gate_and_up(gate_up, low_gate, low_up, b_gate, b_up, place, mask, F)
-        grad = tl.load(g + rows.to(tl.int64)[:, None] * F + columns[None, :], mask=mask, other=0.0).to(
-            tl.float32
-        ) + dot(low_down, a_tile)
-        sigmoid = tl.sigmoid(gate)
-        silu = gate * sigmoid
-        of_down += dot(tl.trans(low_down), (silu * up).to(dtype))
-        g_gate = (grad * up * (sigmoid + silu * (1.0 - sigmoid))).to(dtype)
-        g_up = (grad * silu).to(dtype)
-        tl.store(gate_up + place, g_gate, mask=mask)
-        tl.store(gate_up + place + F, g_up, mask=mask)
+        at = rows.to(tl.int64)[:, None] * (2 * F) + columns[None, :]
+        gate, up = _gate_and_up(gate_up, low_gate, low_up, b_gate, b_up, at, mask, F)
+        grad = tl.load(g + rows.to(tl.int64)[:, None] * F + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+        part = dot(low_down, a_tile)
+        if THRESHOLD:
+            of_rows = row_keys(seed, keys, place, rows, live)
+            part = drop(part, of_rows, of_columns, THRESHOLD)
+        active, g_gate, g_up = _silu_grad(gate, up, grad + part)
+        if THRESHOLD:
+            active = drop(active, of_rows, of_columns, THRESHOLD)
+        of_down += dot(tl.trans(low_down), active.to(dtype))
+        g_gate, g_up = g_gate.to(dtype), g_up.to(dtype)
+        tl.store(gate_up + at, g_gate, mask=mask)
+        tl.store(gate_up + at + F, g_up, mask=mask)
         of_gate += dot(tl.trans(g_gate), low_gate)
         of_up += dot(tl.trans(g_up), low_up)
         tl.atomic_add(g_low + low_place, dot(g_gate, b_gate), mask=low_mask, sem="relaxed")
@@ -143,6 +167,7 @@ def swiglu_grad(
     g_a: torch.Tensor,
     scaling: float,
     weight_scale: torch.Tensor | None = None,
+    dropout: Dropout | None = None,
 ) -> Rows:
     """Compute the derivative of `swiglu`; the activation itself is computed again rather than kept.
 
@@ -153,6 +178,7 @@ def swiglu_grad(
         g_low: float32 [tokens, 2 rank], to which the gradient times b is added.
         g_b: float32 [2 f, rank] of gate and up, and g_a: float32 [1, rank, f] of down, which are added to.
         weight_scale: float32 [2 f]; where given, the gradient comes back as fp8 with these scales in it.
+        dropout: as in the forward pass.
 
     Returns:
         the gradient of gate and up [tokens, 2 f].
@@ -162,8 +188,42 @@ def swiglu_grad(
     bm, bc, steps = 64, 64, 16
     # Rows first: blocks that run at the same time then add to different rows of g_low.
     grid = (blocks(tokens, bm * steps), blocks(width, bc))
+    seed, keys, place, threshold = drawing(dropout)
     _swiglu_grad_kernel[grid](
-        gate_up, low, b, a, g, g_low_down, g_low, g_b, g_a, tokens, scaling,
-        F=width, R=tile_of(rank), RANK=rank, BM=bm, BC=bc, STEPS=steps, STAGES=2, num_warps=4,
+        gate_up, low, b, a, g, g_low_down, g_low, g_b, g_a, seed, keys, place, tokens, scaling,
+        F=width, R=tile_of(rank), RANK=rank, THRESHOLD=threshold, BM=bm, BC=bc, STEPS=steps, STAGES=2, num_warps=4,
     )  # fmt: skip
     return gate_up if weight_scale is None else quantise(gate_up, weight_scale)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _plain_kernel(gate_up, g, out, tokens, F: tl.constexpr, GRAD: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    columns = tl.program_id(1) * BC + tl.arange(0, BC)
+    mask = (rows < tokens)[:, None] & (columns < F)[None, :]
+    at = rows.to(tl.int64)[:, None] * (2 * F) + columns[None, :]
+    own = rows.to(tl.int64)[:, None] * F + columns[None, :]
+    gate = tl.load(gate_up + at, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + at + F, mask=mask, other=0.0).to(tl.float32)
+    if GRAD:
+        active, g_gate, g_up = _silu_grad(gate, up, tl.load(g + own, mask=mask, other=0.0).to(tl.float32))
+        tl.store(gate_up + at, g_gate.to(gate_up.dtype.element_ty), mask=mask)
+        tl.store(gate_up + at + F, g_up.to(gate_up.dtype.element_ty), mask=mask)
+    else:
+        active = gate * tl.sigmoid(gate) * up
+    tl.store(out + own, active.to(out.dtype.element_ty), mask=mask)
+
+
+def plain_swiglu(gate_up: torch.Tensor, g: torch.Tensor | None = None) -> torch.Tensor:
+    """Compute `silu(gate) * up` of complete projections [tokens, 2 f]: [tokens, f].
+
+    Args:
+        g: [tokens, f], the activation's gradient. Given, `gate_up` is overwritten with its gradient, and the activation
+            comes back in the memory of `g`.
+    """
+    tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = gate_up.new_empty(tokens, width) if g is None else g
+    _plain_kernel[(blocks(tokens, 16), blocks(width, 256))](
+        gate_up, g, out, tokens, F=width, GRAD=g is not None, BM=16, BC=256, num_warps=4
+    )
+    return out
