@@ -187,6 +187,23 @@ def test_dropout_is_that_of_peft_on_the_input_of_every_adapter(
     assert_same(fused, make(kind, **changes))
 
 
+def test_a_backward_pass_draws_what_its_own_forward_pass_drew() -> None:
+    fused = make("llama", lora_dropout=0.3)
+    fuse_layers(fused, RecomputePolicy(("full",)))
+
+    def sums(*seeds: int) -> list[torch.Tensor]:
+        with packed_documents(fused.get_base_model()):
+            return [fused(**{**packed_batch(), "dropout_seed": seed}).logits.square().sum() for seed in seeds]
+
+    def gradient(total: torch.Tensor) -> torch.Tensor:
+        trained = [parameter for parameter in fused.parameters() if parameter.requires_grad]
+        return torch.cat([part.flatten() for part in torch.autograd.grad(total, trained)])
+
+    (alone,), (first, other) = sums(1), sums(1, 2)
+    assert first.item() != other.item()
+    torch.testing.assert_close(gradient(first), gradient(alone))
+
+
 def test_what_a_token_drops_does_not_depend_on_what_it_is_packed_with() -> None:
     examples = [Tokens(array("i", range(length)), 1, Example((), "", "", 1, "")) for length in (5, 9, 7)]
     collate = PackedCollator(examples)

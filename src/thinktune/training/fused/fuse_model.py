@@ -82,7 +82,8 @@ class FusedLayers:
             if first:
                 self._refresh()
                 if dropout and module.training:
-                    self._seed.fill_(inputs.get("dropout_seed", 0))
+                    # New memory: a backward pass still to come draws by the seed of its own forward pass.
+                    self._seed = torch.full_like(self._seed, inputs.get("dropout_seed", 0))
             cos, sin = inputs["position_embeddings"]
             drawn = Dropout(self._seed, inputs["token_keys"], 0, dropout) if dropout and module.training else None
             batch = Batch(cos[0].contiguous(), sin[0].contiguous(), documents, drawn)
