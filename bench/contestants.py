@@ -57,11 +57,19 @@ def config_for(task: Task, quantize: str, **changes: Any) -> Any:
 
 
 def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
+    from thinktune.models import load_model
+
+    config = config_for(task, quantize)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"fused": fused})})
+    return train_loaded(load_model(config.model, load=config.load, quantize=config.quantize), config, task)
+
+
+def train_loaded(loaded: Any, config: Any, task: Task) -> Result:
+    """Train a new adapter of a loaded base for the steps of a task; the base is as it was afterwards."""
     import torch
     from transformers import set_seed
 
     from thinktune.data.packing import packs_of
-    from thinktune.models import load_model
     from thinktune.notices import show_notices
     from thinktune.planner.pack_lengths import measure_packs
     from thinktune.training.adapter import adapter_to_train
@@ -70,9 +78,6 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
     from thinktune.training.plan import resolve_plan
     from thinktune.training.prepare_model import set_up
 
-    config = config_for(task, quantize)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"fused": fused})})
-    loaded = load_model(config.model, load=config.load, quantize=config.quantize)
     begin_training(task.limit)
     steps = task.workload.documents(loaded.model.config.vocab_size)
     examples = as_tokens([ids for step in steps for ids in step])
@@ -113,7 +118,7 @@ def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
             result.norms.append(float(norm))
     result.predicted, result.predicted_rate = plan.parts["peak"] / 2**30, plan.tokens_per_second
     result.parts = plan.parts
-    result.label = f"ours, {quantize}{'' if plan.fused else ', not fused'}: {plan.describe()}"
+    result.label = f"ours, {config.quantize}{'' if plan.fused else ', not fused'}: {plan.describe()}"
     return result.finish()
 
 

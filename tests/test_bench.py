@@ -44,6 +44,16 @@ def test_the_verb_is_measured_on_rows_of_the_same_length(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_adapters_of_one_base_are_trained_one_after_the_other(tmp_path: Path) -> None:
+    size = ("--shape", "tiny", "--rows", "2", "--length", "64", "--steps", "4", "--folder", str(tmp_path))
+    said = run("adapters.py", *size, "4", "4", "16:0.1")
+    *_, first, again, other = (line.split() for line in said.splitlines())
+    assert first[:2] == again[:2] == ["4", "0"]
+    assert first[-1] == again[-1]  # the base is as it was
+    assert other[:2] == ["16", "0.1"]
+
+
+@pytest.mark.slow
 def test_gradients_of_ours_are_as_near_to_float32_as_those_of_plain_peft() -> None:
     small = ("--width", "64", "--layers", "2", "--length", "48", "--batches", "2")
     said = run("gradients.py", *small, "--models", "qwen2", "--variants", "plain,ours")
