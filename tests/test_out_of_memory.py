@@ -90,17 +90,17 @@ def resolve(config: Config, loaded: Loaded, examples: list[Tokens]) -> Plan:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="takes a model on a CPU for one on a GPU")
 @pytest.mark.parametrize(
-    ("dropout", "fused", "said"),
+    ("rank", "fused", "said"),
     [
-        (0.0, True, []),
-        (0.1, True, ["its layers are not fused: the adapter has dropout"]),
-        (0.1, False, []),
+        (8, True, []),
+        (300, True, ["its layers are not fused: the adapter's rank is above 256"]),
+        (300, False, []),
     ],
 )
 def test_a_training_on_a_gpu_that_is_not_fused_says_why_unless_that_was_asked_for(
     wide_headed: Path,
     monkeypatch: pytest.MonkeyPatch,
-    dropout: float,
+    rank: int,
     fused: bool,
     said: list[str],
     caplog: pytest.LogCaptureFixture,
@@ -108,7 +108,10 @@ def test_a_training_on_a_gpu_that_is_not_fused_says_why_unless_that_was_asked_fo
     monkeypatch.setattr("thinktune.training.plan.hardware_here", lambda *_: find_gpu("h100"))
     config, loaded, examples, _ = load(wide_headed)
     lora, train = (getattr(config, name) for name in ("lora", "train"))
-    changes = {"lora": lora.model_copy(update={"dropout": dropout}), "train": train.model_copy(update={"fused": fused})}
+    changes = {
+        "lora": lora.model_copy(update={"r": rank, "dropout": 0.1}),
+        "train": train.model_copy(update={"fused": fused}),
+    }
     on_gpu = replace(loaded, device=torch.device("cuda"), dtype=torch.bfloat16)
     plan = resolve(config.model_copy(update=changes), on_gpu, examples)
     assert [line.split(",")[0] for line in caplog.messages if "fused" in line] == said
