@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from thinktune.errors import ModelError
 from thinktune.training.fused import chunked_loss as loss_module
 from thinktune.training.fused import packed_attention
-from thinktune.training.fused.chunked_loss import chunked_logprobs, chunked_loss, has_plain_head
+from thinktune.training.fused.chunked_loss import chunked_logprobs, chunked_loss
+from thinktune.training.fused.head import probe_head
 from thinktune.training.fused.lora_linear import fuse_lora
 from thinktune.training.fused.packed_attention import packed_documents
 from thinktune.training.model_with_loss import ModelWithLoss
@@ -171,30 +172,71 @@ def test_the_chunked_loss_of_no_trained_token_is_zero() -> None:
     assert chunked_logprobs(hidden, torch.randn(50, 8), none).shape == (0,)
 
 
-HEADS: dict[str, tuple[str, dict[str, Any], bool]] = {
-    "plain": ("Llama", {}, True),
-    "capped": ("Gemma2", {"final_logit_softcapping": 30.0}, False),
-    "scaled": ("Cohere", {"logit_scale": 0.5}, False),
-    "divided": ("Granite", {"logits_scaling": 2.0}, False),
-    "with a bias": ("Phi", {}, False),
+HEADS: dict[str, tuple[str, dict[str, Any], tuple[float, float | None]]] = {
+    "plain": ("Llama", {}, (1.0, None)),
+    "capped": ("Gemma2", {"final_logit_softcapping": 30.0}, (1.0, 30.0)),
+    "scaled": ("Cohere", {"logit_scale": 0.5}, (0.5, None)),
+    "divided": ("Granite", {"logits_scaling": 3.0}, (1 / 3.0, None)),
+    "with a bias": ("Phi", {}, (1.0, None)),
 }
 
 
-@pytest.mark.parametrize("case", HEADS)
-def test_what_a_head_computes_is_found_by_trying(case: str) -> None:
+def model_with_head(case: str) -> Any:
     import transformers
 
-    kind, settings, plain = HEADS[case]
+    kind, settings, _ = HEADS[case]
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=60, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, **settings,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.3, **settings,
     )  # fmt: skip
+    torch.manual_seed(0)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).train()
-    model.requires_grad_(False)
+    if case == "with a bias":
+        torch.nn.init.normal_(model.lm_head.bias)
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", HEADS)
+def test_what_a_head_computes_is_found_by_trying(case: str, dtype: torch.dtype) -> None:
+    model = model_with_head(case).to(dtype)
     before = torch.get_rng_state()
-    assert has_plain_head(model) == plain
+    head = probe_head(model)
+    assert head is not None
+    assert (head.multiplier, head.cap) == HEADS[case][2]
+    assert (head.bias is None) == (case != "with a bias")
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in model.modules())
+
+
+def test_a_head_that_is_another_function_is_left_to_the_model() -> None:
+    model = model_with_head("plain")
+    real = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: real(hidden).relu()
+    assert probe_head(model) is None
+
+
+@pytest.mark.usefixtures("either_cross_entropy")
+@pytest.mark.parametrize("case", HEADS)
+def test_the_chunked_loss_is_that_of_the_models_own_logits_with_its_gradient(case: str) -> None:
+    model = model_with_head(case)
+    model.get_input_embeddings().weight.requires_grad_(True)
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
+    ids = torch.arange(3, 33)[None]
+    targets = torch.randint(0, 60, (30,), generator=torch.Generator().manual_seed(1))
+    head = probe_head(model)
+    assert head is not None
+    seen = []
+    for ours in (True, False):
+        if ours:
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+            total = chunked_loss(hidden, head, targets, chunk_bytes=4 * 60 * 14)
+        else:
+            total = F.cross_entropy(model(input_ids=ids, use_cache=False).logits[0], targets, reduction="sum")
+        seen.append((total.detach(), *torch.autograd.grad(total, model.get_input_embeddings().weight)))
+    torch.testing.assert_close(seen[0][0], seen[1][0])
+    torch.testing.assert_close(seen[0][1], seen[1][1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

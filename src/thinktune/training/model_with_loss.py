@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from peft import PeftModel
 
-from thinktune.training.fused.chunked_loss import chunked_loss, has_plain_head
+from thinktune.training.fused.chunked_loss import chunked_loss
+from thinktune.training.fused.head import probe_head
 
 
 class ModelWithLoss(torch.nn.Module):
@@ -22,7 +24,7 @@ class ModelWithLoss(torch.nn.Module):
         super().__init__()
         self.peft_model = peft_model
         self.trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
-        self._plain_head = has_plain_head(peft_model.get_base_model())
+        self._head = probe_head(peft_model.get_base_model())
 
     def forward(
         self,
@@ -41,9 +43,10 @@ class ModelWithLoss(torch.nn.Module):
             labels: not used; Trainer counts them.
         """
         base = self.peft_model.get_base_model()
-        if self._plain_head:
+        if self._head is not None:
             hidden = base.base_model(**inputs, use_cache=False).last_hidden_state[0, positions]
-            return chunked_loss(hidden, base.get_output_embeddings().weight, targets, weights)
+            layer = base.get_output_embeddings()
+            return chunked_loss(hidden, replace(self._head, weight=layer.weight, bias=layer.bias), targets, weights)
         logits = base(**inputs, use_cache=False).logits[0, positions].float()
         if weights is None:
             return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")

@@ -7,34 +7,65 @@ none itself), so that the backward pass is one multiplication by the incoming gr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from thinktune.models.untouched import at_rest
 
 _CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 24 * 2**20}
 """Of logits held at once: enough rows for full-speed products, on a CPU little enough to stay near its caches."""
 
 
-_PROBED = 8
-"""Tokens on which it is tried what a head computes."""
-_ENLARGED = 64.0
-"""How many times larger the hidden states are made for that."""
+@dataclass(frozen=True)
+class Head:
+    """A frozen head: logits = cap · tanh(multiplier · (hidden W' + bias) / cap).
+
+    Attributes:
+        weight: [vocabulary, width].
+        bias: [vocabulary]; None: there is none.
+        cap: None: logits are not capped.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    multiplier: float = 1.0
+    cap: float | None = None
+
+    @property
+    def bends(self) -> bool:
+        """Whether logits are more than a product and a bias."""
+        return self.multiplier != 1.0 or self.cap is not None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Compute [tokens, vocabulary] of [tokens, width], in its dtype as the models' own code does."""
+        logits = hidden @ self.weight.t()
+        if self.bias is not None:
+            logits += self.bias
+        if self.multiplier != 1.0:
+            logits *= self.multiplier
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+    def slope(self, logits: torch.Tensor) -> torch.Tensor | float:
+        """The derivative of `logits` by the product with the weight."""
+        return self.multiplier if self.cap is None else (1 - (logits / self.cap).square()).mul_(self.multiplier)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, rows: int) -> torch.Tensor:
+    def forward(ctx: Any, hidden: torch.Tensor, head: Head, targets: torch.Tensor, rows: int) -> torch.Tensor:
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         cross_entropy = _fused_cross_entropy if hidden.is_cuda else _cross_entropy
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
-            losses[chunk], g_logits = cross_entropy(hidden[chunk] @ head.t(), targets[chunk], grad is not None)
+            logits = head.logits(hidden[chunk])
+            slope = head.slope(logits) if grad is not None and head.bends else 1.0
+            losses[chunk], g_logits = cross_entropy(logits, targets[chunk], grad is not None)
             if grad is not None:
-                torch.mm(g_logits, head, out=grad[chunk])
-            del g_logits  # before the next chunk's are made
+                if head.bends:
+                    g_logits.mul_(slope)
+                torch.mm(g_logits, head.weight, out=grad[chunk])
+            del logits, slope, g_logits  # before the next chunk's are made
         if grad is not None:
             ctx.save_for_backward(grad)
         return losses
@@ -65,7 +96,7 @@ def _fused_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, grad: bool
 
 def chunked_loss(
     hidden: torch.Tensor,
-    head: torch.Tensor,
+    head: torch.Tensor | Head,
     targets: torch.Tensor,
     weights: torch.Tensor | None = None,
     *,
@@ -75,7 +106,7 @@ def chunked_loss(
 
     Args:
         hidden: [tokens, width], the hidden states of trained positions only.
-        head: [vocabulary, width], the weight of a frozen, bias-free head; it receives no gradient.
+        head: a frozen head, or its weight [vocabulary, width] where it is nothing else; it receives no gradient.
         targets: int64 [tokens], the token each position must predict.
         weights: float32 [tokens], of any sign, taken as constants; None: 1 for every token.
         chunk_bytes: most bytes of logits, in the dtype of `hidden`, held at once; None: a good size for the device.
@@ -83,6 +114,7 @@ def chunked_loss(
     Returns:
         float32 scalar (0 for no tokens).
     """
+    head = head if isinstance(head, Head) else Head(head)
     rows = _rows(hidden, head, chunk_bytes)
     losses: torch.Tensor = _CrossEntropy.apply(hidden, head, targets, rows)
     if weights is not None:
@@ -91,69 +123,19 @@ def chunked_loss(
 
 
 def chunked_logprobs(
-    hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, *, chunk_bytes: int | None = None
+    hidden: torch.Tensor, head: torch.Tensor | Head, targets: torch.Tensor, *, chunk_bytes: int | None = None
 ) -> torch.Tensor:
     """Compute the log-probability of every target, in nats, float32 [tokens]; arguments as for `chunked_loss`.
 
     The gradient with respect to `hidden` is exact where it is wanted, and is not computed where it is not.
     """
+    head = head if isinstance(head, Head) else Head(head)
     losses: torch.Tensor = _CrossEntropy.apply(hidden, head, targets, _rows(hidden, head, chunk_bytes))
     return -losses
 
 
-def _rows(hidden: torch.Tensor, head: torch.Tensor, chunk_bytes: int | None) -> int:
+def _rows(hidden: torch.Tensor, head: Head, chunk_bytes: int | None) -> int:
     """Count the tokens whose logits are held at once."""
     held = chunk_bytes or _CHUNK_BYTES.get(hidden.device.type, 2**27)
-    row: int = hidden.element_size() * head.shape[0]
+    row: int = hidden.element_size() * len(head.weight) * (1 if head.cap is None else 2)
     return max(1, held // row)
-
-
-def has_plain_head(model: Any) -> bool:
-    """Whether a causal LM's logits are nothing but `hidden @ head.weight.T` of a frozen head.
-
-    Found by trying, on a few tokens, whatever the config says: no list of its fields (a scale, a soft cap, …) is ever
-    complete.
-    """
-    head = model.get_output_embeddings()
-    if type(head) is not torch.nn.Linear or head.bias is not None or head.weight.requires_grad:
-        return False
-    into: list[torch.Tensor] = []
-    out: list[torch.Tensor] = []
-
-    def enlarge(_: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        into.append(inputs[0])
-        return (inputs[0] * _ENLARGED,)  # a soft cap changes large logits only
-
-    handles = [
-        head.register_forward_pre_hook(enlarge),
-        head.register_forward_hook(lambda module, inputs, output: out.append(output)),
-    ]
-    states = None
-    ids = torch.arange(3, 3 + _PROBED, device=head.weight.device)[None] % len(head.weight)
-    try:
-        with at_rest(model), torch.no_grad():
-            states = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
-            for seen in (into, out):
-                seen.clear()  # of a model that is its own base
-            logits = model(input_ids=ids, use_cache=False).logits
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - a model may raise anything; what it cannot do is told when it is to be trained
-        return False
-    finally:
-        for handle in handles:
-            handle.remove()
-    return (
-        states is not None
-        and len(into) == 1
-        and _same(into[0], states[:, -into[0].shape[1] :])
-        and _same(out[0], logits)
-    )
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    one, other = one.float(), other.float()
-    width = 0.01 * float(other.nan_to_num(posinf=0.0, neginf=0.0).abs().max())  # that a cap or a scale exceeds by far
-    return bool(torch.allclose(one, other, rtol=0.01, atol=width, equal_nan=True))
