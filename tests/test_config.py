@@ -92,6 +92,7 @@ def test_an_empty_section_is_the_section_with_its_defaults(tmp_path: Path, text:
         ("lora: {r: true}\n", "lora.r: should not be true or false"),
         ("lora: {r: 0}\n", "lora.r: Input should be greater than or equal to 1"),
         ("lora: {targets: []}\n", "lora.targets: List should have at least 1 item"),
+        ("lora: {targets: q_proj}\n", "lora.targets: Input should be a valid list"),
         ("lora: 3\n", "lora: "),
         ("data: {overlong: trim}\n", "data.overlong: Input should be 'drop', 'error' or 'cut'"),
         ("data: {source: 3}\n", "data.source: Input should be a valid list"),

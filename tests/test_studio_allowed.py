@@ -65,6 +65,7 @@ def test_the_page_reaches_no_file_no_code_and_no_other_server(
     [
         "lora.r=4",
         "lora.targets=[q_proj]",
+        "lora.targets=auto",
         "train.optimizer=adamw_8bit",
         "train.gradient_checkpointing=false",
         "train.epochs=2",

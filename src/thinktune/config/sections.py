@@ -170,10 +170,12 @@ class Lora(_Section):
     r: int = Field(16, ge=1, le=2**16, description="rank")
     alpha: float = Field(32, gt=0, description="the adapter is scaled by alpha / r")
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: list[str] = Field(
+    targets: Annotated[
+        Annotated[Literal["auto"], Tag(NAME)] | Annotated[list[str], Field(min_length=1), Tag(LIST)],
+        Discriminator(lambda value: NAME if value == "auto" else LIST),
+    ] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        min_length=1,
-        description="names of the linear layers that get an adapter",
+        description="names of the linear layers that get an adapter; auto: all of the text decoder, but no routers",
     )
     init: str | None = Field(
         None, description="run or adapter folder to continue from, with its rank, scale, dropout and targets"

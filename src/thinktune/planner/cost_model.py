@@ -107,14 +107,18 @@ class CostModel:
         return self.fused and self.rank <= FUSED_KERNEL_RANK
 
     @cached_property
+    def adapted(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of the linear layers that get an adapter."""
+        return self.shape.targets(self.targets)
+
+    @property
     def adapter_parameters(self) -> int:
-        adapted = self.shape.targets(self.targets)
-        return sum(self.rank * (inputs + outputs) for inputs, outputs in adapted)
+        return sum(self.rank * (inputs + outputs) for inputs, outputs in self.adapted)
 
     @property
     def _adapted_inputs(self) -> float:
         """Summed width of the inputs of a layer's adapters."""
-        return sum(inputs for inputs, _ in self.shape.targets(self.targets)) / self.shape.layers
+        return sum(inputs for inputs, _ in self.adapted) / self.shape.layers
 
     # Memory ---------------------------------------------------------------------------------------------------------
 
@@ -149,7 +153,7 @@ class CostModel:
             return {"none": mlp + b * 2 * s.intermediate, "mlp": mlp, "full": b * s.hidden + low}
         # Both norms keep their input in float32 and their output; SwiGLU keeps gate, up, their activation and product.
         none: float = 2 * (4 + b) * s.hidden + attention + b * 4 * s.intermediate
-        none += b * self.rank * len(s.targets(self.targets)) / s.layers
+        none += b * self.rank * len(self.adapted) / s.layers
         if self.quantize != "none" or self.dropout:  # PEFT's own linears: the input in float32, once for each
             none += self._adapted_inputs * ((4 if b < 4 else 0) + (5 if self.dropout else 0))
         return {"none": none, "full": b * s.hidden}
@@ -273,11 +277,10 @@ class CostModel:
             name: FUSED_PASSES["forward"][name] * (1 + repeated) + FUSED_PASSES["backward"][name] for name in widths
         }
         elements = sum(passes[name] * width for name, width in widths.items())
-        adapted = self.shape.targets(self.targets)
         passes_of_low_rank = LOW_RANK_PASSES
         if self.fused and not self.in_kernels:
             passes_of_low_rank = LARGE_RANK_PASSES + (2 if self.quantize != "none" else 0)
-        elements += passes_of_low_rank * sum(inputs + outputs for inputs, outputs in adapted) / s.layers
+        elements += passes_of_low_rank * sum(inputs + outputs for inputs, outputs in self.adapted) / s.layers
         if self.fused and not self.in_kernels and self.dropout:
             elements += DROPPED_PASSES * self._adapted_inputs
         moved = self.width * elements * (1 if self.fused else PLAIN_FACTOR)
@@ -305,14 +308,15 @@ def cost_model_of(config: Config, shape: ModelShape, hardware: Hardware, *, widt
     Raises:
         ConfigError: the shape has none of the layers that a new adapter shall be on.
     """
+    targets = shape.named_targets(config.lora.targets)
     if config.lora.init is None:
-        shape.check_targets(config.lora.targets)
+        shape.check_targets(targets)
     return CostModel(
         shape=shape,
         hardware=hardware,
         quantize=config.quantize,
         rank=config.lora.r,
-        targets=tuple(config.lora.targets),
+        targets=targets,
         optimizer=config.train.optimizer,
         dropout=config.lora.dropout > 0,
         width=width,

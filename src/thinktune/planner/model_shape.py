@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from thinktune.errors import ConfigError
 from thinktune.imports import importing
+from thinktune.planner.adapter_targets import auto_targets, linear_kinds
 
 FUSED_MODELS = {
     "llama": "LlamaDecoderLayer",
@@ -28,6 +29,7 @@ class ModelShape:
 
     Attributes:
         linears: (inputs, outputs) of the linear layers, by name; the head is not among them.
+        auto_targets: names that `lora.targets: auto` stands for.
         others: parameters that are in none of them: embeddings, norms, biases, and the head.
         kv: width of all keys, and of all values, of a token.
         q: width of all queries of a token.
@@ -42,6 +44,7 @@ class ModelShape:
     intermediate: int
     vocabulary: int
     linears: Mapping[str, tuple[int, int]]
+    auto_targets: tuple[str, ...]
     others: int
 
     @property
@@ -57,12 +60,18 @@ class ModelShape:
         ends = tuple(f".{name}" for name in names)
         return [widths for name, widths in self.linears.items() if f".{name}".endswith(ends)]
 
+    def named_targets(self, targets: Literal["auto"] | Sequence[str]) -> tuple[str, ...]:
+        """Return the names that `lora.targets` stands for."""
+        return self.auto_targets if targets == "auto" else tuple(targets)
+
     def check_targets(self, names: Sequence[str]) -> None:
         """Check that every target names a linear layer.
 
         Raises:
-            ConfigError: no linear layer of the decoder has that name.
+            ConfigError: no linear layer of the decoder has that name, or `auto` finds none.
         """
+        if not names:
+            raise ConfigError("lora.targets: auto finds no linear layer", hint="name the layers that get an adapter")
         if unknown := [name for name in names if not self.targets([name])]:
             known = sorted({name.rpartition(".")[2] for name in self.linears})
             raise ConfigError(
@@ -77,7 +86,8 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
 
     with importing():
         from transformers import AutoModelForCausalLM
-        from transformers.pytorch_utils import Conv1D
+
+        kinds = linear_kinds()
 
     from thinktune.models.device import LOADING
 
@@ -89,7 +99,7 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
     head = model.get_output_embeddings()
     linears = {}
     for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
+        if isinstance(module, kinds) and module is not head:
             outputs, inputs = module.weight.shape if isinstance(module, torch.nn.Linear) else module.weight.shape[::-1]
             linears[name] = (inputs, outputs)
     text = config.get_text_config()
@@ -107,5 +117,6 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
         intermediate=getattr(text, "intermediate_size", None) or 4 * hidden,
         vocabulary=text.vocab_size,
         linears=linears,
+        auto_targets=auto_targets(model),
         others=total - sum(inputs * outputs for inputs, outputs in linears.values()),
     )

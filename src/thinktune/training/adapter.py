@@ -87,13 +87,14 @@ def _wrap(loaded: Loaded, config: Config) -> PeftModel:
         model: PeftModel = put_adapter(loaded.model, resolved.adapter, merge=False, trainable=True)
         return model
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
-    shape.check_targets(config.lora.targets)
+    targets = shape.named_targets(config.lora.targets)
+    shape.check_targets(targets)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
-        target_modules=config.lora.targets,
+        target_modules=list(targets),
         use_rslora=config.lora.use_rslora,
         bias="none",
     )

@@ -3,48 +3,53 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
-import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers.pytorch_utils import Conv1D
 
-_OTHER_TOWERS = re.compile(r"(^|[._])(vision|visual|audio|image|speech)")
-_CHOOSERS = re.compile(r"(^|\.)(gate|router|shared_expert_gate)$")  # of experts; nobody adapts these
+from thinktune.planner.adapter_targets import OTHER_TOWERS, ROUTERS, linear_kinds, text_modules
 
 
-def uncovered(model: PeftModel, targets: Sequence[str]) -> list[str]:
+def uncovered(model: PeftModel, targets: Literal["auto"] | Sequence[str]) -> list[str]:
     """List the parts of a model that an adapter leaves out although its settings do not say so, in a few words each.
 
     That is: layers of a kind that only some have (linear attention beside attention), experts, and linear layers that
-    have a target's name and no adapter (for experts, PEFT moves them); and adapters that text does not train.
+    have a target's name and no adapter (for experts, PEFT moves them); and adapters that text does not train. `auto`
+    names every linear layer of the text decoder.
     """
     names = {name for name, _ in model.named_modules()}
     adapted = {name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     found: dict[str, None] = {}
+    is_named = _in_text(model) if targets == "auto" else lambda name: name.rpartition(".")[2] in targets
     for name in _plain_linears(model, adapted):
-        if _OTHER_TOWERS.search(name) or _CHOOSERS.search(name):
+        if OTHER_TOWERS.search(name) or ROUTERS.search(name):
             continue
-        if name.rpartition(".")[2] in targets:
+        if is_named(name):
             found[f"no adapter on {_kind(name)}"] = None
         elif (part := _part_of_some_layers(name, names)) and not _any_below(part, adapted):
             found[f"no adapter on {_kind(part)}"] = None
     for name, parameter in model.named_parameters():
         holder = name.rpartition(".")[0].removesuffix(".base_layer")
-        is_expert = parameter.ndim == 3 and "lora_" not in name and "conv" not in name
+        is_expert = parameter.ndim == 3 and "lora_" not in name and "conv" not in name and not OTHER_TOWERS.search(name)
         if is_expert and not _any_below(holder, adapted) and not any(holder.startswith(above) for above in adapted):
             found[f"no adapter on {_kind(holder)}"] = None
-    if strayed := [name for name in adapted if _OTHER_TOWERS.search(name)]:
+    if strayed := [name for name in adapted if OTHER_TOWERS.search(name)]:
         where = _kind(strayed[0])
         found[f"{len(strayed)} adapters outside the text model, which text does not train ({where})"] = None
     return list(found)
 
 
+def _in_text(model: PeftModel) -> Callable[[str], bool]:
+    text = {f"base_model.model.{name}" for name, _ in text_modules(model.get_base_model())}
+    return text.__contains__
+
+
 def _plain_linears(model: PeftModel, adapted: set[str]) -> Iterator[str]:
     for name, module in model.named_modules():
         inside = "lora_" in name or name.endswith(".base_layer") or name in adapted
-        if not inside and isinstance(module, (torch.nn.Linear, Conv1D)):
+        if not inside and isinstance(module, linear_kinds()):
             yield name
 
 

@@ -140,7 +140,8 @@ class _Attempt:
             with_loss = ModelWithLoss(model)
             console.print(parameter_line(model), highlight=False)
             if left_out := uncovered(model, config.lora.targets):
-                line = f"the adapter is not everywhere: {'; '.join(left_out)} (lora.targets names what gets one)"
+                reach = "auto reaches no further" if config.lora.targets == "auto" else "names what gets one"
+                line = f"the adapter is not everywhere: {'; '.join(left_out)} (lora.targets {reach})"
                 console.print(line, style="yellow", highlight=False)
             plan, opened = self.plan or self._resolve_plan(model), False
             try:
