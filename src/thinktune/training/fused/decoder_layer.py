@@ -9,8 +9,10 @@ With x the layer's input and n1, n2 the RMSNorms:
 
     attention(rotate(n1(x) Wqkv')) -> o;   m = x + o Wo';   [gate, up] = n2(m) Wgu';   y = m + (silu(gate) * up) Wd'
 
-where each product has its low-rank update `s (rows A') B'`. Parameters, their names and PEFT's adapter format are
-unchanged; the adapters' master weights may be, and are in our trainings, float32 under a bfloat16 model.
+where each product has its low-rank update `s (rows A') B'`, with dropout on its input where the adapter has it. Above
+rank 32 these are no part of the kernels, but products of their own (`low_rank`). Parameters, their names and PEFT's
+adapter format are unchanged; the adapters' master weights may be, and are in our trainings, float32 under a bfloat16
+model.
 """
 
 from __future__ import annotations
