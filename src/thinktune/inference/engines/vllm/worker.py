@@ -38,13 +38,9 @@ class Worker:
     """vLLM's engine, stepped as long as it has something to do."""
 
     def __init__(self, settings: Message, inbox: queue.SimpleQueue[Message | None], send: Callable[[bytes], None]):
-        from vllm import EngineArgs, LLMEngine
         from vllm.lora.request import LoRARequest
-        from vllm.usage.usage_lib import UsageContext
 
-        # Batches as large as those of `LLM`, vLLM's own class for many prompts; without a context they are an eighth.
-        arguments = EngineArgs(**settings["engine"])
-        self._engine: Any = LLMEngine.from_engine_args(arguments, UsageContext.LLM_CLASS)
+        self._engine = self._open(settings["engine"])
         self._adapters = {
             name: LoRARequest(name, number, folder) for name, (number, folder) in settings["adapters"].items()
         }
@@ -75,6 +71,13 @@ class Worker:
 
     def close(self) -> None:
         self._engine.engine_core.shutdown()
+
+    def _open(self, arguments: Message) -> Any:
+        from vllm import EngineArgs, LLMEngine
+        from vllm.usage.usage_lib import UsageContext
+
+        # Batches as large as those of `LLM`, vLLM's own class for many prompts; without a context they are an eighth.
+        return LLMEngine.from_engine_args(EngineArgs(**arguments), UsageContext.LLM_CLASS)
 
     def _messages(self) -> Iterator[Message | None]:
         """Return all messages that have come; wait for one if there is nothing else to do."""
@@ -169,7 +172,7 @@ def _kill_group() -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-def main() -> None:
+def main(kind: type[Worker] = Worker) -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.set_inheritable(False)
     inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
@@ -179,7 +182,7 @@ def main() -> None:
         settings = inbox.get()
         if settings is None:
             os._exit(0)
-        worker = Worker(settings, inbox, connection.sendall)
+        worker = kind(settings, inbox, connection.sendall)
         worker.run()
     # Whatever it is, the other side reads it in the log, and must not wait for processes that will never answer.
     except BaseException:  # noqa: BLE001
