@@ -19,7 +19,7 @@ import json
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from itertools import count
 from multiprocessing import get_context
@@ -114,7 +114,7 @@ def compare(options: argparse.Namespace, *, unmerged: bool) -> None:
     model = vllm_model(options, unmerged=unmerged)
     began = time.time()
     process = WorkerProcess(SCRIPT, vllm_environment(model))
-    with TimedEngine(model, Vllm(max_model_len=2048, gpu_memory_utilization=0.8), process) as engine:
+    with closing(TimedEngine(model, Vllm(max_model_len=2048, gpu_memory_utilization=0.8), process)) as engine:
         title = "vLLM alone / thinktune infer" + (", adapter unmerged" if unmerged else "")
         print(f"\n{title}: medians (from to) of {options.rounds}; started in {time.time() - began:.0f} s", flush=True)
         warm_up, _ = CASES["penalty, own noise"]
