@@ -45,6 +45,7 @@ from thinktune.training.fused.kernels.cross_entropy import cross_entropy
 from thinktune.training.fused.kernels.swiglu import plain_swiglu, swiglu, swiglu_grad
 from thinktune.training.fused.kernels.dropout import Dropout, dropped, threshold_of
 from thinktune.training.fused.kernels.rmsnorm_lora import add_norm_project, input_grad, output_grad
+from thinktune.training.fused.kernels.low_rank import LowRank
 from thinktune.training.fused.kernels.dequantize import restore, transpose
 
 def rows(*shape, dtype=torch.bfloat16):
@@ -56,33 +57,32 @@ def floats(*shape):
 T, H, F, rank = 70, 256, 512, int(sys.argv[2])
 fp8 = int(sys.argv[1]) >= 90
 drawn = Dropout(torch.zeros(1, dtype=torch.int32), torch.zeros(T, dtype=torch.int32), 3, threshold_of(0.1))
-for quantise, dropout in [(False, None), (True, drawn)] if fp8 else [(False, None), (False, drawn)]:
-    add_norm_project(rows(T, H), norm=(rows(H), 1e-6), a=rows(3, rank, H), in_fp8=quantise, dropout=dropout)
-    add_norm_project(rows(T, H), a=rows(1, rank, H), write=quantise, in_fp8=quantise, dropout=dropout)
-    update = (rows(T, H), rows(T, rank), rows(H, rank))
-    add_norm_project(rows(T, H), update=update, norm=(rows(H), 1e-6), a=rows(2, rank, H), in_fp8=quantise,
-                     dropout=dropout)
-    add_norm_project(rows(T, H), update=update, write=False)
-    add_norm_project(rows(T, H), update=(rows(T, H), None, None), norm=(rows(H), 1e-6))
-    scale = floats if quantise else lambda *shape: None
-    output_grad(rows(T, H), rows(T, rank), rows(H, rank), floats(T, rank), floats(H, rank), 2.0, scale(H))
-    swiglu(rows(T, 2 * F), rows(T, 2 * rank), rows(2 * F, rank), rows(1, rank, F), floats(T, rank), dropout)
-    swiglu_grad(rows(T, 2 * F), rows(T, 2 * rank), rows(2 * F, rank), rows(1, rank, F), rows(T, F), floats(T, rank),
-                floats(T, 2 * rank), floats(2 * F, rank), floats(1, rank, F), 2.0, scale(2 * F), dropout)
+
+def low_rank(slots, inputs, outputs, dropout=None, low=rows):
+    return LowRank(rows(slots, rank, inputs), rows(outputs, rank), 2.0, True, dropout, low(T, slots * rank),
+                   floats(slots, rank, inputs), floats(outputs, rank), floats(T, slots * rank))
+
+for in_fp8, dropout in [(False, None), (True, drawn)] if fp8 else [(False, None), (False, drawn)]:
+    norm, o = (rows(H), 1e-6), low_rank(1, H, H, dropout)
+    qkv, wide, down = low_rank(3, H, 512, dropout), low_rank(2, H, 2 * F, dropout), low_rank(1, F, H, dropout, floats)
+    add_norm_project(rows(T, H), norm=norm, lora=qkv, in_fp8=in_fp8)
+    add_norm_project(rows(T, H), lora=o, write=in_fp8, in_fp8=in_fp8)
+    add_norm_project(rows(T, H), update=(rows(T, H), o), norm=norm, lora=wide, in_fp8=in_fp8)
+    add_norm_project(rows(T, H), update=(rows(T, H), o), write=False)
+    add_norm_project(rows(T, H), update=(rows(T, H), None), norm=norm)
+    output_grad(rows(T, H), o)
+    swiglu(rows(T, 2 * F), wide, down)
+    swiglu_grad(rows(T, 2 * F), rows(T, F), wide, down)
     for heads in (Heads(4, 2, 64, bias=rows(512)), Heads(4, 2, 128, norms=(rows(128), rows(128), 1e-6))):
         W, D = heads.width, heads.dim
         grads = (rows(T, 4, D), rows(T, 2, D), rows(T, 2, D))
         raw = rows(T, W) if heads.norms else None
-        for low, b, g_low, g_b in (
-            (rows(T, 3 * rank), rows(W, rank), floats(T, 3 * rank), floats(W, rank)),
-            (None, None, None, None),
-        ):
-            rotate(rows(T, W), low, b, rows(T, D), rows(T, D), heads)
-            rotate_grad(grads, raw, low, b, rows(T, D), rows(T, D), heads, g_low, g_b, 2.0, scale(W))
-    input_grad(rows(T, H), floats(T, 3 * rank), rows(3, rank, H), rows(T, H), floats(3, rank, H),
-               norm=(rows(H), 1e-6), residual=rows(T, H), dropout=dropout)
-    input_grad(rows(T, H), floats(T, rank), rows(1, rank, H), rows(T, H), floats(1, rank, H), dropout=dropout)
-input_grad(rows(T, H), None, None, rows(T, H), None, norm=(rows(H), 1e-6), residual=rows(T, H))
+        for lora in (low_rank(3, H, W), None):
+            rotate(rows(T, W), lora, rows(T, D), rows(T, D), heads)
+            rotate_grad(grads, raw, lora, rows(T, D), rows(T, D), heads)
+    input_grad(rows(T, H), rows(T, H), qkv, norm=norm, residual=rows(T, H))
+    input_grad(rows(T, H), rows(T, H), o)
+input_grad(rows(T, H), rows(T, H), None, norm=(rows(H), 1e-6), residual=rows(T, H))
 plain_swiglu(rows(T, 2 * F))
 plain_swiglu(rows(T, 2 * F), rows(T, F))
 dropped(rows(T, H), drawn)

@@ -267,13 +267,13 @@ def test_products_in_eight_bits_come_near_to_those_of_the_same_weights(kind: str
 def test_products_in_eight_bits_can_be_set_aside_for_a_comparison() -> None:
     fused = make("qwen2", quantise=True)
     layers = fuse_layers(fused, RecomputePolicy()).layers
-    kinds = [[type(each) for each in layer.projections.values()] for layer in layers]
+    kinds = [[type(group.frozen) for group in layer.groups] for layer in layers]
     assert {kind for of_layer in kinds for kind in of_layer} == {frozen_projection.Fp8Projection}
     with ExitStack() as stack:
         for layer in layers:
             stack.enter_context(layer.without_fp8_products())
         assert_same(fused, make("qwen2", quantise=True))
-    assert [[type(each) for each in layer.projections.values()] for layer in layers] == kinds
+    assert [[type(group.frozen) for group in layer.groups] for layer in layers] == kinds
 
 
 @pytest.mark.parametrize("base", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])

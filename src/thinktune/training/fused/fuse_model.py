@@ -10,12 +10,17 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from thinktune.planner.recompute_policy import RecomputePolicy
-from thinktune.training.fused import low_rank
 from thinktune.training.fused.activation_offload import HostStore
-from thinktune.training.fused.decoder_layer import Batch, FusedLayer, LayerNode
+from thinktune.training.fused.adapted_projection import AdapterSettings
+from thinktune.training.fused.attention_half import AttentionHalf
+from thinktune.training.fused.batch import Batch
+from thinktune.training.fused.decoder_layer import FusedLayer, LayerNode
 from thinktune.training.fused.frozen_projection import Scratch
 from thinktune.training.fused.kernels.dropout import Dropout, threshold_of
 from thinktune.training.fused.lora_buffers import Adapters, dropout_of, matrices
+from thinktune.training.fused.mlp_half import MlpHalf
+
+_PLACES = 8  # of projections in a layer, by which dropout is drawn; the last is free
 
 
 class FusedLayers:
@@ -28,18 +33,22 @@ class FusedLayers:
     def __init__(self, model: PeftModel, memory: RecomputePolicy) -> None:
         self._base = model.get_base_model()
         self._layers = list(self._base.base_model.layers)
-        rank, scaling, self._dropout = _settings_of(self._layers)
+        settings = _settings_of(self._layers)
+        self._dropout = threshold_of(settings.dropout)
         scratch = Scratch()
         self.layers = []
         for number, layer in enumerate(self._layers):
-            self.layers.append(FusedLayer(layer, number, rank, scaling, memory, scratch))
+            attention = AttentionHalf(layer, settings, scratch, _PLACES * number)
+            mlp = MlpHalf(layer, settings, scratch, _PLACES * number + 4)
+            self.layers.append(FusedLayer(attention, mlp, number, memory))
             layer.fused = self.layers[-1]
             layer.forward = types.MethodType(self._forward(self.layers[-1], type(layer).forward), layer)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # weights have moved: what the last layer's lay in
         norm = self._layers[0].input_layernorm.weight
-        everything = [adapter for layer in self.layers for adapter in layer.adapters.values()]
-        self._adapters = Adapters(everything, scaling, norm.dtype, norm.device)
+        self._groups = [group for layer in self.layers for group in layer.groups]
+        everything = [group.adapter for group in self._groups]
+        self._adapters = Adapters(everything, settings.scaling, norm.dtype, norm.device)
         self._seed = torch.zeros(1, dtype=torch.int32, device=norm.device)
         self._store: HostStore | None = None
         self.memory = memory
@@ -57,15 +66,13 @@ class FusedLayers:
 
     def _refresh(self) -> None:
         self._adapters.refresh()
-        for layer in self.layers:
-            for group, projection in layer.projections.items():
-                low_rank.refresh(projection, layer.adapters[group])
+        for group in self._groups:
+            group.refresh()
 
     def undo(self) -> None:
         """Give the layers their own forward back."""
-        for layer in self.layers:
-            for projection in layer.projections.values():
-                projection.release()
+        for group in self._groups:
+            group.frozen.release()
         for layer in self._layers:
             layer.__dict__.pop("forward", None)
             layer.__dict__.pop("fused", None)
@@ -73,7 +80,7 @@ class FusedLayers:
     def _forward(self, fused: FusedLayer, original: Any) -> Any:
         first = fused is self.layers[0]
         names = ("cu_seq_lens_q", "max_length_q", "document_lengths", "repeats")
-        dropout = threshold_of(self._dropout)
+        dropout = self._dropout
 
         def forward(module: Any, hidden_states: torch.Tensor, *args: Any, **inputs: Any) -> Any:
             documents = {name: inputs.get(name) for name in names}
@@ -97,7 +104,6 @@ def fuse_layers(model: PeftModel, memory: RecomputePolicy) -> FusedLayers:
     return FusedLayers(model, memory)
 
 
-def _settings_of(layers: list[Any]) -> tuple[int, float, float]:
-    """Return the adapter's rank, scaling and dropout."""
+def _settings_of(layers: list[Any]) -> AdapterSettings:
     module: Any = next(module for layer in layers for module in layer.modules() if isinstance(module, LoraLayer))
-    return matrices(module)[0].shape[0], module.scaling[next(iter(module.lora_A))], dropout_of(module)
+    return AdapterSettings(matrices(module)[0].shape[0], module.scaling[next(iter(module.lora_A))], dropout_of(module))

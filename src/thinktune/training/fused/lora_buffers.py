@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 
 from thinktune.planner.model_shape import FUSED_KERNEL_RANK
+
+if TYPE_CHECKING:  # it needs Triton
+    from thinktune.training.fused.kernels.low_rank import LowRank
 
 
 class Adapter:
@@ -20,7 +22,7 @@ class Adapter:
     Attributes:
         in_kernels: whether the kernels around the frozen products compute the low-rank ones.
         out_parts: the columns of each slot in the joined product.
-        modules: PEFT's, or the plain linear layer where one has no adapter.
+        modules: PEFT's, or the plain linear layer where one has no adapter; `adapted` are PEFT's alone.
         a: [slots, rank, in], b: [out, rank] times the scaling: what the kernels read, in the model's dtype. A slot
             without an adapter is zero.
     """
@@ -35,6 +37,7 @@ class Adapter:
         self._outs = [module.out_features for module in modules]
         ends = list(itertools.accumulate(self._outs))
         self.out_parts = [slice(end - out, end) for end, out in zip(ends, self._outs, strict=True)]
+        self.adapted = [module for module in modules if isinstance(module, LoraLayer)]
         self._trained = [index for index, module in enumerate(modules) if isinstance(module, LoraLayer)]
         self.shape_a = (len(modules), rank, modules[0].in_features)
         self.shape_b = (sum(self._outs), rank)
@@ -55,26 +58,18 @@ class Adapter:
         return [part for index in self._trained for part in (of_a[index], parts[index])]
 
 
-@dataclass
-class Sums:
-    """Where the backward pass of a group's adapters adds up, float32: the gradients, in the shapes of a and b, and in
-    kernels the gradient's low-rank product [tokens, slots * rank] (else [0, slots * rank])."""
-
-    a: torch.Tensor
-    b: torch.Tensor
-    low: torch.Tensor
-
-
-def make_sums(adapters: dict[str, Adapter], tokens: int) -> dict[str, Sums]:
-    """Zeros for each group. The gradients have memory of their own: parameters keep parts of it until the step."""
-    shapes_a = [adapter.shape_a for adapter in adapters.values()]
-    shapes_b = [adapter.shape_b for adapter in adapters.values()]
-    rows = tokens if all(adapter.in_kernels for adapter in adapters.values()) else 0
+def begin_sums(adapters: Sequence[Adapter], products: Sequence[LowRank], tokens: int) -> None:
+    """Give each group zeros to add its gradients to; those of the parameters have memory of their own, as these keep
+    parts of it until the step."""
+    shapes_a = [adapter.shape_a for adapter in adapters]
+    shapes_b = [adapter.shape_b for adapter in adapters]
+    rows = tokens if adapters[0].in_kernels else 0
     shapes_low = [(rows, slots * rank) for slots, rank, _ in shapes_a]
-    device = next(iter(adapters.values())).a.device
+    device = adapters[0].a.device
     of_both = _zeros([*shapes_a, *shapes_b], device)
     parts = zip(of_both[: len(adapters)], of_both[len(adapters) :], _zeros(shapes_low, device), strict=True)
-    return {group: Sums(*three) for group, three in zip(adapters, parts, strict=True)}
+    for each, (of_a, of_b, of_low) in zip(products, parts, strict=True):
+        each.g_a, each.g_b, each.g_low = of_a, of_b, of_low
 
 
 def _zeros(shapes: Sequence[tuple[int, ...]], device: torch.device) -> list[torch.Tensor]:

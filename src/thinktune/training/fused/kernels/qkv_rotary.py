@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from thinktune.training.fused.kernels.common import Rows, blocks, dot, quantise, tile_of
+from thinktune.training.fused.kernels.common import blocks, dot, tile_of
+from thinktune.training.fused.kernels.low_rank import LowRank
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,12 @@ def _rotate_kernel(
     tl.store(out + place + HALF, two.to(out.dtype.element_ty), mask=live[:, None])
 
 
-def rotate(
-    qkv: torch.Tensor,
-    low: torch.Tensor | None,
-    b: torch.Tensor | None,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    heads: Heads,
-) -> torch.Tensor:
+def rotate(qkv: torch.Tensor, lora: LowRank | None, cos: torch.Tensor, sin: torch.Tensor, heads: Heads) -> torch.Tensor:
     """Complete the joined product, norm its heads where the model does, and turn queries and keys by their positions.
 
     Args:
         qkv: [tokens, width], the frozen product; overwritten unless heads are normed (the gradient needs it then).
-        low: [tokens, 3 rank]; b: [width, rank]; None where the product is complete.
+        lora: the adapters of the three projections; None: the product is complete.
         cos, sin: [tokens, dim], both halves alike, as transformers' rotary embeddings are.
 
     Returns:
@@ -106,7 +100,7 @@ def rotate(
     """
     out = torch.empty_like(qkv) if heads.norms else qkv
     query_norm, key_norm, eps = heads.norms or (None, None, 0.0)
-    rank = 1 if b is None else b.shape[1]
+    low, b, rank = (lora.low, lora.b, lora.rank) if lora else (None, None, 1)
     grid = (blocks(len(qkv), 64), heads.query + 2 * heads.key)
     _rotate_kernel[grid](
         qkv, heads.bias, low, b, cos, sin, query_norm, key_norm, out, len(qkv), eps,
@@ -185,32 +179,25 @@ def _rotate_grad_kernel(
 def rotate_grad(
     grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     qkv: torch.Tensor | None,
-    low: torch.Tensor | None,
-    b: torch.Tensor | None,
+    lora: LowRank | None,
     cos: torch.Tensor,
     sin: torch.Tensor,
     heads: Heads,
-    g_low: torch.Tensor | None,
-    g_b: torch.Tensor | None,
-    scaling: float,
-    weight_scale: torch.Tensor | None = None,
-) -> Rows:
-    """Compute the derivative of `rotate`.
+) -> torch.Tensor:
+    """Compute the derivative of `rotate`; the gradients of B and of the low-rank activations are added up.
 
     Args:
         grads: of queries, keys and values, [tokens, heads, dim] each, contiguous.
         qkv: the frozen product if heads are normed, else None.
-        low, b, cos, sin, heads: as for `rotate`.
-        g_low: float32 [tokens, 3 rank], to which the gradient times b is added; None without low and b.
-        g_b: float32 [width, rank], to which the gradient of B is added; None likewise.
-        weight_scale: float32 [width]; where given, the gradient comes back as fp8 with these scales in it.
+        lora, cos, sin, heads: as for `rotate`.
 
     Returns:
         the gradient of the joined product [tokens, width].
     """
     tokens = len(grads[0])
     out = grads[0].new_empty(tokens, heads.width)
-    rank = 1 if b is None else b.shape[1]
+    low, b, g_low, g_b = (lora.low, lora.b, lora.g_low, lora.g_b) if lora else (None, None, None, None)
+    rank, scaling = (lora.rank, lora.scaling) if lora else (1, 1.0)
     query_norm, key_norm, eps = heads.norms or (None, None, 0.0)
     bm, steps = 64, 4
     grid = (heads.query + 2 * heads.key, blocks(tokens, bm * steps))
@@ -221,4 +208,4 @@ def rotate_grad(
         BIAS=heads.bias is not None, UPDATE=b is not None, NORM=heads.norms is not None,
         BM=bm, STEPS=steps, num_warps=4,
     )  # fmt: skip
-    return out if weight_scale is None else quantise(out, weight_scale)
+    return out

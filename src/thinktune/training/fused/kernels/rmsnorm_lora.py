@@ -7,8 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
-from thinktune.training.fused.kernels.common import FP8, FP8_MAX, Quantised, Rows, blocks, dot, quantise, tile_of
-from thinktune.training.fused.kernels.dropout import Dropout, column_keys, drawing, drop, row_keys
+from thinktune.training.fused.kernels.common import FP8, FP8_MAX, Quantised, Rows, blocks, dot, tile_of
+from thinktune.training.fused.kernels.dropout import column_keys, drawing, drop, row_keys
+from thinktune.training.fused.kernels.low_rank import LowRank
 
 
 @triton.jit
@@ -132,64 +133,64 @@ def _rows_kernel(
             tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
 
 
-def _slots_of(a: torch.Tensor | None, dropout: Dropout | None) -> tuple[int, int]:
+def _slots_of(lora: LowRank | None) -> tuple[int, int]:
     """Return the slots and their rows of A that a kernel loops over: all as one, unless each has a mask of its own."""
-    if a is None:
+    if lora is None:
         return 1, 1
-    slots, rank = a.shape[:2]
-    return (1, slots * rank) if dropout is None else (slots, rank)
+    return (1, lora.slots * lora.rank) if lora.dropout is None else (lora.slots, lora.rank)
 
 
 def add_norm_project(
     x: torch.Tensor,
     *,
-    update: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None] | None = None,
+    update: tuple[torch.Tensor, LowRank | None] | None = None,
     norm: tuple[torch.Tensor, float] | None = None,
-    a: torch.Tensor | None = None,
-    dropout: Dropout | None = None,
+    lora: LowRank | None = None,
     write: bool = True,
     in_fp8: bool = False,
     beside: int = 0,
     into: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, Rows | None, torch.Tensor | None]:
+) -> tuple[torch.Tensor, Rows | None]:
     """Compute `x + y + low B'`, its RMSNorm, and the low-rank product of that; each part is optional.
 
     Args:
         x: [tokens, width].
-        update: y [tokens, width], low [tokens, rank], b [width, rank]; low and b may be None.
+        update: y [tokens, width], and the adapter of the projection that it comes from; None: y is complete.
         norm: weight [width] and epsilon.
-        a: [slots, rank, width], or None for no low-rank product.
-        dropout: on the input of that product.
+        lora: of the projections that follow; its `low` is set.
         write: whether the (normalised) rows are wanted, and not only their low-rank product.
         in_fp8: write them in fp8.
         beside: columns to leave empty at the end of these rows (not in fp8).
         into: [tokens, width], memory for the sum. None: new memory.
 
     Returns:
-        the sum (x itself without `update`), the rows written, and low [tokens, slots * rank].
+        the sum (x itself without `update`), and the rows written.
     """
     tokens, width = x.shape
-    y, low, b = update or (None, None, None)
-    rank = a.shape[1] if a is not None else b.shape[1] if b is not None else 1
-    slots, lows = _slots_of(a, dropout)
+    y, added = update or (None, None)
+    low, b = (added.low, added.b) if added else (None, None)
+    rank = lora.rank if lora else added.rank if added else 1
+    slots, lows = _slots_of(lora)
     total = x if update is None else torch.empty_like(x) if into is None else into
     out: Rows | None = None
     if in_fp8 and write:
         out = Quantised(torch.empty_like(x, dtype=FP8), torch.empty(tokens, 1, dtype=torch.float32, device=x.device))
     elif write:
         out = x.new_empty(tokens, width + beside)
-    low_out = x.new_empty(tokens, slots * lows) if a is not None else None
+    a, dropout = (lora.a, lora.dropout) if lora else (None, None)
+    if lora:
+        lora.low = x.new_empty(tokens, slots * lows)
     seed, keys, place, threshold = drawing(dropout)
     data, scale = (out.rows, out.scale) if isinstance(out, Quantised) else (out, None)
     weight, eps = norm or (None, 0.0)
     bc = 256 if norm and update is None else 128  # as all sizes here, the fastest on an H100
     _rows_kernel[(blocks(tokens, 32),)](
-        x, y, low, b, weight, a, total, data, scale, low_out, seed, keys, place, tokens, eps,
+        x, y, low, b, weight, a, total, data, scale, lora and lora.low, seed, keys, place, tokens, eps,
         WIDTH=width, OUT_WIDTH=width + beside, R=tile_of(rank), RANK=rank, SLOTS=slots, LOWS=lows, L=tile_of(lows),
         ADD=update is not None, UPDATE=b is not None, NORM=norm is not None, LOW=a is not None, WRITE=write,
         QUANT=in_fp8, THRESHOLD=threshold, BM=32, BC=bc if lows <= 64 else 64, STAGES=2 if norm else 3, num_warps=4,
     )  # fmt: skip
-    return total, out, low_out
+    return total, out
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -218,35 +219,16 @@ def _output_grad_kernel(
     tl.atomic_add(g_b + b_place, of_b * scaling, mask=b_mask, sem="relaxed")
 
 
-def output_grad(
-    g: torch.Tensor,
-    low: torch.Tensor,
-    b: torch.Tensor,
-    g_low: torch.Tensor,
-    g_b: torch.Tensor,
-    scaling: float,
-    weight_scale: torch.Tensor | None = None,
-) -> Rows:
-    """Compute the adapter's gradients from that of a projection's output.
-
-    Args:
-        g: [tokens, width], the gradient of the output.
-        low: [tokens, rank], the low-rank activation; b: [width, rank] with the scaling in it.
-        g_low: float32 [tokens, rank], to which g b is added.
-        g_b: float32 [width, rank], to which the gradient of B is added.
-        weight_scale: float32 [width]; where given, `g` comes back as fp8 with these scales in it.
-
-    Returns:
-        `g` as it goes into the product with the frozen weight.
-    """
+def output_grad(g: torch.Tensor, lora: LowRank) -> None:
+    """Add up the gradients of B, and of the low-rank activation, of a single projection with the output's gradient
+    `g` [tokens, width]."""
     tokens, width = g.shape
     bm, bc, steps = 64, 128, 8
     grid = (blocks(width, bc), blocks(tokens, bm * steps))
     _output_grad_kernel[grid](
-        g, low, b, g_low, g_b, tokens, scaling,
-        WIDTH=width, R=tile_of(low.shape[1]), RANK=low.shape[1], BM=bm, BC=bc, STEPS=steps, STAGES=2, num_warps=4,
+        g, lora.low, lora.b, lora.g_low, lora.g_b, tokens, lora.scaling,
+        WIDTH=width, R=tile_of(lora.rank), RANK=lora.rank, BM=bm, BC=bc, STEPS=steps, STAGES=2, num_warps=4,
     )  # fmt: skip
-    return g if weight_scale is None else quantise(g, weight_scale)
 
 
 @triton.jit
@@ -356,31 +338,27 @@ def _input_grad_kernel(
 
 def input_grad(
     g: torch.Tensor,
-    g_low: torch.Tensor | None,
-    a: torch.Tensor | None,
     x: torch.Tensor,
-    g_a: torch.Tensor | None,
+    lora: LowRank | None,
     *,
     norm: tuple[torch.Tensor, float] | None = None,
     residual: torch.Tensor | None = None,
-    dropout: Dropout | None = None,
     into: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Complete the gradient of projections' common input, and pass it on through the RMSNorm before them.
 
     Args:
         g: [tokens, width], the gradient through the frozen weights; overwritten with the result without `into`.
-        g_low: float32 [tokens, slots * rank]; a: [slots, rank, width]; None where `g` is complete.
         x: [tokens, width], the input, or with `norm` the rows before normalisation.
-        g_a: float32 [slots, rank, width], the gradient of A, added to.
+        lora: of the projections; the gradient of A is added up. None: `g` is complete.
         norm: weight [width] and epsilon of the RMSNorm, if there is one.
         residual: [tokens, width], with `norm`: the gradient that comes past it.
-        dropout: on the input of the low-rank products, as in the forward pass.
     """
     tokens, width = g.shape
-    slots, lows = _slots_of(a, dropout)
+    slots, lows = _slots_of(lora)
     weight, eps = norm or (None, 0.0)
     out = g if into is None else into
+    g_low, a, g_a, dropout = (lora.g_low, lora.a, lora.g_a, lora.dropout) if lora else (None, None, None, None)
     seed, keys, place, threshold = drawing(dropout)
     bm, bc = (64, 64) if lows <= 64 else (32, 32)
     _input_grad_kernel[(blocks(tokens, bm),)](

@@ -7,8 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
-from thinktune.training.fused.kernels.common import Rows, blocks, dot, quantise, tile_of
-from thinktune.training.fused.kernels.dropout import Dropout, column_keys, drawing, drop, row_keys
+from thinktune.training.fused.kernels.common import blocks, dot, tile_of
+from thinktune.training.fused.kernels.dropout import column_keys, drawing, drop, row_keys
+from thinktune.training.fused.kernels.low_rank import LowRank
 
 
 @triton.jit
@@ -60,33 +61,24 @@ def _swiglu_kernel(
     tl.atomic_add(low_out + rows[:, None] * RANK + rank[None, :], sums, mask=low_mask, sem="relaxed")
 
 
-def swiglu(
-    gate_up: torch.Tensor,
-    low: torch.Tensor,
-    b: torch.Tensor,
-    a: torch.Tensor,
-    low_down: torch.Tensor,
-    dropout: Dropout | None = None,
-) -> torch.Tensor:
-    """Compute `silu(gate) * up` and its low-rank product for the projection that follows.
+def swiglu(gate_up: torch.Tensor, wide: LowRank, down: LowRank) -> torch.Tensor:
+    """Compute `silu(gate) * up`, and add its low-rank product to that of the projection that follows.
 
     Args:
         gate_up: [tokens, 2 f], the frozen products side by side.
-        low: [tokens, 2 rank]; b: [2 f, rank], of gate and up.
-        a: [1, rank, f], of down.
-        low_down: float32 [tokens, rank], to which the low-rank product is added.
-        dropout: on the input of that product.
+        wide: the adapters of gate and up, with their activations.
+        down: that of the projection that follows; its `low` is float32.
 
     Returns:
         rows [tokens, f].
     """
-    tokens, width, rank = gate_up.shape[0], gate_up.shape[1] // 2, a.shape[1]
+    tokens, width, rank = gate_up.shape[0], gate_up.shape[1] // 2, down.rank
     out = gate_up.new_empty(tokens, width)
     bm, bc, steps = 64, 64, 4
     grid = (blocks(width, bc * steps), blocks(tokens, bm))
-    seed, keys, place, threshold = drawing(dropout)
+    seed, keys, place, threshold = drawing(down.dropout)
     _swiglu_kernel[grid](
-        gate_up, low, b, a, out, low_down, seed, keys, place, tokens,
+        gate_up, wide.low, wide.b, down.a, out, down.low, seed, keys, place, tokens,
         F=width, R=tile_of(rank), RANK=rank, THRESHOLD=threshold, BM=bm, BC=bc, STEPS=steps, STAGES=3, num_warps=4,
     )  # fmt: skip
     return out
@@ -155,45 +147,26 @@ def _swiglu_grad_kernel(
     tl.atomic_add(g_a + a_place, of_down, mask=a_mask, sem="relaxed")
 
 
-def swiglu_grad(
-    gate_up: torch.Tensor,
-    low: torch.Tensor,
-    b: torch.Tensor,
-    a: torch.Tensor,
-    g: torch.Tensor,
-    g_low_down: torch.Tensor,
-    g_low: torch.Tensor,
-    g_b: torch.Tensor,
-    g_a: torch.Tensor,
-    scaling: float,
-    weight_scale: torch.Tensor | None = None,
-    dropout: Dropout | None = None,
-) -> Rows:
+def swiglu_grad(gate_up: torch.Tensor, g: torch.Tensor, wide: LowRank, down: LowRank) -> None:
     """Compute the derivative of `swiglu`; the activation itself is computed again rather than kept.
 
-    Args:
-        gate_up, low, b, a: as for `swiglu`; `gate_up` is overwritten with its gradient.
-        g: [tokens, f], the gradient through down's frozen weight.
-        g_low_down: float32 [tokens, rank], as `output_grad` computed it.
-        g_low: float32 [tokens, 2 rank], to which the gradient times b is added.
-        g_b: float32 [2 f, rank] of gate and up, and g_a: float32 [1, rank, f] of down, which are added to.
-        weight_scale: float32 [2 f]; where given, the gradient comes back as fp8 with these scales in it.
-        dropout: as in the forward pass.
+    The gradients of B of gate and up, of their low-rank activations, and of A of down are added up.
 
-    Returns:
-        the gradient of gate and up [tokens, 2 f].
+    Args:
+        gate_up, wide, down: as for `swiglu`; `gate_up` is overwritten with its gradient.
+        g: [tokens, f], the gradient through down's frozen weight.
     """
     tokens, width = g.shape
-    rank = a.shape[1]
+    rank = down.rank
     bm, bc, steps = 64, 64, 16
     # Rows first: blocks that run at the same time then add to different rows of g_low.
     grid = (blocks(tokens, bm * steps), blocks(width, bc))
-    seed, keys, place, threshold = drawing(dropout)
+    seed, keys, place, threshold = drawing(down.dropout)
     _swiglu_grad_kernel[grid](
-        gate_up, low, b, a, g, g_low_down, g_low, g_b, g_a, seed, keys, place, tokens, scaling,
+        gate_up, wide.low, wide.b, down.a, g, down.g_low, wide.g_low, wide.g_b, down.g_a, seed, keys, place, tokens,
+        wide.scaling,
         F=width, R=tile_of(rank), RANK=rank, THRESHOLD=threshold, BM=bm, BC=bc, STEPS=steps, STAGES=2, num_warps=4,
     )  # fmt: skip
-    return gate_up if weight_scale is None else quantise(gate_up, weight_scale)
 
 
 @triton.jit(do_not_specialize=["tokens"])
