@@ -3,6 +3,7 @@
     python bench/starts.py                            # the built-in model and data, in float32
     python bench/starts.py CONFIG load.device=cuda    # another config, with settings over it
     python bench/starts.py --verbs                    # plan, data, doctor, ask, infer and eval, to their ends
+    python bench/starts.py --vllm MODEL               # vLLM, as `infer` starts it, by the lines of its log
 
 Every call is a process of its own, and the one before the first is not counted: it fills the caches of files. Medians,
 with the least and the most; a call that shares its cores with other work is better told by its CPU seconds.
@@ -15,14 +16,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from statistics import median
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+_LONG = 0.5  # seconds
 BEGAN = "THINKTUNE_BENCH_BEGAN"  # the time of the command, for the process that it starts
 
 
@@ -32,11 +36,14 @@ def main() -> None:
     cli.add_argument("overrides", nargs="*", help="KEY=VALUE")
     cli.add_argument("--repeats", type=int, default=5)
     cli.add_argument("--verbs", action="store_true", help="other verbs instead of train")
+    cli.add_argument("--vllm", metavar="MODEL", help="the start of vLLM on this model instead")
     cli.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = cli.parse_args()
     overrides = options.overrides or (["load.dtype=float32"] if options.config == str(CONFIG) else [])
     if options.child:
         train_one_step(options.config, overrides)
+    elif options.vllm:
+        print_vllm(options.vllm, options.repeats)
     elif options.verbs:
         print_verbs(options.repeats)
     else:
@@ -55,6 +62,54 @@ def print_train(config: str, overrides: list[str], repeats: int) -> None:
         runs.append(json.loads(done.stdout.splitlines()[-1]))
     for part in runs[0]:
         print_seconds(part, [run[part] for run in runs[1:]])
+
+
+def print_vllm(model: str, repeats: int) -> None:
+    """Print the seconds until vLLM is ready, and the lines of the last start's log that were long in coming."""
+    from thinktune.config import Vllm
+    from thinktune.inference.engines import EngineSettings, open_engine
+    from thinktune.inference.engines.vllm.process import LOGS
+
+    for number in range(repeats + 1):
+        began = time.perf_counter()
+        with open_engine(model, EngineSettings("vllm", vllm=Vllm(max_model_len=2048))) as opened:
+            lines = LogLines(LOGS, began)
+            opened.engine.start()
+            seconds = time.perf_counter() - began
+            lines.end()
+        print(f"{'start of vLLM' if number else 'the first start'}: {seconds:.1f} s", flush=True)
+    for waited, line in lines.long(_LONG):
+        print(f"{waited:6.1f} s until  {line[:160]}", flush=True)
+
+
+class LogLines:
+    """The lines of vLLM's log, with the time at which each was seen."""
+
+    def __init__(self, prefix: str, began: float) -> None:
+        logs = Path(gettempdir()).glob(f"{prefix}{os.getpid()}-*.log")
+        self._file = max(logs, key=lambda path: path.stat().st_mtime)
+        self._began = began
+        self._lines: list[tuple[float, str]] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def long(self, least: float) -> list[tuple[float, str]]:
+        """Return the lines that came so many seconds or more after the one before."""
+        times = [self._began, *(seen for seen, _ in self._lines)]
+        waits = [later - earlier for earlier, later in pairwise(times)]
+        return [(wait, line) for wait, (_, line) in zip(waits, self._lines, strict=True) if wait >= least]
+
+    def _follow(self) -> None:
+        with self._file.open(encoding="utf-8", errors="replace") as stream:
+            ended = False
+            while not ended:
+                ended = self._ended.wait(0.02)
+                self._lines += [(time.perf_counter(), line.strip()) for line in stream if line.strip()]
 
 
 def print_verbs(repeats: int) -> None:
