@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scripted import GENERATION_PROMPT, ScriptedModel
 from thinktune.config import Sampling
-from thinktune.errors import GenerationError, ModelError, OutOfMemory
+from thinktune.errors import GenerationError, OutOfMemory
 from thinktune.inference.engines.base import Completion, Request
 from thinktune.inference.engines.hf.cuda_graph import Recorder
 from thinktune.inference.engines.hf.decoder import Decoder
@@ -256,7 +256,7 @@ def test_steps_of_fixed_shape_that_a_gpu_records_give_the_same_tokens(model: Any
     class NotRecorded(Recorder):
         calls = 0
 
-        def record(self, forward: Any) -> None:
+        def record(self, forward: Any, keep: Any = ()) -> None:
             self.calls += 1
 
     fixed, recorder = copy.copy(engine), NotRecorded(torch.device("cpu"))
@@ -439,13 +439,6 @@ def test_logprobs_are_those_of_a_plain_forward(model: Any, engine: TransformersE
     assert engine.logprobs(prompt, continuation) == pytest.approx(expected, abs=1e-5)
     with pytest.raises(GenerationError, match="context"):
         engine.logprobs([5] * 3000, [5])
-
-
-def test_a_model_with_linear_attention_is_refused(tiny_model: Path, tokenizer: Any) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    model.config.layer_types = ["full_attention", "linear_attention"]
-    with pytest.raises(ModelError, match="linear_attention"):
-        TransformersEngine(model, tokenizer, [2])
 
 
 def test_an_unmerged_adapter_is_used(tiny_model: Path, tokenizer: Any) -> None:

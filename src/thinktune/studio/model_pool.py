@@ -141,7 +141,7 @@ class Pool:
         engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
         found = find_model(base, self._settings)
         require_faithful(engine, loaded.tokenizer, found.fingerprint)
-        return SharedModel(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
+        return SharedModel(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, recompute=engine.recomputes)
 
 
 def reason(error: ThinktuneError) -> str:

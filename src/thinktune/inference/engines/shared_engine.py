@@ -114,6 +114,7 @@ class SharedModel:
         model: a transformers model without adapters, for this object alone from now on.
         tokenizer, stop_ids, max_batch_tokens: see `TransformersEngine`.
         most_streams: that decode at once.
+        recompute: see `TransformersEngine`.
     """
 
     def __init__(
@@ -124,9 +125,12 @@ class SharedModel:
         *,
         max_batch_tokens: int | None = None,
         most_streams: int = _MOST_STREAMS,
+        recompute: bool = False,
     ) -> None:
         self._model = model
-        self._engine = TransformersEngine(model, tokenizer, stop_ids, max_batch_tokens=max_batch_tokens)
+        self._engine = TransformersEngine(
+            model, tokenizer, stop_ids, max_batch_tokens=max_batch_tokens, recompute=recompute
+        )
         self._most_streams = most_streams
         self._tuned: Any = None  # the PeftModel around the model, from the first adapter on
         self._layers: list[Any] = []  # those that adapters change

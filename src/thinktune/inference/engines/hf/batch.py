@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from thinktune.inference.engines.hf.cache_layers import Layout, keeps_state, new_cache
 from thinktune.inference.engines.hf.decoder import Decoder, Row
 from thinktune.inference.engines.hf.graphed_step import RecordedStep
-from thinktune.inference.engines.hf.kv_cache import Piece, merge, new_cache, spread
+from thinktune.inference.engines.hf.kv_cache import Piece, columns_of, merge, spread
 from thinktune.inference.engines.hf.sampler import Sampler
 
 SPARE = 64  # columns of cache written in place between two copies
@@ -20,8 +21,9 @@ _WORTH_SHARING = 16  # tokens
 class Batch:
     """Rows over one cache. All methods run under `torch.inference_mode` of the caller."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, layout: Layout) -> None:
         self._decoder = decoder
+        self._layout = layout
         self.rows: list[Row] = []
         self.width = 0  # columns filled; the next token of every row goes into this one
         self._cache: Any = None
@@ -36,7 +38,39 @@ class Batch:
 
     @property
     def full(self) -> bool:
-        return self._cache is None or self.width >= self._cache.layers[0].keys.shape[2]
+        return self._cache is None or self.width >= columns_of(self._cache)
+
+    def prefill(self, rows: list[Row]) -> Prefilled:
+        """Read the prompts of `rows` (and their completions so far) and draw one token each.
+
+        Samples share their prompt, and the common beginning of all prompts, such as a system text, is read once. Where
+        the cache keeps states, all prompts are of one length, since padding would be read too, and nothing is shared.
+        """
+        decoder = self._decoder
+        lines: dict[tuple[int, ...] | int, int] = {}
+        # Rows that wrote something differ, even when they belong to one request.
+        line_of = [lines.setdefault(id(row) if row.ids else id(row.request), len(lines)) for row in rows]
+        prompts = list({line: row.all_ids() for line, row in zip(line_of, rows, strict=True)}.values())
+        width = max(map(len, prompts))
+        shared = 0 if keeps_state(self._layout) else _shared_tokens(prompts)
+        # All rows feed equally many tokens, so that the cached part of shorter ones ends in the same column.
+        fed = width - shared
+        device = decoder.device
+        ids = torch.tensor([[0] * (fed - len(prompt)) + prompt[-fed:] for prompt in prompts], device=device)
+        starts = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
+        columns = torch.arange(width, device=device)
+        cache = new_cache(self._layout)
+        if shared:
+            beginning = torch.tensor([prompts[0][:shared]], device=device)
+            decoder.forward(beginning, torch.ones_like(beginning, dtype=torch.bool), columns[None, :shared], cache)
+            cache = spread(cache, starts, width)
+        for row in rows:
+            row.enter()
+        starts = starts[:, None]
+        logits = decoder.forward(ids, columns >= starts, (columns[shared:] - starts).clamp(min=0), cache)
+        sampler = Sampler(rows, decoder.vocabulary, device)
+        last = decoder.accept(rows, logits[torch.tensor(line_of, device=device)], sampler)
+        return Prefilled(rows, line_of, cache, last)
 
     def step(self) -> None:
         """Decode one more token for every row. Finished rows ride along, unread, until `change` drops them."""
@@ -88,37 +122,6 @@ class Prefilled:
     lines: list[int]
     cache: Any
     last: torch.Tensor
-
-
-def prefill(decoder: Decoder, rows: list[Row]) -> Prefilled:
-    """Read the prompts of `rows` (and their completions so far) and draw one token each.
-
-    Samples share their prompt, and the common beginning of all prompts, such as a system text, is read once.
-    """
-    lines: dict[tuple[int, ...] | int, int] = {}
-    # Rows that wrote something differ, even when they belong to one request.
-    line_of = [lines.setdefault(id(row) if row.ids else id(row.request), len(lines)) for row in rows]
-    prompts = list({line: row.all_ids() for line, row in zip(line_of, rows, strict=True)}.values())
-    width = max(map(len, prompts))
-    shared = _shared_tokens(prompts)
-    # All rows feed equally many tokens, so that the cached part of shorter ones ends in the same column.
-    fed = width - shared
-    device = decoder.device
-    ids = torch.tensor([[0] * (fed - len(prompt)) + prompt[-fed:] for prompt in prompts], device=device)
-    starts = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
-    columns = torch.arange(width, device=device)
-    cache = new_cache(decoder.layers)
-    if shared:
-        beginning = torch.tensor([prompts[0][:shared]], device=device)
-        decoder.forward(beginning, torch.ones_like(beginning, dtype=torch.bool), columns[None, :shared], cache)
-        cache = spread(cache, starts, width)
-    for row in rows:
-        row.enter()
-    starts = starts[:, None]
-    logits = decoder.forward(ids, columns >= starts, (columns[shared:] - starts).clamp(min=0), cache)
-    sampler = Sampler(rows, decoder.vocabulary, device)
-    last = decoder.accept(rows, logits[torch.tensor(line_of, device=device)], sampler)
-    return Prefilled(rows, line_of, cache, last)
 
 
 def _shared_tokens(prompts: list[list[int]]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +13,14 @@ import torch
 log = logging.getLogger(__name__)
 
 
+_ONE_MASK = {"full_attention", "linear_attention", "conv", "hybrid", "mlp", "moe"}
+
+
 def attends_to_all(config: Any) -> bool:
-    """Return whether every layer of a model of this text config attends to all tokens: then one mask serves all."""
+    """Return whether every attention of a model of this text config is to all tokens: then one mask serves all."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
-    return kinds == {"full_attention"} and window is None
+    return kinds <= _ONE_MASK and window is None
 
 
 class Recorder:
@@ -34,15 +37,21 @@ class Recorder:
         self._pool: Any = None
         self._first: Any = None
 
-    def record(self, forward: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor] | None:
+    def record(
+        self, forward: Callable[[], torch.Tensor], keep: Sequence[torch.Tensor] = ()
+    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor] | None:
         """Record the kernels of `forward`; return the graph and the tensor of its result. None: it cannot be recorded.
+
+        Args:
+            keep: tensors that it changes, which must not have changed before the graph is replayed.
 
         Raises:
             torch.OutOfMemoryError: there is no room for its activations.
         """
         try:
             if self._pool is None:
-                self._try(forward)
+                with _kept(keep):
+                    self._try(forward)
             return self._record(forward)
         except torch.OutOfMemoryError:
             raise
@@ -86,3 +95,13 @@ class Recorder:
         with torch.cuda.stream(self._stream):
             yield
         outer.wait_stream(self._stream)
+
+
+@contextmanager
+def _kept(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    before = [tensor.clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, content in zip(tensors, before, strict=True):
+            tensor.copy_(content)

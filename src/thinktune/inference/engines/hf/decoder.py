@@ -12,6 +12,7 @@ import torch
 from thinktune.config import Sampling
 from thinktune.inference.engines.base import FinishReason, Request
 from thinktune.inference.engines.detokenizer import Detokenizer
+from thinktune.inference.engines.hf.cache_layers import Layout
 from thinktune.inference.engines.hf.cuda_graph import Recorder
 from thinktune.inference.engines.hf.sampler import NgramBlocker, Sampler, row_noise
 
@@ -61,7 +62,7 @@ class Decoder:
     stop_ids: frozenset[int]
     vocabulary: int
     context_length: int
-    layers: int
+    layout: Layout | None  # of its cache; None: it is not understood, and `reread` takes its place
     device: torch.device
     recorder: Recorder | None = None
 
@@ -76,6 +77,11 @@ class Decoder:
             use_cache=True,
             logits_to_keep=1,
         ).logits
+        return logits[:, -1]
+
+    def reread(self, ids: torch.Tensor) -> torch.Tensor:
+        """Compute logits `(rows, vocabulary)` after the last of ids `(rows, n)`, without a cache."""
+        logits: torch.Tensor = self.model(input_ids=ids, use_cache=False).logits
         return logits[:, -1]
 
     def accept(self, rows: Sequence[Row], logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:

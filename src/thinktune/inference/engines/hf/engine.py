@@ -7,7 +7,7 @@ batch, and because its continuous batching ignores stop strings and repetition p
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
@@ -17,17 +17,23 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from thinktune.errors import GenerationError, ModelError, OutOfMemory
+from thinktune.errors import GenerationError, OutOfMemory
 from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request, polling, why_refused
 from thinktune.inference.engines.detokenizer import Detokenizer, TextStream
+from thinktune.inference.engines.hf.cache_layers import keeps_state, layout_of
+from thinktune.inference.engines.hf.cache_size import CacheSize, measured_size, size_by_config, tokens_that_fit
 from thinktune.inference.engines.hf.cuda_graph import Recorder, attends_to_all
 from thinktune.inference.engines.hf.decoder import Decoder, Row
 from thinktune.inference.engines.hf.kv_cache import ATTENTION, register_attention
 from thinktune.inference.engines.hf.loglikelihood import likelihoods
 from thinktune.inference.engines.hf.packed_linear import packed_linears
 from thinktune.inference.engines.hf.scheduler import OUT_OF_MEMORY_HINT, Limits, Scheduler
-from thinktune.models.untouched import eval_mode
+from thinktune.models.loading import out_of_memory
+from thinktune.models.untouched import eval_mode, inner_model
 
+logger = logging.getLogger(__name__)
+
+SLOW = "are answered the slow way: the transformers engine reads the whole text again for each token"
 _WINDOW = 4096  # requests sorted together; bounds memory when the caller streams them
 _BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -43,16 +49,20 @@ class TransformersEngine(Engine):
         tokenizer: its tokenizer.
         stop_ids: token ids that end a completion.
         max_batch_tokens: rows times columns of the cache held at once; None chooses from free memory.
-
-    Raises:
-        ModelError: the model keeps a state that is not keys and values (linear attention, convolutions).
+        recompute: read each text anew for every token, which is slow and always right; else only where the model keeps
+            something unknown between two tokens.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, stop_ids: Iterable[int], *, max_batch_tokens: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        stop_ids: Iterable[int],
+        *,
+        max_batch_tokens: int | None = None,
+        recompute: bool = False,
     ) -> None:
         config = model.config.get_text_config()
-        _check_attention_only(config)
         register_attention()
         embedding = model.get_input_embeddings().weight
         on_gpu = embedding.device.type == "cuda"
@@ -65,13 +75,24 @@ class TransformersEngine(Engine):
             stop_ids=stops,
             vocabulary=len(embedding),
             context_length=self.context_length,
-            layers=config.num_hidden_layers,
+            layout=None if recompute else layout_of(config),
             device=embedding.device,
             recorder=Recorder(embedding.device) if on_gpu and attends_to_all(config) else None,
         )
-        tokens = max_batch_tokens or _tokens_that_fit(config, embedding)
+        size = CacheSize(1)
+        if self._decoder.layout is None:
+            self.recompute()
+        elif keeps_state(self._decoder.layout):
+            size = self._try_cache()
+        else:
+            size = size_by_config(config, embedding)
         self.slots = 512 if on_gpu else 64
-        self._limits = Limits(tokens=tokens, rows=self.slots, prefill=16384 if on_gpu else 2048)
+        self._limits = Limits(
+            tokens=max_batch_tokens or tokens_that_fit(size, embedding.device),
+            rows=self.slots,
+            prefill=16384 if on_gpu else 2048,
+            state=0 if max_batch_tokens else -(-size.state // size.token),
+        )
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         """See `Engine.generate`. Requests are taken from the iterable in windows, longest prompts first inside one.
@@ -119,7 +140,18 @@ class TransformersEngine(Engine):
 
     def scheduler(self, *, eager: bool = False, decoder: Decoder | None = None) -> Scheduler:
         """Make an empty batch of this model. `eager`: see there. `decoder`: one that watches this engine's."""
-        return Scheduler(decoder or self._decoder, replace(self._limits), eager=eager)
+        limits = replace(self._limits, rows=1) if self.recomputes else replace(self._limits)
+        return Scheduler(decoder or self._decoder, limits, eager=eager)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether it reads each text anew for every token."""
+        return self._decoder.layout is None
+
+    def recompute(self) -> None:
+        """Read each text anew for every token from now on, and say so."""
+        self._decoder = replace(self._decoder, layout=None, recorder=None)
+        logger.warning(f"{inner_model(self._model).config.model_type} models {SLOW}")
 
     @property
     def model(self) -> Any:
@@ -201,6 +233,18 @@ class TransformersEngine(Engine):
         text = self._decoder.detokenizer.final_text(row.ids, row.sampling.stop)
         return Completion(row.request.id, row.index, text, tuple(row.ids), row.reason)
 
+    def _try_cache(self) -> CacheSize:
+        """Measure a cache with states. A model that does not work with it is recomputed from now on."""
+        try:
+            with self._model_ready(), torch.inference_mode():
+                return measured_size(self._decoder)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory("reading two tokens", self._decoder.device) from error
+        except Exception as error:  # noqa: BLE001 - a model may raise anything
+            logger.debug("its cache is not ours: %s", error)
+            self.recompute()
+            return CacheSize(1)
+
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Let the model decode within the block: in eval mode, with our attention and packed weights."""
@@ -216,7 +260,9 @@ class TransformersEngine(Engine):
         config = self._model.config
         attention = config._attn_implementation
         # Attention put in for training may know nothing of padded rows. Models that cannot use SDPA keep their own.
-        if _takes_attention(self._model):
+        if self.recomputes and inner_model(self._model)._can_set_attn_implementation():
+            config._attn_implementation = "eager"
+        elif _takes_attention(self._model):
             config._attn_implementation = ATTENTION
         # cuDNN's, which PyTorch likes best on newer GPUs, makes a plan for each new width: a tenth of a second a token.
         on_gpu = self._decoder.device.type == "cuda"
@@ -262,17 +308,8 @@ class Writer:
 def _takes_attention(model: Any) -> bool:
     """Return whether the model uses the attention that its config names. Falcon and others know only names of their
     own, and would read SDPA's boolean mask as numbers to add."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     return bool(inner._supports_sdpa and inner._supports_attention_backend)
-
-
-def _check_attention_only(config: Any) -> None:
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if strange := kinds - {"full_attention", "sliding_attention"}:
-        raise ModelError(
-            f"the transformers engine cannot batch {config.model_type} models: they have {', '.join(sorted(strange))}",
-            hint="use --engine vllm",
-        )
 
 
 def _context_length(config: Any, tokenizer: Any) -> int:
@@ -286,17 +323,3 @@ def _context_length(config: Any, tokenizer: Any) -> int:
     if rope.get("rope_type") not in ("longrope", "dynamic"):
         return longest
     return min(longest, rope.get("original_max_position_embeddings") or longest)
-
-
-def _tokens_that_fit(config: Any, embedding: torch.Tensor) -> int:
-    """Return the tokens of cache that fit in half of the free GPU memory; on CPU in a quarter of it, at most 1 GiB.
-
-    The rest is for activations, logits, and the copy of a layer's cache when the batch changes.
-    """
-    if embedding.device.type == "cuda":
-        free = torch.cuda.mem_get_info(embedding.device)[0] // 2
-    else:
-        free = min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4, 2**30)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(max(1024, free // (2 * config.num_hidden_layers * heads * size * embedding.element_size())))

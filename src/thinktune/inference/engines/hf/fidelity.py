@@ -27,6 +27,7 @@ from thinktune.inference.engines.hf.kv_cache import UNANSWERED
 from thinktune.inference.engines.hf.sampler import Sampler
 from thinktune.inference.engines.hf.scheduler import OUT_OF_MEMORY_HINT
 from thinktune.models.cache import cache_folder
+from thinktune.models.folder import read_json
 from thinktune.models.untouched import computes_in, inner_model, is_coarse, rounded_otherwise, untouched
 
 logger = logging.getLogger(__name__)
@@ -56,13 +57,14 @@ class _Watched(Decoder):
 
 
 def require_faithful(engine: TransformersEngine, tokenizer: Any, fingerprint: str) -> None:
-    """Hold an engine against its own model. One that was found right before is not looked at again.
+    """Hold an engine against its own model; one that is not right has to recompute from then on. Where that was found
+    before, it is not looked at again.
 
     Args:
         fingerprint: of the weights, their dtype and quantisation.
 
     Raises:
-        ModelError: it cannot run the model, or differs from it by more than rounding can explain.
+        ModelError: it cannot run the model, or differs from it by more than rounding can explain, even so.
     """
     versions = [f"{name} {version(name)}" for name in _LIBRARIES]
     device = engine.decoder.device
@@ -70,10 +72,20 @@ def require_faithful(engine: TransformersEngine, tokenizer: Any, fingerprint: st
     key = hashlib.sha256(json.dumps([fingerprint, *versions, where]).encode()).hexdigest()[:32]
     record = cache_folder() / "faithful" / f"{key}.json"
     if record.is_file():
+        if read_json(record).get("recomputes") and not engine.recomputes:
+            engine.recompute()
         return
-    apart = compare(engine, prompts_for(engine, tokenizer))
+    prompts = prompts_for(engine, tokenizer)
     try:
-        write_json(record, {"apart": apart, "where": where, "versions": versions})
+        apart = compare(engine, prompts)
+    except ModelError as error:
+        if engine.recomputes or error.hint == OUT_OF_MEMORY_HINT:
+            raise
+        logger.debug(error.message)
+        engine.recompute()
+        apart = compare(engine, prompts)
+    try:
+        write_json(record, {"apart": apart, "recomputes": engine.recomputes, "where": where, "versions": versions})
     except OSError as error:  # then it is looked at again
         logger.warning(f"{record} cannot be written: {error}")
 

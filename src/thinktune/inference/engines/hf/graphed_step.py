@@ -2,7 +2,7 @@
 
 Launched from Python, the thousand small kernels of a step take tens of milliseconds, most of which the GPU waits. A
 graph has fixed shapes and addresses: the cache keeps its columns between two changes of a batch, the new token goes
-into a column that a tensor names, and attention reads all columns under a mask.
+into a column that a tensor names, and attention reads all columns under a mask. States are written in place.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from thinktune.inference.engines.hf.cache_layers import row_layers, states_of
 from thinktune.inference.engines.hf.cuda_graph import Recorder
 from thinktune.inference.engines.hf.decoder import Decoder
+from thinktune.inference.engines.hf.kv_cache import columns_of
 
 
 class RecordedStep:
@@ -23,7 +25,7 @@ class RecordedStep:
     """
 
     def __init__(self, decoder: Decoder, recorder: Recorder, cache: Any, starts: torch.Tensor) -> None:
-        rows, columns = len(starts), cache.layers[0].keys.shape[2]
+        rows, columns = len(starts), columns_of(cache)
         self._decoder = decoder
         self._recorder = recorder
         self._cache = cache
@@ -34,7 +36,7 @@ class RecordedStep:
         self._column = starts.new_zeros(1)
         self._mask = torch.zeros(rows, 1, 1, columns, dtype=torch.bool, device=starts.device)
         self._recorded: tuple[torch.cuda.CUDAGraph, torch.Tensor] | None = None
-        for layer in cache.layers:
+        for layer in row_layers(cache):
             layer.column = self._column
 
     def __call__(self, last: torch.Tensor, positions: torch.Tensor, width: int) -> torch.Tensor:
@@ -44,13 +46,13 @@ class RecordedStep:
         self._column.fill_(width)
         self._mask.copy_(((self._columns >= self._starts) & (self._columns <= width))[:, None, None])
         if self._recorded is None and self._recorder.works:
-            self._recorded = self._recorder.record(self._forward)
+            self._recorded = self._recorder.record(self._forward, keep=states_of(self._cache))
         if self._recorded is None:
             logits = self._forward()
         else:
             graph, logits = self._recorded
             graph.replay()
-        for layer in self._cache.layers:
+        for layer in row_layers(self._cache):
             layer.length = width + 1
         return logits
 

@@ -1,4 +1,4 @@
-"""A key/value cache whose rows come and go, and the attention that reads it without copying.
+"""A cache whose rows come and go, and the attention that reads its keys and values without copying.
 
 Rows are right-aligned: all end in the same column, shorter ones start later. A decoded token is then one column for
 every row, written in place, and the distance between two tokens of a row is the distance of their columns, so that
@@ -13,60 +13,16 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, LinearAttentionLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from thinktune.inference.engines.hf.cache_layers import RowLayer, join_states, new_cache, row_layers
 from thinktune.models.attention_keywords import refuse_unknown
 
 ATTENTION = "thinktune_decode"
 UNANSWERED = "the transformers engine cannot run models of this family yet: --engine vllm may"
 _KNOWN = {"dropout", "is_causal", "position_bias", "sliding_window"}  # windows are in the mask
-
-
-class RowLayer(CacheLayerMixin):
-    """Keys and values of one layer, `(rows, heads, columns, size)`, of which the first `length` columns are filled.
-
-    Attributes:
-        column: where the next token goes, and all columns are read under a mask; None: behind the last one, and only
-            those are read that are filled.
-    """
-
-    is_sliding = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.length = 0
-        self.column: torch.Tensor | None = None
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.keys, self.values = key_states, value_states
-        self.is_initialized = True
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.column is not None:
-            self.keys.index_copy_(2, self.column, key_states)
-            self.values.index_copy_(2, self.column, value_states)
-            return self.keys, self.values
-        end = self.length + key_states.shape[-2]
-        if self.is_initialized:
-            self.keys[:, :, self.length : end] = key_states
-            self.values[:, :, self.length : end] = value_states
-        else:
-            self.lazy_initialization(key_states, value_states)
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 @dataclass(frozen=True)
@@ -78,12 +34,13 @@ class Piece:
     width: int
 
 
-def new_cache(layers: int) -> Cache:
-    return Cache(layers=[RowLayer() for _ in range(layers)])
+def columns_of(cache: Cache) -> int:
+    """Count the columns there is room for."""
+    return int(row_layers(cache)[0].keys.shape[2])
 
 
 def spread(cache: Cache, starts: torch.Tensor, width: int) -> Cache:
-    """Repeat the one row of a cache for many rows of `width` columns, as their common prefix.
+    """Repeat the one row of a cache without states for many rows of `width` columns, as their common prefix.
 
     Args:
         cache: of a prefix of n tokens.
@@ -94,7 +51,7 @@ def spread(cache: Cache, starts: torch.Tensor, width: int) -> Cache:
     at = (torch.arange(length, device=starts.device) - starts[:, None]).clamp(
         min=0
     )  # (rows, n), masked where too early
-    spread = new_cache(len(cache.layers))
+    spread = new_cache(tuple(map(type, cache.layers)))
     for old, layer in zip(cache.layers, spread.layers, strict=True):
         room = [state.new_zeros(len(starts), state.shape[1], width, state.shape[3]) for state in (old.keys, old.values)]
         for state, new in zip((old.keys, old.values), room, strict=True):
@@ -110,16 +67,17 @@ def merge(pieces: Sequence[Piece], spare: int) -> Cache:
     The pieces' caches are emptied layer by layer, so that old and new never lie in memory as a whole together.
     """
     width = max(piece.width for piece in pieces)
-    merged = new_cache(len(pieces[0].cache.layers))
+    merged = new_cache(tuple(map(type, pieces[0].cache.layers)))
     for index, layer in enumerate(merged.layers):
         olds = [piece.cache.layers[index] for piece in pieces]
-        layer.lazy_initialization(
-            _join([old.keys for old in olds], pieces, width, spare),
-            _join([old.values for old in olds], pieces, width, spare),
-        )
-        layer.length = width
-        for old in olds:
-            old.keys = old.values = None
+        if isinstance(layer, LinearAttentionLayer):
+            join_states(layer, olds, [piece.rows for piece in pieces])
+        if isinstance(layer, RowLayer):
+            keys = _join([old.keys for old in olds], pieces, width, spare)
+            RowLayer.lazy_initialization(layer, keys, _join([old.values for old in olds], pieces, width, spare))
+            layer.length = width
+            for old in olds:
+                old.keys = old.values = None
     return merged
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from thinktune.errors import GenerationError
-from thinktune.inference.engines.hf.batch import SPARE, Batch, Prefilled, prefill
+from thinktune.inference.engines.hf.batch import SPARE, Batch, Prefilled
+from thinktune.inference.engines.hf.cache_layers import keeps_state
 from thinktune.inference.engines.hf.decoder import Decoder, Row
+from thinktune.inference.engines.hf.recompute import RecomputedBatch
 
 OUT_OF_MEMORY_HINT = "lower infer.batch_tokens, max_tokens or the length of the prompts, or use a smaller model"
 
@@ -20,11 +22,19 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Limits:
-    """The limits of a batch: `tokens` is rows times columns of the cache, `prefill` prompt tokens read in one go."""
+    """The limits of a batch.
+
+    Attributes:
+        tokens: rows times columns of the cache.
+        rows: of the batch.
+        prefill: prompt tokens read in one go.
+        state: columns that would take as much memory as a row's state.
+    """
 
     tokens: int
     rows: int
     prefill: int
+    state: int = 0
 
 
 class Scheduler:
@@ -39,10 +49,14 @@ class Scheduler:
         self.waiting: deque[Row] = deque()
         self._decoder = decoder
         self._limits = limits
-        self._batch = Batch(decoder)
+        self._batch = self._empty_batch()
         self._entering: list[Row] = []
         self._cap = limits.rows
         self.starved: Row | None = None  # the last row that did not fit into memory by itself
+
+    def _empty_batch(self) -> Batch | RecomputedBatch:
+        layout = self._decoder.layout
+        return Batch(self._decoder, layout) if layout else RecomputedBatch(self._decoder)
 
     @property
     def idle(self) -> bool:
@@ -81,28 +95,31 @@ class Scheduler:
 
     def _overflow(self, live: Sequence[Row]) -> list[Row]:
         """Choose the rows to send back, the shortest completions, so that the rest may grow by `SPARE` columns."""
-        width = max((row.length for row in live), default=0) + SPARE
+        width = max((row.length for row in live), default=0) + SPARE + self._limits.state
         fitting = max(1, self._limits.tokens // width)
         return sorted(live, key=lambda row: len(row.ids))[: max(0, len(live) - fitting)]
 
     def _next_rows(self, live: Sequence[Row]) -> list[Row]:
         """Take as many waiting rows as fit beside the live ones; always one if none is live."""
         width = max((row.length for row in live), default=0)
+        beside = SPARE + self._limits.state
         chosen: list[Row] = []
         while self.waiting:
             count = len(live) + len(chosen)
             width = max(width, self.waiting[0].length)
-            if count and (count >= self._cap or (count + 1) * (width + SPARE) > self._limits.tokens):
+            if count and (count >= self._cap or (count + 1) * (width + beside) > self._limits.tokens):
                 break
             chosen.append(self.waiting.popleft())
         return chosen
 
     def _prefill_groups(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """Divide rows into those read together; a state must not read padding, so that they are of one length then."""
         group: list[Row] = []
         width = 0
-        for row in rows:
+        states = keeps_state(self._decoder.layout or ())
+        for row in sorted(rows, key=lambda row: -row.length) if states else rows:
             width = max(width, row.length)
-            if group and (len(group) + 1) * width > self._limits.prefill:
+            if group and ((len(group) + 1) * width > self._limits.prefill or (states and row.length < width)):
                 yield group
                 group, width = [], row.length
             group.append(row)
@@ -112,7 +129,7 @@ class Scheduler:
     def _prefill(self, rows: list[Row]) -> list[Prefilled]:
         """Prefill rows together; if that fails, halve them until the guilty one is found."""
         try:
-            return [prefill(self._decoder, rows)]
+            return [self._batch.prefill(rows)]
         except Exception as error:  # whatever the model raises, only the row that caused it is to pay
             if _is_out_of_memory(error) or _is_device_failure(error):
                 raise
@@ -131,7 +148,7 @@ class Scheduler:
             ) from error
         # Those that were to leave for want of room may be in the queue already, or in no batch any more.
         rows = [row for row in involved if row.reason is None and row not in self.waiting]
-        self._batch = Batch(self._decoder)
+        self._batch = self._empty_batch()
         starved = _is_out_of_memory(error)
         if starved and torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -144,7 +161,8 @@ class Scheduler:
             )
             return
         if starved:
-            self._limits.tokens = min(self._limits.tokens, len(rows) * max(row.length for row in rows)) // 2
+            width = max(row.length for row in rows) + self._limits.state
+            self._limits.tokens = min(self._limits.tokens, len(rows) * width) // 2
             log.warning("out of memory: going on with at most %d tokens in a batch", self._limits.tokens)
         else:
             self._cap = max(1, len(rows) // 2)

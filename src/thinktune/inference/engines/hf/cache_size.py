@@ -1,0 +1,56 @@
+"""The memory that a cache takes, and the rows and columns that there is room for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from thinktune.inference.engines.hf.cache_layers import new_cache, row_layers, states_of
+from thinktune.inference.engines.hf.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """Bytes that each token of a row takes, and its state beside them."""
+
+    token: int
+    state: int = 0
+
+
+def size_by_config(config: Any, embedding: torch.Tensor) -> CacheSize:
+    """Compute the size of a cache of keys and values alone."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return CacheSize(2 * config.num_hidden_layers * heads * size * embedding.element_size())
+
+
+def measured_size(decoder: Decoder) -> CacheSize:
+    """Read two tokens and one more, under the caller's `inference_mode`; return the size of the cache that holds them.
+
+    Raises anything that a model may raise whose cache is of another kind.
+    """
+    cache = new_cache(decoder.layout or ())
+    columns = torch.arange(3, device=decoder.device)[None]
+    seen = torch.ones_like(columns, dtype=torch.bool)
+    decoder.forward(columns[:, :2], seen[:, :2], columns[:, :2], cache)
+    tensors = [tensor for layer in row_layers(cache) for tensor in (layer.keys, layer.values)]
+    size = CacheSize(sum(each.nbytes for each in tensors) // 2, sum(each.nbytes for each in states_of(cache)))
+    for layer in row_layers(cache):  # room for the third
+        layer.keys, layer.values = (torch.cat([each, each[:, :, :1]], 2) for each in (layer.keys, layer.values))
+    decoder.forward(columns[:, 2:], seen, columns[:, 2:], cache)
+    return size
+
+
+def tokens_that_fit(size: CacheSize, device: torch.device) -> int:
+    """Return the tokens of cache that fit in half of the free GPU memory; on CPU in a quarter of it, at most 1 GiB.
+
+    The rest is for activations, logits, and the copy of a layer's cache when the batch changes.
+    """
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] // 2
+    else:
+        free = min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4, 2**30)
+    return int(max(1024, free // size.token))
