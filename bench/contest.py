@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from workload import Workload
+from workload import TARGETS, Workload
 
 LEARNING_RATE, MAX_NORM = 1e-4, 1.0
 WARM_UP = 3  # steps that no speed is taken from
@@ -25,7 +26,9 @@ class Task:
     folder: str
     checkpointing: str = "auto"
     dropout: float = 0.0
-    optimizer: str = "adamw"  # of `verb`; the others step with torch's
+    optimizer: str = "adamw"  # of ours; the peers step with torch's
+    targets: Sequence[str] = TARGETS
+    fused: bool = True
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Result:
     first_step: float = 0.0
     allocated: float = 0.0
     reserved: float = 0.0
+    loading: float = 0.0  # the peak before training, where it was seen
     rate: float = 0.0
     predicted: float | None = None
     predicted_rate: float | None = None
@@ -80,9 +84,8 @@ def begin_training(limit: float | None) -> None:
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        if limit is not None:
-            total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, limit * 2**30 / total))
+        share = 1.0 if limit is None else limit * 2**30 / torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share))
 
 
 def synchronize() -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
+import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,11 @@ from statistics import median
 from typing import Any
 
 from contest import LEARNING_RATE, MAX_NORM, WARM_UP, Missing, Result, Task, begin_training, synchronize
+from parts import watch_training
 from peers import PEERS, peer
-from workload import TARGETS, Workload, as_tokens, model_folder, write_rows
+from workload import Workload, as_tokens, model_folder, write_rows
+
+ARTICLE = Path(__file__).parents[1] / "configs" / "article.yaml"
 
 
 def config_for(task: Task, quantize: str, **changes: Any) -> Any:
@@ -32,7 +35,7 @@ def config_for(task: Task, quantize: str, **changes: Any) -> Any:
     values: dict[str, Any] = {
         "model": str(model_folder(task.shape, Path(task.folder))),
         "quantize": quantize,
-        "lora": {"r": task.rank, "alpha": 2 * task.rank, "dropout": task.dropout, "targets": list(TARGETS)},
+        "lora": {"r": task.rank, "alpha": 2 * task.rank, "dropout": task.dropout, "targets": list(task.targets)},
         "data": {"max_length": work.length or 16384},
         "train": {
             "packing": not work.length,
@@ -47,6 +50,7 @@ def config_for(task: Task, quantize: str, **changes: Any) -> Any:
             "max_steps": work.steps,
             "memory": task.limit,
             "gradient_checkpointing": checkpointing,
+            "fused": task.fused,
             "save_every": 10**6,
         },
         "ask": {"questions": []},
@@ -56,11 +60,10 @@ def config_for(task: Task, quantize: str, **changes: Any) -> Any:
     return parse_config(values)
 
 
-def ours(task: Task, quantize: str, *, fused: bool = True) -> Result:
+def ours(task: Task, quantize: str) -> Result:
     from thinktune.models import load_model
 
     config = config_for(task, quantize)
-    config = config.model_copy(update={"train": config.train.model_copy(update={"fused": fused})})
     return train_loaded(load_model(config.model, load=config.load, quantize=config.quantize), config, task)
 
 
@@ -92,7 +95,7 @@ def train_loaded(loaded: Any, config: Any, task: Task) -> Result:
         stack.enter_context(set_up(model, loaded, plan))
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+        optimizer = make_optimizer(trained, config.train.optimizer)
         collate, end = PackedCollator(examples), 0
         for documents in steps:
             begin, end = end, end + len(documents)
@@ -122,46 +125,69 @@ def train_loaded(loaded: Any, config: Any, task: Task) -> Result:
     return result.finish()
 
 
+def make_optimizer(trained: list[Any], name: str) -> Any:
+    if name == "adamw":
+        import torch
+
+        return torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+    from bitsandbytes import optim
+
+    kinds = {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}
+    return kinds[name](trained, lr=LEARNING_RATE, weight_decay=0.0)
+
+
 def verb(task: Task, quantize: str) -> Result:
-    """`thinktune train` on rows of its own with the same lengths; the first step is seen in metrics.jsonl."""
+    """`thinktune train` on rows of its own with the same lengths."""
     import yaml
 
+    config = config_for(task, quantize)
+    return train_by_command(task, yaml.safe_dump(json.loads(config.model_dump_json())), f"thinktune train, {quantize}")
+
+
+def shipped(task: Task) -> Result:
+    """`configs/article.yaml` as it is shipped, on rows of its own; batches are `accumulation` rows of the task."""
+    work = task.workload
+    overrides = [
+        f"model={model_folder(task.shape, Path(task.folder))}",
+        *("data.sample=null", "ask.questions=[]", "train.save_every=1000000"),
+        *(f"train.batch_size={work.rows}", f"train.accumulation={work.accumulation}", f"train.max_steps={work.steps}"),
+        *([f"train.memory={task.limit:g}"] if task.limit else []),
+    ]
+    return train_by_command(task, ARTICLE.read_text(encoding="utf-8"), "configs/article.yaml", overrides)
+
+
+def train_by_command(task: Task, config: str, name: str, overrides: Sequence[str] = ()) -> Result:
+    """Call `thinktune train` with a config on rows of the task's lengths, into a folder that is removed again."""
     from thinktune.cli import app
 
-    work = task.workload
-    folder = Path(task.folder) / f"verb-{os.getpid()}"
-    lengths = [len(ids) for step in work.documents(300) for ids in step]
-    write_rows(folder / "rows.jsonl", lengths)
-    data = {"source": str(folder / "rows.jsonl"), "max_length": max(lengths)}
-    config = config_for(task, quantize, data=data, output=str(folder / "run"))
-    file = folder / "verb.yaml"
-    file.write_text(yaml.safe_dump(json.loads(config.model_dump_json())), encoding="utf-8")
-    metrics = folder / "run" / "metrics.jsonl"
-    seen: list[float] = []
-    threading.Thread(target=_watch, args=(metrics, seen), daemon=True).start()
-    app(["train", str(file), "--overwrite"], standalone_mode=False)
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    record = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))
-    result = Result(f"thinktune train, {quantize}: {record['setup']}", predicted=record["predicted_memory_gib"])
+    parts = watch_training(task.started)
+    with tempfile.TemporaryDirectory(prefix="verb-", dir=task.folder) as place:
+        folder = Path(place)
+        lengths = [len(ids) for step in task.workload.documents(300) for ids in step]
+        write_rows(folder / "rows.jsonl", lengths)
+        (folder / "verb.yaml").write_text(config, encoding="utf-8")
+        own = [f"data.source={folder}/rows.jsonl", f"data.max_length={max(lengths)}", f"output={folder}/run"]
+        app(["train", str(folder / "verb.yaml"), *own, *overrides], standalone_mode=False)
+        metrics = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+        record, plan = (json.loads((folder / "run" / file).read_text()) for file in ("run.json", "plan.json"))
+    lines = [json.loads(line) for line in metrics.splitlines()]
+    result = Result(f"{name}: {record['setup']}; seconds: {parts.describe()}", parts=plan["plan"]["parts"])
+    result.predicted, result.predicted_rate = result.parts["peak"] / 2**30, plan["plan"]["tokens_per_second"]
     result.losses, result.norms = ([line[name] for line in lines] for name in ("loss", "grad_norm"))
     rates = [line["tokens_per_second"] for line in lines]
     result.rate = median(rates[WARM_UP:] or rates[-1:])
-    result.first_step = seen[0] - task.started if seen else 0.0
+    result.first_step, result.loading = parts.all, parts.loading_peak / 2**30
     return result.finish()
 
 
-def _watch(file: Path, seen: list[float]) -> None:
-    while not file.exists() or not file.read_text(encoding="utf-8").strip():
-        time.sleep(0.05)
-    seen.append(time.time())
-
-
 def ceiling(task: Task) -> dict[str, float]:
-    """TFLOP/s of matrix products of the model's own shapes, on as many tokens as a step has."""
+    """TFLOP/s of matrix products of the model's own shapes, on as many tokens as a step has. Makes the model's folder,
+    if it is not there: both are wanted before anybody competes, and a process takes its time to start."""
     import torch
 
     from workload import SHAPES
 
+    model_folder(task.shape, Path(task.folder))
     shape = SHAPES[task.shape]
     hidden, wide = shape["hidden_size"], shape["intermediate_size"]
     on_gpu = torch.cuda.is_available()
@@ -205,7 +231,8 @@ _BASES = ("none", "fp8", "int8", "nf4")
 
 def contestants() -> dict[str, Callable[[Task], Result]]:
     """Everyone by name: `ours`, `ours-fp8`, …, `verb`, …, and the peers, each also with `-ckpt`."""
-    found: dict[str, Callable[[Task], Result]] = {"unfused": lambda task: ours(task, "none", fused=False)}
+    found: dict[str, Callable[[Task], Result]] = {"unfused": lambda task: ours(replace(task, fused=False), "none")}
+    found["shipped"] = shipped
     for base in _BASES:
         end = "" if base == "none" else f"-{base}"
         found[f"ours{end}"] = lambda task, base=base: ours(task, base)
@@ -220,26 +247,32 @@ def contestants() -> dict[str, Callable[[Task], Result]]:
 
 def compete(values: dict[str, Any], log: str, answers: Any) -> None:
     """Run in a process of its own: send what came of it; what libraries print goes into the log."""
-    with open(log, "wb") as file:
+    log_into(Path(log))
+    task = Task(**{**values, "workload": Workload(**values["workload"])})
+    try:
+        answer: dict[str, Any] = ceiling(task) if task.name == "ceiling" else vars(contestants()[task.name](task))
+    except Exception as error:  # noqa: BLE001 - whatever a contestant dies of is its line of the table
+        answer = why(error)
+    answers.send(answer)
+    answers.close()
+    os._exit(0)  # threads of libraries may take their time
+
+
+def log_into(log: Path) -> None:
+    """Send what this process prints into a file, from now on."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    task = Task(**{**values, "workload": Workload(**values["workload"])})
-    try:
-        if task.name == "ceiling":
-            answer: dict[str, Any] = ceiling(task)
-        elif task.name == "folder":
-            answer = {"folder": str(model_folder(task.shape, Path(task.folder)))}
-        else:
-            answer = vars(contestants()[task.name](task))
-    except (Missing, ModuleNotFoundError) as error:
-        answer = {"missing": str(error)}
-    except Exception as error:  # noqa: BLE001 - whatever a contestant dies of is its line of the table
-        traceback.print_exc()
-        lines = str(error).strip().splitlines() or [""]
-        causes = [line for line in lines[1:] if re.match(r"[\w.]*(Error|Exception)\b", line)]  # of a process of its own
-        answer = {"error": f"{type(error).__name__}: {(causes[-1] if causes else lines[0])[:160]}"}
-    answers.send(answer)
-    answers.close()
-    os._exit(0)  # threads of libraries may take their time
+
+
+def why(error: Exception) -> dict[str, Any]:
+    """Return what a contestant died of, in a line, or what it misses; all of it goes into the log."""
+    if isinstance(error, Missing | ModuleNotFoundError):
+        return {"missing": str(error)}
+    traceback.print_exception(error)
+    lines = str(error).strip().splitlines() or [""]
+    causes = [line for line in lines[1:] if re.match(r"[\w.]*(Error|Exception)\b", line)]  # of a process of its own
+    return {"error": f"{type(error).__name__}: {(causes[-1] if causes else lines[0])[:160]}"}

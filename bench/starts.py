@@ -23,7 +23,8 @@ from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from statistics import median
 from tempfile import TemporaryDirectory, gettempdir
-from typing import Any
+
+from parts import Parts, watch_training
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 _LONG = 0.5  # seconds
@@ -149,58 +150,12 @@ def print_seconds(name: str, seconds: list[float]) -> None:
 def train_one_step(config: str, overrides: list[str]) -> None:
     """Run `thinktune train` to the end of its first optimizer step, and print the seconds of its parts as JSON."""
     from thinktune.cli import app
-    from thinktune.training import imports
 
-    parts: dict[str, float] = {}
-    last = began = float(os.environ[BEGAN])
-
-    def mark(part: str) -> None:
-        nonlocal last
-        now = time.time()
-        parts[part] = now - last
-        last = now
-
-    def marking(module: Any, name: str, part: str) -> None:
-        """Mark a part as ended whenever a function of a module returns."""
-        function = getattr(module, name)
-
-        def marked(*args: Any, **kwargs: Any) -> Any:
-            value = function(*args, **kwargs)
-            mark(part)
-            return value
-
-        setattr(module, name, marked)
-
-    import_train = imports.import_train
-
-    def import_and_mark(loaded: Any) -> Any:
-        mark("Python, command line, config")
-        train = import_train(loaded)
-        mark("imports")
-        from transformers.trainer_callback import CallbackHandler
-
-        from thinktune.training import base_model_cache
-        from thinktune.training import train as training
-
-        marking(base_model_cache, "load_model", "model")
-        marking(base_model_cache, "prepare", "data")
-        marking(training, "adapter_to_train", "checks of the data")
-        marking(training, "resolve_plan", "adapter, plan")
-        marking(training, "examine_as_set_up", "checks of the model")
-        marking(CallbackHandler, "on_step_begin", "trainer")
-        CallbackHandler.on_step_end = end
-        return train
-
-    def end(*_: Any, **__: Any) -> None:
-        import torch
-
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        mark("first step")
-        print(json.dumps({**parts, "all": last - began}), flush=True)
+    def end(parts: Parts) -> None:
+        print(json.dumps({**parts.seconds, "all": parts.all}), flush=True)
         os._exit(0)
 
-    imports.import_train = import_and_mark
+    watch_training(float(os.environ[BEGAN]), end)
     with TemporaryDirectory() as folder:
         quick = ["train.max_steps=1", "ask.questions=[]", f"output={folder}/run"]
         app(["train", config, *overrides, *quick])

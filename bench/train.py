@@ -10,7 +10,8 @@ adapter, with the same optimizer; losses and gradient norms of every step are pr
 equal losses. Tokens/s is the median step after three to warm up. TFLOP/s counts 4 floating-point operations a weight
 (head included) and token, forward and input gradient, plus causal attention; recomputation is not counted. Its share is
 of matrix products of the same shapes, measured in the same run. `--limit` is enforced on the allocator. The seconds to
-the first step count from the start of the process; only `verb` and Unsloth have the libraries' imports in them.
+the first step count from the start of the process; only `verb`, `shipped` (configs/article.yaml as it is) and Unsloth
+have the libraries' imports in them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +52,8 @@ CELLS = {
     "10gib": Cell(8, 1500, "ours,verb,trl-ckpt,trl-liger-ckpt,hf-liger-ckpt,unsloth-ckpt", limit=10),
     "7gib": Cell(8, 1500, "ours-fp8,verb-fp8,ours-int8,ours-nf4,unsloth-nf4-ckpt", limit=7),
     "4bit": Cell(8, 1500, "ours-nf4,verb-nf4,trl-nf4-ckpt,unsloth-nf4-ckpt", limit=4),
+    "shipped": Cell(1, 1500, "shipped", accumulation=4),
+    "shipped16": Cell(1, 1500, "shipped", accumulation=4, limit=16),
     "article": Cell(1, 1500, "ours,ours-fp8,verb,article,trl,unsloth", accumulation=4),
     "long16k": Cell(1, 16384, "ours,ours-fp8,verb,unsloth-ckpt", limit=16),
     "packed": Cell(6, 0, "ours,ours-fp8,verb,trl-ckpt,unsloth-ckpt"),
@@ -71,7 +75,7 @@ def main() -> None:
     cli.add_argument("--checkpointing", default="auto", choices=("auto", "true", "false"), help="of ours")
     cli.add_argument("--rank", type=int, default=8)
     cli.add_argument("--dropout", type=float, default=0.0, help="of ours")
-    cli.add_argument("--optimizer", default="adamw", help="of verb")
+    cli.add_argument("--optimizer", default="adamw", help="of ours")
     cli.add_argument("--steps", type=int, default=8)
     cli.add_argument("--timeout", type=float, default=180, help="seconds a contestant gets")
     cli.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "thinktune-bench")
@@ -94,7 +98,6 @@ def main() -> None:
         {**shared, "workload": asdict(workload), "limit": cell.limit}
         for cell, workload in zip(cells, workloads, strict=True)
     ]
-    ask("folder", tasks[0], args.timeout)
     ceilings = everything["ceiling"] = ask("ceiling", tasks[0], args.timeout)
     known = [f"{name} {rate:,.1f} TFLOP/s" for name, rate in ceilings.items() if name != "error"]
     print(f"matrix products: {', '.join(known) or ceilings['error']}", flush=True)
@@ -145,29 +148,40 @@ _LIBRARIES = ("torch._dynamo", "datasets", "transformers.models.qwen2.modeling_q
 """Not PEFT, nor what imports it: it imports bitsandbytes, which asks CUDA, and CUDA does not survive a fork."""
 
 
-def ask(name: str, task: dict[str, Any], timeout: float) -> dict[str, Any]:
-    """Run one contestant in a process of its own and return what it sends.
+def begin(function: Callable[..., None], *arguments: Any, fresh: bool = False) -> tuple[Any, Any]:
+    """Begin a function in a process of its own, with the end of a pipe as its last argument; return process and other end.
 
     It is forked from one that has most libraries imported, which would take longer than the training itself. Some
-    start afresh: Unsloth, which wants to be imported first; a command, which has to import for itself; whatever runs
-    on a CPU, where memory shared with the parent would not be counted; and all where transformers finds torchao, whose
-    import asks CUDA.
+    start afresh: whatever runs on a CPU, where memory shared with the parent would not be counted; and all where
+    transformers finds torchao, whose import asks CUDA.
     """
     import torch
 
-    alone = name.startswith(("verb", "unsloth"))
-    fresh = alone or not torch.cuda.is_available() or find_spec("torchao") is not None
+    fresh = fresh or not torch.cuda.is_available() or find_spec("torchao") is not None
     context = multiprocessing.get_context("spawn" if fresh else "forkserver")
     if not fresh:
         # Asked through the driver's library, CUDA would be set up in the parent, and lost to its forks.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
         context.set_forkserver_preload(list(_LIBRARIES))
-    Path(task["folder"]).mkdir(parents=True, exist_ok=True)
-    log = Path(task["folder"]) / f"{name}.log"
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=compete, args=({**task, "name": name, "started": time.time()}, str(log), sender))
+    process = context.Process(target=function, args=(*arguments, sender))
     process.start()
     sender.close()
+    return process, receiver
+
+
+def ask(name: str, task: dict[str, Any], timeout: float, *, fresh: bool | None = None) -> dict[str, Any]:
+    """Run one contestant in a process of its own and return what it sends.
+
+    Args:
+        fresh: with nothing imported before. None: only Unsloth, which wants to be imported first, and commands, which
+            have to import for themselves.
+    """
+    if fresh is None:
+        fresh = name.startswith(("verb", "shipped", "unsloth"))
+    Path(task["folder"]).mkdir(parents=True, exist_ok=True)
+    log = Path(task["folder"]) / f"{name}.log"
+    process, receiver = begin(compete, {**task, "name": name, "started": time.time()}, str(log), fresh=fresh)
     try:
         if not receiver.poll(timeout):
             return {"error": f"took more than {timeout:.0f} s"}

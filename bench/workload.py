@@ -1,16 +1,20 @@
 """What the benchmarks train: models of known shapes with random weights, a tokenizer, and rows of known lengths.
 
 Speed and memory do not depend on what the weights are; random ones keep the device as busy as real ones do. Folders
-are made once, on the device, and found again by later runs.
+are made once, on the device, and found again by later runs. Those of large models have no weights on the disk: they are
+drawn as they are read.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import struct
 import tempfile
+import zlib
 from array import array
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +24,26 @@ from thinktune.files import replacing, write_text
 
 QWEN = {"max_position_embeddings": 32768, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2}
 SHAPES: dict[str, dict[str, Any]] = {
+    "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9},
     "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
     "3b": {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16},
     "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
+    "14b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48, "num_attention_heads": 40},
+    "32b": {"hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64, "num_attention_heads": 40},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "tiny-drawn": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
-"""Qwen2.5's, and one for a CPU. All with two key heads but the 7B, whose embeddings are not tied either."""
+"""Qwen2.5's; SmolLM2-135M's sizes; two for a CPU."""
+DRAWN = ("14b", "32b", "tiny-drawn")
+"""Shapes whose weights are drawn as they are read."""
 for _shape in SHAPES.values():
     _shape |= {**QWEN, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}
+SHAPES["135m"] |= {"num_key_value_heads": 3, "vocab_size": 49152}
 SHAPES["7b"] |= {"num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False}
+for _name in ("14b", "32b"):
+    SHAPES[_name] |= {"num_key_value_heads": 8, "vocab_size": 152064, "tie_word_embeddings": False}
 SHAPES["tiny"] |= {"num_key_value_heads": 1, "vocab_size": 512}
+SHAPES["tiny-drawn"] |= {"vocab_size": 512, "tie_word_embeddings": False}
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _TEMPLATE = (
@@ -39,14 +53,28 @@ _TEMPLATE = (
 
 
 def model_folder(shape: str, root: Path | None = None) -> Path:
-    """A folder with a Qwen2 model of this shape, its weights random in bfloat16, and a tokenizer."""
+    """A folder with a Qwen2 model of this shape, its weights random in bfloat16, and a tokenizer.
+
+    Of large shapes it holds names and sizes of the weights; this process draws them when it reads them.
+    """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    if shape in DRAWN:
+        draw_weights_when_read()
     folder = (root or Path(tempfile.gettempdir()) / "thinktune-bench") / shape
     if (folder / "config.json").exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if shape in DRAWN:
+        with torch.device("meta"):
+            model = Qwen2ForCausalLM(Qwen2Config(**SHAPES[shape], pad_token_id=0, dtype="bfloat16"))
+        with replacing(folder) as temporary:
+            model.config.architectures = [type(model).__name__]
+            model.config.save_pretrained(temporary)
+            byte_tokenizer().save_pretrained(temporary)
+            write_hollow_weights(temporary / "model.safetensors", model)
+        return folder
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -57,6 +85,76 @@ def model_folder(shape: str, root: Path | None = None) -> Path:
         model.save_pretrained(temporary)
         byte_tokenizer().save_pretrained(temporary)
     return folder
+
+
+def write_hollow_weights(file: Path, model: Any) -> None:
+    """Write a safetensors file of a model's names and shapes, in bfloat16, whose data is a hole without blocks."""
+    header, end = {}, 0
+    for name, parameter in model.named_parameters():
+        start, end = end, end + 2 * parameter.numel()
+        header[name] = {"dtype": "BF16", "shape": list(parameter.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        stream.truncate(8 + len(text) + end)
+
+
+def draw_weights_when_read() -> None:
+    """Let transformers draw weights in the place of reading them, for the rest of this process.
+
+    All else of loading is as it is: names, shapes and sizes come from the file, and each weight is placed and quantised
+    when its turn comes. Only the disk, and the way from it to the device, are not there.
+    """
+    from transformers import modeling_utils
+
+    modeling_utils.safe_open = _DrawnFile
+
+
+class _DrawnFile:
+    """As much of safetensors' `safe_open` as transformers uses."""
+
+    def __init__(self, file: str, **_: Any) -> None:
+        from thinktune.models.folder import read_safetensors_header
+
+        self._shapes = {name: entry["shape"] for name, entry in read_safetensors_header(Path(file)).items()}
+
+    def __enter__(self) -> _DrawnFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close nothing."""
+
+    def keys(self) -> list[str]:
+        return list(self._shapes)
+
+    def get_slice(self, name: str) -> _DrawnWeight:
+        return _DrawnWeight(name, self._shapes[name])
+
+
+@dataclass(frozen=True)
+class _DrawnWeight:
+    """A weight as it is before training: a norm's is 1, a bias 0, all else is drawn around 0."""
+
+    name: str
+    shape: list[int]
+
+    def get_shape(self) -> list[int]:
+        return self.shape
+
+    def get_dtype(self) -> str:
+        return "BF16"
+
+    def __getitem__(self, _: Any) -> Any:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if len(self.shape) == 1:
+            fill = 1.0 if self.name.endswith("norm.weight") else 0.0
+            return torch.full(self.shape, fill, dtype=torch.bfloat16, device=device)
+        generator = torch.Generator(device).manual_seed(zlib.crc32(self.name.encode()))
+        weight = torch.empty(prod(self.shape), dtype=torch.bfloat16, device=device)
+        return weight.normal_(0, 0.02, generator=generator).view(self.shape)
 
 
 def byte_tokenizer() -> Any:

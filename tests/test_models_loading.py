@@ -19,7 +19,7 @@ from thinktune.errors import ModelError, RunFolderError, ThinktuneError
 from thinktune.models import load_model, load_tokenizer, resolve, write_settings
 from thinktune.models.adapters import require_fit
 from thinktune.models.folder import adapter_sha256, read_safetensors_header
-from thinktune.models.fp8_linear import Fp8Linear
+from thinktune.models.fp8_linear import Fp8Linear, quantise_to_fp8
 from thinktune.models.tokenizer import set_pad_token
 
 FLOAT32 = Load(dtype="float32", device="cpu")
@@ -346,6 +346,30 @@ def test_fp8_holds_every_linear_layer_but_the_head_in_one_byte_a_weight(tiny_mod
     error = (projection.dense_weight(torch.float32) - original).abs()
     assert (error <= original.abs() / 16 + original.abs().amax(1, keepdim=True) / 2**16).all()  # e4m3's half steps
     assert torch.cosine_similarity(logits(small).flatten(), logits(plain).flatten(), dim=0) > 0.99
+
+
+def test_fp8_weights_are_made_one_by_one_as_they_are_read(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thinktune.models.fp8_linear.quantise_to_fp8", lambda model: None)  # of the whole model at once
+    read = load_model(tiny_model, load=FLOAT32, quantize="fp8").model
+    monkeypatch.undo()
+    at_once = load_model(tiny_model, load=FLOAT32).model
+    quantise_to_fp8(at_once)
+    assert [type(module) for module in read.modules()] == [type(module) for module in at_once.modules()]
+    expected = at_once.state_dict()
+    assert read.state_dict().keys() == expected.keys()
+    for name, tensor in read.state_dict().items():
+        assert tensor.dtype == expected[name].dtype, name
+        assert torch.equal(tensor, expected[name]), name
+    assert read.config.to_dict() == at_once.config.to_dict()
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"])
+def test_fp8_refuses_weights_of_another_shape_than_the_config_has(model_copy: Path, name: str) -> None:
+    file = model_copy / "model.safetensors"
+    weights = load_file(file)
+    save_file({**weights, name: weights[name][:-8].clone()}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(model_copy, load=FLOAT32, quantize="fp8")
 
 
 @pytest.mark.parametrize("quantize", ["int8", "nf4"])

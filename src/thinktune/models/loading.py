@@ -158,7 +158,7 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
             hint="its config.json and its weights do not belong together, or the folder is half downloaded",
         )
     if quantize == "fp8":
-        quantise_to_fp8(model)
+        quantise_to_fp8(model)  # what was not as it was read: GGUF, and weights that are made of others
     for module in model.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward pass without gradients, and
         # products with those have no derivative: training after an evaluation would silently learn nothing.
@@ -196,7 +196,9 @@ def _placement(resolved: Resolved, load: Load, device: torch.device, quantize: Q
     if "quantization_config" in read_json(resolved.folder / "config.json"):
         raise UsageError(f"{resolved.reference} is quantised already", hint="set quantize: none")
     if quantize == "fp8":
-        return {"device_map": {"": str(device)}}
+        from thinktune.models.fp8_loading import Fp8Config
+
+        return {"quantization_config": Fp8Config(), "device_map": {"": str(device)}}
     if device.type == "cpu":
         return {"quantization_config": _bitsandbytes(quantize), "device_map": {"": "cpu"}}
     # One process, one GPU (several are for torchrun); a model too large for its share is refused, not offloaded.

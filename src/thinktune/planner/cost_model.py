@@ -260,14 +260,21 @@ class CostModel:
         forwards = 1 + (level == "full")
         attention *= forwards / ATTENTION_SHARE["forward"] + 2.5 / ATTENTION_SHARE["backward"]
         moved = self._bytes_moved(tokens, repeated) + self._bytes_unpacked(weights, 2 + repeated)
-        launching = KERNELS[self.fused] * LAUNCH_SECONDS[self.fused] * (1 + repeated / 2) * math.sqrt(chunks)
         computing = products + attention + moved / (BANDWIDTH_SHARE * hardware.bandwidth)
         if self.fused:
             low_rank = 6 * tokens * self.adapter_parameters / s.layers
             computing += low_rank / ((IN_KERNEL_SHARE if self.in_kernels else PRODUCT_SHARE) * hardware.bf16)
         if self.in_kernels and self.dropout:
             computing += tokens * self._adapted_inputs * DROPOUT_FLOPS / hardware.bf16
-        return max(computing, launching)
+        return max(computing, self._host_seconds(repeated, chunks))
+
+    def _host_seconds(self, repeated: float, chunks: int) -> float:
+        """Estimate the seconds that the host takes to start a layer's kernels: a small step takes no less.
+
+        Args:
+            repeated: share of a layer's products that is computed again.
+        """
+        return KERNELS[self.fused] * LAUNCH_SECONDS[self.fused] * (1 + repeated / 2) * math.sqrt(chunks)
 
     def _bytes_moved(self, tokens: float, repeated: float) -> float:
         """Count the bytes moved by everything in a layer that is no large product."""
