@@ -37,9 +37,8 @@ def main() -> None:
     args = cli.parse_args()
     work = Workload(args.rows, 1, args.length, args.steps)
     print(f"{args.rows} x {args.length:,} tokens a step, rank {args.rank}, within {args.limit:g} GiB: {machine()}")
-    print(
-        f"{'':16}{'tokens/s':>10}{'predicted':>11}{'share':>7}{'peak GiB':>10}{'predicted':>11}{'loading':>9}{'first s':>9}"
-    )
+    columns = ("tokens/s", "predicted", "share", "peak GiB", "predicted", "loading", "first s")
+    print(" " * 16 + "".join(f"{column:>10}" for column in columns))
     ceilings: dict[str, dict[str, Any]] = {}
     for cell in args.only.split(","):
         shape, _, base = cell.partition(":")

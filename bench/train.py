@@ -149,7 +149,7 @@ _LIBRARIES = ("torch._dynamo", "datasets", "transformers.models.qwen2.modeling_q
 
 
 def begin(function: Callable[..., None], *arguments: Any, fresh: bool = False) -> tuple[Any, Any]:
-    """Begin a function in a process of its own, with the end of a pipe as its last argument; return process and other end.
+    """Begin a function in a process of its own, the end of a pipe its last argument; return process and other end.
 
     It is forked from one that has most libraries imported, which would take longer than the training itself. Some
     start afresh: whatever runs on a CPU, where memory shared with the parent would not be counted; and all where
