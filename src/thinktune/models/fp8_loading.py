@@ -15,7 +15,7 @@ _METHOD = "thinktune_fp8"
 
 
 @register_quantization_config(_METHOD)
-class Fp8Config(QuantizationConfigMixin):  # type: ignore[misc]
+class Fp8Config(QuantizationConfigMixin):
     """Asks `from_pretrained` for `Fp8Linear` in the place of every linear layer but the head."""
 
     def __init__(self) -> None:
@@ -23,12 +23,12 @@ class Fp8Config(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 @register_quantizer(_METHOD)
-class _Fp8Quantizer(HfQuantizer):  # type: ignore[misc]
+class _Fp8Quantizer(HfQuantizer):
     """Leaves nothing of itself in the model that it has loaded."""
 
     is_trainable = True
 
-    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         place, _, name = param_name.rpartition(".")
         module = model.get_submodule(place)
         return name == "weight" and type(module) is torch.nn.Linear and module is not model.get_output_embeddings()
@@ -53,7 +53,7 @@ class _Fp8Quantizer(HfQuantizer):  # type: ignore[misc]
         return False
 
 
-class _Quantise(ConversionOps):  # type: ignore[misc]
+class _Quantise(ConversionOps):
     def convert(self, input_dict: dict[str, Any], *_: Any, model: Any, **__: Any) -> dict[str, Any]:
         """Put an `Fp8Linear` in the place of each weight's layer, and return the weights that it holds."""
         return {name: _quantised(name, value, model) for name, value in input_dict.items()}
