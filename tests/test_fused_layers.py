@@ -69,7 +69,7 @@ def packed_batch() -> dict[str, Any]:
     tokens = sum(LENGTHS)
     return {
         "token_keys": TOKEN_KEYS.to(DEVICE),
-        "dropout_seed": SEED,
+        "dropout_seed": torch.tensor([SEED], dtype=torch.int32, device=DEVICE),
         "input_ids": torch.randint(0, 160, (1, tokens), generator=torch.Generator().manual_seed(0)).to(DEVICE),
         "position_ids": torch.cat([torch.arange(length) for length in LENGTHS])[None].to(DEVICE),
         "cu_seq_lens_q": torch.tensor([0, *LENGTHS]).cumsum(0).to(DEVICE, torch.int32),
@@ -193,7 +193,10 @@ def test_a_backward_pass_draws_what_its_own_forward_pass_drew() -> None:
 
     def sums(*seeds: int) -> list[torch.Tensor]:
         with packed_documents(fused.get_base_model()):
-            return [fused(**{**packed_batch(), "dropout_seed": seed}).logits.square().sum() for seed in seeds]
+            return [
+                fused(**{**packed_batch(), "dropout_seed": torch.tensor([seed])}).logits.square().sum()
+                for seed in seeds
+            ]
 
     def gradient(total: torch.Tensor) -> torch.Tensor:
         trained = [parameter for parameter in fused.parameters() if parameter.requires_grad]

@@ -20,6 +20,7 @@ from thinktune.data import prepare
 from thinktune.inference.engines import EngineSettings, Request, open_engine
 from thinktune.inference.engines.hf.sampler import Sampler, row_noise
 from thinktune.models import load_model
+from thinktune.planner.cost_model import CostModel
 from thinktune.planner.pack_lengths import measure_packs
 from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.training.adapter import adapter_to_train
@@ -105,6 +106,22 @@ def test_checkpoints_in_main_memory_change_no_gradient(model: Path, tmp_path: Pa
         offloaded = torch.cat([*gradients(tuned, RecomputePolicy(("full",), offload=True))])
     assert kept.norm() > 0
     assert (offloaded - kept).norm() < 1e-3 * kept.norm()
+
+
+@pytest.mark.parametrize(("quantize", "dropout"), [("none", 0.0), ("none", 0.1), ("fp8", 0.0), ("nf4", 0.0)])
+def test_a_training_of_small_steps_is_run_from_graphs_to_the_same_losses(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: str, dropout: float
+) -> None:
+    def train(run: Path) -> tuple[bool, list[float]]:
+        settings = {"lora": {"r": 4, "alpha": 8, "dropout": dropout}, "train": {"packing": False, "batch_size": 3}}
+        quietly(make_config(model, run, load=BFLOAT16, quantize=quantize, **settings))
+        return json.loads((run / "plan.json").read_text())["plan"]["graphed"], losses_of(run)
+
+    graphed, from_graphs = train(tmp_path / "graphs")
+    monkeypatch.setattr(CostModel, "graphed", lambda *_: False)
+    plain, one_by_one = train(tmp_path / "kernels")
+    assert (graphed, plain) == (True, False)
+    assert from_graphs == pytest.approx(one_by_one, rel=0.01)
 
 
 def test_a_training_for_which_memory_is_short_goes_on_with_less(model: Path, tmp_path: Path) -> None:

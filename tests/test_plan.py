@@ -119,10 +119,21 @@ def test_recomputing_more_takes_less_memory_and_more_time(shape: ModelShape) -> 
     assert peaks[-1] > chunked > offloaded
 
 
-def test_small_steps_take_as_long_as_their_kernels_take_to_start(shape: ModelShape) -> None:
+def test_small_steps_are_run_from_graphs_where_there_is_room_and_large_ones_are_not(shape: ModelShape) -> None:
+    policy = RecomputePolicy(("none",) * 36)
+    small, large = (Batch(tokens, tokens, tokens * 500) for tokens in (500, 12_000))
+    assert cost_on(shape).graphed(small, policy)
+    assert not cost_on(shape).graphed(large, policy)
+    needed = cost_on(shape).memory(small, policy)["peak"] / GIB
+    assert not replace(cost_on(shape), hardware=card(1.05 * needed)).graphed(small, policy)
+    assert not cost_on(shape).graphed(small, RecomputePolicy(("full",) * 36, offload=True))
+
+
+def test_small_steps_without_graphs_take_as_long_as_their_kernels_take_to_start(shape: ModelShape) -> None:
+    cost = replace(cost_on(shape), may_fuse=False)
     small, double, large = (
-        cost_on(shape).seconds(Batch(tokens, tokens, tokens * 500), RecomputePolicy(("none",) * 36))
-        for tokens in (1000, 2000, 12_000)
+        cost.seconds(Batch(tokens, tokens, tokens * 500), RecomputePolicy(("none",) * 36))
+        for tokens in (300, 600, 30_000)
     )
     assert small == pytest.approx(double, rel=0.05)
     assert large > 2 * double
@@ -275,6 +286,7 @@ def test_lighter_plans_come_in_the_promised_order_and_keep_the_packs_of_a_step(s
     assert plain is not None
     assert plain.memory == RecomputePolicy(("full",) * 2)
     assert lighter(plain) == replace(plain, packs=1, accumulation=2)
+    assert lighter(replace(first, graphed=True)) == first
 
 
 def test_a_gpu_is_named_or_sized() -> None:

@@ -27,6 +27,9 @@ KERNELS = {True: 45, False: 310}  # that a decoder layer starts, forward and bac
 # tokens and for 2,000, and 325 ms by PEFT. On a CPU those are plain calls.
 LAUNCH_SECONDS = {True: 75e-6, False: 33e-6}
 CPU_LAUNCH_SECONDS = 12e-6
+# From CUDA graphs: of a kernel beside its work, to start and to end; and of the host for an optimizer step.
+GRAPHED_KERNEL_SECONDS, GRAPHED_STEP_SECONDS = 4e-6, 4e-3
+FILLED_UP = 1.05  # tokens of a batch that fills up a graph, of those it had
 HOST_BANDWIDTH = 20e9  # bytes/s between GPU and pinned main memory
 CPU_PRODUCT_SHARE = 0.7  # share of matrix products in the time of a CPU
 
@@ -100,6 +103,20 @@ class CostModel:
         heads = self.shape.q // self.shape.heads in FUSED_HEAD_DIMS
         known = self.shape.model_type in FUSED_MODELS and heads and self.rank <= FUSED_MAX_RANK
         return self.may_fuse and known and self.kind == "cuda" and self.width == 2
+
+    def graphed(self, batch: Batch, memory: RecomputePolicy) -> bool:
+        """Tell whether batches like this are run from CUDA graphs: where that is faster, since the host takes long to
+        start a layer's kernels, and there is room for activations of a graph beside those of passes without one."""
+        if not self.fused or memory.offload:
+            return False
+        parts = self.memory(batch, memory)
+        beside = parts["activations"] + max(parts["logits"], parts["workspace"])
+        if (parts["peak"] + beside) * (1 + FRAGMENTS) > self.hardware.memory:
+            return False
+        plain, graphed = (
+            self._layer_seconds(batch, memory.levels[-1], memory.mlp_chunks, graphed=each) for each in (False, True)
+        )
+        return graphed < plain
 
     @property
     def in_kernels(self) -> bool:
@@ -233,8 +250,10 @@ class CostModel:
             starting = self.shape.layers * KERNELS[False] * CPU_LAUNCH_SECONDS
             return (self.flops(batch) / self.hardware.bf16 / CPU_PRODUCT_SHARE + read + starting) * (1 + extra)
         levels = set(memory.levels)
-        by_level = {level: self._layer_seconds(batch, level, memory.mlp_chunks) for level in levels}
-        total = sum(by_level[level] for level in memory.levels)
+        graphed = self.graphed(batch, memory)
+        by_level = {level: self._layer_seconds(batch, level, memory.mlp_chunks, graphed=graphed) for level in levels}
+        total = GRAPHED_STEP_SECONDS if graphed else 0.0
+        total += sum(by_level[level] for level in memory.levels)
         head = 4 * self.shape.vocabulary * self.shape.hidden * batch.trained
         total += head / (PRODUCT_SHARE * self.hardware.bf16)
         if memory.offload:  # overlapped with the computing, which it slows down a little
@@ -247,15 +266,31 @@ class CostModel:
         moved = self.adapter_parameters * (3 * MASTER_BYTES + 2 * STATE_BYTES[self.optimizer])
         return 0.0 if self.kind == "cpu" else 2e-3 + moved / (BANDWIDTH_SHARE * self.hardware.bandwidth)
 
-    def _layer_seconds(self, batch: Batch, level: str, chunks: int) -> float:
+    def _layer_seconds(self, batch: Batch, level: str, chunks: int, *, graphed: bool) -> float:
+        computing = self._computing_seconds(batch, level, chunks)
+        if graphed:
+            return FILLED_UP * computing + self._launching_seconds(level, chunks, GRAPHED_KERNEL_SECONDS)
+        return max(computing, self._launching_seconds(level, chunks, LAUNCH_SECONDS[self.fused]))
+
+    def _launching_seconds(self, level: str, chunks: int, start: float) -> float:
+        return KERNELS[self.fused] * start * (1 + self._repeated(level) / 2) * math.sqrt(chunks)
+
+    def _again(self, level: str) -> float:
+        """Count the weights of a layer whose products are computed twice forward."""
+        gate_up = 2 * self.shape.hidden * self.shape.intermediate
+        weights = self.shape.linear_weights / self.shape.layers
+        return {"none": 0.0, "mlp": gate_up, "full": weights - gate_up / 2}[level]
+
+    def _repeated(self, level: str) -> float:
+        return self._again(level) * self.shape.layers / self.shape.linear_weights
+
+    def _computing_seconds(self, batch: Batch, level: str, chunks: int) -> float:
         s, tokens, hardware = self.shape, batch.tokens, self.hardware
         weights = s.linear_weights / s.layers
-        gate_up = 2 * s.hidden * s.intermediate
-        again = {"none": 0.0, "mlp": gate_up, "full": weights - gate_up / 2}[level]
+        again, repeated = self._again(level), self._repeated(level)
         rate = FP8_SHARE * hardware.fp8 if self.in_fp8 else PRODUCT_SHARE * hardware.bf16
         efficiency = (tokens / chunks) / (tokens / chunks + HALF_RATE_TOKENS)
         products = 2 * tokens * (2 * weights + again) / (rate * efficiency)
-        repeated = again / weights
         attention = 2 * s.q * batch.attended / hardware.bf16
         forwards = 1 + (level == "full")
         attention *= forwards / ATTENTION_SHARE["forward"] + 2.5 / ATTENTION_SHARE["backward"]
@@ -266,15 +301,7 @@ class CostModel:
             computing += low_rank / ((IN_KERNEL_SHARE if self.in_kernels else PRODUCT_SHARE) * hardware.bf16)
         if self.in_kernels and self.dropout:
             computing += tokens * self._adapted_inputs * DROPOUT_FLOPS / hardware.bf16
-        return max(computing, self._host_seconds(repeated, chunks))
-
-    def _host_seconds(self, repeated: float, chunks: int) -> float:
-        """Estimate the seconds that the host takes to start a layer's kernels: a small step takes no less.
-
-        Args:
-            repeated: share of a layer's products that is computed again.
-        """
-        return KERNELS[self.fused] * LAUNCH_SECONDS[self.fused] * (1 + repeated / 2) * math.sqrt(chunks)
+        return computing
 
     def _bytes_moved(self, tokens: float, repeated: float) -> float:
         """Count the bytes moved by everything in a layer that is no large product."""

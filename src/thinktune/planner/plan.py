@@ -43,6 +43,7 @@ class Plan:
     Attributes:
         packs, accumulation: packs a forward pass takes, and passes an optimizer step adds up.
         fused: whether fused/ runs the decoder layers.
+        graphed: whether forward and backward passes are run from CUDA graphs.
         parts: bytes by part; "peak" is their peak, "logits" and "workspace" are never there together.
         limit: bytes that may be used.
         longest: tokens of the longest batch, which the peak is for.
@@ -65,11 +66,13 @@ class Plan:
     steps: int | None
     hours: float | None
     data: str
+    graphed: bool = False
 
     def describe(self) -> str:
         """Say how the packs of an optimizer step go through the model."""
         spread = f"{self.packs} pack{'s' * (self.packs > 1)} at once"
-        return f"{spread} x {self.accumulation}, {describe_memory(self.memory)}"
+        graphs = ", from CUDA graphs" * self.graphed
+        return f"{spread} x {self.accumulation}, {describe_memory(self.memory)}{graphs}"
 
     def line(self) -> str:
         """Say the plan in a line."""
@@ -108,9 +111,11 @@ def describe_memory(memory: RecomputePolicy) -> str:
 def lighter(plan: Plan) -> Plan | None:
     """Return the next lighter plan for the same optimizer step; None: there is none.
 
-    It recomputes more, then cuts the MLP into more chunks, then keeps checkpoints in main memory, then takes fewer
-    packs at once. The prediction stays as it was.
+    It goes without CUDA graphs, then recomputes more, then cuts the MLP into more chunks, then keeps checkpoints in
+    main memory, then takes fewer packs at once. The prediction stays as it was.
     """
+    if plan.graphed:
+        return replace(plan, graphed=False)
     memory = plan.memory
     ladder: tuple[Level, ...] = ("mlp", "full") if plan.fused else ("full",)
     for level in ladder:
@@ -235,6 +240,7 @@ def _plan(config: Config, cost: CostModel, packs: PackLengths, memory: Recompute
         steps=steps,
         hours=steps * seconds / 3600 if steps is not None else None,
         data=packs.source,
+        graphed=cost.graphed(mean, memory),
     )
 
 

@@ -18,6 +18,7 @@ class ModelWithLoss(torch.nn.Module):
     Attributes:
         peft_model: the model itself, which is saved, asked and evaluated.
         trained: its parameters that are trained.
+        gradients: theirs as one tensor, after `join_gradients`.
     """
 
     def __init__(self, peft_model: PeftModel) -> None:
@@ -25,6 +26,7 @@ class ModelWithLoss(torch.nn.Module):
         self.peft_model = peft_model
         self.trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
         self._head = probe_head(peft_model.get_base_model())
+        self.gradients: torch.Tensor | None = None
 
     def forward(
         self,
@@ -62,7 +64,20 @@ class ModelWithLoss(torch.nn.Module):
             self.peft_model.train(mode)
         return self
 
+    def join_gradients(self) -> torch.Tensor:
+        """Let the gradients of the trained parameters be parts of one tensor, float32 [numbers trained]: one kernel
+        zeroes, adds or scales them all."""
+        self.gradients = torch.zeros(sum(map(torch.numel, self.trained)), device=self.trained[0].device)
+        self.zero_grad()
+        return self.gradients
+
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients of the trained parameters."""
-        for parameter in self.trained:
-            parameter.grad = None
+        """Drop the gradients of the trained parameters, or zero them where they are joined."""
+        if self.gradients is None:
+            for parameter in self.trained:
+                parameter.grad = None
+            return
+        self.gradients.zero_()
+        parts = self.gradients.split([parameter.numel() for parameter in self.trained])
+        for parameter, part in zip(self.trained, parts, strict=True):
+            parameter.grad = part.view_as(parameter)

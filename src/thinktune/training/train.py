@@ -299,6 +299,7 @@ def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan) -> Think
         ),
         processing_class=loaded.tokenizer,
         keep_checkpoints=config.train.keep_checkpoints,
+        graphed=plan.graphed,
     )
     trainer.remove_callback(PrinterCallback)  # ours prints a better line
     for callback in trainer.callback_handler.callbacks:

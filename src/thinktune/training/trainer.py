@@ -18,6 +18,7 @@ from thinktune.files import telling_full_disk
 from thinktune.models.folder import ADAPTER_WEIGHTS
 from thinktune.models.untouched import eval_mode
 from thinktune.training.checkpoints import mark_whole, read_marker, whole_checkpoints
+from thinktune.training.graphed_passes import GraphedPasses
 from thinktune.training.meter import Meter
 from thinktune.training.methods.base import Method
 from thinktune.training.model_with_loss import ModelWithLoss
@@ -31,8 +32,19 @@ class ThinkTrainer(Trainer):
     """
 
     def __init__(
-        self, model: ModelWithLoss, method: Method, args: TrainingArguments, *, keep_checkpoints: int, **kwargs: Any
+        self,
+        model: ModelWithLoss,
+        method: Method,
+        args: TrainingArguments,
+        *,
+        keep_checkpoints: int,
+        graphed: bool = False,
+        **kwargs: Any,
     ) -> None:
+        """
+        Args:
+            graphed: run forward and backward passes from CUDA graphs.
+        """
         super().__init__(
             model.peft_model,
             args,
@@ -48,6 +60,7 @@ class ThinkTrainer(Trainer):
         self.method = method
         self.model_accepts_loss_kwargs = True  # ours divides by num_items_in_batch; Trainer must not divide again
         self.meter = Meter()
+        self._graphs = GraphedPasses(model, self.args.device) if graphed else None
         self._keep_checkpoints = keep_checkpoints
         self._since = time.monotonic()
 
@@ -71,6 +84,11 @@ class ThinkTrainer(Trainer):
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         # Trainer hands over all parameters of the model, and walks over its modules for them.
+        gradients = self.model_with_loss.gradients
+        if gradients is not None:
+            total = torch.linalg.vector_norm(gradients)
+            gradients.mul_((self.args.max_grad_norm / (total + 1e-6)).clamp(max=1.0))  # as torch's own does
+            return total
         norm: torch.Tensor = self.accelerator.clip_grad_norm_(self.model_with_loss.trained, self.args.max_grad_norm)
         return norm
 
@@ -104,12 +122,29 @@ class ThinkTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """Return the batch's share of the step's mean loss."""
-        seed = dropout_seed(self.args.seed, self.state.global_step)
-        summed = model(**inputs, weights=self.method.weights(inputs), dropout_seed=seed)
+        summed = model(**self._weighted(inputs))
         self.meter.add(inputs["input_ids"].numel(), inputs["targets"].numel(), summed.detach())
         # DDP averages the gradients of its processes, while num_items_in_batch counts the tokens of all of them.
         loss: torch.Tensor = summed / num_items_in_batch * self.accelerator.num_processes
         return loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Add the gradients of a batch, and return its share of the step's mean loss."""
+        if self._graphs is not None:
+            model.train()
+            inputs = self._prepare_inputs(inputs)
+            divisor = num_items_in_batch / self.accelerator.num_processes
+            if (summed := self._graphs.backward(self._weighted(inputs), divisor)) is not None:
+                self.meter.add(inputs["input_ids"].numel(), inputs["targets"].numel(), summed)
+                return summed / divisor
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    def _weighted(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch with its tokens' weights, and the seed of the optimizer step's dropout."""
+        seed = dropout_seed(self.args.seed, self.state.global_step)
+        drawn = torch.tensor([seed], dtype=torch.int32, device=self.args.device)
+        return {**inputs, "weights": self.method.weights(inputs), "dropout_seed": drawn}
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return the mean loss a trained token over the held-out examples, in nats. (Trainer averages batches.)"""

@@ -49,7 +49,7 @@ class FusedLayers:
         self._groups = [group for layer in self.layers for group in layer.groups]
         everything = [group.adapter for group in self._groups]
         self._adapters = Adapters(everything, settings.scaling, norm.dtype, norm.device)
-        self._seed = torch.zeros(1, dtype=torch.int32, device=norm.device)
+        self._no_seed = torch.zeros(1, dtype=torch.int32, device=norm.device)
         self._store: HostStore | None = None
         self.memory = memory
 
@@ -88,11 +88,10 @@ class FusedLayers:
                 return original(module, hidden_states, *args, **inputs)
             if first:
                 self._refresh()
-                if dropout and module.training:
-                    # New memory: a backward pass still to come draws by the seed of its own forward pass.
-                    self._seed = torch.full_like(self._seed, inputs.get("dropout_seed", 0))
             cos, sin = inputs["position_embeddings"]
-            drawn = Dropout(self._seed, inputs["token_keys"], 0, dropout) if dropout and module.training else None
+            drawn = None
+            if dropout and module.training:
+                drawn = Dropout(inputs.get("dropout_seed", self._no_seed), inputs["token_keys"], 0, dropout)
             batch = Batch(cos[0].contiguous(), sin[0].contiguous(), documents, drawn)
             return LayerNode.apply(hidden_states, fused, batch, *fused.parameters)
 
