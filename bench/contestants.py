@@ -77,6 +77,7 @@ def train_loaded(loaded: Any, config: Any, task: Task) -> Result:
     from thinktune.planner.pack_lengths import measure_packs
     from thinktune.training.adapter import adapter_to_train
     from thinktune.training.collator import PackedCollator
+    from thinktune.training.graphed_passes import GraphedPasses
     from thinktune.training.model_with_loss import ModelWithLoss
     from thinktune.training.plan import resolve_plan
     from thinktune.training.prepare_model import set_up
@@ -96,6 +97,8 @@ def train_loaded(loaded: Any, config: Any, task: Task) -> Result:
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(trained, config.train.optimizer)
+        graphs = GraphedPasses(with_loss, loaded.device) if plan.graphed else None
+        plainly = {"weights": None, "dropout_seed": torch.zeros(1, dtype=torch.int32, device=loaded.device)}
         collate, end = PackedCollator(examples), 0
         for documents in steps:
             begin, end = end, end + len(documents)
@@ -107,12 +110,14 @@ def train_loaded(loaded: Any, config: Any, task: Task) -> Result:
             loss = torch.zeros((), device=loaded.device)
             for batch in batches:
                 inputs = {k: v.to(loaded.device) if torch.is_tensor(v) else v for k, v in batch.items()}
-                part = with_loss(**inputs) / total
-                part.backward()
-                loss += part.detach()
+                part = graphs.backward({**inputs, **plainly}, divisor=loss.new_tensor(total)) if graphs else None
+                if part is None:
+                    part = with_loss(**inputs)
+                    (part / total).backward()
+                loss += part.detach() / total
             norm = torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            with_loss.zero_grad()
             synchronize()
             result.times.append(time.perf_counter() - start)
             result.first_step = result.first_step or time.time() - task.started
