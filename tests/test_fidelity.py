@@ -36,7 +36,7 @@ def make_family(folder: Path, kind: str, **settings: Any) -> Path:
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0, **{**sizes, **settings}
     )
-    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:

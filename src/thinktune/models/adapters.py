@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinktune.config import Load
 from thinktune.errors import ModelError
+from thinktune.models.auto_class import auto_class
 from thinktune.models.device import LOADING
 from thinktune.models.folder import ADAPTER_CONFIG, check_adapter_folder, read_json
 
@@ -63,13 +64,13 @@ def require_fit(resolved: Resolved, adapter: Path, load: Load) -> None:
         ModelError: it does not fit, as `put_adapter` says.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     trust = {"trust_remote_code": load.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(resolved.folder, local_files_only=True, **trust)
         with LOADING, torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, **trust)
+            model = auto_class(config.model_type).from_config(config, **trust)
     except (RuntimeError, ValueError, OSError, KeyError):
         return  # the engine knows this architecture, transformers does not: the engine's own checks hold
     put_adapter(model, adapter, merge=False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from thinktune.config import Load, Quantize
 from thinktune.errors import MissingExtra, ModelError, OutOfMemory, UsageError
 from thinktune.models.adapters import put_adapter
+from thinktune.models.auto_class import auto_class
 from thinktune.models.chat import Chat, recorded_date
 from thinktune.models.device import LOADING, choose_device, choose_dtype, describe
 from thinktune.models.folder import check_model_folder, read_json
@@ -123,7 +124,6 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
         OutOfMemory: it does not fit.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     from thinktune.models.fp8_linear import quantise_to_fp8
@@ -135,12 +135,13 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
         "output_loading_info": True,
         **_placement(resolved, load, device, quantize),
     }
+    kind = None if resolved.gguf else read_json(resolved.folder / "config.json").get("model_type")
     disable_progress_bar()  # loading is announced, and takes seconds
     if device.index is not None:
         torch.cuda.set_device(device)  # kernels of Triton are launched there, and new tensors of ours made
     try:
         with LOADING:
-            model, info = AutoModelForCausalLM.from_pretrained(resolved.folder, **arguments)
+            model, info = auto_class(kind).from_pretrained(resolved.folder, **arguments)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise out_of_memory(f"loading {resolved.reference}", device) from error
     # An ImportError is a package that trusted code needs.

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 OTHER_TOWERS = re.compile(r"(^|[._])(vision|visual|audio|image|speech)")
-ROUTERS = re.compile(r"(^|\.)(gate|router|shared_expert_gate|indexer)(\.|$)")
-"""Choosers of experts, and of tokens to attend to; the latter get no gradient. Nobody adapts these."""
+ROUTERS = re.compile(r"(^|\.)(gate|router|shared_expert_gate|indexer|altup)(\.|$)")
+"""Choosers of experts, of streams (Gemma 3n reads their weights around an adapter), and of tokens to attend to, which
+get no gradient. Nobody adapts these."""
 
 
 def linear_kinds() -> tuple[type[Any], ...]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from thinktune.errors import ConfigError
 from thinktune.imports import importing
-from thinktune.planner.adapter_targets import auto_targets, linear_kinds
+from thinktune.models.layer_sizes import layer_sizes
+from thinktune.planner.adapter_targets import OTHER_TOWERS, auto_targets, linear_kinds
 
 FUSED_MODELS = {
     "llama": "LlamaDecoderLayer",
@@ -25,11 +27,12 @@ FUSED_KERNEL_RANK = 32
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes that memory and time depend on.
+    """The sizes that memory and time depend on; where layers differ, the mean of them.
 
     Attributes:
         linears: (inputs, outputs) of the linear layers, by name; the head is not among them.
         auto_targets: names that `lora.targets: auto` stands for.
+        outside: last names of the modules of other towers (vision, audio), which text does not train.
         others: parameters that are in none of them: embeddings, norms, biases, and the head.
         kv: width of all keys, and of all values, of a token.
         q: width of all queries of a token.
@@ -45,6 +48,7 @@ class ModelShape:
     vocabulary: int
     linears: Mapping[str, tuple[int, int]]
     auto_targets: tuple[str, ...]
+    outside: frozenset[str]
     others: int
 
     @property
@@ -61,8 +65,16 @@ class ModelShape:
         return [widths for name, widths in self.linears.items() if f".{name}".endswith(ends)]
 
     def named_targets(self, targets: Literal["auto"] | Sequence[str]) -> tuple[str, ...]:
-        """Return the names that `lora.targets` stands for."""
-        return self.auto_targets if targets == "auto" else tuple(targets)
+        """Return the names that `lora.targets` stands for; of a name in several towers, those of the text decoder."""
+        if targets == "auto":
+            return self.auto_targets
+        return tuple(name for target in targets for name in self._within_text(target))
+
+    def _within_text(self, target: str) -> Sequence[str]:
+        if target.rpartition(".")[2] not in self.outside:
+            return [target]
+        full = [name for name in self.linears if f".{name}".endswith(f".{target}") and not OTHER_TOWERS.search(name)]
+        return full or [target]
 
     def check_targets(self, names: Sequence[str]) -> None:
         """Check that every target names a linear layer.
@@ -85,17 +97,16 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
     import torch
 
     with importing():
-        from transformers import AutoModelForCausalLM
-
         kinds = linear_kinds()
 
+    from thinktune.models.auto_class import auto_class
     from thinktune.models.device import LOADING
 
     values = config.to_dict()
     values.pop("quantization_config", None)
     with LOADING, torch.device("meta"):
         plain = type(config).from_dict(values)
-        model = AutoModelForCausalLM.from_config(plain, trust_remote_code=trust_remote_code)
+        model = auto_class(plain.model_type).from_config(plain, trust_remote_code=trust_remote_code)
     head = model.get_output_embeddings()
     linears = {}
     for name, module in model.named_modules():
@@ -103,20 +114,23 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
             outputs, inputs = module.weight.shape if isinstance(module, torch.nn.Linear) else module.weight.shape[::-1]
             linears[name] = (inputs, outputs)
     text = config.get_text_config()
-    hidden = text.hidden_size
-    heads = getattr(text, "num_attention_heads", 1)
-    dim = getattr(text, "head_dim", None) or hidden // heads
+    layers = layer_sizes(text)
     total = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
     return ModelShape(
         model_type=text.model_type,
-        layers=text.num_hidden_layers,
-        hidden=hidden,
-        q=heads * dim,
-        kv=(getattr(text, "num_key_value_heads", None) or heads) * dim,
-        heads=heads,
-        intermediate=getattr(text, "intermediate_size", None) or 4 * hidden,
+        layers=len(layers),
+        hidden=text.hidden_size,
+        q=_mean(layer.q for layer in layers),
+        kv=_mean(layer.kv for layer in layers),
+        heads=_mean(layer.heads for layer in layers),
+        intermediate=_mean(layer.intermediate for layer in layers),
         vocabulary=text.vocab_size,
         linears=linears,
         auto_targets=auto_targets(model),
+        outside=frozenset(name.rpartition(".")[2] for name, _ in model.named_modules() if OTHER_TOWERS.search(name)),
         others=total - sum(inputs * outputs for inputs, outputs in linears.values()),
     )
+
+
+def _mean(sizes: Iterable[int]) -> int:
+    return round(statistics.fmean(sizes))

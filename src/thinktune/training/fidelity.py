@@ -21,6 +21,7 @@ from peft import PeftModel
 from thinktune.data import Tokens
 from thinktune.errors import ModelError, ThinktuneError
 from thinktune.models.fp8_linear import has_quantised_weights
+from thinktune.models.layer_sizes import layer_sizes
 from thinktune.models.untouched import (
     at_rest,
     computes_in,
@@ -289,9 +290,8 @@ def _cut(example: Tokens, length: int) -> Tokens:
 
 def _longest_possible(model: PeftModel) -> int:
     """Return the most tokens of a document whose attention scores, in float32 and the model's dtype, fit in memory."""
-    config = model.config.get_text_config()
-    layers, heads = (getattr(config, name, None) or 1 for name in ("num_hidden_layers", "num_attention_heads"))
-    a_square = layers * heads * (8 + 2 * model.dtype.itemsize)
+    heads = sum(layer.heads for layer in layer_sizes(model.config.get_text_config()))
+    a_square = heads * (8 + 2 * model.dtype.itemsize)
     room = int(math.sqrt(_SHARE_OF_MEMORY * _free_memory(model) / a_square))
     return max(_FEWEST, min(_TOKENS.get(model.device.type, 1024), room))
 

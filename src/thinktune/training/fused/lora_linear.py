@@ -36,19 +36,18 @@ class _LoraLinear(torch.autograd.Function):
         low = rows @ a_low.t()
         out = F.linear(rows, weight, bias).addmm_(low, b_low.t())
         ctx.save_for_backward(rows, low, weight, a, b)
-        ctx.scaling = scaling
-        return out.view(*x.shape[:-1], -1)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, low, weight, a, b = ctx.saved_tensors
-        grad_rows = grad.reshape(-1, grad.shape[-1])
-        grad_low = grad_rows @ (b * ctx.scaling).to(grad.dtype)
+        grad_low = grad @ (b * ctx.scaling).to(grad.dtype)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad_rows @ weight).addmm_(grad_low, a.to(grad.dtype)).view(*grad.shape[:-1], -1)
+            grad_x = (grad @ weight).addmm_(grad_low, a.to(grad.dtype)).view(ctx.shape)
         grad_a = (grad_low.t() @ rows).to(a.dtype)
-        grad_b = (grad_rows.t() @ low).to(b.dtype) * ctx.scaling
+        grad_b = (grad.t() @ low).to(b.dtype) * ctx.scaling
         return grad_x, None, None, grad_a, grad_b, None
 
 
@@ -84,4 +83,4 @@ def _forward(self: PeftLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> to
     base = self.get_base_layer()
     a, b = self.lora_A[name].weight, self.lora_B[name].weight
     out: torch.Tensor = _LoraLinear.apply(x, base.weight, base.bias, a, b, self.scaling[name])
-    return out
+    return out.view(*x.shape[:-1], -1)  # outside the node: Gemma 3n changes it in place

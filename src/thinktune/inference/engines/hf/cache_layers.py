@@ -20,6 +20,8 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from thinktune.models.layer_sizes import layer_sizes
+
 _STATES = ("conv_states", "recurrent_states")
 
 
@@ -93,7 +95,7 @@ def layout_of(config: Any) -> Layout | None:
     """Find the layers of the cache that a model of this text config needs; None: it keeps something unknown."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds <= {"full_attention", "sliding_attention"}:
-        return tuple(RowLayer for _ in range(config.num_hidden_layers))
+        return tuple(RowLayer for layer in layer_sizes(config) if layer.keeps_keys)
     try:
         layers = DynamicCache(config=config).layers
     except (KeyError, AttributeError, TypeError, ValueError):  # a kind of layer that only the model's own code knows

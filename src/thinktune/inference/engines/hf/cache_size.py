@@ -10,6 +10,7 @@ import torch
 
 from thinktune.inference.engines.hf.cache_layers import new_cache, row_layers, states_of
 from thinktune.inference.engines.hf.decoder import Decoder
+from thinktune.models.layer_sizes import layer_sizes
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,7 @@ class CacheSize:
 
 def size_by_config(config: Any, embedding: torch.Tensor) -> CacheSize:
     """Compute the size of a cache of keys and values alone."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return CacheSize(2 * config.num_hidden_layers * heads * size * embedding.element_size())
+    return CacheSize(sum(2 * layer.kv for layer in layer_sizes(config)) * embedding.element_size())
 
 
 def measured_size(decoder: Decoder) -> CacheSize:
