@@ -288,3 +288,12 @@ def test_the_record_in_the_merged_folder_is_the_result(run: Path) -> None:
     record = json.loads((run / "merged" / "thinktune.json").read_text())
     assert record["merge"]["max_difference"] == result.max_difference
     assert record["merge"]["question"] == result.question
+
+
+def test_a_question_that_cannot_be_answered_costs_no_merge(tmp_path: Path) -> None:
+    run = make_run(make_tiny_model(tmp_path / "base", max_position_embeddings=4), tmp_path / "run")
+    result = merged(run)
+    assert (result.answer, result.well_formed) == ("", False)
+    assert "not asked: " in result.summary()
+    assert "context" in (result.unanswered or "")
+    assert merged(run).skipped

@@ -171,6 +171,14 @@ def test_the_questions_after_training_are_answered_within_their_think_budget(
     assert "the answer has no" not in capsys.readouterr().err
 
 
+def test_questions_that_cannot_be_answered_end_no_training(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "model", max_position_embeddings=64)
+    config = make_config(model, tmp_path / "run", train={"max_steps": 2}, ask={"questions": ["2 + 2? " * 60, "2 + 2?"]})
+    said = io.StringIO()
+    assert train(config, console=Console(file=said, width=200))["steps"] == 2
+    assert said.getvalue().count("no answer: ") == 1
+
+
 def test_a_folder_in_which_another_process_trains_is_left_alone(tiny_model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = make_config(tiny_model, run, train={"max_steps": 2})

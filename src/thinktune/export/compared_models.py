@@ -164,7 +164,12 @@ def _write_greedily(
     tokenizer = read_tokenizer(merged, load)
     chat = make_chat(tokenizer, merged.settings, stop_ids=generation_ends(merged.folder))
     engine = TransformersEngine(model, tokenizer, chat.stop_ids)
-    tokens = [list(completion.token_ids) for completion in continue_greedily(engine, rendered, limit)]
+    try:
+        written = continue_greedily(engine, rendered, limit)
+    except GenerationError:
+        engine.recompute()
+        written = continue_greedily(engine, rendered, limit)
+    tokens = [list(completion.token_ids) for completion in written]
     scores = _predictions(model, [(ids, [*said, 0]) for ids, said in zip(rendered, tokens, strict=True)])
     return [Greedy(said, _likely(each), chat.stop_ids) for said, each in zip(tokens, scores, strict=True)]
 

@@ -60,6 +60,7 @@ class Merged:
         well_formed: whether that answer has the tags right; one that hit the token limit has not.
         seconds: duration of the merge.
         skipped: True if a whole, up-to-date folder was there already.
+        unanswered: why the transformers engine cannot answer the question; the merged model is right nevertheless.
     """
 
     folder: str
@@ -75,10 +76,12 @@ class Merged:
     well_formed: bool
     seconds: float
     skipped: bool = False
+    unanswered: str | None = None
 
     def summary(self) -> str:
         """Summarise the merge for a person, in a few lines."""
         tags_right = "well-formed" if self.well_formed else "not well-formed"
+        smoke = f"not asked: {self.unanswered}" if self.unanswered else f"{tags_right}: {self.answer}"
         lost = self.mean_difference > LOST * self.adapter_effect and self.dtype != "float32"
         advice = f"rounding to {self.dtype} loses much of it: --dtype float32 does not\n" if lost else ""
         return (
@@ -87,7 +90,7 @@ class Merged:
             f"{self.mean_difference:.2g} on average and {self.max_difference:.2g} at most "
             f"(the adapter itself makes {self.adapter_effect:.2g}); "
             f"same next token at {self.greedy_agreement:.1%}\n{advice}"
-            f"{self.question} → {tags_right}: {self.answer}"
+            f"{self.question} → {smoke}"
         )
 
 
@@ -109,7 +112,7 @@ def merge(
             adapter whose changes are smaller than the steps of bfloat16.
         overwrite: merge again even if a whole and up-to-date merged model is there.
         question: asked of the merged model at temperature 0.1.
-        max_tokens: limit of that answer; None: 2,000 on a GPU, 64 on a CPU.
+        max_tokens: limit of that answer; None: 2,000 on a GPU, 64 on a CPU and where the engine is slow.
 
     Raises:
         ModelError: nothing to merge, an adapter of another model, a base that is quantised itself, or a sum that
@@ -161,7 +164,9 @@ def _merge(
     expected = _logits(model, prompts)
     cast_weights(model, dtype)
     bits = _bits(model)
-    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    size = _bytes_of(model)
+    if not resolved.gguf:
+        size = max(size, _bytes_stored(resolved.folder) * dtype.itemsize // own.itemsize)
     with space_required(out.parent, int(1.05 * size), "the merged model"), replacing(out) as temporary:
         save_model(model, temporary, resolved.folder, chat.stop_ids)
         tokenizer.save_pretrained(temporary)
@@ -174,7 +179,7 @@ def _merge(
         _require_close(gap_of(expected, found), effect, expected, wide, "the merged model, saved and loaded again,")
         rounding = gap_of(logits, found)
         cast_weights(merged, choose_dtype(device, load.dtype))
-        answer = _answer(merged, tokenizer, chat, question, max_tokens or (2000 if device.type == "cuda" else 64))
+        answer, unanswered = _answer(merged, tokenizer, chat, question, max_tokens)
         result = Merged(
             folder=str(out),
             dtype=_name(dtype),
@@ -188,9 +193,19 @@ def _merge(
             answer=answer,
             well_formed=tags.parse(answer).well_formed,
             seconds=round(time.perf_counter() - start, 1),
+            unanswered=unanswered,
         )
         write_settings(temporary, _settings(resolved, result))
     return result
+
+
+def _bytes_of(model: Any) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
+
+def _bytes_stored(folder: Path) -> int:
+    """Add up the weights of a folder: a vision tower comes along, too."""
+    return sum(file.stat().st_size for file in check_model_folder(folder))
 
 
 def _summed(
@@ -320,15 +335,17 @@ def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     return logits
 
 
-def _answer(model: Any, tokenizer: Any, chat: Chat, question: str, max_tokens: int) -> str:
-    """Generate the smoke answer, through the engine that later verbs use."""
+def _answer(model: Any, tokenizer: Any, chat: Chat, question: str, max_tokens: int | None) -> tuple[str, str | None]:
+    """Generate the smoke answer, through the engine that later verbs use; or return why that cannot."""
     from thinktune.inference.engines.base import Request
     from thinktune.inference.engines.hf.engine import TransformersEngine
 
     prompt = chat.prompt_ids([_user(question)])
-    sampling = Sampling(temperature=0.1, max_tokens=max_tokens, seed=0)
-    engine = TransformersEngine(model, tokenizer, chat.stop_ids)
-    (completion,) = engine.generate([Request("smoke", prompt, sampling)])
-    if completion.error:
-        raise ModelError(f"the merged model cannot answer: {completion.error}")
-    return completion.text
+    try:
+        engine = TransformersEngine(model, tokenizer, chat.stop_ids)
+        limit = max_tokens or (64 if model.device.type == "cpu" or engine.recomputes else 2000)
+        sampling = Sampling(temperature=0.1, max_tokens=limit, seed=0)
+        (completion,) = engine.generate([Request("smoke", prompt, sampling)])
+    except Exception as error:  # noqa: BLE001 - whatever it is, the weights are compared already, and right
+        return "", getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+    return completion.text, completion.error

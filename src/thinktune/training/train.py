@@ -23,7 +23,15 @@ from transformers.integrations import TensorBoardCallback
 from thinktune.config import Config, dump_config
 from thinktune.data import Example, Prepared
 from thinktune.data.sources import check_local
-from thinktune.errors import Interrupted, MissingExtra, ModelError, RunFolderError
+from thinktune.errors import (
+    GenerationError,
+    Interrupted,
+    MissingExtra,
+    ModelError,
+    OutOfMemory,
+    RunFolderError,
+    UsageError,
+)
 from thinktune.files import replacing, telling_full_disk, write_json, write_text
 from thinktune.inference.chat_cli import answer
 from thinktune.inference.engines import Opened
@@ -143,6 +151,8 @@ class _Attempt:
                 reach = "auto reaches no further" if config.lora.targets == "auto" else "names what gets one"
                 line = f"the adapter is not everywhere: {'; '.join(left_out)} (lora.targets {reach})"
                 console.print(line, style="yellow", highlight=False)
+            # Made now, as it warns of models that it answers slowly, and fails before the training if it does.
+            engine = TransformersEngine(model, loaded.tokenizer, loaded.chat.stop_ids) if config.ask.questions else None
             plan, opened = self.plan or self._resolve_plan(model), False
             try:
                 packs, examples = config.train.packing or config.train.batch_size > 1, self.prepared.train
@@ -170,7 +180,8 @@ class _Attempt:
             write_json(self.run.record, record)
             plots.save(plots.training_figure(metrics.lines), self.run.loss_plot)
             console.print(closing_line(record, self.run), highlight=False)
-            _answer_questions(model, loaded, config, console)
+            if engine is not None:
+                _answer_questions(engine, loaded, config, console)
         return record
 
     def _resolve_plan(self, model: PeftModel) -> Plan:
@@ -328,14 +339,15 @@ def _save_adapter(model: PeftModel, loaded: Loaded, config: Config, run: RunFold
         write_settings(folder, {**base, "format": config.format.model_dump()})
 
 
-def _answer_questions(model: PeftModel, loaded: Loaded, config: Config, console: Console) -> None:
-    if not config.ask.questions:
-        return
+def _answer_questions(engine: TransformersEngine, loaded: Loaded, config: Config, console: Console) -> None:
+    """Answer the questions of the config. What fails is said: the training has succeeded."""
     sampling = config.ask.sampling
     if sampling.seed is None:
         sampling = sampling.model_copy(update={"seed": config.seed})
-    engine = TransformersEngine(model, loaded.tokenizer, loaded.chat.stop_ids)
     opened = Opened(engine, loaded.chat, fingerprint="", tuned=True, format_settings=config.format.model_dump())
     for question in config.ask.questions:
         console.print(f"\n[bold]{question}[/]", highlight=False)
-        answer(opened, question, sampling, console)
+        try:
+            answer(opened, question, sampling, console)
+        except (GenerationError, OutOfMemory, UsageError) as error:
+            console.print(f"no answer: {error.message}", style="yellow", highlight=False)

@@ -82,7 +82,7 @@ class TransformersEngine(Engine):
         size = CacheSize(1)
         if self._decoder.layout is None:
             self.recompute()
-        elif keeps_state(self._decoder.layout):
+        elif keeps_state(self._decoder.layout) or inner_model(model)._is_stateful:
             size = self._try_cache()
         else:
             size = size_by_config(config, embedding)
@@ -234,7 +234,7 @@ class TransformersEngine(Engine):
         return Completion(row.request.id, row.index, text, tuple(row.ids), row.reason)
 
     def _try_cache(self) -> CacheSize:
-        """Measure a cache with states. A model that does not work with it is recomputed from now on."""
+        """Measure the cache of a model with states. One that does not work with it is recomputed from now on."""
         try:
             with self._model_ready(), torch.inference_mode():
                 return measured_size(self._decoder)
