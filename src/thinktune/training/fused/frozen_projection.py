@@ -101,7 +101,6 @@ class Fp8Projection(Projection):
         weight = join([layer.weight.data for layer in layers])
         for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
             layer.weight.data = part
-        self._layers = layers
         self._weight = weight.view(FP8)
         self._dtype = dtype
         self.weight_scale = join([layer.weight_scale for layer in layers])
@@ -116,9 +115,10 @@ class Fp8Projection(Projection):
         assert isinstance(g, Quantised)
         return self._multiply(g, transpose(self._weight), self._ones)
 
-    def restored(self, scratch: Scratch) -> RestoredProjection:
+    def restored(self, scratch: Scratch) -> EightBitProjection:
         """Return the same product without rounding of its other factor."""
-        return RestoredProjection(self._layers, self._dtype, scratch)
+        assert self.weight_scale is not None
+        return EightBitProjection(self._weight.view(torch.uint8), self.weight_scale, self._dtype, scratch)
 
     def _multiply(self, x: Quantised, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return torch._scaled_mm(x.rows, weight.t(), x.scale, scale, out_dtype=self._dtype, use_fast_accum=True)
@@ -127,44 +127,67 @@ class Fp8Projection(Projection):
 class RestoredProjection(Projection):
     """Weights that no tensor core takes (or not here), dequantised to the model's dtype for each product."""
 
-    def __init__(self, layers: Sequence[torch.nn.Module], dtype: torch.dtype, scratch: Scratch) -> None:
-        self._layers = layers
+    def __init__(self, dtype: torch.dtype, scratch: Scratch) -> None:
         self._dtype = dtype
         self._scratch = scratch
 
     def product(self, x: Rows) -> torch.Tensor:
         assert isinstance(x, torch.Tensor)
-        return x @ self._weight().t()
+        return x @ self._restored().t()
 
     def input_grad(self, g: Rows) -> torch.Tensor:
         assert isinstance(g, torch.Tensor)
-        return g @ self._weight()
+        return g @ self._restored()
 
-    def _weight(self) -> torch.Tensor:
-        sizes: list[int] = [layer.out_features for layer in self._layers]
-        first: Any = self._layers[0]
-        weight = self._scratch.take(sum(sizes), first.in_features, first.weight, self._dtype)
-        for layer, part in zip(self._layers, weight.split(sizes), strict=True):
-            _restore_into(layer, part)
-        return weight
+    @abstractmethod
+    def _restored(self) -> torch.Tensor:
+        """Bring the joined weights into memory that is shared: [out, in], valid until the next one's."""
 
 
-def _restore_into(layer: Any, out: torch.Tensor) -> None:
-    if isinstance(layer, Fp8Linear):
-        restore(layer.weight, layer.weight_scale, out)
-        return
-    if hasattr(layer.weight, "quant_state"):
+class EightBitProjection(RestoredProjection):
+    """int8 weights, or e4m3 ones as uint8, [out, in], with a float32 scale a row."""
+
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, scratch: Scratch) -> None:
+        super().__init__(dtype, scratch)
+        self._weight, self._scale = weight, scale
+
+    @classmethod
+    def of_int8(cls, layers: Sequence[Any], dtype: torch.dtype, scratch: Scratch) -> EightBitProjection:
+        """Join bitsandbytes' layers; their own weights become parts of the joined ones."""
+        # bitsandbytes moves weights and their scales to `state` at the first forward pass.
+        holders = [layer.weight if layer.weight.CB is not None else layer.state for layer in layers]
+        weight, scale = join([holder.CB for holder in holders]), join([holder.SCB for holder in holders])
+        sizes = [layer.out_features for layer in layers]
+        for layer, holder, part, of_rows in zip(layers, holders, weight.split(sizes), scale.split(sizes), strict=True):
+            layer.weight.data = holder.CB = part
+            holder.SCB = of_rows
+        return cls(weight, scale / 127.0, dtype, scratch)
+
+    def _restored(self) -> torch.Tensor:
+        rows, columns = self._weight.shape
+        out = self._scratch.take(rows, columns, self._weight, self._dtype)
+        return restore(self._weight, self._scale, out)
+
+
+class FourBitProjection(RestoredProjection):
+    """bitsandbytes' nf4, of each layer for itself."""
+
+    def __init__(self, layers: Sequence[Any], dtype: torch.dtype, scratch: Scratch) -> None:
+        super().__init__(dtype, scratch)
+        self._layers = layers
+
+    def _restored(self) -> torch.Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
-        if out.is_cuda:
-            dequantize_4bit(layer.weight.data, layer.weight.quant_state, out=out)
-        else:  # its CPU kernels write into memory of their own only
-            out.copy_(dequantize_4bit(layer.weight.data, layer.weight.quant_state))
-        return
-    # bitsandbytes moves int8 weights and their scales to `state` at the first forward pass.
-    weight = layer.weight.CB if layer.weight.CB is not None else layer.state.CB
-    scale = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
-    restore(weight, scale / 127.0, out)
+        sizes: list[int] = [layer.out_features for layer in self._layers]
+        out = self._scratch.take(sum(sizes), self._layers[0].in_features, self._layers[0].weight, self._dtype)
+        for layer, part in zip(self._layers, out.split(sizes), strict=True):
+            packed, state = layer.weight.data, layer.weight.quant_state
+            if part.is_cuda:
+                dequantize_4bit(packed, state, out=part)
+            else:  # its CPU kernels write into memory of their own only
+                part.copy_(dequantize_4bit(packed, state))
+        return out
 
 
 def make_projection(
@@ -173,9 +196,12 @@ def make_projection(
     """Make the product over layers of one kind, joined in their order; `beside` and `below`: of `DenseProjection`."""
     if type(layers[0]) is torch.nn.Linear:
         return DenseProjection(layers, beside, below)
-    if isinstance(layers[0], Fp8Linear) and _multiplies_fp8(layers):
-        return Fp8Projection(layers, dtype)
-    return RestoredProjection(layers, dtype, scratch)
+    if isinstance(layers[0], Fp8Linear):
+        in_fp8 = Fp8Projection(layers, dtype)
+        return in_fp8 if _multiplies_fp8(layers) else in_fp8.restored(scratch)
+    if hasattr(layers[0].weight, "quant_state"):
+        return FourBitProjection(layers, dtype, scratch)
+    return EightBitProjection.of_int8(layers, dtype, scratch)
 
 
 def _multiplies_fp8(layers: Sequence[Fp8Linear]) -> bool:
