@@ -12,6 +12,7 @@ with the least and the most; a call that shares its cores with other work is bet
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from parts import Parts, watch_training
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+QUESTION = [{"role": "user", "content": "Calculate the area of a circle with radius 3 and explain every step."}]
 _LONG = 0.5  # seconds
 BEGAN = "THINKTUNE_BENCH_BEGAN"  # the time of the command, for the process that it starts
 
@@ -66,9 +68,9 @@ def print_train(config: str, overrides: list[str], repeats: int) -> None:
 
 
 def print_vllm(model: str, repeats: int) -> None:
-    """Print the seconds until vLLM is ready, and the lines of the last start's log that were long in coming."""
-    from thinktune.config import Vllm
-    from thinktune.inference.engines import EngineSettings, open_engine
+    """Print the seconds until vLLM is ready, a digest of an answer, and the log's lines that were long in coming."""
+    from thinktune.config import Sampling, Vllm
+    from thinktune.inference.engines import EngineSettings, Request, open_engine
     from thinktune.inference.engines.vllm.process import LOGS
 
     for number in range(repeats + 1):
@@ -78,7 +80,11 @@ def print_vllm(model: str, repeats: int) -> None:
             opened.engine.start()
             seconds = time.perf_counter() - began
             lines.end()
-        print(f"{'start of vLLM' if number else 'the first start'}: {seconds:.1f} s", flush=True)
+            (greedy,) = opened.engine.generate(
+                [Request("a", opened.chat.prompt_ids(QUESTION), Sampling(max_tokens=64))]
+            )
+        digest = hashlib.sha256(repr(greedy.token_ids).encode()).hexdigest()[:8]
+        print(f"{'start' if number else 'first start'} of vLLM: {seconds:.1f} s; greedy tokens {digest}", flush=True)
     for waited, line in lines.long(_LONG):
         print(f"{waited:6.1f} s until  {line[:160]}", flush=True)
 
@@ -92,7 +98,7 @@ class LogLines:
         self._began = began
         self._lines: list[tuple[float, str]] = []
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow)
+        self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
     def end(self) -> None:

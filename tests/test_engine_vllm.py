@@ -35,7 +35,7 @@ from thinktune.inference.engines.vllm.engine import (
 from thinktune.inference.engines.vllm.process import PYTHON
 
 FAKE = Path(__file__).with_name("fake_vllm")
-KILLER, RAISER, REFUSED = 66, 67, 68
+KILLER, RAISER, REFUSED, COUNTER = 66, 67, 68, 69
 
 
 @pytest.fixture
@@ -99,6 +99,13 @@ def test_requests_are_taken_as_there_is_room_for_them(engine: VllmEngine) -> Non
     with closing(engine.generate(requests())) as completions:
         next(completions)
         assert len(taken) == 8  # twice max_num_seqs
+
+
+def test_all_requests_of_a_batch_are_there_when_vllm_begins_with_the_first(fake_vllm: None) -> None:
+    requests = [ask(COUNTER, name="counter"), *(ask(10, name=str(at)) for at in range(299))]
+    with closing(VllmEngine(make_model(), Vllm(max_num_seqs=300))) as engine:
+        counts = [each.token_ids for each in engine.generate(requests) if each.request_id == "counter"]
+    assert counts == [(300,)]
 
 
 def test_requests_that_come_while_others_are_answered_join_them(engine: VllmEngine) -> None:

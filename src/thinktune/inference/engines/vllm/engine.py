@@ -25,6 +25,7 @@ from thinktune.errors import GenerationError, ModelError
 from thinktune.inference.engines.base import Completion, Engine, Request, polling, why_refused
 from thinktune.inference.engines.detokenizer import Detokenizer, TextStream
 from thinktune.inference.engines.vllm.process import Crashed, InFlight, WorkerProcess
+from thinktune.inference.engines.vllm.worker import pack_ids
 from thinktune.models.adapters import touches_embeddings
 from thinktune.models.folder import ADAPTER_CONFIG, check_adapter_folder, read_json
 from thinktune.network import SILENT
@@ -229,8 +230,9 @@ class VllmEngine(Engine):
             with InFlight(self._running()) as in_flight:
                 try:
                     while (taken := rows.take(most - len(flying))) or flying:
-                        yield from (_failed(row, problem) for row in taken if (problem := self._problem(row.request)))
-                        leaving = [row for row in taken if not self._problem(row.request)]
+                        problems = [self._problem(row.request) for row in taken]
+                        yield from (_failed(row, each) for row, each in zip(taken, problems, strict=True) if each)
+                        leaving = [row for row, each in zip(taken, problems, strict=True) if not each]
                         flying.update(zip(in_flight.add(map(self._wire_request, leaving)), leaving, strict=True))
                         leaving = []
                         if flying:
@@ -264,7 +266,7 @@ class VllmEngine(Engine):
 
     def _wire_request(self, row: _Row, *, streamed: bool = False) -> dict[str, Any]:
         return {
-            "prompt_ids": list(row.request.prompt_ids),
+            "prompt_ids": pack_ids(row.request.prompt_ids),
             "sampling": self._sampling_arguments(row),
             "adapter": self._adapter(row.request),
             "streamed": streamed,

@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from thinktune.errors import GenerationError, MissingExtra, UsageError
+from thinktune.inference.engines.vllm.worker import pack_ids, unpack_ids
 
 PYTHON = "THINKTUNE_VLLM_PYTHON"
 """Environment variable: the interpreter of another environment, whose vLLM is to be used."""
 LOGS = "thinktune-vllm-"
 """Prefix of the names of logs in the system's temporary folder; the number of our process comes next."""
 
+_AT_ONCE = 32  # requests that vLLM begins with while further ones are on their way
 _LOOK = 2000  # milliseconds without an answer after which to see whether it is still there
 _PATIENCE = 25.0  # seconds for a process that was asked to end
 _LAST_WORDS = 3.0  # seconds for the rest of it
@@ -116,7 +118,7 @@ class WorkerProcess:
         """
         try:
             self.send(first)
-            self.ready: dict[str, Any] = self._read()["ready"]
+            self.ready: dict[str, Any] = self._read()[0]["ready"]
         except Crashed as crash:
             raise GenerationError(f"vLLM did not start: {crash.message}", hint=crash.hint) from None
         except BaseException:  # Ctrl-C
@@ -155,15 +157,15 @@ class WorkerProcess:
             raise
 
     def wait(self) -> None:
-        """Put the next event into the box that it belongs into.
+        """Put the next events into the boxes that they belong into.
 
         Raises:
             Crashed: there will be none any more.
         """
-        event = self._read()
-        box = self._boxes.get(event["id"])
-        if box is not None:
-            box.append(event)
+        for event in self._read():
+            box = self._boxes.get(event["id"])
+            if box is not None:
+                box.append(event)
 
     def close(self) -> None:
         """Ask it to end, make sure that it does, and all that it has started. Safe to call twice."""
@@ -172,7 +174,7 @@ class WorkerProcess:
         if clean:
             self._log.unlink(missing_ok=True)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> list[Event]:
         # Not through a buffered file, which loses part of a line where Ctrl-C comes in between.
         while b"\n" not in self._pending:
             # Its forks may hold the other end open after its death.
@@ -185,9 +187,8 @@ class WorkerProcess:
             if not data:
                 raise self._crash()
             self._pending += data
-        line, _, self._pending = self._pending.partition(b"\n")
-        event: dict[str, Any] = json.loads(line)
-        return event
+        *lines, self._pending = self._pending.split(b"\n")
+        return [json.loads(line) for line in lines]
 
     def _crash(self) -> Crashed:
         """Make the error for a process that has gone, with the reason that its log gives."""
@@ -241,17 +242,19 @@ class InFlight:
         Raises:
             Crashed: the process has ended.
         """
-        named = {self._process.open_box(self._box): request for request in requests}
-        self._open.update(named)
-        if named:
-            self._process.send({"add": [{"id": name, **request} for name, request in named.items()]})
-        return list(named)
+        named = [{"id": self._process.open_box(self._box), **request} for request in requests]
+        names = [request["id"] for request in named]
+        self._open.update(names)
+        for start in range(0, len(named), _AT_ONCE):
+            rest = named[start : start + _AT_ONCE]
+            self._process.send({"add": rest, "more": start + len(rest) < len(named)})
+        return names
 
     def score(self, ids: Sequence[int], last: int, adapter: str | None) -> None:
         """Ask for the log-probabilities of the last so many ids. Raises as `add` does."""
         name = self._process.open_box(self._box)
         self._open.add(name)
-        self._process.send({"score": {"id": name, "prompt_ids": list(ids), "last": last, "adapter": adapter}})
+        self._process.send({"score": {"id": name, "prompt_ids": pack_ids(ids), "last": last, "adapter": adapter}})
 
     def next_event(self) -> Event:
         """Return the next event of any of the requests.
@@ -265,6 +268,8 @@ class InFlight:
         if "token_ids" not in event or event["finish_reason"] is not None:
             self._open.discard(event["id"])
             self._process.close_box(event["id"])
+        if "token_ids" in event:
+            event["token_ids"] = unpack_ids(event["token_ids"])
         return event
 
     def __enter__(self) -> InFlight:
