@@ -177,10 +177,19 @@ class Lora(_Section):
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         description="names of the linear layers that get an adapter; auto: all of the text decoder, but no routers",
     )
+    experts: bool = Field(
+        False, description="adapters on the experts too, where a model keeps the weights of all as one tensor"
+    )
     init: str | None = Field(
         None, description="run or adapter folder to continue from, with its rank, scale, dropout and targets"
     )
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead of alpha / r")
+
+    @model_validator(mode="after")
+    def _experts_without_dropout(self) -> Lora:
+        if self.experts and self.dropout > 0:
+            raise ValueError("experts cannot have dropout: their adapters are added to the weights, not to the outputs")
+        return self
 
 
 class Train(_Section):

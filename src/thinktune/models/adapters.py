@@ -164,17 +164,22 @@ def _told_of(adapter: Path, problem: str = "does not fit its base model") -> Ite
 
 
 def _merge_layer(layer: Any, owners: Counter[int]) -> None:
-    base = layer.get_base_layer()
-    weight = getattr(base, "weight", None)
-    if weight is None or not weight.is_floating_point() or not hasattr(layer, "merge") or hasattr(layer, "get_param"):
-        return  # experts and quantised layers: PEFT's own way, which for experts rounds once as well
+    weight = base_weight(layer)
+    if weight is None or not weight.is_floating_point() or not hasattr(layer, "merge"):
+        return  # quantised layers: PEFT's own way
     import torch
 
     shared = owners[weight.data_ptr()] > 1
-    wide = weight.detach().to(torch.float32, copy=shared)
-    base.weight = torch.nn.Parameter(wide, requires_grad=weight.requires_grad)
+    wide = torch.nn.Parameter(weight.detach().to(torch.float32, copy=shared), requires_grad=weight.requires_grad)
+    setattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"), wide)
     layer.merge()
-    base.weight.data = base.weight.data.to(weight.dtype)
+    wide.data = wide.data.to(weight.dtype)
+
+
+def base_weight(layer: Any) -> Any:
+    """Return the parameter that a layer of an adapter adds to: one of experts, or the weight of its layer; None: of a
+    layer without one."""
+    return getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"), None)
 
 
 def _tie_where_equal(model: Any) -> None:

@@ -29,6 +29,23 @@ def text_modules(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
+def expert_stacks(model: Any) -> dict[str, tuple[int, int, int]]:
+    """Return the shape of the parameters of a text decoder that hold the weights of all experts of a layer, by name."""
+    return {
+        f"{name}.{own}": tuple(weight.shape)
+        for name, module in text_modules(model)
+        if "expert" in type(module).__name__.lower()
+        for own, weight in module.named_parameters(recurse=False)
+        if weight.ndim == 3
+    }
+
+
+def expert_targets(model: Any) -> tuple[str, ...]:
+    """Name the parameters of `expert_stacks` for PEFT's `target_parameters`: sorted, as short as the names allow."""
+    names = [name for name, _ in model.named_parameters()]
+    return tuple(sorted(_short_names(set(expert_stacks(model)), names)))
+
+
 def auto_targets(model: Any) -> tuple[str, ...]:
     """Name all linear layers of a text decoder that PEFT can train: sorted, as short as the model's names allow.
 

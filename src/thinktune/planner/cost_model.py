@@ -55,6 +55,9 @@ LARGE_RANK_PASSES = 3  # the same where they are no part of the kernels; twice m
 IN_KERNEL_SHARE = 0.12  # of the bf16 rate that low-rank products reach as a part of the kernels
 DROPOUT_FLOPS = 1800  # to draw a mask of an adapter's input, forward and twice backward: as long as so many of bf16
 DROPPED_PASSES = 9  # over such an input, where what is left of it is written out for products of large rank
+EXPERT_PASSES = (
+    6  # over a layer's experts with adapters: the sum written in two passes, its gradient written and read twice
+)
 QUANTIZE_BYTES = 1.5  # moved to bring one activation into fp8: written, and read where no kernel before has it at hand
 
 
@@ -82,6 +85,7 @@ class CostModel:
     quantize: Quantize
     rank: int
     targets: tuple[str, ...]
+    experts: bool  # have adapters too
     optimizer: str
     dropout: bool
     width: int  # bytes of a number that products take: 2 in bfloat16
@@ -130,7 +134,15 @@ class CostModel:
 
     @property
     def adapter_parameters(self) -> int:
-        return sum(self.rank * (inputs + outputs) for inputs, outputs in self.adapted)
+        linears = sum(self.rank * (inputs + outputs) for inputs, outputs in self.adapted)
+        stacks = self.shape.experts.values() if self.experts else ()
+        return linears + sum(self.rank * count * (one + other) for count, one, other in stacks)
+
+    @property
+    def expert_stack(self) -> float:
+        """Bytes of a layer's experts if they have adapters, whose product is added to the weights in each pass."""
+        stacks = self.shape.experts.values() if self.experts else ()
+        return self.width * sum(map(math.prod, stacks)) / self.shape.layers
 
     @property
     def _adapted_inputs(self) -> float:
@@ -187,7 +199,9 @@ class CostModel:
             widths = wide * s.intermediate / chunks + WORK_HIDDEN * s.hidden
             return tokens * (b * widths + rebuilt + sums) + self._scratch
         rebuilt = self.saved["none"] if level == "full" else 0
-        return tokens * (b * (4 * s.intermediate + 8 * s.hidden) + rebuilt) + self._scratch
+        # Of experts with adapters, the sum is computed again where it was not kept, and its gradient comes beside it.
+        stacks = self.expert_stack * (2 if level == "full" else 1)
+        return tokens * (b * (4 * s.intermediate + 8 * s.hidden) + rebuilt) + self._scratch + stacks
 
     @property
     def _scratch(self) -> float:
@@ -209,6 +223,7 @@ class CostModel:
         """Return bytes by part, and their peak: the loss and a layer's backward pass are never in memory together."""
         counts = {level: memory.levels.count(level) for level in ("full", "mlp", "none")}
         held = {level: counts[level] * self.saved.get(level, 0) * batch.tokens for level in counts}
+        held["none"] += counts["none"] * self.expert_stack
         if memory.offload:
             held["full"] = min(counts["full"], 2) * self.saved["full"] * batch.tokens
         head, moments, kept, cost = self.head(batch), [], 0.0, 0.0
@@ -322,7 +337,7 @@ class CostModel:
             moved += CAST_BYTES * self._adapted_inputs
         if self.in_fp8:
             moved += QUANTIZE_BYTES * sum(map(sum, s.linears.values())) / s.layers
-        return tokens * moved
+        return tokens * moved + EXPERT_PASSES * self.expert_stack
 
     def _bytes_unpacked(self, weights: float, passes: float) -> float:
         """Count the bytes moved to bring a layer's 8- or 4-bit weights into bfloat16, at each use."""
@@ -345,12 +360,15 @@ def cost_model_of(config: Config, shape: ModelShape, hardware: Hardware, *, widt
     targets = shape.named_targets(config.lora.targets)
     if config.lora.init is None:
         shape.check_targets(targets)
+        if config.lora.experts:
+            shape.check_experts()
     return CostModel(
         shape=shape,
         hardware=hardware,
         quantize=config.quantize,
         rank=config.lora.r,
         targets=targets,
+        experts=config.lora.experts,
         optimizer=config.train.optimizer,
         dropout=config.lora.dropout > 0,
         width=width,

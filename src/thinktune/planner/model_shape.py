@@ -10,7 +10,7 @@ from typing import Any, Literal
 from thinktune.errors import ConfigError
 from thinktune.imports import importing
 from thinktune.models.layer_sizes import layer_sizes
-from thinktune.planner.adapter_targets import OTHER_TOWERS, auto_targets, linear_kinds
+from thinktune.planner.adapter_targets import OTHER_TOWERS, auto_targets, expert_stacks, expert_targets, linear_kinds
 
 FUSED_MODELS = {
     "llama": "LlamaDecoderLayer",
@@ -32,6 +32,8 @@ class ModelShape:
     Attributes:
         linears: (inputs, outputs) of the linear layers, by name; the head is not among them.
         auto_targets: names that `lora.targets: auto` stands for.
+        experts: (experts, …, …) of the parameters that hold the weights of all experts of a layer, by name.
+        expert_targets: names of those parameters for PEFT's `target_parameters`.
         outside: last names of the modules of other towers (vision, audio), which text does not train.
         others: parameters that are in none of them: embeddings, norms, biases, and the head.
         kv: width of all keys, and of all values, of a token.
@@ -48,6 +50,8 @@ class ModelShape:
     vocabulary: int
     linears: Mapping[str, tuple[int, int]]
     auto_targets: tuple[str, ...]
+    experts: Mapping[str, tuple[int, int, int]]
+    expert_targets: tuple[str, ...]
     outside: frozenset[str]
     others: int
 
@@ -86,9 +90,22 @@ class ModelShape:
             raise ConfigError("lora.targets: auto finds no linear layer", hint="name the layers that get an adapter")
         if unknown := [name for name in names if not self.targets([name])]:
             known = sorted({name.rpartition(".")[2] for name in self.linears})
+            experts = ", and experts, which lora.experts is for" if self.experts else ""
             raise ConfigError(
                 f"lora.targets: the model's layers have no {', '.join(unknown)}",
-                hint=f"they have {', '.join(known)}",
+                hint=f"they have {', '.join(known)}{experts}",
+            )
+
+    def check_experts(self) -> None:
+        """Check that `lora.experts` can be.
+
+        Raises:
+            ConfigError: the model has no experts, or keeps each of them apart.
+        """
+        if not self.experts:
+            raise ConfigError(
+                "lora.experts: the model has no parameter that holds the weights of several experts",
+                hint="lora.experts=false; experts that are linear layers of their own belong to lora.targets",
             )
 
 
@@ -127,6 +144,8 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
         vocabulary=text.vocab_size,
         linears=linears,
         auto_targets=auto_targets(model),
+        experts=expert_stacks(model),
+        expert_targets=expert_targets(model),
         outside=frozenset(name.rpartition(".")[2] for name, _ in model.named_modules() if OTHER_TOWERS.search(name)),
         others=total - sum(inputs * outputs for inputs, outputs in linears.values()),
     )

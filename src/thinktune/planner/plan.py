@@ -187,7 +187,7 @@ def _continued(config: Config) -> Config:
         return config  # training will say so
     told = read_json(adapter / ADAPTER_CONFIG)
     ranks = [told.get("r", config.lora.r), *(told.get("rank_pattern") or {}).values()]
-    own = {"r": max(ranks), "dropout": told.get("lora_dropout", 0.0)}
+    own = {"r": max(ranks), "dropout": told.get("lora_dropout", 0.0), "experts": bool(told.get("target_parameters"))}
     if isinstance(told.get("target_modules"), list):  # PEFT knows patterns too
         own["targets"] = told["target_modules"]
     return config.model_copy(update={"lora": config.lora.model_copy(update=own)})

@@ -13,12 +13,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from thinktune.config import Config
-from thinktune.errors import ConfigError
+from thinktune.errors import ConfigError, ModelError
 from thinktune.models import Loaded, resolve
-from thinktune.models.adapters import put_adapter, touches_embeddings
+from thinktune.models.adapters import base_weight, put_adapter, touches_embeddings
 from thinktune.models.fp8_linear import has_quantised_weights
 from thinktune.network import keep_peft_local
-from thinktune.planner.model_shape import shape_of
+from thinktune.planner.model_shape import ModelShape, shape_of
+from thinktune.training.adapter_round_trip import require_round_trip
 from thinktune.training.fused.lora_linear import fuse_lora
 
 logger = logging.getLogger(__name__)
@@ -57,15 +58,15 @@ def adapter_to_ask(loaded: Loaded, adapter: Path) -> Iterator[Any]:
         finally:
             model.unload()
         return
-    layers = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    originals = [layer.weight.detach().to("cpu", copy=True) for layer in layers]
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    originals = [base_weight(layer).detach().to("cpu", copy=True) for layer in layers]
     merged = model.merge_and_unload()
     try:
         yield merged
     finally:
         with torch.no_grad():
             for layer, original in zip(layers, originals, strict=True):
-                layer.weight.copy_(original)
+                base_weight(layer).copy_(original)
 
 
 def _require_plain_head(model: PeftModel) -> None:
@@ -89,13 +90,32 @@ def _wrap(loaded: Loaded, config: Config) -> PeftModel:
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
     targets = shape.named_targets(config.lora.targets)
     shape.check_targets(targets)
+    if config.lora.experts:
+        shape.check_experts()
+        _require_plain_experts(loaded.model, shape)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         target_modules=list(targets),
+        target_parameters=list(shape.expert_targets) if config.lora.experts else None,
         use_rslora=config.lora.use_rslora,
         bias="none",
     )
-    return get_peft_model(loaded.model, lora)
+    model = get_peft_model(loaded.model, lora)
+    try:
+        require_round_trip(model, trust_remote_code=config.load.trust_remote_code)
+    except ModelError:
+        model.unload()
+        raise
+    return model
+
+
+def _require_plain_experts(model: Any, shape: ModelShape) -> None:
+    packed = [name for name in shape.experts if not model.get_parameter(name).is_floating_point()]
+    if packed:
+        raise ConfigError(
+            f"lora.experts: the weights of {packed[0]} are quantised, and an adapter has to be added to them",
+            hint="quantize: none, or lora.experts=false",
+        )

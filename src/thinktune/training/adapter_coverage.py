@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from thinktune.planner.adapter_targets import OTHER_TOWERS, ROUTERS, linear_kinds, text_modules
+from thinktune.planner.adapter_targets import OTHER_TOWERS, ROUTERS, expert_stacks, linear_kinds, text_modules
+
+
+def coverage_table(model: PeftModel) -> str:
+    """List the kinds of layers of the text decoder with an adapter, then those without: how many of each, those of one
+    part together.
+
+    >>> coverage_table(model)
+    'on 24 self_attn.{q_proj,v_proj}, none on 24 self_attn.{k_proj,o_proj}, 24 mlp.{gate_proj,up_proj,down_proj}'
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    # Adapters of experts lie around each other, all outside the module with the parameters.
+    parameters = {name: getattr(module, "parameter_name", "") for name, module in layers.items()}
+    with_one = [f"{name.partition('.base_layer')[0]}.{own}".rstrip(".") for name, own in parameters.items()]
+    in_text = _in_text(model)
+    without = [name for name in _plain_linears(model, set(layers)) if in_text(name)]
+    stacks = [f"base_model.model.{name.replace('.base_layer', '')}" for name in expert_stacks(model.get_base_model())]
+    without += [name for name in stacks if name not in with_one]
+    return f"on {_grouped(with_one)}" + (f", none on {_grouped(without)}" if without else "")
+
+
+def _grouped(names: Sequence[str]) -> str:
+    counts = Counter(map(_kind, names))
+    parts: dict[tuple[str, int], list[str]] = {}
+    for kind, count in counts.items():
+        part, _, own = kind.rpartition(".")
+        parts.setdefault((part, count), []).append(own)
+    ends = {at: f"{{{','.join(owns)}}}" if len(owns) > 1 else owns[0] for at, owns in parts.items()}
+    return ", ".join(f"{count} {part}.{end}" for (part, count), end in ends.items())
 
 
 def uncovered(model: PeftModel, targets: Literal["auto"] | Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from thinktune.models.device import describe_hardware
 from thinktune.planner.hardware import GIB
 from thinktune.planner.plan import Plan
 from thinktune.run_folder import RunFolder, library_versions
-from thinktune.training.adapter_coverage import uncovered
+from thinktune.training.adapter_coverage import coverage_table, uncovered
 from thinktune.training.metrics_file import MetricsFile
 from thinktune.training.peak_memory import peak_memory_gib
 from thinktune.training.trainer import ThinkTrainer
@@ -64,8 +64,9 @@ def run_record(
 
 
 def parameter_line(model: PeftModel) -> str:
+    """Say how many parameters are trained, and in which layers."""
     trainable, total = model.get_nb_trainable_parameters()
-    return f"{trainable:,} trainable of {total:,} parameters ({trainable / total:.2%})"
+    return f"{trainable:,} trainable of {total:,} parameters ({trainable / total:.2%}), {coverage_table(model)}"
 
 
 def closing_line(record: dict[str, Any], run: RunFolder) -> str:

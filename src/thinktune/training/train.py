@@ -147,10 +147,8 @@ class _Attempt:
         with adapter_to_train(loaded, config) as model, self.run.held():
             with_loss = ModelWithLoss(model)
             console.print(parameter_line(model), highlight=False)
-            if left_out := uncovered(model, config.lora.targets):
-                reach = "auto reaches no further" if config.lora.targets == "auto" else "names what gets one"
-                line = f"the adapter is not everywhere: {'; '.join(left_out)} (lora.targets {reach})"
-                console.print(line, style="yellow", highlight=False)
+            for left_out in uncovered(model, config.lora.targets):
+                console.print(f"warning: {left_out}", style="yellow", highlight=False)
             # Made now, as it warns of models that it answers slowly, and fails before the training if it does.
             engine = TransformersEngine(model, loaded.tokenizer, loaded.chat.stop_ids) if config.ask.questions else None
             plan, opened = self.plan or self._resolve_plan(model), False
