@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import make_tiny_model
+from test_engine_hybrids import FAMILIES, make, requests_of
+from test_engine_hybrids import answers as tokens_of
 from test_engine_sampling import Row
 from thinktune.config import Load, Sampling
 from thinktune.data import prepare
 from thinktune.inference.engines import EngineSettings, Request, open_engine
+from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.hf.sampler import Sampler, row_noise
 from thinktune.models import load_model
 from thinktune.planner.cost_model import CostModel
@@ -163,6 +166,17 @@ def test_the_transformers_engine_writes_what_it_writes_on_a_cpu(
     assert ours.keys() == expected.keys()
     assert sum(ours[name] != expected[name] for name in ours) <= different
     assert "without a CUDA graph" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_state_is_carried_by_a_graph_as_by_single_kernels(kind: str, model: Path) -> None:
+    engine = TransformersEngine(make(kind, **FAMILIES[kind]).to(DEVICE), AutoTokenizer.from_pretrained(model), [])
+    requests = requests_of([1, 40, 17, 17, 3], max_tokens=70)
+    found, recorder = tokens_of(engine.generate(requests)), engine.decoder.recorder
+    assert recorder is not None
+    assert recorder.works
+    engine._decoder = replace(engine.decoder, recorder=None)
+    assert tokens_of(engine.generate(requests)) == found
 
 
 def test_a_model_that_asks_the_gpu_for_a_number_decodes_without_a_graph(

@@ -90,7 +90,7 @@ class TransformersEngine(Engine):
         self._limits = Limits(
             tokens=max_batch_tokens or tokens_that_fit(size, embedding.device),
             rows=self.slots,
-            prefill=16384 if on_gpu else 2048,
+            prefill=16384 if on_gpu and not size.state else 2048,  # Mamba without its kernels takes MiBs a token
             state=0 if max_batch_tokens else -(-size.state // size.token),
         )
 
