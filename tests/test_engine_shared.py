@@ -51,7 +51,7 @@ def loaded(tiny_model: Path) -> Loaded:
 @pytest.fixture
 def shared(tiny_model: Path) -> Iterator[SharedModel]:
     own = load_model(tiny_model)
-    model = SharedModel(own.model, own.tokenizer, own.chat.stop_ids, most_streams=4)
+    model = SharedModel(TransformersEngine(own.model, own.tokenizer, own.chat.stop_ids), most_streams=4)
     yield model
     model.close()
 
@@ -60,7 +60,7 @@ def shared(tiny_model: Path) -> Iterator[SharedModel]:
 def endless(tiny_model: Path) -> Iterator[SharedModel]:
     """A model that knows no end of turn."""
     own = load_model(tiny_model)
-    model = SharedModel(own.model, own.tokenizer, (), most_streams=4)
+    model = SharedModel(TransformersEngine(own.model, own.tokenizer, ()), most_streams=4)
     yield model
     model.close()
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from thinktune.config import Load
+from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.shared_engine import SharedModel
 from thinktune.inference.openai_server.app import MOST_BYTES, Endpoint, _HeldBack
 from thinktune.models import load_model
@@ -24,7 +25,7 @@ OK: dict[str, Any] = {"model": "tiny", "messages": TURNS, "max_tokens": 6}
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Iterator[tuple[SharedModel, Any]]:
     loaded = load_model(tiny_model, load=Load(device="cpu", dtype="float32"))
-    shared = SharedModel(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
+    shared = SharedModel(TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids))
     yield shared, loaded.chat
     shared.close()
 

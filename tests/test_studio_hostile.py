@@ -12,6 +12,7 @@ from browsing import go, open_tab, wait_for_text
 from conftest import make_tiny_tokenizer
 from scripted import ScriptedModel
 from test_compare import write_run
+from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.shared_engine import SharedModel
 from thinktune.models import Chat
 from thinktune.report.compare import compare
@@ -65,7 +66,7 @@ class Parrot(Pool):
         super().__init__([reference], runs)
         tokenizer = make_tiny_tokenizer()
         model = ScriptedModel(tokenizer, lambda prompt: prompt.rsplit("say: ", 1)[1].split("<|im_end|>")[0])
-        shared = SharedModel(model, tokenizer, [tokenizer.eos_token_id])
+        shared = SharedModel(TransformersEngine(model, tokenizer, [tokenizer.eos_token_id]))
         self._model_handle = ModelHandle(reference, Chat(tokenizer), False, "parrot", {}, shared, None)
 
     def take(self, reference: str) -> ModelHandle:

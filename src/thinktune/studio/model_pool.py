@@ -132,16 +132,12 @@ class Pool:
 
     def _load_shared(self, base: str) -> SharedModel:
         # Imported when the page is there already: they bring torch with them.
-        from thinktune.inference.engines.hf.engine import TransformersEngine
-        from thinktune.inference.engines.hf.fidelity import require_faithful
+        from thinktune.inference.engines.hf.fidelity import faithful_engine
         from thinktune.inference.engines.shared_engine import SharedModel
         from thinktune.models import load_model
 
         loaded = load_model(base, load=self._settings.load, quantize=self._settings.quantize)
-        engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
-        found = find_model(base, self._settings)
-        require_faithful(engine, loaded.tokenizer, found.fingerprint)
-        return SharedModel(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, recompute=engine.recomputes)
+        return SharedModel(faithful_engine(loaded, find_model(base, self._settings).fingerprint))
 
 
 def reason(error: ThinktuneError) -> str:

@@ -111,26 +111,13 @@ class SharedModel:
     """A model that answers many callers, with adapters that are switched on it.
 
     Args:
-        model: a transformers model without adapters, for this object alone from now on.
-        tokenizer, stop_ids, max_batch_tokens: see `TransformersEngine`.
+        engine: of a model without adapters, for this object alone from now on.
         most_streams: that decode at once.
-        recompute: see `TransformersEngine`.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        stop_ids: Iterable[int],
-        *,
-        max_batch_tokens: int | None = None,
-        most_streams: int = _MOST_STREAMS,
-        recompute: bool = False,
-    ) -> None:
-        self._model = model
-        self._engine = TransformersEngine(
-            model, tokenizer, stop_ids, max_batch_tokens=max_batch_tokens, recompute=recompute
-        )
+    def __init__(self, engine: TransformersEngine, *, most_streams: int = _MOST_STREAMS) -> None:
+        self._model = engine.model
+        self._engine = engine
         self._most_streams = most_streams
         self._tuned: Any = None  # the PeftModel around the model, from the first adapter on
         self._layers: list[Any] = []  # those that adapters change

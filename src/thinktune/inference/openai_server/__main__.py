@@ -32,6 +32,9 @@ def _serve(given: argparse.Namespace) -> None:
     import uvicorn
 
     from thinktune.config import Load
+    from thinktune.inference.engines.found_model import find_model
+    from thinktune.inference.engines.hf.fidelity import faithful_engine
+    from thinktune.inference.engines.settings import EngineSettings
     from thinktune.inference.engines.shared_engine import SharedModel
     from thinktune.inference.openai_server.app import Endpoint
     from thinktune.models import load_model
@@ -41,7 +44,8 @@ def _serve(given: argparse.Namespace) -> None:
     load = Load(device=given.device, dtype=given.dtype, trust_remote_code=given.trust_remote_code)
     show_notices()
     loaded = load_model(given.model, load=load)
-    model = SharedModel(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
+    computation = find_model(given.model, EngineSettings("transformers", load)).computation
+    model = SharedModel(faithful_engine(loaded, computation))
     hosts = {given.host.lower(), "localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
     app = Endpoint(model, loaded.chat, [given.model, Path(given.model).name, *given.name], hosts)
     try:

@@ -43,14 +43,14 @@ class TransformersEngine(Engine):
 
     The model's train or eval mode and its attention are as they were after every call, so that a model in training can
     answer questions. Results do not depend on the other rows of a batch, beyond the rounding of matrix products.
+    Each text of a model that keeps something unknown between two tokens is read anew for every token, and that is said:
+    it is slow, and always right.
 
     Args:
         model: a transformers causal model or a PeftModel over one.
         tokenizer: its tokenizer.
         stop_ids: token ids that end a completion.
         max_batch_tokens: rows times columns of the cache held at once; None chooses from free memory.
-        recompute: read each text anew for every token, which is slow and always right; else only where the model keeps
-            something unknown between two tokens.
     """
 
     def __init__(
@@ -60,7 +60,6 @@ class TransformersEngine(Engine):
         stop_ids: Iterable[int],
         *,
         max_batch_tokens: int | None = None,
-        recompute: bool = False,
     ) -> None:
         config = model.config.get_text_config()
         register_attention()
@@ -75,7 +74,7 @@ class TransformersEngine(Engine):
             stop_ids=stops,
             vocabulary=len(embedding),
             context_length=self.context_length,
-            layout=None if recompute else layout_of(config),
+            layout=layout_of(config),
             device=embedding.device,
             recorder=Recorder(embedding.device) if on_gpu and attends_to_all(config) else None,
         )

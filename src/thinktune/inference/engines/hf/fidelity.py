@@ -26,6 +26,7 @@ from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.hf.kv_cache import UNANSWERED
 from thinktune.inference.engines.hf.sampler import Sampler
 from thinktune.inference.engines.hf.scheduler import OUT_OF_MEMORY_HINT
+from thinktune.models import Loaded
 from thinktune.models.cache import cache_folder
 from thinktune.models.folder import read_json
 from thinktune.models.untouched import computes_in, inner_model, is_coarse, rounded_otherwise, untouched
@@ -54,6 +55,13 @@ class _Watched(Decoder):
             if row.reason is None:
                 self.seen.setdefault(row.request.id, []).append(scores.float().log_softmax(-1))
         return super().accept(rows, logits, sampler)
+
+
+def faithful_engine(loaded: Loaded, fingerprint: str, *, max_batch_tokens: int | None = None) -> TransformersEngine:
+    """Make an engine of a loaded model, and check it; see `require_faithful`."""
+    engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=max_batch_tokens)
+    require_faithful(engine, loaded.tokenizer, fingerprint)
+    return engine
 
 
 def require_faithful(engine: TransformersEngine, tokenizer: Any, fingerprint: str) -> None:

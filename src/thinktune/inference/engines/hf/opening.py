@@ -16,15 +16,12 @@ def open_transformers(model: FoundModel) -> Engine:
     Raises:
         ModelError, DownloadError, DeviceError: see `models.load_model` and `fidelity.require_faithful`.
     """
-    from thinktune.inference.engines.hf.engine import TransformersEngine
-    from thinktune.inference.engines.hf.fidelity import require_faithful
+    from thinktune.inference.engines.hf.fidelity import faithful_engine
     from thinktune.models import load_model
 
     how = model.settings
     loaded = load_model(model.reference, load=how.load, quantize=how.quantize, merge_adapter=how.merge)
-    engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids, max_batch_tokens=how.batch_tokens)
-    require_faithful(engine, loaded.tokenizer, model.computation)
-    return engine
+    return faithful_engine(loaded, model.computation, max_batch_tokens=how.batch_tokens)
 
 
 def why_not_transformers(model: FoundModel) -> str | None:
