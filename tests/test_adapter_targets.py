@@ -144,3 +144,8 @@ def test_an_adapter_that_training_goes_on_with_keeps_its_own_targets(tmp_path: P
     lora = {"targets": "auto", "init": str(tmp_path / "first")}
     quietly(short(model, tmp_path / "second", lora=lora, train={"max_steps": 1}))
     assert adapter_of(tmp_path / "second").keys() == adapter_of(tmp_path / "first").keys()
+
+
+def test_a_model_whose_layers_have_different_widths_is_planned_for_the_widest() -> None:
+    config = transformers.Gemma3nTextConfig(**SIZES | {"intermediate_size": [64, 96]}, num_kv_shared_layers=0)
+    assert shape_of(config).intermediate == 96

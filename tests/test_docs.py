@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from families import FAMILIES, model_type
 from thinktune.cli import app
+from thinktune.training.tried_families import TRIED
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -67,3 +69,13 @@ def test_the_tree_in_contributing_names_every_folder_of_the_package() -> None:
     package = ROOT / "src" / "thinktune"
     folders = {file.parent.name for file in package.rglob("*.py") if file.parent != package}
     assert [name for name in sorted(folders) if f" {name}/" not in read(ROOT / "CONTRIBUTING.md")] == []
+
+
+def test_the_table_of_families_says_what_their_tests_hold() -> None:
+    lines = re.findall(r"^\| ([a-z]+) \| ([^|]+) \|", read(ROOT / "docs" / "models.md"), re.MULTILINE)
+    told = {family: outcome for outcome, families in lines for family in re.findall(r"`([^`]+)`", families)}
+    assert told == {family: row.outcome for family, row in FAMILIES.items()}
+
+
+def test_every_family_of_the_table_counts_as_tried_and_no_other() -> None:
+    assert set(map(model_type, FAMILIES)) == TRIED

@@ -22,6 +22,7 @@ from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.fidelity import measure
 from thinktune.training.fused import packed_attention
 from thinktune.training.model_with_loss import ModelWithLoss
+from thinktune.training.tried_families import untried
 from training import adapter_of, make_config, quietly
 
 
@@ -159,6 +160,13 @@ def test_a_model_that_is_made_for_one_attention_is_made_anew_for_eager() -> None
         assert own.config._attn_implementation == "eager"
         torch.testing.assert_close(own(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
         assert own.lm_head is model.lm_head
+
+
+def test_a_family_that_was_never_tried_is_said_to_be_untried(tiny_model: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert untried(model) is None
+    model.config.model_type = "of_tomorrow"
+    assert "of_tomorrow are untried" in (untried(model) or "")
 
 
 def engine_of(folder: Path, dtype: str = "float32") -> tuple[TransformersEngine, Loaded]:

@@ -65,6 +65,21 @@ def test_the_fused_lora_linear_gives_the_logits_and_gradients_of_plain_peft(tiny
         torch.testing.assert_close(actual[name], expected[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_the_output_of_a_fused_lora_linear_may_be_changed_in_place(tiny_model: Path) -> None:
+    hidden = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
+    found = []
+    for fuse in (False, True):
+        model = with_lora(tiny_model)
+        if fuse:
+            fuse_lora(model)
+        layer = model.get_base_model().model.layers[0].mlp.up_proj
+        output = layer(hidden)
+        output *= 2  # as Llama 4 and Gemma 3n do
+        output.square().sum().backward()
+        found.append(layer.lora_A.default.weight.grad)
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_the_fused_lora_linear_obeys_a_disabled_adapter(tiny_model: Path) -> None:
     ids = torch.arange(3, 20)[None]
     model = with_lora(tiny_model)

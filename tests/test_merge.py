@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from conftest import make_base_model, make_tiny_model
+from families import make_model
 from test_models_loading import FLOAT32, logits, make_adapter, make_run
 from thinktune.config import Load
 from thinktune.errors import DiskFull, ModelError, RunFolderError
@@ -74,6 +76,20 @@ def test_the_weights_keep_the_dtype_of_the_base_and_are_rounded_once(tmp_path: P
     saved = load_model(run / "merged", load=FLOAT32).model
     pairs = zip(exact.parameters(), saved.parameters(), strict=True)
     assert all(torch.equal(one.bfloat16().float(), other) for one, other in pairs)
+
+
+def test_routers_that_their_family_holds_in_float32_are_not_rounded(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = make_model("ernie4_5_moe", tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    run = make_run(base, tmp_path / "run")
+    assert merged(run).dtype == "bfloat16"
+    router, attention = "model.layers.1.mlp.gate.weight", "model.layers.1.self_attn.k_proj.weight"
+    before, after = load_file(base / "model.safetensors"), load_file(run / "merged" / "model.safetensors")
+    assert before[router].dtype == after[router].dtype == torch.float32
+    assert torch.equal(before[router], after[router])
+    assert after[attention].dtype == torch.bfloat16
 
 
 def test_an_unchanged_merge_is_skipped_and_a_changed_adapter_is_not(run: Path, tiny_model: Path) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from conftest import make_tiny_model, make_tiny_tokenizer
+from families import make_model
 from thinktune.config import Load
 from thinktune.errors import ModelError, RunFolderError, ThinktuneError
 from thinktune.models import load_model, load_tokenizer, resolve, write_settings
@@ -27,7 +29,6 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
 
 def make_adapter(base: Path, folder: Path, *, settings: dict[str, Any] | None = None, seed: int = 1) -> Path:
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -97,6 +98,19 @@ def test_an_adapter_is_merged_or_left_as_asked(tiny_model: Path, tmp_path: Path)
     assert merged.base == str(tiny_model)
     torch.testing.assert_close(logits(merged.model), logits(apart.model), atol=1e-5, rtol=1e-5)
     assert (logits(merged.model) - logits(plain.model)).abs().max() > 0.01
+
+
+def test_an_adapter_is_loaded_by_its_own_names_where_peft_takes_them_for_old_ones(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = make_model("laguna", tmp_path / "base")
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["shared_experts.down_proj"], init_lora_weights=False),
+    )
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = load_model(tmp_path / "adapter", load=FLOAT32, merge_adapter=False)
+    torch.testing.assert_close(logits(loaded.model), logits(model.eval()))
 
 
 def test_a_run_folder_brings_its_recorded_system_text(tiny_model: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ have to be the sum of base and adapter to the last bit that their number format 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +62,17 @@ def comparison_dtype(resolved: Resolved, device: torch.device, dtype: torch.dtyp
 
 
 def cast_weights(model: Any, dtype: torch.dtype) -> None:
-    """Cast the weights only: `model.to(dtype)` would also round buffers, such as rotary frequencies."""
-    for weight in model.parameters():
+    """Cast the weights only: `model.to(dtype)` would also round buffers, such as rotary frequencies.
+
+    Weights that transformers holds in float32 in any model of the class (routers of experts) stay in it.
+    """
+    import torch
+
+    wide = [re.compile(part.replace("*", ".*")) for part in getattr(model, "_keep_in_fp32_modules_strict", None) or ()]
+    for name, weight in model.named_parameters():
         if weight.is_floating_point():
-            weight.data = weight.data.to(dtype)
+            stays = any(part.search(name) for part in wide)
+            weight.data = weight.data.to(torch.float32 if stays else dtype)
 
 
 def gap_of(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Gap:

@@ -51,9 +51,29 @@ def put_adapter(model: Any, adapter: Path, *, merge: bool, name: str = "default"
         for problem, keys in (("it lacks", result.missing_keys), ("the base has no place for", result.unexpected_keys))
         if keys
     ]
-    if problems:
+    if problems and not take_by_name(model, adapter, name):
         raise ModelError(f"the adapter {adapter} does not fit its base model: {'; '.join(problems)}", hint=_OTHER_MODEL)
     return merge_adapter(model, adapter) if merge else model
+
+
+def take_by_name(tuned: Any, adapter: Path, name: str) -> bool:
+    """Copy the weights of an adapter folder to a PeftModel's of the same names; False: the names differ.
+
+    PEFT renames weights as transformers does those of old checkpoints, also where they have the new names already:
+    `mlp.shared_experts.` of Laguna matches the old `mlp.shared_expert.` with a wildcard at its end.
+    """
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    saved = load_file(check_adapter_folder(adapter))
+    own = get_peft_model_state_dict(tuned, adapter_name=name)
+    if saved.keys() != own.keys() or any(saved[key].shape != own[key].shape for key in own):
+        return False
+    with torch.no_grad():
+        for key, weight in own.items():
+            weight.copy_(saved[key])
+    return True
 
 
 def require_fit(resolved: Resolved, adapter: Path, load: Load) -> None:

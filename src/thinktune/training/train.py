@@ -63,6 +63,7 @@ from thinktune.training.run_record import closing_line, parameter_line, run_reco
 from thinktune.training.stop_signals import StopSignals
 from thinktune.training.trainer import ThinkTrainer
 from thinktune.training.training_arguments import check_trainer_fields, training_arguments
+from thinktune.training.tried_families import untried
 
 
 def train(
@@ -147,6 +148,8 @@ class _Attempt:
         with adapter_to_train(loaded, config) as model, self.run.held():
             with_loss = ModelWithLoss(model)
             console.print(parameter_line(model), highlight=False)
+            if notice := untried(loaded.model):
+                console.print(notice, style="yellow", highlight=False)
             for left_out in uncovered(model, config.lora.targets):
                 console.print(f"warning: {left_out}", style="yellow", highlight=False)
             # Made now, as it warns of models that it answers slowly, and fails before the training if it does.

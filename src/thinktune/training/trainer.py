@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from thinktune.errors import RunFolderError
 from thinktune.files import telling_full_disk
+from thinktune.models.adapters import take_by_name
 from thinktune.models.folder import ADAPTER_WEIGHTS
 from thinktune.models.untouched import eval_mode
 from thinktune.training.checkpoints import mark_whole, read_marker, whole_checkpoints
@@ -101,7 +102,9 @@ class ThinkTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        require_loaded(model or self.model, Path(resume_from_checkpoint))
+        tuned, checkpoint = model or self.model, Path(resume_from_checkpoint)
+        take_by_name(tuned, checkpoint, tuned.active_adapter)
+        require_loaded(tuned, checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:
