@@ -12,6 +12,7 @@ import re
 import tempfile
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -168,10 +169,9 @@ def train_by_command(task: Task, config: str, name: str, overrides: Sequence[str
     parts = watch_training(task.started)
     with tempfile.TemporaryDirectory(prefix="verb-", dir=task.folder) as place:
         folder = Path(place)
-        lengths = [len(ids) for step in task.workload.documents(300) for ids in step]
-        write_rows(folder / "rows.jsonl", lengths)
+        rows, longest = rows_file(task)
         (folder / "verb.yaml").write_text(config, encoding="utf-8")
-        own = [f"data.source={folder}/rows.jsonl", f"data.max_length={max(lengths)}", f"output={folder}/run"]
+        own = [f"data.source={rows}", f"data.max_length={longest}", f"output={folder}/run"]
         app(["train", str(folder / "verb.yaml"), *own, *overrides], standalone_mode=False)
         metrics = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8")
         record, plan = (json.loads((folder / "run" / file).read_text()) for file in ("run.json", "plan.json"))
@@ -185,14 +185,26 @@ def train_by_command(task: Task, config: str, name: str, overrides: Sequence[str
     return result.finish()
 
 
+def rows_file(task: Task) -> tuple[Path, int]:
+    """Return a file of rows of the task's lengths, made if it is not there, and the longest of these."""
+    lengths = [len(ids) for step in task.workload.documents(300) for ids in step]
+    file = Path(task.folder) / f"rows-{zlib.crc32(repr(lengths).encode())}.jsonl"
+    if not file.exists():
+        write_rows(file, lengths)
+    return file, max(lengths)
+
+
 def ceiling(task: Task) -> dict[str, float]:
-    """TFLOP/s of matrix products of the model's own shapes, on as many tokens as a step has. Makes the model's folder,
-    if it is not there: both are wanted before anybody competes, and a process takes its time to start."""
+    """TFLOP/s of matrix products of the model's own shapes, on as many tokens as a step has.
+
+    Makes the model's folder and the rows of `verb` too, where they are not there: a command's seconds shall be its own.
+    """
     import torch
 
     from workload import SHAPES
 
     model_folder(task.shape, Path(task.folder))
+    rows_file(task)
     shape = SHAPES[task.shape]
     hidden, wide = shape["hidden_size"], shape["intermediate_size"]
     on_gpu = torch.cuda.is_available()

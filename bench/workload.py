@@ -57,14 +57,14 @@ def model_folder(shape: str, root: Path | None = None) -> Path:
 
     Of large shapes it holds names and sizes of the weights; this process draws them when it reads them.
     """
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
     if shape in DRAWN:
         draw_weights_when_read()
     folder = (root or Path(tempfile.gettempdir()) / "thinktune-bench") / shape
     if (folder / "config.json").exists():
         return folder
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     if shape in DRAWN:
         with torch.device("meta"):

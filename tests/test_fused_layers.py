@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from thinktune.models.fp8_linear import quantise_to_fp8
 from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.training.collator import PackedCollator
 from thinktune.training.fused import frozen_projection
+from thinktune.training.fused.decoder_layer import without_fp8_products
 from thinktune.training.fused.fuse_model import fuse_layers
 from thinktune.training.fused.kernels.dropout import Dropout, dropped, threshold_of
 from thinktune.training.fused.packed_attention import packed_documents
@@ -272,10 +272,10 @@ def test_products_in_eight_bits_can_be_set_aside_for_a_comparison() -> None:
     layers = fuse_layers(fused, RecomputePolicy()).layers
     kinds = [[type(group.frozen) for group in layer.groups] for layer in layers]
     assert {kind for of_layer in kinds for kind in of_layer} == {frozen_projection.Fp8Projection}
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(layer.without_fp8_products())
+    with without_fp8_products(layers):
         assert_same(fused, make("qwen2", quantise=True))
+        # One weight is whole at a time, not the model.
+        assert len({id(vars(group.frozen)["_scratch"]) for layer in layers for group in layer.groups}) == 1
     assert [[type(group.frozen) for group in layer.groups] for layer in layers] == kinds
 
 

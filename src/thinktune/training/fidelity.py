@@ -207,19 +207,21 @@ def _ours(
     with_loss: ModelWithLoss, documents: Sequence[Tokens], parameters: list[Any]
 ) -> tuple[float, list[torch.Tensor]]:
     model = with_loss.peft_model
-    inputs = _batch(model, documents)
-    with _failing_as_told(model, "as it is trained here"), _exact(model), torch.enable_grad():
+    inputs = batch_of(model, documents)
+    with _failing_as_told(model, "as it is trained here"), exact(model), torch.enable_grad():
         loss = with_loss(**inputs)
         return float(loss.detach()), _gradients(loss, parameters)
 
 
 @contextmanager
-def _exact(model: PeftModel) -> Iterator[None]:
+def exact(model: PeftModel) -> Iterator[None]:
     """Put the model at rest, with no rounding but that of its dtype, within the block."""
+    layers = [vars(module)["fused"] for module in model.modules() if "fused" in vars(module)]
     with at_rest(model), ExitStack() as stack:
-        for module in model.modules():
-            if (fused := vars(module).get("fused")) is not None:
-                stack.enter_context(fused.without_fp8_products())
+        if layers:
+            from thinktune.training.fused.decoder_layer import without_fp8_products  # needs Triton
+
+            stack.enter_context(without_fp8_products(layers))
         yield
 
 
@@ -251,7 +253,7 @@ def _gradients(loss: torch.Tensor, parameters: list[Any]) -> list[torch.Tensor]:
     return [torch.zeros_like(part) if gradient is None else gradient.float() for gradient, part in pairs]
 
 
-def _batch(model: PeftModel, documents: Sequence[Tokens]) -> dict[str, Any]:
+def batch_of(model: PeftModel, documents: Sequence[Tokens]) -> dict[str, Any]:
     batch = PackedCollator(documents)([{"documents": list(range(len(documents)))}])
     return {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
 
@@ -279,10 +281,10 @@ def _ends(model: PeftModel, examples: Sequence[Tokens]) -> tuple[Tokens, Tokens]
     """Return the shortest and the longest example, cut to lengths that fit in memory on both sides."""
     limit = _longest_possible(model)
     by_length = sorted(examples, key=len)
-    return _cut(by_length[0], limit), _cut(by_length[-1], limit)
+    return cut(by_length[0], limit), cut(by_length[-1], limit)
 
 
-def _cut(example: Tokens, length: int) -> Tokens:
+def cut(example: Tokens, length: int) -> Tokens:
     if len(example) <= length:
         return example
     return replace(example.shorten(length), context=min(example.context, length // 2))
@@ -311,7 +313,7 @@ def _with_room(pack: list[Tokens], compute: Callable[[list[Tokens]], Result]) ->
             longest = max(map(len, pack))
             if longest <= _FEWEST:
                 return None
-            pack = [_cut(document, longest // 2) for document in pack]
+            pack = [cut(document, longest // 2) for document in pack]
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
@@ -329,15 +331,15 @@ def documents_are_isolated(model: PeftModel, examples: Sequence[Tokens]) -> bool
     if len(longest) < 2:
         return True
     other = replace(shortest, ids=array("i", reversed(shortest.ids)))
-    exact = computes_in(model, model.dtype) == torch.float32
-    with _failing_as_told(model, "over packed documents"), _exact(model):
+    in_float32 = computes_in(model, model.dtype) == torch.float32
+    with _failing_as_told(model, "over packed documents"), exact(model):
         alone = _hidden(model, [longest])
         packed = _hidden(model, [shortest, longest])[-len(alone) :]
         behind_another = _hidden(model, [other, longest])[-len(alone) :]
     if not torch.isfinite(alone).all():
         return True  # of weights that are no numbers, training itself tells
     seen, moved = _most(packed - behind_another, alone), _whole(packed - alone, alone)
-    bound = 1e-3 if exact else 0.05  # bf16 rounds in every layer
+    bound = 1e-3 if in_float32 else 0.05  # bf16 rounds in every layer
     bounds = (bound, bound)
     if is_coarse(model):  # whose products depend a little on all rows of the batch, by design
         with at_rest(model), rounded_otherwise(inner_model(model), computes_in(model, model.dtype)):
@@ -357,7 +359,7 @@ def _whole(change: torch.Tensor, states: torch.Tensor) -> float:
 
 
 def _hidden(model: PeftModel, documents: Sequence[Tokens]) -> torch.Tensor:
-    batch = _batch(model, documents)
+    batch = batch_of(model, documents)
     for unused in ("positions", "targets", "labels"):
         del batch[unused]
     inner = inner_model(model)

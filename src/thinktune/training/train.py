@@ -48,6 +48,7 @@ from thinktune.training.adapter import adapter_to_train
 from thinktune.training.adapter_coverage import uncovered
 from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.checkpoints import newest_whole
+from thinktune.training.compiled_kernels import compile_kernels
 from thinktune.training.eval_callback import GenerationEvalCallback, checkup_problems
 from thinktune.training.fidelity import examine_as_set_up, examine_in_float32
 from thinktune.training.methods.sft import SFT
@@ -159,6 +160,8 @@ class _Attempt:
                 packs, examples = config.train.packing or config.train.batch_size > 1, self.prepared.train
                 apart = examine_in_float32(with_loss, examples, loaded.dtype, packs=packs)
                 with StopSignals() as stop, set_up(model, loaded, plan):
+                    if plan.fused:
+                        compile_kernels(with_loss, examples)
                     if not examine_as_set_up(with_loss, examples, loaded.dtype, packs=packs, apart=apart):
                         require_single_documents(config)
                         plan = replace(plan, packs=config.train.batch_size, accumulation=config.train.accumulation)

@@ -91,9 +91,9 @@ class AdaptedProjection:
                 out = self.adapter.out_parts[slot]
                 self.frozen.beside[out, part].copy_(self.adapter.b[out])
 
-    def restored(self) -> Projection:
+    def restored(self, scratch: Scratch) -> Projection:
         """Return the frozen product without rounding of its other factor to fp8."""
-        return self.frozen.restored(Scratch()) if isinstance(self.frozen, Fp8Projection) else self.frozen
+        return self.frozen.restored(scratch) if isinstance(self.frozen, Fp8Projection) else self.frozen
 
     def low_rank(self, dropout: Dropout | None) -> LowRank:
         """Return the adapters for the tokens of a batch, whose dropout is `dropout`."""

@@ -17,7 +17,7 @@ format are unchanged; the adapters' master weights may be, and are in our traini
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from thinktune.planner.recompute_policy import Level, RecomputePolicy
 from thinktune.training.fused.activation_offload import HostStore
 from thinktune.training.fused.attention_half import Attended, AttentionHalf
 from thinktune.training.fused.batch import Batch
+from thinktune.training.fused.frozen_projection import Scratch
 from thinktune.training.fused.kernels.low_rank import LowRank
 from thinktune.training.fused.kernels.rmsnorm_lora import add_norm_project
 from thinktune.training.fused.lora_buffers import begin_sums
@@ -64,25 +65,14 @@ class FusedLayer:
         return self.memory.level(self._number)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether both halves are fused."""
+        return self._attention is not None and self._mlp is not None
+
+    @property
     def is_disabled(self) -> bool:
         """Whether PEFT has switched the adapter off, or merged it."""
         return any(module.disable_adapters or module.merged for module in self._adapted)
-
-    @contextmanager
-    def without_fp8_products(self) -> Iterator[None]:
-        """Multiply fp8 weights in the model's dtype within the block.
-
-        Activations and gradients of three bits of mantissa put a gradient off by a quarter, which hides all else that a
-        comparison with the model's own layers is there to find.
-        """
-        before = [group.frozen for group in self.groups]
-        for group in self.groups:
-            group.frozen = group.restored()
-        try:
-            yield
-        finally:
-            for group, frozen in zip(self.groups, before, strict=True):
-                group.frozen = frozen
 
     def forward(self, hidden: torch.Tensor, batch: Batch, *, keep: bool) -> tuple[torch.Tensor, Saved | None]:
         """Compute [tokens, width] -> [tokens, width], and save the tensors of the backward pass."""
@@ -156,3 +146,21 @@ class LayerNode(torch.autograd.Function):
         saved, ctx.saved = ctx.saved, None
         g_hidden, grads = ctx.layer.backward(g[0].contiguous(), saved, ctx.batch)
         return (g_hidden[None], None, None, *grads)
+
+
+@contextmanager
+def without_fp8_products(layers: Sequence[FusedLayer]) -> Iterator[None]:
+    """Multiply fp8 weights in the model's dtype within the block.
+
+    Activations and gradients of three bits of mantissa put a gradient off by a quarter, which hides all else that a
+    comparison with the model's own layers is there to find.
+    """
+    groups, scratch = [group for layer in layers for group in layer.groups], Scratch()
+    before = [group.frozen for group in groups]
+    for group in groups:
+        group.frozen = group.restored(scratch)
+    try:
+        yield
+    finally:
+        for group, frozen in zip(groups, before, strict=True):
+            group.frozen = frozen
