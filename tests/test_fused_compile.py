@@ -39,7 +39,7 @@ def compile_only(self, *args, grid, warmup, num_warps=4, **named):
 
 JITFunction.run = compile_only
 
-from thinktune.training.fused.kernels.qkv_rotary import Heads, rotate, rotate_grad
+from thinktune.training.fused.kernels.qkv_rotary import Heads, Positions, rotate, rotate_grad
 from thinktune.training.fused.kernels.common import quantise as to_fp8
 from thinktune.training.fused.kernels.cross_entropy import cross_entropy
 from thinktune.training.fused.kernels.swiglu import plain_swiglu, swiglu, swiglu_grad
@@ -62,29 +62,41 @@ def low_rank(slots, inputs, outputs, dropout=None, low=rows):
     return LowRank(rows(slots, rank, inputs), rows(outputs, rank), 2.0, True, dropout, low(T, slots * rank),
                    floats(slots, rank, inputs), floats(outputs, rank), floats(T, slots * rank))
 
+LAYOUTS = [
+    (Heads(4, 2, 64, bias=rows(512)), 64, 3), (Heads(4, 2, 128, norms=(rows(128), rows(128), 1e-6)), 128, 3),
+    (Heads(4, 2, 128), 96, 1), (Heads(4, 2, 64), None, 3), (Heads(4, 2, 128, turn=False), 128, 3),
+    (Heads(4, 2, 128, norms=(rows(512), rows(256), 1e-6)), 128, 3),
+    (Heads(4, 2, 256, norms=(floats(256), floats(256), 1e-6)), 256, 3),
+]
 for in_fp8, dropout in [(False, None), (True, drawn)] if fp8 else [(False, None), (False, drawn)]:
     norm, o = (rows(H), 1e-6), low_rank(1, H, H, dropout)
     qkv, wide, down = low_rank(3, H, 512, dropout), low_rank(2, H, 2 * F, dropout), low_rank(1, F, H, dropout, floats)
     add_norm_project(rows(T, H), norm=norm, lora=qkv, in_fp8=in_fp8)
     add_norm_project(rows(T, H), lora=o, write=in_fp8, in_fp8=in_fp8)
-    add_norm_project(rows(T, H), update=(rows(T, H), o), norm=norm, lora=wide, in_fp8=in_fp8)
-    add_norm_project(rows(T, H), update=(rows(T, H), o), write=False)
-    add_norm_project(rows(T, H), update=(rows(T, H), None), norm=norm)
+    add_norm_project(rows(T, H), update=(rows(T, H), o, 0.5), norm=norm, lora=wide, in_fp8=in_fp8)
+    add_norm_project(rows(T, H), update=(rows(T, H), o, 1.0), lora=wide, write=in_fp8, in_fp8=in_fp8)
+    add_norm_project(rows(T, H), update=(rows(T, H), o, 1.0), write=False)
+    add_norm_project(rows(T, H), update=(rows(T, H), None, 1.0), norm=norm)
     output_grad(rows(T, H), o)
-    swiglu(rows(T, 2 * F), wide, down)
-    swiglu_grad(rows(T, 2 * F), rows(T, F), wide, down)
-    for heads in (Heads(4, 2, 64, bias=rows(512)), Heads(4, 2, 128, norms=(rows(128), rows(128), 1e-6))):
+    for gelu, wide in [(False, wide), (True, wide), (False, low_rank(1, H, 2 * F, dropout))]:
+        swiglu(rows(T, 2 * F), wide, down, gelu=gelu)
+        swiglu_grad(rows(T, 2 * F), rows(T, F), wide, down, gelu=gelu)
+    for heads, turned, slots in LAYOUTS:
         W, D = heads.width, heads.dim
         grads = (rows(T, 4, D), rows(T, 2, D), rows(T, 2, D))
         raw = rows(T, W) if heads.norms else None
-        for lora in (low_rank(3, H, W), None):
-            rotate(rows(T, W), lora, rows(T, D), rows(T, D), heads)
-            rotate_grad(grads, raw, lora, rows(T, D), rows(T, D), heads)
+        table = None if turned is None else rows(T, turned) if turned < 128 else floats(T, turned)
+        positions = Positions(table, table, None if heads.norms else floats(T))
+        for lora in (low_rank(slots, H, W), None):
+            rotate(rows(T, W), lora, positions, heads)
+            rotate_grad(grads, raw, lora, positions, heads)
     input_grad(rows(T, H), rows(T, H), qkv, norm=norm, residual=rows(T, H))
+    input_grad(rows(T, H), rows(T, H), qkv, residual=rows(T, H))
     input_grad(rows(T, H), rows(T, H), o)
 input_grad(rows(T, H), rows(T, H), None, norm=(rows(H), 1e-6), residual=rows(T, H))
+input_grad(rows(T, H), rows(T, H), None, norm=(floats(H), 1e-6))
 plain_swiglu(rows(T, 2 * F))
-plain_swiglu(rows(T, 2 * F), rows(T, F))
+plain_swiglu(rows(T, 2 * F), rows(T, F), gelu=True)
 dropped(rows(T, H), drawn)
 dropped(rows(T, H), drawn, add_to=rows(T, H))
 cross_entropy(rows(8, 151936), torch.zeros(8, dtype=torch.int64), grad=True)

@@ -242,6 +242,22 @@ def test_dropout_and_large_ranks_stay_fused_and_cost_a_little(shape: ModelShape)
     assert not cost_on(shape, rank=257).fused
 
 
+@pytest.mark.parametrize("half", ["qwen3_moe", "qwen3_5_text"])
+def test_a_model_with_half_of_its_layers_fused_lies_between_both(shape: ModelShape, half: str) -> None:
+    policy = RecomputePolicy()
+    costs = [cost_on(replace(shape, model_type=each)) for each in ("qwen3", half, "gpt2")]
+    times = [cost.seconds(BATCH, policy) for cost in costs]
+    kept = [cost.memory(BATCH, policy)["activations"] for cost in costs]
+    assert times == sorted(set(times))
+    assert kept == sorted(set(kept))
+    assert not costs[1].graphed(Batch(100, 100, 100**2), policy)
+
+
+def test_norms_on_what_halves_add_keep_more(shape: ModelShape) -> None:
+    usual, normed = (cost_on(replace(shape, model_type=each)).saved for each in ("qwen3", "olmo3"))
+    assert all(normed[level] > usual[level] for level in usual)
+
+
 def test_examples_that_are_too_long_are_not_counted_as_steps(tiny_model: Path, tmp_path: Path) -> None:
     row = {"prompt": "1 + 1?", "completion": "<think>It is 2.</think> <answer>2</answer>"}
     rows = [{**row, "prompt": "1 + 1? " * (100 if number % 4 else 1) + str(number)} for number in range(80)]

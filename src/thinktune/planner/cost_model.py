@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from thinktune.config import Config, Quantize
+from thinktune.planner.fused_models import FUSED_HEAD_DIMS, FUSED_KERNEL_RANK, FUSED_MAX_RANK, FUSED_MODELS
 from thinktune.planner.hardware import Hardware
-from thinktune.planner.model_shape import FUSED_HEAD_DIMS, FUSED_KERNEL_RANK, FUSED_MAX_RANK, FUSED_MODELS, ModelShape
+from thinktune.planner.model_shape import ModelShape
 from thinktune.planner.recompute_policy import RecomputePolicy
 
 # Rates: the share of the published one that is reached.
@@ -104,14 +105,23 @@ class CostModel:
     @property
     def fused(self) -> bool:
         """Whether decoder layers are fused, as far as sizes tell (`fused.fuse_model` knows)."""
-        heads = self.shape.q // self.shape.heads in FUSED_HEAD_DIMS
-        known = self.shape.model_type in FUSED_MODELS and heads and self.rank <= FUSED_MAX_RANK
-        return self.may_fuse and known and self.kind == "cuda" and self.width == 2
+        family = FUSED_MODELS.get(self.shape.model_type)
+        heads = self.shape.q // self.shape.heads in FUSED_HEAD_DIMS or (family and family.attention is None)
+        known = family is not None and heads and self.rank <= FUSED_MAX_RANK
+        return bool(self.may_fuse and known and self.kind == "cuda" and self.width == 2)
+
+    @property
+    def _fused_halves(self) -> tuple[bool, bool]:
+        """Whether attention is fused, and the MLP."""
+        family = FUSED_MODELS.get(self.shape.model_type)
+        if family is None or not self.fused:
+            return False, False
+        return family.attention is not None, family.mlp is not None
 
     def graphed(self, batch: Batch, memory: RecomputePolicy) -> bool:
         """Tell whether batches like this are run from CUDA graphs: where that is faster, since the host takes long to
         start a layer's kernels, and there is room for activations of a graph beside those of passes without one."""
-        if not self.fused or memory.offload:
+        if not all(self._fused_halves) or memory.offload:
             return False
         parts = self.memory(batch, memory)
         beside = parts["activations"] + max(parts["logits"], parts["workspace"])
@@ -175,17 +185,28 @@ class CostModel:
         """Bytes a token that a layer keeps for its backward pass, by level."""
         s, b = self.shape, self.width
         attention = b * (2 * s.q + 2 * s.kv) + 4 * s.heads
-        if self.fused:
-            before_norm = b * (s.q + 2 * s.kv) if s.model_type == "qwen3" else 0  # of its heads
-            low = (4 if self.in_kernels else b) * self.rank  # of one projection
-            mlp = b * 2 * s.hidden + attention + before_norm + 7 * low
-            return {"none": mlp + b * 2 * s.intermediate, "mlp": mlp, "full": b * s.hidden + low}
         # Both norms keep their input in float32 and their output; SwiGLU keeps gate, up, their activation and product.
-        none: float = 2 * (4 + b) * s.hidden + attention + b * 4 * s.intermediate
-        none += b * self.rank * len(self.adapted) / s.layers
+        plain = [(4 + b) * s.hidden + attention, (4 + b) * s.hidden + b * 4 * s.intermediate]
+        adapters = b * self.rank * len(self.adapted) / s.layers
         if self.quantize != "none" or self.dropout:  # PEFT's own linears: the input in float32, once for each
-            none += self._adapted_inputs * ((4 if b < 4 else 0) + (5 if self.dropout else 0))
-        return {"none": none, "full": b * s.hidden}
+            adapters += self._adapted_inputs * ((4 if b < 4 else 0) + (5 if self.dropout else 0))
+        if not self.fused:
+            return {"none": sum(plain) + adapters, "full": b * s.hidden}
+        family, low = FUSED_MODELS[s.model_type], (4 if self.in_kernels else b) * self.rank  # of one projection
+        products = b * s.hidden if family.norms_updates else 0
+        before_norm = b * (s.q + 2 * s.kv) if family.head_norms else 0  # of its heads
+        halves: list[float] = [
+            b * s.hidden + attention + before_norm + products + 4 * low,
+            b * s.hidden + products + 3 * low,
+        ]
+        wide = b * 2 * s.intermediate
+        full = b * s.hidden + products + low
+        if not all(self._fused_halves):  # the input of the other half is kept where it is recomputed
+            both = zip(halves, plain, self._fused_halves, strict=True)
+            halves = [ours if fused else own + adapters / 2 for ours, own, fused in both]
+            full += b * s.hidden
+            wide = wide if self._fused_halves[1] else 0
+        return {"none": sum(halves) + wide, "mlp": sum(halves), "full": full}
 
     def workspace(self, tokens: float, level: str, chunks: int) -> float:
         """Return the bytes that the backward pass of one layer takes while it runs, beside the saved activations."""
@@ -193,6 +214,8 @@ class CostModel:
         if self.fused:
             # Gate and up are kept, or made again; in fp8 their gradients come beside them, else in their place.
             wide = (1 if level == "none" else 3) + self.in_fp8
+            if not self._fused_halves[1]:
+                wide, chunks = 4, 1
             wide += 2 if self.dropout and not self.in_kernels else 0  # its input with dropout, and its gradient
             rebuilt = self.saved["mlp"] - b * s.hidden if level == "full" else 0
             sums = (4 if self.in_kernels else b) * 9 * self.rank  # low-rank activations and gradients
@@ -285,10 +308,11 @@ class CostModel:
         computing = self._computing_seconds(batch, level, chunks)
         if graphed:
             return FILLED_UP * computing + self._launching_seconds(level, chunks, GRAPHED_KERNEL_SECONDS)
-        return max(computing, self._launching_seconds(level, chunks, LAUNCH_SECONDS[self.fused]))
+        return max(computing, self._launching_seconds(level, chunks))
 
-    def _launching_seconds(self, level: str, chunks: int, start: float) -> float:
-        return KERNELS[self.fused] * start * (1 + self._repeated(level) / 2) * math.sqrt(chunks)
+    def _launching_seconds(self, level: str, chunks: int, start: float | None = None) -> float:
+        one = sum(KERNELS[half] * (start or LAUNCH_SECONDS[half]) / 2 for half in self._fused_halves)
+        return one * (1 + self._repeated(level) / 2) * math.sqrt(chunks)
 
     def _again(self, level: str) -> float:
         """Count the weights of a layer whose products are computed twice forward."""
@@ -325,7 +349,9 @@ class CostModel:
         passes = {
             name: FUSED_PASSES["forward"][name] * (1 + repeated) + FUSED_PASSES["backward"][name] for name in widths
         }
-        elements = sum(passes[name] * width for name, width in widths.items())
+        factors = [1 if half or not self.fused else PLAIN_FACTOR for half in self._fused_halves]
+        shares = {"hidden": sum(factors) / 2, "q": factors[0], "kv": factors[0], "f": factors[1]}
+        elements = sum(passes[name] * width * shares[name] for name, width in widths.items())
         passes_of_low_rank = LOW_RANK_PASSES
         if self.fused and not self.in_kernels:
             passes_of_low_rank = LARGE_RANK_PASSES + (2 if self.quantize != "none" else 0)

@@ -12,18 +12,6 @@ from thinktune.imports import importing
 from thinktune.models.layer_sizes import layer_sizes
 from thinktune.planner.adapter_targets import OTHER_TOWERS, auto_targets, expert_stacks, expert_targets, linear_kinds
 
-FUSED_MODELS = {
-    "llama": "LlamaDecoderLayer",
-    "mistral": "MistralDecoderLayer",
-    "qwen2": "Qwen2DecoderLayer",
-    "qwen3": "Qwen3DecoderLayer",
-}
-"""Model types whose decoder layers, of this class, training/fused runs as one piece each; others train by PEFT."""
-FUSED_HEAD_DIMS = (32, 64, 128, 256)
-FUSED_MAX_RANK = 256
-FUSED_KERNEL_RANK = 32
-"""The largest rank whose low-rank products are part of fused layers' kernels; above, they are products of their own."""
-
 
 @dataclass(frozen=True)
 class ModelShape:

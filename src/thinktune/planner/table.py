@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from thinktune.config import Config
+from thinktune.planner.fused_models import FUSED_MAX_RANK, FUSED_MODELS
 from thinktune.planner.hardware import GIB
-from thinktune.planner.model_shape import FUSED_MAX_RANK, FUSED_MODELS
 from thinktune.planner.plan import Plan, duration, plan_config
 
 

@@ -29,9 +29,10 @@ from thinktune.training.fused.kernels.common import Rows, quantise
 from thinktune.training.fused.kernels.dropout import Dropout, dropped
 from thinktune.training.fused.kernels.low_rank import LowRank
 from thinktune.training.fused.kernels.rmsnorm_lora import add_norm_project, input_grad, output_grad
+from thinktune.training.fused.layer_parts import Norm
 from thinktune.training.fused.lora_buffers import Adapter, base_of
 
-Norm = tuple[torch.Tensor, float]  # weight [width] and epsilon of an RMSNorm
+Update = tuple[torch.Tensor, LowRank | None, float]  # of the residual stream, as `add_norm_project` takes it
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,20 @@ class AdaptedProjection:
         dropout = dropout and dropout.of_slot(self.place)
         return LowRank(adapter.a, adapter.b, adapter.scaling, adapter.in_kernels, dropout)
 
-    def enter(self, x: torch.Tensor, lora: LowRank, *, norm: Norm, update: Any = None) -> tuple[torch.Tensor, Rows]:
+    def enter(
+        self, x: torch.Tensor, lora: LowRank, *, norm: Norm | None, update: Update | None = None
+    ) -> tuple[torch.Tensor, Rows]:
         """Add an update to the residual stream and norm it; return the sum, and the rows as the product takes them.
 
         Their low-rank product is computed too, unless it is still there.
         """
         in_fp8, is_new = self.frozen.quantised and lora.in_kernels, lora.low is None
+        rows: Rows | None
         total, rows = add_norm_project(
-            x, update=update, norm=norm, lora=lora.fused if is_new else None, in_fp8=in_fp8, beside=self._beside
-        )
-        assert rows is not None
+            x, update=update, norm=norm, lora=lora.fused if is_new else None,
+            write=norm is not None or in_fp8 or self._beside > 0, in_fp8=in_fp8, beside=self._beside,
+        )  # fmt: skip
+        rows = total if rows is None else rows
         if isinstance(rows, torch.Tensor) and not lora.in_kernels:
             if is_new:
                 lora.low = self._project(rows[:, : x.shape[1]], lora.dropout)
@@ -158,14 +163,11 @@ class AdaptedProjection:
         return g_in
 
     def enter_grad(
-        self, g: torch.Tensor, x: torch.Tensor, lora: LowRank, *, norm: Norm, residual: Any, into: Any = None
+        self, g: torch.Tensor, x: torch.Tensor, lora: LowRank, *, norm: Norm | None, residual: Any, into: Any = None
     ) -> torch.Tensor:
         """Pass the gradient of `product_grad` on through `enter`'s norm to its input `x`, and add A's gradient up."""
         if not lora.in_kernels:
-            rows = add_norm_project(x, norm=norm)[1]
-            assert isinstance(rows, torch.Tensor)
-            self.add_a_grad(rows, lora)
-            del rows
+            self.add_a_grad(_normed(x, norm), lora)
         return input_grad(g, x, lora.fused, norm=norm, residual=residual, into=into)
 
     def project_grad(self, g: torch.Tensor, x: torch.Tensor, lora: LowRank) -> torch.Tensor:
@@ -209,6 +211,38 @@ class AdaptedProjection:
             return
         for slot, part in self.adapter.low_parts():
             dropped(lora.g_low[:, part] @ self.adapter.a[slot], lora.dropout.of_slot(slot), add_to=g)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """From the last product of a half to its update of the residual stream: a norm, if there is one, and a gain."""
+
+    norm: Norm | None
+    gain: float
+
+    def update(self, product: torch.Tensor, lora: LowRank) -> Update:
+        """Make the update of a product; with a norm, the product is completed first, in its own memory."""
+        if self.norm is None:
+            return product, lora.fused, self.gain
+        if lora.in_kernels:
+            product.addmm_(lora.low.to(product.dtype), lora.b.t())
+        return _normed(product, self.norm), None, self.gain
+
+    def product_grad(self, g: torch.Tensor, product: torch.Tensor | None) -> torch.Tensor:
+        """Compute the gradient of the product, which is there if it is normed, from that of the residual stream."""
+        if self.gain != 1.0:
+            g = g * self.gain
+        if self.norm is None or product is None:
+            return g
+        return input_grad(g, product, None, norm=self.norm, into=torch.empty_like(g))
+
+
+def _normed(x: torch.Tensor, norm: Norm | None) -> torch.Tensor:
+    if norm is None:
+        return x
+    rows = add_norm_project(x, norm=norm)[1]
+    assert isinstance(rows, torch.Tensor)
+    return rows
 
 
 def _in_float32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,12 @@
-"""The data of a packed batch that all fused layers share."""
+"""The data of a packed batch that fused layers take."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from thinktune.training.fused.kernels.dropout import Dropout
+from thinktune.training.fused.kernels.qkv_rotary import Positions
 
 
 @dataclass
@@ -15,12 +14,11 @@ class Batch:
     """Positions, documents and dropout of the tokens.
 
     Attributes:
-        cos, sin: [tokens, head dim].
+        positions: what turns queries and keys in this layer.
         documents: the keyword arguments of `packed_attention`.
         dropout: of the first projection of the first layer; None: nothing is dropped.
     """
 
-    cos: torch.Tensor
-    sin: torch.Tensor
+    positions: Positions
     documents: dict[str, Any]
     dropout: Dropout | None = None

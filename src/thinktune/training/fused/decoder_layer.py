@@ -1,18 +1,19 @@
-"""A decoder layer with its adapters as one autograd node, for Llama-, Mistral-, Qwen2- and Qwen3-style models on CUDA.
+"""A decoder layer with its adapters, or half of one, as one autograd node on CUDA.
 
 Between the matrix products there is nothing but the kernels of `fused.kernels`: each reads the residual stream, or a
-product, once, and does all of this there: bias, low-rank update, norm, rotary, SwiGLU, quantisation,
-and in the backward pass the adapters' gradients. Saved activations are a choice (`RecomputePolicy`), not autograd's:
+product, once, and does all of this there: bias, low-rank update, norm, rotary, SwiGLU, quantisation, and in the
+backward pass the adapters' gradients. Saved activations are a choice (`RecomputePolicy`), not autograd's:
 norms, activations and low-rank products are always computed again, products where memory is short.
 
 With x the layer's input and n1, n2 the RMSNorms:
 
     attention(rotate(n1(x) Wqkv')) -> o;   m = x + o Wo';   [gate, up] = n2(m) Wgu';   y = m + (silu(gate) * up) Wd'
 
-where each product has its low-rank update `s (rows A') B'`, with dropout on its input where the adapter has it. Both
-halves, attention and MLP, are fused, or one of them. The first hands its update on as it leaves the product: the kernel
-that norms for the second adds it to the residual stream, in the same pass. Parameters, their names and PEFT's adapter
-format are unchanged; the adapters' master weights may be, and are in our trainings, float32 under a bfloat16 model.
+where each product has its low-rank update `s (rows A') B'`, with dropout on its input where the adapter has it; that is
+Llama, `layer_parts` has what other models do otherwise. Both halves, attention and MLP, are fused, or one of them. The
+first hands its update on as it leaves the product: the kernel that norms for the second adds it to the residual stream,
+in the same pass. Parameters, their names and PEFT's adapter format are unchanged; the adapters' master weights may be,
+and are in our trainings, float32 under a bfloat16 model.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ import torch
 
 from thinktune.planner.recompute_policy import Level, RecomputePolicy
 from thinktune.training.fused.activation_offload import HostStore
+from thinktune.training.fused.adapted_projection import Update
 from thinktune.training.fused.attention_half import Attended, AttentionHalf
 from thinktune.training.fused.batch import Batch
 from thinktune.training.fused.frozen_projection import Scratch
-from thinktune.training.fused.kernels.low_rank import LowRank
 from thinktune.training.fused.kernels.rmsnorm_lora import add_norm_project
 from thinktune.training.fused.lora_buffers import begin_sums
 from thinktune.training.fused.mlp_half import Fed, MlpHalf
@@ -42,7 +43,6 @@ class Saved:
     hidden: torch.Tensor | None
     attended: Attended | None
     fed: Fed | None
-    down: LowRank | None
 
 
 class FusedLayer:
@@ -51,7 +51,7 @@ class FusedLayer:
     def __init__(
         self, attention: AttentionHalf | None, mlp: MlpHalf | None, number: int, memory: RecomputePolicy
     ) -> None:
-        self._attention, self._mlp = attention, mlp
+        self.attention, self.mlp = attention, mlp
         self.groups = [group for half in (attention, mlp) if half for group in half.groups]
         self.adapters = [group.adapter for group in self.groups]
         self.parameters = [parameter for adapter in self.adapters for parameter in adapter.parameters]
@@ -67,7 +67,7 @@ class FusedLayer:
     @property
     def is_whole(self) -> bool:
         """Whether both halves are fused."""
-        return self._attention is not None and self._mlp is not None
+        return self.attention is not None and self.mlp is not None
 
     @property
     def is_disabled(self) -> bool:
@@ -78,40 +78,42 @@ class FusedLayer:
         """Compute [tokens, width] -> [tokens, width], and save the tensors of the backward pass."""
         whole = keep and self.level != "full"
         attended = self._attend(hidden, batch, grad=whole)
-        fed = self._feed(hidden, attended, batch)
-        if not whole:
-            attended = None if self._mlp else attended  # its memory is free for the MLP
-        if self._mlp and fed:
-            out = self._mlp.forward(fed, self.memory.mlp_chunks)
-        else:
+        if self.mlp is None:
             out, _ = add_norm_project(hidden, update=self._update(attended), write=False)
-        if not keep:
-            return out, None
-        down = fed.down if fed else None
+            return out, self._saved(hidden, attended, None) if keep else None
+        fed = self.mlp.enter(hidden, self._update(attended), batch)
         if not whole:
-            saved = Saved(hidden, None, None, down)
-            if self.store is not None:
-                self.store.put(self._number, hidden)
-                saved.hidden = None
-            return out, saved
+            attended = None  # its memory is free for the MLP
+        out = self.mlp.forward(fed, self.memory.mlp_chunks)
+        return out, self._saved(hidden, attended, fed) if keep else None
+
+    def _saved(self, hidden: torch.Tensor, attended: Attended | None, fed: Fed | None) -> Saved:
         if fed and (self.level != "none" or self.memory.mlp_chunks > 1):
             fed.gate_up = None
-        return out, Saved(hidden, attended, fed, down)
+        if self.level != "full":
+            return Saved(hidden, attended, fed)
+        if fed:
+            fed.middle = fed.wide = None
+        if self.store is None:
+            return Saved(hidden, None, fed)
+        self.store.put(self._number, hidden)
+        return Saved(None, None, fed)
 
     def backward(self, g: torch.Tensor, saved: Saved, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the gradient of the input, [tokens, width], and those of `parameters`."""
-        hidden = saved.hidden
+        hidden, fed = saved.hidden, saved.fed
         if hidden is None:
             assert self.store is not None
             hidden = self.store.take(self._number)
         attended = saved.attended or self._attend(hidden, batch, grad=True)
-        fed = saved.fed or self._feed(hidden, attended, batch, saved.down)
-        products = [product for half in (attended, fed) if half for product in half.products]
+        if self.mlp and fed and fed.middle is None:
+            self.mlp.enter(hidden, self._update(attended), batch, fed)
+        products = [product for half in (attended, fed) if half for product in half.low_rank]
         begin_sums(self.adapters, products, len(g))
-        if self._mlp and fed:
-            g = self._mlp.backward(g, fed, self.memory.mlp_chunks)
-        if self._attention and attended:
-            g = self._attention.backward(g, hidden, attended, batch)
+        if self.mlp and fed:
+            g = self.mlp.backward(g, fed, self.memory.mlp_chunks)
+        if self.attention and attended:
+            g = self.attention.backward(g, hidden, attended, batch)
         ordered = [
             part
             for adapter, product in zip(self.adapters, products, strict=True)
@@ -120,15 +122,10 @@ class FusedLayer:
         return g, ordered
 
     def _attend(self, hidden: torch.Tensor, batch: Batch, *, grad: bool) -> Attended | None:
-        return self._attention.forward(hidden, batch, grad=grad) if self._attention else None
+        return self.attention.forward(hidden, batch, grad=grad) if self.attention else None
 
-    def _update(self, attended: Attended | None) -> Any:
-        return self._attention.update(attended) if self._attention and attended else None
-
-    def _feed(
-        self, hidden: torch.Tensor, attended: Attended | None, batch: Batch, down: LowRank | None = None
-    ) -> Fed | None:
-        return self._mlp.enter(hidden, self._update(attended), batch, down) if self._mlp else None
+    def _update(self, attended: Attended | None) -> Update | None:
+        return self.attention.update(attended) if self.attention and attended else None
 
 
 class LayerNode(torch.autograd.Function):

@@ -1,13 +1,15 @@
-"""Fuses all decoder layers of a model. Needs Triton: imported only where `support` has found nothing against it."""
+"""Fuses the decoder layers of a model, or those halves of them that can be. Needs Triton: imported only where `support`
+has found nothing against it."""
 
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from torch.utils.checkpoint import checkpoint
 
 from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.training.fused.activation_offload import HostStore
@@ -17,6 +19,8 @@ from thinktune.training.fused.batch import Batch
 from thinktune.training.fused.decoder_layer import FusedLayer, LayerNode
 from thinktune.training.fused.frozen_projection import Scratch
 from thinktune.training.fused.kernels.dropout import Dropout, threshold_of
+from thinktune.training.fused.kernels.qkv_rotary import Positions
+from thinktune.training.fused.layer_parts import adapters_in, decoder_layers, family_of, parts_of
 from thinktune.training.fused.lora_buffers import Adapters, dropout_of, matrices
 from thinktune.training.fused.mlp_half import MlpHalf
 
@@ -24,7 +28,7 @@ _PLACES = 8  # of projections in a layer, by which dropout is drawn; the last is
 
 
 class FusedLayers:
-    """All decoder layers of a model, fused until `undo`.
+    """All decoder layers of a model, fused until `undo`: both halves, or the one that can be.
 
     Attributes:
         memory: what is kept; may be changed between two steps.
@@ -32,24 +36,27 @@ class FusedLayers:
 
     def __init__(self, model: PeftModel, memory: RecomputePolicy) -> None:
         self._base = model.get_base_model()
-        self._layers = list(self._base.base_model.layers)
-        settings = _settings_of(self._layers)
+        self._layers = decoder_layers(self._base)
+        parts = [parts_of(layer, self._base.config.get_text_config()) for layer in self._layers]
+        settings = _settings_of(adapters_in(parts)[0])
         self._dropout = threshold_of(settings.dropout)
-        scratch = Scratch()
+        self._scale: Any = None
+        self._query_scale = next((attention.query_scale for attention, _ in parts if attention), None)
+        scratch, dtype = Scratch(), self._base.dtype
         self.layers = []
-        for number, layer in enumerate(self._layers):
-            attention = AttentionHalf(layer, settings, scratch, _PLACES * number)
-            mlp = MlpHalf(layer, settings, scratch, _PLACES * number + 4)
-            self.layers.append(FusedLayer(attention, mlp, number, memory))
+        for number, (layer, (attention, mlp)) in enumerate(zip(self._layers, parts, strict=True)):
+            place = _PLACES * number
+            first = AttentionHalf(attention, settings, dtype, scratch, place) if attention else None
+            second = MlpHalf(mlp, settings, dtype, scratch, place + 4) if mlp else None
+            self.layers.append(FusedLayer(first, second, number, memory))
             layer.fused = self.layers[-1]
             layer.forward = types.MethodType(self._forward(self.layers[-1], type(layer).forward), layer)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # weights have moved: what the last layer's lay in
-        norm = self._layers[0].input_layernorm.weight
         self._groups = [group for layer in self.layers for group in layer.groups]
         everything = [group.adapter for group in self._groups]
-        self._adapters = Adapters(everything, settings.scaling, norm.dtype, norm.device)
-        self._no_seed = torch.zeros(1, dtype=torch.int32, device=norm.device)
+        self._adapters = Adapters(everything, settings.scaling, dtype, self._base.device)
+        self._no_seed = torch.zeros(1, dtype=torch.int32, device=self._base.device)
         self._store: HostStore | None = None
         self.memory = memory
 
@@ -88,12 +95,18 @@ class FusedLayers:
                 return original(module, hidden_states, *args, **inputs)
             if first:
                 self._refresh()
-            cos, sin = inputs["position_embeddings"]
+                self._scale = self._query_scale and _scale_of_queries(*self._query_scale, inputs["position_ids"][0])
+            turn = inputs.get("position_embeddings")
+            cos, sin = (None, None) if turn is None else (each[0].contiguous() for each in turn)
             drawn = None
             if dropout and module.training:
                 drawn = Dropout(inputs.get("dropout_seed", self._no_seed), inputs["token_keys"], 0, dropout)
-            batch = Batch(cos[0].contiguous(), sin[0].contiguous(), documents, drawn)
-            return LayerNode.apply(hidden_states, fused, batch, *fused.parameters)
+            batch = Batch(Positions(cos, sin, self._scale), documents, drawn)
+            again, hidden = fused.level == "full", hidden_states
+            if fused.attention is None:
+                hidden = _own(own_attention(module, inputs), hidden, again=again)
+            hidden = LayerNode.apply(hidden, fused, batch, *fused.parameters)
+            return _own(own_mlp(module), hidden, again=again) if fused.mlp is None else hidden
 
         return forward
 
@@ -103,6 +116,47 @@ def fuse_layers(model: PeftModel, memory: RecomputePolicy) -> FusedLayers:
     return FusedLayers(model, memory)
 
 
-def _settings_of(layers: list[Any]) -> AdapterSettings:
-    module: Any = next(module for layer in layers for module in layer.modules() if isinstance(module, LoraLayer))
+Half = Callable[[torch.Tensor], torch.Tensor]
+
+
+def own_attention(layer: Any, inputs: dict[str, Any]) -> Half:
+    """Return the attention half of a layer, or another mixer of tokens in its place, by the model's own modules."""
+    mixer = _own_module(layer)
+    if hasattr(layer, "self_attn"):
+        return _own_half(layer, family_of(layer).norms[:2], lambda rows: mixer(hidden_states=rows, **inputs)[0])
+    unknown = ("position_embeddings", "position_ids", "past_key_values")  # to layers with a state
+    rest = {name: value for name, value in inputs.items() if name not in unknown}
+    return _own_half(
+        layer, family_of(layer).norms[:2], lambda rows: mixer(hidden_states=rows, cache_params=None, **rest)
+    )
+
+
+def own_mlp(layer: Any) -> Half:
+    """Return the MLP half of a layer by the model's own modules."""
+    return _own_half(layer, family_of(layer).norms[2:], _own_module(layer))
+
+
+def _own_module(layer: Any) -> Any:
+    return next(getattr(layer, name) for name in family_of(layer).own if hasattr(layer, name))
+
+
+def _own_half(layer: Any, norms: tuple[str | None, ...], module: Any) -> Half:
+    before, after = (getattr(layer, name) if name else torch.nn.Identity() for name in norms)
+    return lambda hidden: hidden + after(module(before(hidden)))
+
+
+def _own(half: Half, hidden: torch.Tensor, *, again: bool) -> torch.Tensor:
+    """Compute a half that is the model's own; `again`: in the backward pass too, in place of saved activations."""
+    if not again or not torch.is_grad_enabled():
+        return half(hidden)
+    out: torch.Tensor = checkpoint(half, hidden, use_reentrant=False)
+    return out
+
+
+def _scale_of_queries(beta: float, length: int, positions: torch.Tensor) -> torch.Tensor:
+    """Compute the factors that a model multiplies its queries by, float32 [tokens] (Ministral 3)."""
+    return 1 + beta * torch.log(1 + torch.floor(positions.float() / length))
+
+
+def _settings_of(module: Any) -> AdapterSettings:
     return AdapterSettings(matrices(module)[0].shape[0], module.scaling[next(iter(module.lora_A))], dropout_of(module))

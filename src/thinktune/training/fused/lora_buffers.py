@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.lora import LoraLayer
 
-from thinktune.planner.model_shape import FUSED_KERNEL_RANK
+from thinktune.planner.fused_models import FUSED_KERNEL_RANK
 
 if TYPE_CHECKING:  # it needs Triton
     from thinktune.training.fused.kernels.low_rank import LowRank

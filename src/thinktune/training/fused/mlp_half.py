@@ -1,4 +1,4 @@
-"""The second half of a fused decoder layer: norm, gate and up, SwiGLU, down, for some of the tokens at a time."""
+"""The second half of a fused decoder layer: norm, gate and up, activation, down, for some of the tokens at a time."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from thinktune.training.fused.adapted_projection import AdaptedProjection, AdapterSettings
+from thinktune.training.fused.adapted_projection import AdaptedProjection, AdapterSettings, Ending, Update
 from thinktune.training.fused.batch import Batch
 from thinktune.training.fused.frozen_projection import Scratch
 from thinktune.training.fused.kernels.common import Rows
 from thinktune.training.fused.kernels.low_rank import LowRank
 from thinktune.training.fused.kernels.rmsnorm_lora import add_norm_project
 from thinktune.training.fused.kernels.swiglu import plain_swiglu, swiglu, swiglu_grad
+from thinktune.training.fused.layer_parts import MlpParts
 
 
 @dataclass
@@ -21,45 +22,51 @@ class Fed:
     """The tensors of this half between forward and backward.
 
     Attributes:
+        down: the low-rank product of down.
+        products: the complete products of down of each chunk, if they are normed afterwards.
         middle: the residual stream that enters it, [tokens, width].
         rows: what it is after the norm; None: computed again from `middle` where needed.
-        wide, down: the low-rank products of gate and up, and of down.
+        wide: the low-rank product of gate and up.
         gate_up: the product [tokens, 2 f]; None: computed again from `rows`.
     """
 
-    middle: Any
-    rows: Rows | None
-    wide: LowRank
     down: LowRank
+    products: list[torch.Tensor]
+    middle: Any = None
+    rows: Rows | None = None
+    wide: Any = None
     gate_up: torch.Tensor | None = None
 
     @property
-    def products(self) -> list[LowRank]:
+    def low_rank(self) -> list[LowRank]:
         return [self.wide, self.down]
 
 
 class MlpHalf:
-    """`y = m + (silu(gate) * up) Wd'` with `[gate, up] = norm(m) Wgu'`, for the residual stream m."""
+    """`y = m + (act(gate) * up) Wd'` with `[gate, up] = norm(m) Wgu'`, for the residual stream m; the update is normed
+    where the model does."""
 
-    def __init__(self, layer: Any, settings: AdapterSettings, scratch: Scratch, place: int) -> None:
-        mlp, norm = layer.mlp, layer.post_attention_layernorm
-        dtype = norm.weight.dtype
-        modules = [mlp.gate_proj, mlp.up_proj]
+    def __init__(
+        self, parts: MlpParts, settings: AdapterSettings, dtype: torch.dtype, scratch: Scratch, place: int
+    ) -> None:
         # The two widest matrices that a low-rank product is added to: of gate and up forward, of down backward.
-        self.gate_up = AdaptedProjection(modules, settings, dtype, scratch, place, wide_output=True)
-        self.down = AdaptedProjection([mlp.down_proj], settings, dtype, scratch, place + 2, wide_input=True)
+        self.gate_up = AdaptedProjection(parts.gate_up, settings, dtype, scratch, place, wide_output=True)
+        self.down = AdaptedProjection([parts.down], settings, dtype, scratch, place + 2, wide_input=True)
         self.groups = [self.gate_up, self.down]
-        self._norm = norm.weight, norm.variance_epsilon
+        self._norm = parts.before
+        self._ending = Ending(parts.after, parts.gain)
+        self._gelu = parts.activation == "gelu_tanh"
 
-    def enter(self, hidden: torch.Tensor, update: Any, batch: Batch, down: LowRank | None = None) -> Fed:
-        """Add the update of the half before, as `add_norm_project` takes it, and norm the sum.
+    def enter(self, hidden: torch.Tensor, update: Update | None, batch: Batch, fed: Fed | None = None) -> Fed:
+        """Add the update of the half before, and norm the sum.
 
         Args:
-            down: the low-rank product of down, where the forward pass has computed it.
+            fed: kept by the forward pass, to be completed again.
         """
-        wide = self.gate_up.low_rank(batch.dropout)
-        middle, rows = self.gate_up.enter(hidden, wide, norm=self._norm, update=update)
-        return Fed(middle, rows, wide, down or self.down.low_rank(batch.dropout))
+        fed = fed or Fed(self.down.low_rank(batch.dropout), [])
+        fed.wide = self.gate_up.low_rank(batch.dropout)
+        fed.middle, fed.rows = self.gate_up.enter(hidden, fed.wide, norm=self._norm, update=update)
+        return fed
 
     def forward(self, fed: Fed, chunks: int) -> torch.Tensor:
         """Compute the residual stream behind this half."""
@@ -70,8 +77,13 @@ class MlpHalf:
         down.low = torch.zeros(len(middle), down.rank, dtype=dtype, device=middle.device)
         for part in _parts(len(middle), chunks):
             fed.gate_up = None
-            fed.gate_up = self.gate_up.product(rows[part], fed.wide[part])
-            self._feed_forward(fed.gate_up, middle[part], fed.wide[part], down[part], out[part])
+            wide, low_down = fed.wide[part], down[part]
+            fed.gate_up = self.gate_up.product(rows[part], wide)
+            product = self._feed_forward(fed.gate_up, wide, low_down)
+            add_norm_project(middle[part], update=self._ending.update(product, low_down), write=False, into=out[part])
+            if self._ending.norm:
+                fed.products.append(product)
+            del product
         return out
 
     def backward(self, g: torch.Tensor, fed: Fed, chunks: int) -> torch.Tensor:
@@ -82,44 +94,35 @@ class MlpHalf:
             _, rows = self.gate_up.enter(middle, fed.wide, norm=self._norm)
         out = torch.empty_like(g)
         for part in _parts(len(g), chunks):
-            gate_up = kept
+            wide, gate_up = fed.wide[part], kept
             if rows is not None and gate_up is None:
-                gate_up = self.gate_up.product(rows[part], fed.wide[part])
-            self._feed_forward_grad(g[part], middle[part], fed.wide[part], fed.down[part], gate_up, out[part])
-            del gate_up
+                gate_up = self.gate_up.product(rows[part], wide)
+            g_product = self._ending.product_grad(g[part], fed.products.pop(0) if fed.products else None)
+            g_normed = self._feed_forward_grad(g_product, wide, fed.down[part], gate_up)
+            del gate_up, g_product
+            self.gate_up.enter_grad(g_normed, middle[part], wide, norm=self._norm, residual=g[part], into=out[part])
         return out
 
-    def _feed_forward(
-        self, gate_up: torch.Tensor, middle: torch.Tensor, wide: LowRank, down: LowRank, out: torch.Tensor
-    ) -> None:
-        """Write the output, and the low-rank product of down, of some tokens."""
+    def _feed_forward(self, gate_up: torch.Tensor, wide: LowRank, down: LowRank) -> torch.Tensor:
+        """Return the product of down, for some tokens."""
         if down.in_kernels:
-            active = swiglu(gate_up, wide, down)
+            active = swiglu(gate_up, wide, down, gelu=self._gelu)
         else:
-            active = plain_swiglu(gate_up)
+            active = plain_swiglu(gate_up, gelu=self._gelu)
             low = down.low
             self.down.project(active, down)
             low.copy_(down.low)
-        add_norm_project(middle, update=(self.down.product(active, down), down.fused), write=False, into=out)
+        return self.down.product(active, down)
 
-    def _feed_forward_grad(
-        self,
-        g: torch.Tensor,
-        middle: torch.Tensor,
-        wide: LowRank,
-        down: LowRank,
-        gate_up: Any,
-        out: torch.Tensor,
-    ) -> None:
-        """Write the gradient of the residual stream before this half, of some tokens."""
+    def _feed_forward_grad(self, g: torch.Tensor, wide: LowRank, down: LowRank, gate_up: Any) -> torch.Tensor:
+        """Return the gradient of the normed rows, for some tokens."""
         g_active = self.down.product_grad(g, down)
         if down.in_kernels:
-            swiglu_grad(gate_up, g_active, wide, down)
+            swiglu_grad(gate_up, g_active, wide, down, gelu=self._gelu)
         else:
-            self.down.add_a_grad(plain_swiglu(gate_up, g_active), down)
+            self.down.add_a_grad(plain_swiglu(gate_up, g_active, gelu=self._gelu), down)
         del g_active
-        g_normed = self.gate_up.product_grad(gate_up, wide, summed=True)
-        self.gate_up.enter_grad(g_normed, middle, wide, norm=self._norm, residual=g, into=out)
+        return self.gate_up.product_grad(gate_up, wide, summed=True)
 
 
 def _parts(tokens: int, chunks: int) -> list[slice]:

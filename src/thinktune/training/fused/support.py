@@ -1,4 +1,5 @@
-"""The models that fused layers support: Llama-, Mistral-, Qwen2- and Qwen3-style decoders with plain adapters."""
+"""The models that fused layers support: those of the planner's table whose layers are as they should, with plain
+adapters."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 
-from thinktune.planner.model_shape import FUSED_HEAD_DIMS, FUSED_MAX_RANK, FUSED_MODELS
-from thinktune.training.fused.lora_buffers import base_of, dropout_of, matrices
+from thinktune.planner.fused_models import FUSED_MAX_RANK
+from thinktune.training.fused.layer_parts import NotFusable, adapters_in, decoder_layers, parts_of
+from thinktune.training.fused.lora_buffers import dropout_of, matrices
 
 
 def why_not_fused(model: PeftModel) -> str | None:
@@ -19,23 +20,17 @@ def why_not_fused(model: PeftModel) -> str | None:
     base = model.get_base_model()
     if not _runs_on(base.device, base.dtype):
         return "its kernels are for NVIDIA GPUs from Ampere on, in bfloat16 or float16"
-    layers = list(getattr(base.base_model, "layers", ()))
-    names = {type(layer).__name__ for layer in layers}
-    if not layers or not names <= set(FUSED_MODELS.values()):
-        return f"{' and '.join(sorted(names)) or type(base).__name__} is no architecture that it knows"
-    config = base.config
-    if config.hidden_act != "silu":
-        return f"its activation is {config.hidden_act}, not silu"
-    if config.attention_dropout or getattr(config, "mlp_bias", False):
-        return "it has dropout in attention, or biases in its MLP"
-    attention = layers[0].self_attn
-    if attention.head_dim not in FUSED_HEAD_DIMS:
-        return f"its heads have {attention.head_dim} dimensions"
-    if base_of(attention.o_proj).bias is not None:
-        return "its attention's output has a bias"
-    modules = [module for layer in layers for module in layer.modules() if isinstance(module, LoraLayer)]
+    layers = decoder_layers(base)
+    if not layers:
+        return f"{type(base).__name__} is no architecture that it knows"
+    try:
+        modules = adapters_in([parts_of(layer, base.config.get_text_config()) for layer in layers])
+    except NotFusable as reason:
+        return str(reason)
     if any(parameter.requires_grad and "lora_" not in name for name, parameter in model.named_parameters()):
         return "more is trained than low-rank adapters"
+    if not modules:
+        return "it trains no adapter in them"
     if not all(_is_plain(module) for module in modules):
         return "the adapter has a bias, or a variant of LoRA"
     kinds = {

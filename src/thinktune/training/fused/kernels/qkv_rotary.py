@@ -19,7 +19,9 @@ class Heads:
 
     Attributes:
         bias: [width] of the joined projections, if they have one.
-        norms: weights [dim] of the RMSNorms over each query head and each key head (Qwen3), and their epsilon.
+        norms: weights of the RMSNorms over each query head and each key head, [dim] (Qwen3), or over all together,
+            [heads * dim] (OLMo 2), and their epsilon.
+        turn: whether queries and keys are turned by their positions.
     """
 
     query: int
@@ -27,10 +29,33 @@ class Heads:
     dim: int
     bias: torch.Tensor | None = None
     norms: tuple[torch.Tensor, torch.Tensor, float] | None = None
+    turn: bool = True
 
     @property
     def width(self) -> int:
         return (self.query + 2 * self.key) * self.dim
+
+    @property
+    def normed_together(self) -> bool:
+        return self.norms is not None and len(self.norms[0]) > self.dim
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What queries and keys get from their positions.
+
+    Attributes:
+        cos, sin: [tokens, turned dims], both halves alike, as transformers' rotary embeddings are; the other dims of a
+            head are not turned. None: no model's layer turns.
+        query_scale: float32 [tokens], by which queries are multiplied (Ministral 3).
+    """
+
+    cos: torch.Tensor | None
+    sin: torch.Tensor | None
+    query_scale: torch.Tensor | None = None
+
+    def turned(self, heads: Heads) -> int:
+        return self.cos.shape[1] if heads.turn and self.cos is not None else 0
 
 
 @triton.jit
@@ -51,76 +76,129 @@ def _projected(
     return value
 
 
+@triton.jit
+def _pairs(DIM: tl.constexpr, TURNED: tl.constexpr):
+    """Compute the columns of a head that are turned together, [dim / 2] twice: the TURNED ones, then the others."""
+    half = tl.arange(0, DIM // 2)
+    one, two = half, half + DIM // 2
+    if TURNED > 0 and TURNED < DIM:
+        turned = half < TURNED // 2
+        one, two = tl.where(turned, half, half + TURNED // 2), tl.where(turned, half + TURNED // 2, two)
+    return one, two
+
+
+@triton.jit
+def _turn(cos, sin, rows, live, DIM: tl.constexpr, TURNED: tl.constexpr):
+    """Load the cosine and sine of each pair, float32 [BM, dim / 2]."""
+    half = tl.arange(0, DIM // 2)
+    at = rows[:, None] * TURNED + half[None, :]
+    mask = live[:, None]
+    if TURNED < DIM:
+        mask = mask & (half < TURNED // 2)[None, :]
+    c = tl.load(cos + at, mask=mask, other=1.0).to(tl.float32)
+    return c, tl.load(sin + at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _over_all_heads(sums, of_head, live, SUM: tl.constexpr):
+    """Add the sums [BM] of a head to those over all heads of its kind; once that is done, return these."""
+    if SUM:
+        tl.atomic_add(sums, of_head, mask=live, sem="relaxed")
+    else:
+        of_head = tl.load(sums, mask=live, other=0.0)
+    return of_head
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def _rotate_kernel(
-    qkv, bias, low, b, cos, sin, query_norm, key_norm, out, tokens, eps,
-    QUERY: tl.constexpr, KEY: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
-    BIAS: tl.constexpr, UPDATE: tl.constexpr, NORM: tl.constexpr, BM: tl.constexpr,
+    qkv, bias, low, b, cos, sin, query_scale, query_norm, key_norm, sums, out, tokens, eps,
+    QUERY: tl.constexpr, KEY: tl.constexpr, DIM: tl.constexpr, TURNED: tl.constexpr,
+    R: tl.constexpr, RANK: tl.constexpr, SLOTS: tl.constexpr, BIAS: tl.constexpr, UPDATE: tl.constexpr,
+    NORM: tl.constexpr, TOGETHER: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     WIDTH: tl.constexpr = (QUERY + 2 * KEY) * DIM
-    HALF: tl.constexpr = DIM // 2
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     live = rows < tokens
     head = tl.program_id(1)
-    slot = (head >= QUERY).to(tl.int32) + (head >= QUERY + KEY).to(tl.int32)
+    slot = 0
+    if SLOTS == 3:
+        slot = (head >= QUERY).to(tl.int32) + (head >= QUERY + KEY).to(tl.int32)
     low_tile = None
     if UPDATE:
         rank = tl.arange(0, R)
-        low_place = rows[:, None] * (3 * RANK) + slot * RANK + rank[None, :]
+        low_place = rows[:, None] * (SLOTS * RANK) + slot * RANK + rank[None, :]
         low_tile = tl.load(low + low_place, mask=live[:, None] & (rank < RANK)[None, :], other=0.0)
-    half = tl.arange(0, HALF)
-    columns = head * DIM + half
-    one = _projected(qkv, bias, low_tile, b, rows, live, columns, WIDTH, R, RANK, BIAS, UPDATE)
-    two = _projected(qkv, bias, low_tile, b, rows, live, columns + HALF, WIDTH, R, RANK, BIAS, UPDATE)
+    at_one, at_two = _pairs(DIM, TURNED)
+    start = head * DIM
+    one = _projected(qkv, bias, low_tile, b, rows, live, start + at_one, WIDTH, R, RANK, BIAS, UPDATE)
+    two = _projected(qkv, bias, low_tile, b, rows, live, start + at_two, WIDTH, R, RANK, BIAS, UPDATE)
     if head < QUERY + KEY:
         if NORM:
-            inverse = tl.rsqrt((tl.sum(one * one, 1) + tl.sum(two * two, 1)) / DIM + eps)
             weight = query_norm if head < QUERY else key_norm
-            one = one * inverse[:, None] * tl.load(weight + half).to(tl.float32)[None, :]
-            two = two * inverse[:, None] * tl.load(weight + HALF + half).to(tl.float32)[None, :]
-        turn = rows[:, None] * DIM + half[None, :]
-        c = tl.load(cos + turn, mask=live[:, None], other=0.0).to(tl.float32)
-        s = tl.load(sin + turn, mask=live[:, None], other=0.0).to(tl.float32)
-        one, two = one * c - two * s, two * c + one * s
-    place = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
-    tl.store(out + place, one.to(out.dtype.element_ty), mask=live[:, None])
-    tl.store(out + place + HALF, two.to(out.dtype.element_ty), mask=live[:, None])
+            squares = tl.sum(one * one, 1) + tl.sum(two * two, 1)
+            size = DIM
+            if TOGETHER:
+                weight += (head if head < QUERY else head - QUERY) * DIM
+                squares = _over_all_heads(sums + rows * 4 + (head >= QUERY).to(tl.int32), squares, live, SUM)
+                size = DIM * (QUERY if head < QUERY else KEY)
+            inverse = tl.rsqrt(squares / size + eps)
+            one = one * inverse[:, None] * tl.load(weight + at_one).to(tl.float32)[None, :]
+            two = two * inverse[:, None] * tl.load(weight + at_two).to(tl.float32)[None, :]
+        if TURNED:
+            c, s = _turn(cos, sin, rows, live, DIM, TURNED)
+            one, two = one * c - two * s, two * c + one * s
+        if SCALE:
+            factor = tl.where(head < QUERY, tl.load(query_scale + rows, mask=live, other=1.0), 1.0)[:, None]
+            one, two = one * factor, two * factor
+    if not SUM:
+        place = rows.to(tl.int64)[:, None] * WIDTH + start
+        tl.store(out + place + at_one[None, :], one.to(out.dtype.element_ty), mask=live[:, None])
+        tl.store(out + place + at_two[None, :], two.to(out.dtype.element_ty), mask=live[:, None])
 
 
-def rotate(qkv: torch.Tensor, lora: LowRank | None, cos: torch.Tensor, sin: torch.Tensor, heads: Heads) -> torch.Tensor:
+def rotate(qkv: torch.Tensor, lora: LowRank | None, positions: Positions, heads: Heads) -> torch.Tensor:
     """Complete the joined product, norm its heads where the model does, and turn queries and keys by their positions.
 
     Args:
         qkv: [tokens, width], the frozen product; overwritten unless heads are normed (the gradient needs it then).
-        lora: the adapters of the three projections; None: the product is complete.
-        cos, sin: [tokens, dim], both halves alike, as transformers' rotary embeddings are.
+        lora: the adapters of the three projections, or of the joined one; None: the product is complete.
 
     Returns:
         [tokens, width], queries, keys and values beside each other.
     """
     out = torch.empty_like(qkv) if heads.norms else qkv
     query_norm, key_norm, eps = heads.norms or (None, None, 0.0)
-    low, b, rank = (lora.low, lora.b, lora.rank) if lora else (None, None, 1)
-    grid = (blocks(len(qkv), 64), heads.query + 2 * heads.key)
-    _rotate_kernel[grid](
-        qkv, heads.bias, low, b, cos, sin, query_norm, key_norm, out, len(qkv), eps,
-        QUERY=heads.query, KEY=heads.key, DIM=heads.dim, R=tile_of(rank), RANK=rank,
-        BIAS=heads.bias is not None, UPDATE=b is not None, NORM=heads.norms is not None, BM=64, num_warps=4,
-    )  # fmt: skip
+    low, b, rank, slots = (lora.low, lora.b, lora.rank, lora.slots) if lora else (None, None, 1, 1)
+    sums = _sums_over_heads(qkv, heads)
+    for sum_up in (True, False) if heads.normed_together else (False,):
+        _rotate_kernel[(blocks(len(qkv), 64), heads.query + (1 if sum_up else 2) * heads.key)](
+            qkv, heads.bias, low, b, positions.cos, positions.sin, positions.query_scale, query_norm, key_norm, sums,
+            out, len(qkv), eps,
+            QUERY=heads.query, KEY=heads.key, DIM=heads.dim, TURNED=positions.turned(heads),
+            R=tile_of(rank), RANK=rank, SLOTS=slots, BIAS=heads.bias is not None, UPDATE=b is not None,
+            NORM=heads.norms is not None, TOGETHER=heads.normed_together, SUM=sum_up,
+            SCALE=positions.query_scale is not None, BM=64, num_warps=4,
+        )  # fmt: skip
     return out
+
+
+def _sums_over_heads(like: torch.Tensor, heads: Heads) -> torch.Tensor | None:
+    """Make room for sums over query heads and over key heads: squares, and in the backward pass products too."""
+    return like.new_zeros(len(like), 4, dtype=torch.float32) if heads.normed_together else None
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _rotate_grad_kernel(
-    g_query, g_key, g_value, qkv, bias, low, b, cos, sin, query_norm, key_norm,
+    g_query, g_key, g_value, qkv, bias, low, b, cos, sin, query_scale, query_norm, key_norm, sums,
     g_low, g_b, out, tokens, eps, scaling,
-    QUERY: tl.constexpr, KEY: tl.constexpr, DIM: tl.constexpr, R: tl.constexpr, RANK: tl.constexpr,
-    BIAS: tl.constexpr, UPDATE: tl.constexpr, NORM: tl.constexpr, BM: tl.constexpr, STEPS: tl.constexpr,
+    QUERY: tl.constexpr, KEY: tl.constexpr, DIM: tl.constexpr, TURNED: tl.constexpr,
+    R: tl.constexpr, RANK: tl.constexpr, SLOTS: tl.constexpr, BIAS: tl.constexpr, UPDATE: tl.constexpr,
+    NORM: tl.constexpr, TOGETHER: tl.constexpr, SUM: tl.constexpr, SCALE: tl.constexpr,
+    BM: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     WIDTH: tl.constexpr = (QUERY + 2 * KEY) * DIM
-    HALF: tl.constexpr = DIM // 2
     head = tl.program_id(0)
-    half = tl.arange(0, HALF)
+    at_one, at_two = _pairs(DIM, TURNED)
     rank = tl.arange(0, R)
     g, heads, own = g_query, QUERY, head
     slot = 0
@@ -128,60 +206,75 @@ def _rotate_grad_kernel(
         g, heads, own, slot = g_key, KEY, head - QUERY, 1
     if head >= QUERY + KEY:
         g, heads, own, slot = g_value, KEY, head - QUERY - KEY, 2
-    columns = head * DIM + half
-    b_place = columns[:, None] * RANK + rank[None, :]
-    b_mask = (rank < RANK)[None, :] & (columns >= 0)[:, None]
+    if SLOTS == 1:
+        slot = 0
+    start = head * DIM
+    place_one = (start + at_one)[:, None] * RANK + rank[None, :]
+    place_two = (start + at_two)[:, None] * RANK + rank[None, :]
+    b_mask = (rank < RANK)[None, :] & (at_one >= 0)[:, None]
     if UPDATE:
-        b_one = tl.load(b + b_place, mask=b_mask, other=0.0)
-        b_two = tl.load(b + HALF * RANK + b_place, mask=b_mask, other=0.0)
-        of_one = tl.zeros([HALF, R], tl.float32)
-        of_two = tl.zeros([HALF, R], tl.float32)
+        b_one = tl.load(b + place_one, mask=b_mask, other=0.0)
+        b_two = tl.load(b + place_two, mask=b_mask, other=0.0)
+        of_one = tl.zeros([DIM // 2, R], tl.float32)
+        of_two = tl.zeros([DIM // 2, R], tl.float32)
     for step in range(STEPS):
         rows = (tl.program_id(1) * STEPS + step) * BM + tl.arange(0, BM)
         live = rows < tokens
-        low_place = rows[:, None] * (3 * RANK) + slot * RANK + rank[None, :]
+        low_place = rows[:, None] * (SLOTS * RANK) + slot * RANK + rank[None, :]
         low_mask = live[:, None] & (rank < RANK)[None, :]
         low_tile = low
         if UPDATE:
             low_tile = tl.load(low + low_place, mask=low_mask, other=0.0)
-        g_place = (rows.to(tl.int64)[:, None] * heads + own) * DIM + half[None, :]
-        one = tl.load(g + g_place, mask=live[:, None], other=0.0).to(tl.float32)
-        two = tl.load(g + g_place + HALF, mask=live[:, None], other=0.0).to(tl.float32)
+        g_place = (rows.to(tl.int64)[:, None] * heads + own) * DIM
+        one = tl.load(g + g_place + at_one[None, :], mask=live[:, None], other=0.0).to(tl.float32)
+        two = tl.load(g + g_place + at_two[None, :], mask=live[:, None], other=0.0).to(tl.float32)
         if head < QUERY + KEY:
-            turn = rows[:, None] * DIM + half[None, :]
-            c = tl.load(cos + turn, mask=live[:, None], other=0.0).to(tl.float32)
-            s = tl.load(sin + turn, mask=live[:, None], other=0.0).to(tl.float32)
-            one, two = one * c + two * s, two * c - one * s
+            if SCALE:
+                factor = tl.where(head < QUERY, tl.load(query_scale + rows, mask=live, other=1.0), 1.0)[:, None]
+                one, two = one * factor, two * factor
+            if TURNED:
+                c, s = _turn(cos, sin, rows, live, DIM, TURNED)
+                one, two = one * c + two * s, two * c - one * s
             if NORM:
-                raw_one = _projected(qkv, bias, low_tile, b, rows, live, columns, WIDTH, R, RANK, BIAS, UPDATE)
-                raw_two = _projected(qkv, bias, low_tile, b, rows, live, columns + HALF, WIDTH, R, RANK, BIAS, UPDATE)
-                inverse = tl.rsqrt((tl.sum(raw_one * raw_one, 1) + tl.sum(raw_two * raw_two, 1)) / DIM + eps)
+                raw_one = _projected(qkv, bias, low_tile, b, rows, live, start + at_one, WIDTH, R, RANK, BIAS, UPDATE)
+                raw_two = _projected(qkv, bias, low_tile, b, rows, live, start + at_two, WIDTH, R, RANK, BIAS, UPDATE)
                 norm = query_norm if head < QUERY else key_norm
-                one *= tl.load(norm + half).to(tl.float32)[None, :]
-                two *= tl.load(norm + HALF + half).to(tl.float32)[None, :]
-                mean = (tl.sum(one * raw_one, 1) + tl.sum(two * raw_two, 1)) * inverse * inverse / DIM
+                size = DIM
+                if TOGETHER:
+                    norm += own * DIM
+                    size = DIM * heads
+                one *= tl.load(norm + at_one).to(tl.float32)[None, :]
+                two *= tl.load(norm + at_two).to(tl.float32)[None, :]
+                squares = tl.sum(raw_one * raw_one, 1) + tl.sum(raw_two * raw_two, 1)
+                products = tl.sum(one * raw_one, 1) + tl.sum(two * raw_two, 1)
+                if TOGETHER:
+                    at_sums = sums + rows * 4 + (head >= QUERY).to(tl.int32)
+                    squares = _over_all_heads(at_sums, squares, live, SUM)
+                    products = _over_all_heads(at_sums + 2, products, live, SUM)
+                inverse = tl.rsqrt(squares / size + eps)
+                mean = products * inverse * inverse / size
                 one = inverse[:, None] * (one - raw_one * mean[:, None])
                 two = inverse[:, None] * (two - raw_two * mean[:, None])
-        first = one.to(out.dtype.element_ty)
-        second = two.to(out.dtype.element_ty)
-        place = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
-        tl.store(out + place, first, mask=live[:, None])
-        tl.store(out + place + HALF, second, mask=live[:, None])
-        if UPDATE:
-            of_one += dot(tl.trans(first), low_tile)
-            of_two += dot(tl.trans(second), low_tile)
-            tl.atomic_add(g_low + low_place, dot(first, b_one) + dot(second, b_two), mask=low_mask, sem="relaxed")
-    if UPDATE:
-        tl.atomic_add(g_b + b_place, of_one * scaling, mask=b_mask, sem="relaxed")
-        tl.atomic_add(g_b + HALF * RANK + b_place, of_two * scaling, mask=b_mask, sem="relaxed")
+        if not SUM:
+            first = one.to(out.dtype.element_ty)
+            second = two.to(out.dtype.element_ty)
+            place = rows.to(tl.int64)[:, None] * WIDTH + start
+            tl.store(out + place + at_one[None, :], first, mask=live[:, None])
+            tl.store(out + place + at_two[None, :], second, mask=live[:, None])
+            if UPDATE:
+                of_one += dot(tl.trans(first), low_tile)
+                of_two += dot(tl.trans(second), low_tile)
+                tl.atomic_add(g_low + low_place, dot(first, b_one) + dot(second, b_two), mask=low_mask, sem="relaxed")
+    if UPDATE and not SUM:
+        tl.atomic_add(g_b + place_one, of_one * scaling, mask=b_mask, sem="relaxed")
+        tl.atomic_add(g_b + place_two, of_two * scaling, mask=b_mask, sem="relaxed")
 
 
 def rotate_grad(
     grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     qkv: torch.Tensor | None,
     lora: LowRank | None,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
+    positions: Positions,
     heads: Heads,
 ) -> torch.Tensor:
     """Compute the derivative of `rotate`; the gradients of B and of the low-rank activations are added up.
@@ -189,7 +282,7 @@ def rotate_grad(
     Args:
         grads: of queries, keys and values, [tokens, heads, dim] each, contiguous.
         qkv: the frozen product if heads are normed, else None.
-        lora, cos, sin, heads: as for `rotate`.
+        lora, positions, heads: as for `rotate`.
 
     Returns:
         the gradient of the joined product [tokens, width].
@@ -197,15 +290,17 @@ def rotate_grad(
     tokens = len(grads[0])
     out = grads[0].new_empty(tokens, heads.width)
     low, b, g_low, g_b = (lora.low, lora.b, lora.g_low, lora.g_b) if lora else (None, None, None, None)
-    rank, scaling = (lora.rank, lora.scaling) if lora else (1, 1.0)
+    rank, slots, scaling = (lora.rank, lora.slots, lora.scaling) if lora else (1, 1, 1.0)
     query_norm, key_norm, eps = heads.norms or (None, None, 0.0)
     bm, steps = 64, 4
-    grid = (heads.query + 2 * heads.key, blocks(tokens, bm * steps))
-    _rotate_grad_kernel[grid](
-        *grads, qkv, heads.bias, low, b, cos, sin, query_norm, key_norm,
-        g_low, g_b, out, tokens, eps, scaling,
-        QUERY=heads.query, KEY=heads.key, DIM=heads.dim, R=tile_of(rank), RANK=rank,
-        BIAS=heads.bias is not None, UPDATE=b is not None, NORM=heads.norms is not None,
-        BM=bm, STEPS=steps, num_warps=4,
-    )  # fmt: skip
+    sums = _sums_over_heads(out, heads)
+    for sum_up in (True, False) if heads.normed_together else (False,):
+        _rotate_grad_kernel[(heads.query + (1 if sum_up else 2) * heads.key, blocks(tokens, bm * steps))](
+            *grads, qkv, heads.bias, low, b, positions.cos, positions.sin, positions.query_scale, query_norm, key_norm,
+            sums, g_low, g_b, out, tokens, eps, scaling,
+            QUERY=heads.query, KEY=heads.key, DIM=heads.dim, TURNED=positions.turned(heads),
+            R=tile_of(rank), RANK=rank, SLOTS=slots, BIAS=heads.bias is not None, UPDATE=b is not None,
+            NORM=heads.norms is not None, TOGETHER=heads.normed_together, SUM=sum_up,
+            SCALE=positions.query_scale is not None, BM=bm, STEPS=steps, num_warps=4,
+        )  # fmt: skip
     return out

@@ -47,7 +47,7 @@ def _low_product(value, a, columns, of_rows, of_columns, slot, WIDTH: tl.constex
 
 @triton.jit(do_not_specialize=["tokens", "place"])
 def _rows_kernel(
-    x, y, low, b, norm, a, total, out, scale, low_out, seed, keys, place, tokens, eps,
+    x, y, low, b, norm, a, total, out, scale, low_out, seed, keys, place, tokens, eps, gain,
     WIDTH: tl.constexpr, OUT_WIDTH: tl.constexpr,
     R: tl.constexpr, RANK: tl.constexpr, SLOTS: tl.constexpr, LOWS: tl.constexpr, L: tl.constexpr,
     ADD: tl.constexpr, UPDATE: tl.constexpr, NORM: tl.constexpr, LOW: tl.constexpr, WRITE: tl.constexpr,
@@ -82,7 +82,7 @@ def _rows_kernel(
                 b_mask = inside[:, None] & (rank < RANK)[None, :]
                 b_tile = tl.load(b + columns[:, None] * RANK + rank[None, :], mask=b_mask, other=0.0)
                 addend += dot(low_tile, tl.trans(b_tile))
-            value += addend
+            value += addend * gain
             rounded = value.to(total.dtype.element_ty)
             tl.store(total + at, rounded, mask=mask)
             value = rounded.to(tl.float32)
@@ -143,7 +143,7 @@ def _slots_of(lora: LowRank | None) -> tuple[int, int]:
 def add_norm_project(
     x: torch.Tensor,
     *,
-    update: tuple[torch.Tensor, LowRank | None] | None = None,
+    update: tuple[torch.Tensor, LowRank | None, float] | None = None,
     norm: tuple[torch.Tensor, float] | None = None,
     lora: LowRank | None = None,
     write: bool = True,
@@ -151,11 +151,11 @@ def add_norm_project(
     beside: int = 0,
     into: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Rows | None]:
-    """Compute `x + y + low B'`, its RMSNorm, and the low-rank product of that; each part is optional.
+    """Compute `x + gain (y + low B')`, its RMSNorm, and the low-rank product of that; each part is optional.
 
     Args:
         x: [tokens, width].
-        update: y [tokens, width], and the adapter of the projection that it comes from; None: y is complete.
+        update: y [tokens, width]; the adapter of the projection that it comes from, or None where y is complete; gain.
         norm: weight [width] and epsilon.
         lora: of the projections that follow; its `low` is set.
         write: whether the (normalised) rows are wanted, and not only their low-rank product.
@@ -167,7 +167,7 @@ def add_norm_project(
         the sum (x itself without `update`), and the rows written.
     """
     tokens, width = x.shape
-    y, added = update or (None, None)
+    y, added, gain = update or (None, None, 1.0)
     low, b = (added.low, added.b) if added else (None, None)
     rank = lora.rank if lora else added.rank if added else 1
     slots, lows = _slots_of(lora)
@@ -185,7 +185,7 @@ def add_norm_project(
     weight, eps = norm or (None, 0.0)
     bc = 256 if norm and update is None else 128  # as all sizes here, the fastest on an H100
     _rows_kernel[(blocks(tokens, 32),)](
-        x, y, low, b, weight, a, total, data, scale, lora and lora.low, seed, keys, place, tokens, eps,
+        x, y, low, b, weight, a, total, data, scale, lora and lora.low, seed, keys, place, tokens, eps, gain,
         WIDTH=width, OUT_WIDTH=width + beside, R=tile_of(rank), RANK=rank, SLOTS=slots, LOWS=lows, L=tile_of(lows),
         ADD=update is not None, UPDATE=b is not None, NORM=norm is not None, LOW=a is not None, WRITE=write,
         QUANT=in_fp8, THRESHOLD=threshold, BM=32, BC=bc if lows <= 64 else 64, STAGES=2 if norm else 3, num_warps=4,
@@ -256,7 +256,8 @@ def _add_a_grad(g_a, low_tile, entered, columns, of_rows, of_columns, slot, WIDT
 def _input_grad_kernel(
     g, g_low, a, x, norm, residual, out, g_a, seed, keys, place, tokens, eps,
     WIDTH: tl.constexpr, SLOTS: tl.constexpr, LOWS: tl.constexpr, L: tl.constexpr, LOW: tl.constexpr,
-    NORM: tl.constexpr, THRESHOLD: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr,
+    NORM: tl.constexpr, RESIDUAL: tl.constexpr, THRESHOLD: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     live = rows < tokens
@@ -326,6 +327,7 @@ def _input_grad_kernel(
             weight = tl.load(norm + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
             entered = value * inverse[:, None] * weight
             grad = inverse[:, None] * (grad * weight - value * mean[:, None])
+        if RESIDUAL:
             grad += tl.load(residual + start_of + columns[None, :], mask=mask, other=0.0).to(tl.float32)
         tl.store(out + start_of + columns[None, :], grad.to(out.dtype.element_ty), mask=mask)
         if LOW:
@@ -352,7 +354,7 @@ def input_grad(
         x: [tokens, width], the input, or with `norm` the rows before normalisation.
         lora: of the projections; the gradient of A is added up. None: `g` is complete.
         norm: weight [width] and epsilon of the RMSNorm, if there is one.
-        residual: [tokens, width], with `norm`: the gradient that comes past it.
+        residual: [tokens, width], the gradient that comes past the projections and the norm.
     """
     tokens, width = g.shape
     slots, lows = _slots_of(lora)
@@ -364,6 +366,6 @@ def input_grad(
     _input_grad_kernel[(blocks(tokens, bm),)](
         g, g_low, a, x, weight, residual, out, g_a, seed, keys, place, tokens, eps,
         WIDTH=width, SLOTS=slots, LOWS=lows, L=tile_of(lows), LOW=a is not None, NORM=norm is not None,
-        THRESHOLD=threshold, BM=bm, BC=bc, STAGES=3 if lows <= 64 else 2, num_warps=4,
+        RESIDUAL=residual is not None, THRESHOLD=threshold, BM=bm, BC=bc, STAGES=3 if lows <= 64 else 2, num_warps=4,
     )  # fmt: skip
     return out
