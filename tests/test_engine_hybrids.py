@@ -20,6 +20,7 @@ from thinktune.inference.engines.hf.cuda_graph import Recorder
 from thinktune.inference.engines.hf.decoder import Decoder
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.hf.fidelity import require_faithful
+from thinktune.training.fused.packed_attention import packed_documents
 
 MIXED = ["linear_attention", "full_attention"]
 DELTA = {
@@ -182,6 +183,15 @@ def test_an_adapter_on_a_linear_attention_is_used_and_training_goes_on(tokenizer
     assert {key: list(ids) for key, ids in found.items()} == {
         (request.id, 0): generated(tuned.eval(), request) for request in requests
     }
+
+
+def test_a_model_that_is_set_up_for_packed_examples_decodes_as_ever(qwen: TransformersEngine, tokenizer: Any) -> None:
+    requests = requests_of([5, 16])
+    with packed_documents(qwen.model):
+        engine = TransformersEngine(qwen.model, tokenizer, [2])
+        assert not engine.recomputes
+        found = answers(engine.generate(requests))
+    assert found == answers(qwen.generate(requests))
 
 
 def test_a_cache_that_is_not_understood_is_done_without_and_that_is_said(
