@@ -84,7 +84,7 @@ def main() -> None:
         child.start()
         child.join()
         print(f"model and adapter made in {time.time() - began:.0f} s", flush=True)
-    for part in options.parts.split(","):
+    for part in filter(None, options.parts.split(",")):
         if part == "transformers":
             measure_transformers(options)
         else:
@@ -98,7 +98,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="a model folder to measure instead")
     parser.add_argument("--shape", choices=SHAPES, default="3b")
     parser.add_argument("--work", type=Path, default=Path("runs/bench-infer"), help="for model, adapter and results")
-    parser.add_argument("--parts", default="vllm", help="of vllm, adapter (unmerged, in vLLM), transformers")
+    parser.add_argument(
+        "--parts", default="vllm", help="of vllm, adapter (unmerged), transformers; empty: no more than the model"
+    )
     parser.add_argument("--cases", default=",".join(CASES).replace(", ", " "), help="words of the samplings to measure")
     parser.add_argument("--items", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=256)
