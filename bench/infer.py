@@ -67,7 +67,7 @@ CASES = {  # the sampling, and whether each item has noise of its own
 OURS = {  # what `infer` does beside the engine, and the functions that do it
     "rendering prompts": (Chat, "prompt_ids"),
     "digests": (complete._Digests, "keys"),
-    "decoding": (Detokenizer, "final_text"),
+    "decoding": (Detokenizer, "final_texts"),
     "journal": (Journal, "add"),
     "result file": (batch, "write_results"),
 }

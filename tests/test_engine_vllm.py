@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from thinktune.config import Sampling, Vllm
 from thinktune.errors import GenerationError, MissingExtra, ModelError, UsageError
 from thinktune.inference.engines import EngineSettings, Request, open_engine
 from thinktune.inference.engines.base import RequestSource
+from thinktune.inference.engines.detokenizer import Detokenizer
 from thinktune.inference.engines.vllm.engine import (
     OWN,
     VllmEngine,
@@ -133,6 +135,27 @@ def test_text_ends_with_the_stop_string_and_without_the_stop_token(engine: VllmE
     (completion,) = engine.generate([ask(*ids, 2, stop=("</answer>",))])
     assert completion.text == "<answer>47</answer>"
     assert "".join(engine.stream(ask(*ids, 2, stop=("</answer>",)))) == "<answer>47</answer>"
+
+
+def test_completions_that_come_together_have_the_texts_that_each_has_alone() -> None:
+    tokenizer = make_tiny_tokenizer()
+    stops = [(), ("</answer>",), ("a", "e")]
+    draw = random.Random(0)
+    rows = [([draw.randrange(len(tokenizer)) for _ in range(at)] + [2] * (at % 2), stops[at % 3]) for at in range(60)]
+    detokenizer = Detokenizer(tokenizer, frozenset({2}), len(tokenizer))
+    texts = [detokenizer.final_text(ids, stop) for ids, stop in rows]
+    assert detokenizer.final_texts(rows) == texts
+    assert len(set(texts)) > 50
+
+    class Loud(type(tokenizer)):  # type: ignore[misc]
+        def _decode(self, *args: Any, **kwargs: Any) -> str:
+            return str(super()._decode(*args, **kwargs)).upper()
+
+    tokenizer.__class__ = Loud
+    loud = Detokenizer(tokenizer, frozenset({2}), len(tokenizer)).final_texts([(ids, ()) for ids, _ in rows])
+    assert loud == [detokenizer.final_text(ids, ()) for ids, _ in rows]
+    assert any(any(letter.isupper() for letter in text) for text in loud)
+    assert not any(any(letter.islower() for letter in text) for text in loud)
 
 
 def test_unsuitable_prompts_are_errors_of_their_own(engine: VllmEngine) -> None:

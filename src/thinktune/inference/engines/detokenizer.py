@@ -6,7 +6,7 @@ begin, end and pad a turn are left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -31,6 +31,7 @@ class Detokenizer:
         self._stop_ids = stop_ids
         self._vocabulary = vocabulary
         self._left_out = stop_ids | turn_marks(tokenizer)
+        self._decode_batch = _batch_decoder(tokenizer)
         self.closers = lru_cache(maxsize=64)(self._closers)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -40,17 +41,25 @@ class Detokenizer:
 
     def final_text(self, ids: Sequence[int], stops: tuple[str, ...]) -> str:
         """Decode a finished continuation: cut right after the first stop string, half a character left off."""
-        if ids and ids[-1] in self._stop_ids:
-            ids = ids[:-1]
-        text = self.decode(ids)
-        ends = [text.find(stop) + len(stop) for stop in stops if stop and stop in text]
-        return text[: min(ends)] if ends else text.rstrip(_BROKEN)
+        return _cut(self.decode(self._without_end(ids)), stops)
+
+    def final_texts(self, rows: Sequence[tuple[Sequence[int], tuple[str, ...]]]) -> list[str]:
+        """Decode finished continuations, given with their stop strings, as `final_text` does; by many threads if the
+        tokenizer can."""
+        if self._decode_batch is None:
+            return [self.final_text(ids, stops) for ids, stops in rows]
+        said = [[token for token in self._without_end(ids) if token not in self._left_out] for ids, _ in rows]
+        texts = self._decode_batch(said, skip_special_tokens=False)
+        return [_cut(text, stops) for text, (_, stops) in zip(texts, rows, strict=True)]
 
     def has_stop(self, ids: Sequence[int], stops: tuple[str, ...]) -> bool:
         """Return whether the last token completes a stop string. Decodes only the tokens that can be part of it."""
         # Every token holds at least a byte, so a stop string spans no more tokens than it has bytes.
         tail = self.decode(ids[-max(len(stop.encode()) for stop in stops) - 4 :])
         return any(stop and stop in tail for stop in stops)
+
+    def _without_end(self, ids: Sequence[int]) -> Sequence[int]:
+        return ids[:-1] if ids and ids[-1] in self._stop_ids else ids
 
     def _closers(self, stops: tuple[str, ...]) -> frozenset[int] | None:
         """Return the ids of the tokens that can complete a stop string, or None if any might.
@@ -69,6 +78,24 @@ class Detokenizer:
             for index, piece in enumerate(pieces)
             if piece is not None and (piece.startswith("<0x") or any(last in piece for last in lasts))
         )
+
+
+def _cut(text: str, stops: tuple[str, ...]) -> str:
+    ends = [text.find(stop) + len(stop) for stop in stops if stop and stop in text]
+    return text[: min(ends)] if ends else text.rstrip(_BROKEN)
+
+
+def _batch_decoder(tokenizer: Any) -> Callable[..., list[str]] | None:
+    """Return the decoder of many sequences at once that a tokenizer's `decode` is made of; None: it has its own."""
+    from transformers import PreTrainedTokenizerFast
+
+    kind = type(tokenizer)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or any(
+        getattr(kind, name) is not getattr(PreTrainedTokenizerFast, name) for name in ("decode", "_decode")
+    ):
+        return None
+    decoder: Callable[..., list[str]] = tokenizer.backend_tokenizer.decode_batch
+    return decoder
 
 
 class TextStream:

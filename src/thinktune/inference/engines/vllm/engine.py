@@ -24,7 +24,7 @@ from thinktune.config import Sampling, Vllm
 from thinktune.errors import GenerationError, ModelError
 from thinktune.inference.engines.base import Completion, Engine, Request, polling, why_refused
 from thinktune.inference.engines.detokenizer import Detokenizer, TextStream
-from thinktune.inference.engines.vllm.process import Crashed, InFlight, WorkerProcess
+from thinktune.inference.engines.vllm.process import Crashed, Event, InFlight, WorkerProcess
 from thinktune.inference.engines.vllm.worker import pack_ids
 from thinktune.models.adapters import touches_embeddings
 from thinktune.models.folder import ADAPTER_CONFIG, check_adapter_folder, read_json
@@ -169,7 +169,8 @@ class VllmEngine(Engine):
                     if piece := text.push(token):
                         shown += piece
                         yield piece
-        completion = self._complete(_Row(request, 0), {**event, "token_ids": [*ids, *event["token_ids"]]})
+        last = {**event, "token_ids": [*ids, *event["token_ids"]]}
+        (completion,) = self._complete([(_Row(request, 0), last)])
         if completion.error is not None:
             raise GenerationError(completion.error)
         if rest := completion.text[len(shown) :]:
@@ -236,8 +237,8 @@ class VllmEngine(Engine):
                         flying.update(zip(in_flight.add(map(self._wire_request, leaving)), leaving, strict=True))
                         leaving = []
                         if flying:
-                            event = in_flight.next_event()
-                            yield self._complete(flying.pop(event["id"]), event)
+                            events = in_flight.next_events()
+                            yield from self._complete([(flying.pop(event["id"]), event) for event in events])
                 except Crashed as crash:
                     self._note_crash(crash)
                     suspects = [*flying.values(), *leaving]
@@ -255,14 +256,18 @@ class VllmEngine(Engine):
             return f"there is no adapter {request.adapter!r} in this engine"
         return why_refused(request.prompt_ids, self.context_length, self._vocabulary)
 
-    def _complete(self, row: _Row, event: dict[str, Any]) -> Completion:
-        if "error" in event:
-            return _failed(row, event["error"])
-        ids, reason = event["token_ids"], event["finish_reason"]
-        if reason not in ("stop", "length"):
-            return _failed(row, f"vLLM ended it with {reason!r}")
-        text = self._detokenizer.final_text(ids, row.request.sampling.stop)
-        return Completion(row.request.id, row.index, text, tuple(ids), reason)
+    def _complete(self, answered: Sequence[tuple[_Row, Event]]) -> Iterator[Completion]:
+        """Make the completions of rows by their last events."""
+        texts = self._detokenizer.final_texts(
+            [(event.get("token_ids", ()), row.request.sampling.stop) for row, event in answered]
+        )
+        for (row, event), text in zip(answered, texts, strict=True):
+            if "error" in event:
+                yield _failed(row, event["error"])
+            elif (reason := event["finish_reason"]) not in ("stop", "length"):
+                yield _failed(row, f"vLLM ended it with {reason!r}")
+            else:
+                yield Completion(row.request.id, row.index, text, tuple(event["token_ids"]), reason)
 
     def _wire_request(self, row: _Row, *, streamed: bool = False) -> dict[str, Any]:
         return {

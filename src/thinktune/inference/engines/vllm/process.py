@@ -272,6 +272,13 @@ class InFlight:
             event["token_ids"] = unpack_ids(event["token_ids"])
         return event
 
+    def next_events(self) -> list[Event]:
+        """Return the next event, and those that have come with it. Raises as `next_event` does."""
+        events = [self.next_event()]
+        while self._box:
+            events.append(self.next_event())
+        return events
+
     def __enter__(self) -> InFlight:
         return self
 
