@@ -133,7 +133,8 @@ FAMILIES: dict[str, Row] = {
     ),
     "gemma4_text": works(**SLIDING, **GEMMA4),
     "gemma4_text, shared keys": works(
-        **{**SLIDING, "layer_types": SLIDING["layer_types"] * 2}, **GEMMA4, num_hidden_layers=4, num_kv_shared_layers=2
+        **GEMMA4, layer_types=["sliding_attention", "full_attention", "full_attention"], sliding_window=WINDOW,
+        num_hidden_layers=3, num_kv_shared_layers=1,
     ),
     "gemma4_text, experts": works(**SLIDING, hidden_size_per_layer_input=0, enable_moe_block=True, top_k_experts=2),
     "gemma4": works(
