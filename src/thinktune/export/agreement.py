@@ -56,8 +56,8 @@ def comparison_dtype(resolved: Resolved, device: torch.device, dtype: torch.dtyp
         parameters = (resolved.folder / resolved.gguf).stat().st_size  # a byte each: packed weights take less
     else:
         files = check_model_folder(resolved.folder)
-        width = {"F32": 4, "F64": 8}.get(stored_dtype(files), 2)
-        parameters = sum(file.stat().st_size for file in files) // width
+        width = {"F32": 4, "F64": 8, "F8_E4M3": 1, "U8": 0.5}.get(stored_dtype(files), 2)
+        parameters = int(sum(file.stat().st_size for file in files) / width)
     return torch.float32 if 1.5 * 4 * parameters < free_memory(device) else dtype
 
 

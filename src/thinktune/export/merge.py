@@ -31,6 +31,7 @@ from thinktune.models.cache import space_required
 from thinktune.models.device import choose_device, choose_dtype, describe
 from thinktune.models.folder import adapter_sha256, check_model_folder, stored_dtype
 from thinktune.models.loading import load_base, load_weights
+from thinktune.models.quantised import dequantised_method
 from thinktune.models.saving import save_model
 from thinktune.models.tokenizer import read_tokenizer
 
@@ -300,6 +301,9 @@ def _base_dtype(resolved: Resolved) -> torch.dtype:
 
     if resolved.gguf:
         logger.info(f"{resolved.base} is GGUF: merging into its dequantised weights, which are not the original ones")
+        return torch.bfloat16
+    if (method := dequantised_method(resolved.folder)) is not None:
+        logger.info(f"{resolved.base} is stored in {method}: merging into its dequantised weights")
         return torch.bfloat16
     stored = stored_dtype(check_model_folder(resolved.folder))
     known = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

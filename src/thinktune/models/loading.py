@@ -15,6 +15,7 @@ from thinktune.models.auto_class import auto_class
 from thinktune.models.chat import Chat, recorded_date
 from thinktune.models.device import LOADING, choose_device, choose_dtype, describe
 from thinktune.models.folder import check_model_folder, read_json
+from thinktune.models.quantised import dequantised_method, dequantising, forget_scales
 from thinktune.models.references import Resolved, resolve
 from thinktune.models.tokenizer import read_tokenizer, require_gguf
 
@@ -158,6 +159,8 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
             f"{resolved.folder} lacks {len(names)} of its model's weights, among them {names[0]}",
             hint="its config.json and its weights do not belong together, or the folder is half downloaded",
         )
+    if not resolved.gguf and dequantised_method(resolved.folder) is not None:
+        forget_scales(model, dtype)
     if quantize == "fp8":
         quantise_to_fp8(model)  # what was not as it was read: GGUF, and weights that are made of others
     for module in model.modules():
@@ -193,7 +196,11 @@ def _placement(resolved: Resolved, load: Load, device: torch.device, quantize: Q
         }
     check_model_folder(resolved.folder)
     if quantize == "none":
-        return {"device_map": {"": str(device)}} if device.type == "cuda" else {}
+        placed: dict[str, Any] = {"device_map": {"": str(device)}} if device.type == "cuda" else {}
+        if (method := dequantised_method(resolved.folder)) is not None:
+            logger.info(f"its weights are stored in {method}, and dequantised")
+            placed["quantization_config"] = dequantising(method)
+        return placed
     if "quantization_config" in read_json(resolved.folder / "config.json"):
         raise UsageError(f"{resolved.reference} is quantised already", hint="set quantize: none")
     if quantize == "fp8":

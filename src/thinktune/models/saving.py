@@ -11,11 +11,13 @@ from typing import Any
 
 from thinktune.files import write_json
 from thinktune.models.folder import check_model_folder, read_json, read_safetensors_header, stored_dtype
+from thinktune.models.quantised import SCALES, dequantised_method
 
 logger = logging.getLogger(__name__)
 
 _FILE = "generation_config.json"
 _HEAD = "lm_head.weight"
+_PACKED = ("U8", "I8", "F8_E4M3", "F8_E5M2")
 _COMPUTED = ("inv_freq", "masked_bias", ".attn.bias", ".attention.bias")  # buffers that old checkpoints hold
 
 
@@ -68,6 +70,12 @@ def _add_rest(model: Any, folder: Path, base: Sequence[Path]) -> None:
             f"otherwise ({strange[0]})"
         )
         return
+    if packed := sorted(name for name, file in rest.items() if read_safetensors_header(file)[name]["dtype"] in _PACKED):
+        logger.warning(
+            f"the merged model lacks {len(rest)} weights of its base, among them {packed[0]}: they are quantised, and "
+            "it is not"
+        )
+        return
     logger.info(f"{len(rest)} weights that only the base has, such as {min(rest)}, are kept as they are")
     shards = [folder / f"model-{at + 1:05}-of-{len(files) + 1:05}.safetensors" for at in range(len(files) + 1)]
     for file, shard in reversed(list(zip(files, shards, strict=False))):
@@ -83,7 +91,9 @@ def _add_rest(model: Any, folder: Path, base: Sequence[Path]) -> None:
 def _rest(model: Any, saved: set[str], places: dict[str, Path]) -> dict[str, Path]:
     """Return the weights of a base that a model saved from it lacks, but those that it computes or ties."""
     tied = model.config.get_text_config().tie_word_embeddings
-    left_out = (*_COMPUTED, _HEAD) if tied else _COMPUTED
+    left_out: tuple[str, ...] = (*_COMPUTED, _HEAD) if tied else _COMPUTED
+    if places and dequantised_method(next(iter(places.values())).parent) is not None:
+        left_out += SCALES  # the saved weights are whole
     prefix = f"{model.base_model_prefix}."  # some of the checkpoints of old have none
     return {
         name: file for name, file in places.items() if not {name, prefix + name} & saved and not name.endswith(left_out)
@@ -124,6 +134,7 @@ def _updated(config: dict[str, Any], dtype: str, untied: bool) -> dict[str, Any]
     """Change the dtype of a whole model's config, and that its head has a weight of its own."""
     for part in (config, *(part for part in config.values() if isinstance(part, dict))):
         part |= dict.fromkeys({"dtype", "torch_dtype"} & part.keys(), dtype)
+    config.pop("quantization_config", None)
     if untied:
         config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
     return config

@@ -351,6 +351,7 @@ def _read_model_and_data(config: Config) -> tuple[ModelShape, PackLengths]:
 def read_shape(config: Config) -> ModelShape:
     """Read the shape of a config's model; at most its configuration and tokenizer are downloaded."""
     from thinktune.models import resolve
+    from thinktune.models.quantised import method_of
 
     resolved = resolve(config.model, config.load, weights=False)
     settings: dict[str, Any] = {"gguf_file": resolved.gguf} if resolved.gguf else {}
@@ -360,6 +361,8 @@ def read_shape(config: Config) -> ModelShape:
         found = AutoConfig.from_pretrained(
             resolved.folder, local_files_only=True, trust_remote_code=config.load.trust_remote_code, **settings
         )
+    if (method := method_of(found.to_dict())) is not None:
+        logger.info(f"its weights are stored in {method}, and trained on dequantised: so they are counted")
     return shape_of(found, trust_remote_code=config.load.trust_remote_code)
 
 
