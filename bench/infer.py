@@ -36,7 +36,8 @@ from thinktune.inference.batch_file import Item
 from thinktune.inference.engines import Opened
 from thinktune.inference.engines.base import Completion, Engine, Request
 from thinktune.inference.engines.detokenizer import Detokenizer
-from thinktune.inference.engines.vllm.engine import OWN, VllmEngine, VllmModel, vllm_environment
+from thinktune.inference.engines.vllm.engine import VllmEngine
+from thinktune.inference.engines.vllm.model import OWN, VllmModel, vllm_environment
 from thinktune.inference.engines.vllm.process import WorkerProcess
 from thinktune.inference.journal import Journal
 from thinktune.models import Chat

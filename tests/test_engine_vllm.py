@@ -26,14 +26,8 @@ from thinktune.errors import GenerationError, MissingExtra, ModelError, UsageErr
 from thinktune.inference.engines import EngineSettings, Request, open_engine
 from thinktune.inference.engines.base import RequestSource
 from thinktune.inference.engines.detokenizer import Detokenizer
-from thinktune.inference.engines.vllm.engine import (
-    OWN,
-    VllmEngine,
-    VllmModel,
-    engine_arguments,
-    lora_rank,
-    vllm_environment,
-)
+from thinktune.inference.engines.vllm.engine import VllmEngine
+from thinktune.inference.engines.vllm.model import OWN, VllmModel, engine_arguments, lora_rank, vllm_environment
 from thinktune.inference.engines.vllm.process import PYTHON
 
 FAKE = Path(__file__).with_name("fake_vllm")

@@ -21,7 +21,7 @@ from thinktune.errors import MissingExtra, UsageError
 from thinktune.files import write_json, write_text
 from thinktune.inference.engines.found_model import FoundModel, find_model
 from thinktune.inference.engines.settings import EngineSettings
-from thinktune.inference.engines.vllm.engine import OWN, engine_arguments, vllm_environment
+from thinktune.inference.engines.vllm.model import OWN, engine_arguments, vllm_environment
 from thinktune.inference.engines.vllm.opening import vllm_model, why_not_vllm
 from thinktune.inference.engines.vllm.process import has_vllm, vllm_python
 from thinktune.models import make_chat

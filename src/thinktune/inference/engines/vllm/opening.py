@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from thinktune.inference.engines.base import Engine
-from thinktune.inference.engines.vllm.engine import OWN, VllmEngine, VllmModel, begin_process
+from thinktune.inference.engines.vllm.engine import VllmEngine, begin_process
+from thinktune.inference.engines.vllm.model import OWN, VllmModel
 from thinktune.inference.engines.vllm.process import WorkerProcess
 
 if TYPE_CHECKING:
