@@ -115,7 +115,8 @@ def train_loaded(loaded: Any, config: Any, task: Task) -> Result:
                 if part is None:
                     part = with_loss(**inputs)
                     (part / total).backward()
-                loss += part.detach() / total
+                part = part.detach()  # a graph of autograd's that is there cannot be recorded anew
+                loss += part / total
             norm = torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
             optimizer.step()
             with_loss.zero_grad()

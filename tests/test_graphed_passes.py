@@ -28,7 +28,9 @@ def tokens_of(lengths: list[int], context: int) -> list[Tokens]:
 
 
 @pytest.mark.parametrize("weights", [None, 0.5])
-@pytest.mark.parametrize(("lengths", "context"), [([19, 2, 70], 1), ([64, 64], 30), ([1, 1, 300, 4, 5, 6, 7], 1)])
+@pytest.mark.parametrize(
+    ("lengths", "context"), [([19, 2, 70], 1), ([64, 64], 30), ([1, 1, 300, 4, 5, 6, 7], 1), ([77], 5)]
+)
 def test_a_batch_filled_up_has_its_loss_and_gradients(
     tiny_model: Path, lengths: list[int], context: int, weights: float | None
 ) -> None:

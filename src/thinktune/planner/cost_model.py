@@ -31,6 +31,7 @@ CPU_LAUNCH_SECONDS = 12e-6
 # From CUDA graphs: of a kernel beside its work, to start and to end; and of the host for an optimizer step.
 GRAPHED_KERNEL_SECONDS, GRAPHED_STEP_SECONDS = 4e-6, 4e-3
 FILLED_UP = 1.05  # tokens of a batch that fills up a graph, of those it had
+EIGHT_BIT_SECONDS = 50e-6  # of the host, for each of its tensors, to step an 8-bit optimizer
 HOST_BANDWIDTH = 20e9  # bytes/s between GPU and pinned main memory
 CPU_PRODUCT_SHARE = 0.7  # share of matrix products in the time of a CPU
 
@@ -302,7 +303,10 @@ class CostModel:
     def optimizer_seconds(self) -> float:
         """Estimate the seconds of clipping and stepping."""
         moved = self.adapter_parameters * (3 * MASTER_BYTES + 2 * STATE_BYTES[self.optimizer])
-        return 0.0 if self.kind == "cpu" else 2e-3 + moved / (BANDWIDTH_SHARE * self.hardware.bandwidth)
+        if self.kind == "cpu":
+            return 0.0
+        calls = 0 if self.optimizer == "adamw" else 2 * len(self.adapted) * EIGHT_BIT_SECONDS
+        return 2e-3 + calls + moved / (BANDWIDTH_SHARE * self.hardware.bandwidth)
 
     def _layer_seconds(self, batch: Batch, level: str, chunks: int, *, graphed: bool) -> float:
         computing = self._computing_seconds(batch, level, chunks)

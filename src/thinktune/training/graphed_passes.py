@@ -7,6 +7,7 @@ document of their own and with targets of weight 0, which change neither loss no
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +15,16 @@ import torch
 from thinktune.inference.engines.hf.cuda_graph import Recorder
 from thinktune.training.model_with_loss import ModelWithLoss
 
+logger = logging.getLogger(__name__)
+
 _MOST_GRAPHS = 48
 """Of one training; a graph takes some megabytes. Batches of further sizes run without."""
 
 
 class Size(NamedTuple):
+    """What a graph holds. A single document is filled up behind its end, where causal attention does not see it; else
+    the padding is one more."""
+
     tokens: int
     trained: int
     documents: int
@@ -27,7 +33,8 @@ class Size(NamedTuple):
     def of(cls, batch: dict[str, Any]) -> Size:
         """The size that a batch is filled up to."""
         tokens = _rounded_up(batch["input_ids"].numel(), 8)
-        documents = max(8, 1 << len(batch["document_lengths"]).bit_length())
+        count = len(batch["document_lengths"])
+        documents = 1 if count == 1 else max(8, 1 << count.bit_length())
         return cls(tokens, _rounded_up(batch["targets"].numel(), 4), documents)
 
 
@@ -68,10 +75,12 @@ class RecordedPass:
             given = batch[name]
             if given is None:  # weights: 1 for every token
                 given = torch.ones_like(batch["targets"], dtype=torch.float32)
+            if name == "cu_seq_lens_q" and self._size.documents == 1:
+                given = given[:1]
             tensor[..., : given.shape[-1]].copy_(given)
             rest = tensor[..., given.shape[-1] :]
             if name == "cu_seq_lens_q":
-                rest.fill_(self._size.tokens)  # the first of them is the document of the padding
+                rest.fill_(self._size.tokens)
             elif name == "positions":
                 rest.copy_(self._spread[given.shape[-1] :])
             else:
@@ -82,6 +91,7 @@ class RecordedPass:
         it cannot be recorded."""
         self._divisor.copy_(divisor)
         if self._recorded is None:
+            self._run()  # attention over one document, and perhaps products, are set up for each size
             self._recorded = self._recorder.record(self._run)
         if self._recorded is None:
             return None
@@ -91,7 +101,8 @@ class RecordedPass:
         return out
 
     def _run(self) -> tuple[torch.Tensor, torch.Tensor]:
-        summed = self._model(**self.inputs, max_length_q=self._size.tokens, document_lengths=[], repeats=False)
+        documents = {"max_length_q": self._size.tokens, "document_lengths": [], "repeats": self._size.documents == 1}
+        summed = self._model(**self.inputs, **documents)
         gradients = torch.autograd.grad(summed / self._divisor, self._model.trained)
         return summed.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
@@ -137,8 +148,9 @@ class GraphedPasses:
         try:
             replayed = step.replay(divisor)
         except torch.OutOfMemoryError:  # its memory lies beside that of passes without a graph
-            self._recorder.works, replayed = False, None
+            self._recorder.works, self._recorder.reason, replayed = False, "there is no memory for them", None
         if replayed is None:
+            logger.info(f"going on without CUDA graphs: {self._recorder.reason}")
             self._recorded[size] = None
             return None
         summed, gradients = replayed

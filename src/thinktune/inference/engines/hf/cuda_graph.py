@@ -28,10 +28,12 @@ class Recorder:
 
     Attributes:
         works: False once the model has turned out to be impossible to record.
+        reason: why.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.works = True
+        self.reason = ""
         self._device = device
         self._stream: Any = None
         self._pool: Any = None
@@ -56,8 +58,8 @@ class Recorder:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # the model asks the GPU for a number, say
-            log.debug("decoding without a CUDA graph: %s", error)
-            self.works = False
+            log.debug("without a CUDA graph: %s", error)
+            self.works, self.reason = False, str(error).split("\n")[0]
             return None
 
     def _try(self, forward: Callable[[], torch.Tensor]) -> None:

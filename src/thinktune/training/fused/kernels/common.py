@@ -25,6 +25,9 @@ class Quantised:
 
 Rows = torch.Tensor | Quantised
 
+FEW_TOKENS = 4096
+"""Up to so many, programs that go through whole rows take fewer of them: there are too few to keep a GPU busy."""
+
 
 @triton.jit
 def dot(a, b):  # type: ignore[no-untyped-def]

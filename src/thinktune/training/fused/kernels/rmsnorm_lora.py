@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from thinktune.training.fused.kernels.common import FP8, FP8_MAX, Quantised, Rows, blocks, dot, tile_of
+from thinktune.training.fused.kernels.common import FEW_TOKENS, FP8, FP8_MAX, Quantised, Rows, blocks, dot, tile_of
 from thinktune.training.fused.kernels.dropout import column_keys, drawing, drop, row_keys
 from thinktune.training.fused.kernels.low_rank import LowRank
 
@@ -184,11 +184,12 @@ def add_norm_project(
     data, scale = (out.rows, out.scale) if isinstance(out, Quantised) else (out, None)
     weight, eps = norm or (None, 0.0)
     bc = 256 if norm and update is None else 128  # as all sizes here, the fastest on an H100
-    _rows_kernel[(blocks(tokens, 32),)](
+    bm = 16 if tokens <= FEW_TOKENS else 32
+    _rows_kernel[(blocks(tokens, bm),)](
         x, y, low, b, weight, a, total, data, scale, lora and lora.low, seed, keys, place, tokens, eps, gain,
         WIDTH=width, OUT_WIDTH=width + beside, R=tile_of(rank), RANK=rank, SLOTS=slots, LOWS=lows, L=tile_of(lows),
         ADD=update is not None, UPDATE=b is not None, NORM=norm is not None, LOW=a is not None, WRITE=write,
-        QUANT=in_fp8, THRESHOLD=threshold, BM=32, BC=bc if lows <= 64 else 64, STAGES=2 if norm else 3, num_warps=4,
+        QUANT=in_fp8, THRESHOLD=threshold, BM=bm, BC=bc if lows <= 64 else 64, STAGES=2 if norm else 3, num_warps=4,
     )  # fmt: skip
     return total, out
 
@@ -223,7 +224,7 @@ def output_grad(g: torch.Tensor, lora: LowRank) -> None:
     """Add up the gradients of B, and of the low-rank activation, of a single projection with the output's gradient
     `g` [tokens, width]."""
     tokens, width = g.shape
-    bm, bc, steps = 64, 128, 8
+    bm, bc, steps = 64, 128, 2 if tokens <= FEW_TOKENS else 8
     grid = (blocks(width, bc), blocks(tokens, bm * steps))
     _output_grad_kernel[grid](
         g, lora.low, lora.b, lora.g_low, lora.g_b, tokens, lora.scaling,
@@ -363,6 +364,7 @@ def input_grad(
     g_low, a, g_a, dropout = (lora.g_low, lora.a, lora.g_a, lora.dropout) if lora else (None, None, None, None)
     seed, keys, place, threshold = drawing(dropout)
     bm, bc = (64, 64) if lows <= 64 else (32, 32)
+    bm = 16 if tokens <= FEW_TOKENS else bm
     _input_grad_kernel[(blocks(tokens, bm),)](
         g, g_low, a, x, weight, residual, out, g_a, seed, keys, place, tokens, eps,
         WIDTH=width, SLOTS=slots, LOWS=lows, L=tile_of(lows), LOW=a is not None, NORM=norm is not None,

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from thinktune.training.fused.kernels.common import blocks, dot, tile_of
+from thinktune.training.fused.kernels.common import FEW_TOKENS, blocks, dot, tile_of
 from thinktune.training.fused.kernels.dropout import column_keys, drawing, drop, row_keys
 from thinktune.training.fused.kernels.low_rank import LowRank
 
@@ -175,7 +175,7 @@ def swiglu_grad(gate_up: torch.Tensor, g: torch.Tensor, wide: LowRank, down: Low
     """
     tokens, width = g.shape
     rank = down.rank
-    bm, bc, steps = 64, 64, 16
+    bm, bc, steps = 64, 64, 4 if tokens <= FEW_TOKENS else 16
     # Rows first: blocks that run at the same time then add to different rows of g_low.
     grid = (blocks(tokens, bm * steps), blocks(width, bc))
     seed, keys, place, threshold = drawing(down.dropout)
