@@ -306,10 +306,9 @@ class Writer:
 
 def _takes_attention(model: Any) -> bool:
     """Return whether the model uses the attention that its config names. Falcon and others know only names of their
-    own, and would read SDPA's boolean mask as numbers to add. (`_supports_attention_backend` is false of hybrids too.)
-    """
+    own, and would read SDPA's boolean mask as numbers to add."""
     inner = inner_model(model)
-    return bool(inner._supports_sdpa and inner._can_set_attn_implementation())
+    return bool(inner._can_set_attn_implementation())
 
 
 def _context_length(config: Any, tokenizer: Any) -> int:

@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from thinktune.inference.engines.hf.cache_layers import RowLayer, join_states, new_cache, row_layers
 from thinktune.models.attention_keywords import refuse_unknown
+from thinktune.models.plain_attention import SCORES, plain_attention
 
 ATTENTION = "thinktune_decode"
 UNANSWERED = "the transformers engine cannot run models of this family yet: --engine vllm may"
@@ -103,16 +104,21 @@ def _attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Apply SDPA; for a single query token, heads that share a key stand in for a sequence: nothing is repeated.
+    """Apply SDPA, which lacks a cap on scores and sinks: those by the formula.
 
-    query `(rows, heads, 1, size)` becomes `(rows, key heads, heads / key heads, size)`.
+    For a single query token, heads that share a key stand in for a sequence, and nothing is repeated: query
+    `(rows, heads, 1, size)` becomes `(rows, key heads, heads / key heads, size)`.
 
     Raises:
-        ModelError: the model needs arguments that SDPA drops, such as a cap on scores.
+        ModelError: the model needs arguments that neither knows.
     """
     refuse_unknown({name: kwargs[name] for name in kwargs.keys() - _KNOWN}, "the transformers engine", UNANSWERED)
+    if softcap is not None or s_aux is not None:
+        return _attend_by_formula(query, key, value, attention_mask, scaling, softcap, s_aux), None
     rows, heads, length, size = query.shape
     groups = heads // key.shape[1]
     if length != 1 or groups == 1 or kwargs.get("position_bias") is not None:
@@ -121,8 +127,36 @@ def _attend(
         )
         return result
     grouped = query.reshape(rows, key.shape[1], groups, size)
+    if attention_mask is not None and attention_mask.shape[1] == heads:  # one for each head
+        attention_mask = attention_mask.reshape(rows, key.shape[1], groups, -1)
     out = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(rows, 1, heads, value.shape[-1]), None
+
+
+def _attend_by_formula(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attend to all columns, a part of the queries at a time."""
+    rows, heads, length, _ = query.shape
+    columns = key.shape[2]
+    part = max(1, SCORES // (rows * heads * columns))
+    out = []
+    for start in range(0, length, part):
+        end = min(start + part, length)
+        if mask is None:
+            at = torch.arange(columns - length + start, columns - length + end, device=query.device)
+            seen = torch.arange(columns, device=query.device) <= at[:, None]
+        else:
+            seen = mask[:, :, start:end]
+        queries = query[:, :, start:end]
+        out.append(plain_attention(queries, key, value, seen, scaling=scaling, softcap=softcap, sinks=sinks))
+    return torch.cat(out, dim=2).transpose(1, 2)
 
 
 def register_attention() -> None:
