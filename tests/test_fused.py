@@ -257,8 +257,6 @@ def test_the_chunked_loss_is_that_of_the_models_own_logits_with_its_gradient(cas
 @pytest.mark.parametrize(
     ("keyword", "value"),
     [
-        ("softcap", 50.0),
-        ("s_aux", torch.zeros(2)),
         ("position_bias", torch.zeros(1, 2, 4, 4)),
         ("head_mask", torch.ones(2)),
         ("attention_mask", torch.zeros(1, 1, 4, 4)),
@@ -304,24 +302,6 @@ def test_a_packed_document_is_blind_to_the_one_before_it(tiny_model: Path) -> No
         second = model.model(**packed([10, 10], other)).last_hidden_state[0]
     assert torch.equal(first[10:], second[10:])
     assert not torch.equal(first[:10], second[:10])
-
-
-def test_a_document_longer_than_the_sliding_window_is_refused_with_the_length_to_set() -> None:
-    heads = torch.zeros(1, 2, 9, 4)
-    lengths = torch.tensor([0, 9], dtype=torch.int32)
-    with pytest.raises(ModelError, match="sliding window of 8") as raised:
-        packed_attention.packed_attention(
-            torch.nn.Identity(),
-            heads,
-            heads,
-            heads,
-            None,
-            cu_seq_lens_q=lengths,
-            max_length_q=9,
-            document_lengths=[9],
-            sliding_window=8,
-        )
-    assert "data.max_length=8" in raised.value.hint
 
 
 @pytest.mark.parametrize("settings", [{}, {"logit_scale": 0.5}], ids=["a plain head", "a scaled head"])

@@ -17,6 +17,7 @@ from conftest import make_tiny_model
 from test_engine_hybrids import FAMILIES, make, requests_of
 from test_engine_hybrids import answers as tokens_of
 from test_engine_sampling import Row
+from test_fidelity import make_family
 from thinktune.config import Load, Sampling
 from thinktune.data import prepare
 from thinktune.inference.engines import EngineSettings, Request, open_engine
@@ -28,7 +29,7 @@ from thinktune.planner.pack_lengths import measure_packs
 from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.collator import PackedCollator
-from thinktune.training.fused.packed_attention import packed_documents
+from thinktune.training.fused.packed_attention import packed_attention, packed_documents
 from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.out_of_memory import free_memory_of_the_past
 from thinktune.training.plan import resolve_plan
@@ -85,6 +86,51 @@ def test_packed_documents_get_the_hidden_states_they_get_alone(model: Path, leng
     for document, states in zip(ids[0].split(lengths), together, strict=True):
         alone = loaded.model(document[None]).last_hidden_state[0]
         assert (states - alone).norm() < 0.02 * alone.norm()
+
+
+@pytest.mark.parametrize("size", [64, 256, 512])
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"sliding_window": 100}, {"sinks": 1.0}, {"sliding_window": 100, "sinks": 1.0}, {"softcap": 3.0}],
+    ids=str,
+)
+def test_attention_that_asks_for_more_is_what_it_is_in_float32(asked: dict[str, Any], size: int) -> None:
+    lengths = [130, 7, 700]
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    drawn = [torch.randn(1, sum(lengths), heads, size, generator=generator, device=DEVICE) for heads in (8, 2, 2, 8)]
+    seen = []
+    for dtype in (torch.float32, torch.bfloat16):
+        *inputs, weights = (tensor.bfloat16().to(dtype).transpose(1, 2).requires_grad_() for tensor in drawn)
+        given = dict(asked)
+        if given.pop("sinks", None):
+            given["s_aux"] = torch.linspace(-2, 3, 8, device=DEVICE).to(dtype).requires_grad_()
+        out, _ = packed_attention(
+            torch.nn.Identity(), inputs[0], inputs[1], inputs[2], max_length_q=700,
+            cu_seq_lens_q=torch.tensor([0, 130, 137, 837], dtype=torch.int32, device=DEVICE),
+            document_lengths=lengths, **given,
+        )  # fmt: skip
+        inputs += [given["s_aux"]] if "s_aux" in given else []
+        seen.append([out, *torch.autograd.grad((out * weights.detach().transpose(1, 2)).sum(), inputs)])
+    for exact, rounded in zip(*seen, strict=True):
+        assert (rounded.float() - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("Gemma3", {"sliding_window": 64}),
+        ("Gemma2", {"sliding_window": 64, "attn_logit_softcapping": 5.0}),
+        ("GptOss", {"sliding_window": 64, "num_local_experts": 2, "num_experts_per_tok": 1}),
+        ("Lfm2", {"layer_types": ["conv", "full_attention"]}),
+    ],
+)
+def test_families_whose_layers_ask_for_more_are_trained(tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
+    folder = make_family(tmp_path / "model", kind, hidden_size=64, head_dim=16, **settings)
+    run = make_config(
+        folder, tmp_path / "run", load=BFLOAT16, data={"sample": 6, "eval_fraction": 0}, lora={"targets": "auto"},
+        train={"max_steps": 2, "save_every": 2},
+    )  # fmt: skip
+    assert quietly(run)["steps"] == 2
 
 
 def test_checkpoints_in_main_memory_change_no_gradient(model: Path, tmp_path: Path) -> None:

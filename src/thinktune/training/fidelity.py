@@ -325,8 +325,8 @@ def documents_are_isolated(model: PeftModel, examples: Sequence[Tokens]) -> bool
     The first tokens count: a leak through a layer with a state, or a convolution, is over soon, and drowns in a
     mean over a long document.
     """
-    if len(examples) < 2 or _frequencies_depend_on_others(model, examples):
-        return len(examples) < 2
+    if len(examples) < 2:
+        return True
     shortest, longest = _ends(model, examples)
     if len(longest) < 2:
         return True
@@ -366,22 +366,6 @@ def _hidden(model: PeftModel, documents: Sequence[Tokens]) -> torch.Tensor:
     out = inner.base_model(**batch, use_cache=False)
     states: torch.Tensor = (out.logits if hasattr(out, "logits") else out.last_hidden_state)[0]
     return states.float()
-
-
-def _frequencies_depend_on_others(model: PeftModel, examples: Sequence[Tokens]) -> bool:
-    """Tell whether the longest document of a pack chooses the rotary frequencies, and some document needs others."""
-    config = model.config.get_text_config()
-    ropes = getattr(config, "rope_parameters", None) or {}
-    kinds = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]  # one a kind of layer
-    for rope in kinds:
-        if rope.get("rope_type") not in ("longrope", "dynamic"):
-            continue
-        usual = rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
-        if usual is None or max(map(len, examples)) <= usual:
-            continue
-        if rope["rope_type"] == "dynamic" or min(map(len, examples)) <= usual:  # longrope has two sets of them
-            return True
-    return False
 
 
 def _kind(pack: Sequence[Tokens]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,14 +10,21 @@ from peft import PeftModel
 
 from thinktune.models import Loaded
 from thinktune.planner.plan import Plan
-from thinktune.training.fused.packed_attention import packed_documents
+from thinktune.training.fused.packed_attention import NAME, packed_documents
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def set_up(model: PeftModel, loaded: Loaded, plan: Plan) -> Iterator[None]:
     """Let the model with its adapter take packed batches and save tensors as `plan` says within the block; restore it
     then."""
-    with packed_documents(loaded.model):
+    with packed_documents(loaded.model) as attention:
+        if attention != NAME:
+            logger.warning(
+                f"attention is the model's own ({attention}): it takes memory by the square of train.pack_length, or, "
+                "without packing, of the longest example"
+            )
         if plan.fused:
             # It needs Triton, which comes with PyTorch for GPUs only.
             from thinktune.training.fused.fuse_model import fuse_layers

@@ -55,7 +55,7 @@ from thinktune.training.methods.sft import SFT
 from thinktune.training.metrics_file import MetricsFile
 from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.out_of_memory import free_memory_of_the_past, memory_limited, next_lighter_plan, warm_up_step
-from thinktune.training.packing_check import require_single_documents, require_windows
+from thinktune.training.packing_check import require_single_documents
 from thinktune.training.peak_memory import reset_peak_memory
 from thinktune.training.plan import record_plan, recorded_plan, resolve_plan
 from thinktune.training.prepare_model import recomputes_by_transformers, set_up
@@ -103,7 +103,6 @@ def train(
     console.print(prepared.report.one_line(), highlight=False)
     if resume:
         run.require_same_data(prepared.fingerprint)
-    require_windows(loaded, [*prepared.train, *prepared.held_out])
     problems = checkup_problems(config)
     reset_peak_memory()  # loading may have needed more for a moment
     with memory_limited(config, loaded.device):

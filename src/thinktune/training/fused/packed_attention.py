@@ -1,28 +1,46 @@
 """Causal attention over documents packed into one sequence, none of which sees another. Needs no flash-attn build.
 
-On CUDA in bf16/fp16 it is one call of torch's own variable-length flash attention; elsewhere one causal SDPA call per
-document, which does no work on padding because there is none. Registered with transformers under `NAME`; batches carry
-`cu_seq_lens_q` and `max_length_q`, the keyword arguments transformers itself uses for flash attention.
+On CUDA in bf16/fp16 it is one call of torch's own variable-length flash attention, with sliding windows and sinks; else
+one causal SDPA call per document, which does no work on padding because there is none. What SDPA lacks is computed by
+its formula, a part of a document's queries at a time, and again in the backward pass: memory grows with the length of a
+document, not with its square. Registered with transformers under `NAME`; batches carry `cu_seq_lens_q` and
+`max_length_q`, the keyword arguments transformers itself uses for flash attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AttentionInterface, PreTrainedModel
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from thinktune.errors import ModelError
 from thinktune.models.attention_keywords import refuse_unknown
+from thinktune.models.plain_attention import SCORES, plain_attention
+from thinktune.models.untouched import at_rest
+from thinktune.training.fused import flash_attention
+from thinktune.training.fused.document_by_document import handing_on, one_at_a_time
 
 NAME = "thinktune_packed"
 _SHORT = 512
 """Documents below this many tokens are attended to in float32 on a CPU: its bf16 kernel takes up to twice as long."""
+_PART = 512
+"""Queries at a time, at most, where scores are in memory."""
 _UNTRAINED = "models of this family cannot be trained here yet: choose another base model"
+
+
+@dataclass(frozen=True)
+class Local:
+    """A layer's mask as transformers states it, of a size instead of numbers: each token sees so many, or its block."""
+
+    size: int
 
 
 def packed_attention(
@@ -30,7 +48,7 @@ def packed_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
+    attention_mask: Local | None = None,
     *,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int = 0,
@@ -39,6 +57,8 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -50,27 +70,41 @@ def packed_attention(
         max_length_q: length of the longest document.
         document_lengths: the same lengths as a list, so that no device has to be waited for.
         repeats: the documents have one length, and the batch before was like this one.
+        sliding_window: tokens that a token sees, itself included.
+        softcap: scores become softcap * tanh(score / softcap).
+        s_aux: [query heads], attention sinks: a score a head in the softmax that attends to nothing.
 
     Returns:
-        [1, tokens, query heads, head dim] and None for the attention weights.
+        [1, tokens, query heads, value dim] and None for the attention weights.
 
     Raises:
-        ModelError: the model asks for more than this computes (a cap on scores, sinks, a mask of its own, …), or its
-            layers do not pass on the ends of documents.
+        ModelError: the model asks for more than this computes (a mask of its own, a bias, …), or its layers do not pass
+            on the ends of documents.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    wanted = {**others, "a mask of the model's own": attention_mask, "attention to what comes later": not causal}
+    own_mask = None if isinstance(attention_mask, Local) else attention_mask
+    wanted = {**others, "a mask of the model's own": own_mask, "attention to what comes later": not causal}
     refuse_unknown(wanted, "packed attention", _UNTRAINED)
     if cu_seq_lens_q is None or document_lengths is None:
         raise ModelError(
             "the model's layers do not pass on to attention where documents end, which training needs", hint=_UNTRAINED
         )
-    require_within(sliding_window, max_length_q)
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
+    window = _window(module, sliding_window, attention_mask)
+    if isinstance(attention_mask, Local) and window is None and attention_mask.size < max_length_q:
+        document_lengths = _blocks(document_lengths, attention_mask.size)
+        max_length_q, repeats = attention_mask.size, False
+        cu_seq_lens_q = torch.tensor([0, *document_lengths]).cumsum(0).to(cu_seq_lens_q)
+    if window is not None and window >= max_length_q:
+        window = None
+    if dropout == 0.0 and softcap is None and flash_attention.is_taken(query, value):
+        if window is not None or s_aux is not None:
+            flash = partial(flash_attention.flash_attention, window=window, sinks=s_aux, scaling=scaling)
+            return _of_tokens(flash, query, key, value, cu_seq_lens_q, max_length_q), None
         if repeats:
             return _dense(query, key, value, max_length_q, scaling), None
-        return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling), None
-    return _per_document(query, key, value, document_lengths, scaling, dropout), None
+        return _of_tokens(partial(_flash, scaling=scaling), query, key, value, cu_seq_lens_q, max_length_q), None
+    asked = {"scaling": scaling, "softcap": softcap, "sinks": s_aux, "dropout": dropout}
+    return _per_document(query, key, value, document_lengths, window, asked), None
 
 
 def window_of(attention: Any) -> int | None:
@@ -79,32 +113,57 @@ def window_of(attention: Any) -> int | None:
     return window
 
 
-def require_within(window: int | None, length: int) -> None:
-    """
+def _window(module: Any, given: int | None, mask: Any) -> int | None:
+    """Return the tokens that a token of this layer sees: as the layer says, or, where it says nothing, as its mask is.
+
     Raises:
-        ModelError: a document of this length is longer than the sliding window.
+        ModelError: layer and mask say different things.
     """
-    if window is not None and window < length:
+    if not isinstance(mask, Local) or _is_in_blocks(module):
+        return given
+    if given is not None and given != mask.size:
         raise ModelError(
-            f"an example of {length:,} tokens is longer than the model's sliding window of {window:,}",
-            hint=f"data.max_length={window} drops such examples",
+            f"a layer of the model has a sliding window of {given:,} tokens and a mask of {mask.size:,}",
+            hint=_UNTRAINED,
         )
+    return mask.size
 
 
-def _flash(
+def _is_in_blocks(module: Any) -> bool:
+    """Return whether a layer attends within blocks of a fixed size (Llama 4), not within a window."""
+    kinds = getattr(getattr(module, "config", None), "layer_types", None) or []
+    layer = getattr(module, "layer_idx", None)
+    return layer is not None and layer < len(kinds) and kinds[layer] == "chunked_attention"
+
+
+def _blocks(lengths: list[int], size: int) -> list[int]:
+    return [min(size, length - start) for length in lengths for start in range(0, length, size)]
+
+
+def _of_tokens(
+    attend: Callable[..., torch.Tensor],
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     cu_seq_lens: torch.Tensor,
-    max_length: int,
+    longest: int,
+) -> torch.Tensor:
+    # [1, heads, tokens, dim] -> [tokens, heads, dim]; transposing back is free, the projections made it that way.
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+    return attend(q, k, v, cu_seq_lens, longest).unsqueeze(0)
+
+
+def _flash(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seq_lens: torch.Tensor,
+    longest: int,
     scaling: float | None,
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    # [1, heads, tokens, dim] -> [tokens, heads, dim]; transposing back is free, the projections made it that way.
-    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    out = varlen_attn(q, k, v, cu_seq_lens, cu_seq_lens, max_length, max_length, scale=scaling, **_CAUSAL_GROUPED)
-    return out.unsqueeze(0)
+    return varlen_attn(q, k, v, cu_seq_lens, cu_seq_lens, longest, longest, scale=scaling, **_CAUSAL_GROUPED)
 
 
 def _dense(
@@ -147,31 +206,112 @@ def _per_document(
     key: torch.Tensor,
     value: torch.Tensor,
     lengths: list[int],
-    scaling: float | None,
-    dropout: float,
+    window: int | None,
+    asked: dict[str, Any],
 ) -> torch.Tensor:
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if q.device.type == "cpu" and q.shape[2] < _SHORT:
             q, k, v = q.float(), k.float(), v.float()
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
-        ).to(query.dtype)
+        plain = asked["softcap"] is None and asked["sinks"] is None
+        attend_to = _causal if plain and (window is None or window >= q.shape[2]) else partial(_in_parts, window=window)
+        return attend_to(q, k, v, asked=asked).to(query.dtype)
 
     documents = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     return torch.cat([attend(*document) for document in documents], dim=2).transpose(1, 2).contiguous()
 
 
+def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, asked: dict[str, Any]) -> torch.Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and q.is_cuda and q.shape[3] > flash_attention.MAX_HEAD_DIM:  # or no kernel without all scores takes it
+        k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], 1) for tensor in (k, v))
+        grouped = False
+    return F.scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=asked["scaling"], dropout_p=asked["dropout"], enable_gqa=grouped
+    )
+
+
+def _in_parts(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, asked: dict[str, Any]
+) -> torch.Tensor:
+    """Attend by the formula, a part of the queries at a time, to the keys that the part can see."""
+    length = q.shape[2]
+    seen = min(length, window + _PART if window else length)
+    size = max(16, min(_PART, SCORES // (q.shape[1] * seen)))
+    parts = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        first = 0 if window is None else max(0, start - window + 1)
+        distance = torch.arange(start, end, device=q.device)[:, None] - torch.arange(first, end, device=q.device)
+        mask = (distance >= 0) & (distance < (window or length))
+        inputs = q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], mask
+        attend: Callable[..., torch.Tensor] = partial(plain_attention, **asked)
+        again = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        parts.append(checkpoint(attend, *inputs, use_reentrant=False) if again else attend(*inputs))
+    return torch.cat(parts, dim=2)
+
+
+def _mask(*, mask_function: Any, local_size: int | None = None, use_vmap: bool = False, **_: Any) -> Any:
+    """State a layer's mask for `packed_attention`; documents are kept apart there. Called by transformers.
+
+    Raises:
+        ModelError: the mask is a function of the model's own.
+    """
+    if use_vmap:
+        raise ModelError("the model's mask is a function of its own, which packed attention lacks", hint=_UNTRAINED)
+    return None if local_size is None else Local(local_size)
+
+
 AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, _mask)
 
 
 @contextmanager
-def packed_documents(model: PreTrainedModel) -> Iterator[None]:
-    """Let `model` expect packed batches within the block; afterwards it has the attention it had before."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+def packed_documents(model: PreTrainedModel) -> Iterator[str]:
+    """Let `model` expect packed batches within the block, and yield the name of its attention; restore the one before.
+
+    A model whose attention cannot be ours (its masks are computed from the states, say) has its own eager one.
+    """
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    on_gpu = model.device.type == "cuda"
+    with ExitStack() as stack:
+        stack.enter_context(one_at_a_time(model))
+        stack.enter_context(sdpa_kernel(order, set_priority=True) if on_gpu else nullcontext())
+        if model._can_set_attn_implementation():
+            stack.callback(model.set_attn_implementation, model.config._attn_implementation)
+            _choose_attention(model, stack)
+        yield model.config._attn_implementation
+
+
+def _choose_attention(model: PreTrainedModel, stack: ExitStack) -> None:
+    model.set_attn_implementation(NAME)
+    if _runs(model):
+        return
+    handed_on = stack.enter_context(ExitStack())
+    handed_on.enter_context(handing_on(model))
+    if _runs(model):
+        return
+    handed_on.close()
+    model.set_attn_implementation("eager")
+    if not _runs(model):
+        model.set_attn_implementation(NAME)  # then its failure is told
+
+
+@torch.no_grad()
+def _runs(model: PreTrainedModel) -> bool:
+    """Return whether the model computes two packed documents."""
+    lengths = [5, 3]
+    ids = torch.arange(3, 3 + sum(lengths), device=model.device)[None] % model.get_input_embeddings().num_embeddings
+    batch = {
+        "position_ids": torch.cat([torch.arange(length, device=model.device) for length in lengths])[None],
+        "cu_seq_lens_q": torch.tensor([0, 5, 8], dtype=torch.int32, device=model.device),
+        "max_length_q": max(lengths),
+        "document_lengths": lengths,
+    }
     try:
-        with sdpa_kernel(order, set_priority=True) if model.device.type == "cuda" else nullcontext():
-            yield
-    finally:
-        model.set_attn_implementation(before)
+        with at_rest(model):
+            model.base_model(input_ids=ids, **batch, use_cache=False)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - a model may raise anything at what it does not know
+        return False
+    return True

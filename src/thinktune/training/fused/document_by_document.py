@@ -1,0 +1,144 @@
+"""Layers that mix along the whole sequence, run on one document of a pack at a time.
+
+A layer with a state (gated delta rule, Mamba, a short convolution) carries it into the next document, and some rotary
+embeddings choose their frequencies by the longest one. Kernels told of the ends of documents exist for some of them;
+the sequence cut in front of such a layer is right with every kernel, for a launch more a document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+
+_ENDS = ("cu_seq_lens_q", "max_length_q", "document_lengths", "repeats")
+_OF_A_PACK = {*_ENDS, "token_keys", "dropout_seed"}
+
+Forward = Callable[..., Any]
+
+
+@contextmanager
+def one_at_a_time(model: Any) -> Iterator[None]:
+    """Run the layers that mix along the whole sequence on one document at a time within the block."""
+    modules = [module for module in model.modules() if _has_state(module) or _follows_length(module)]
+    if not modules:
+        yield
+        return
+
+    with _documents_of(model) as documents:
+
+        def cutting(module: Any, original: Forward) -> Forward:
+            def forward(*args: Any, **inputs: Any) -> Any:
+                lengths = documents.get("document_lengths")
+                if lengths is None:  # no pack: the model answers
+                    _forget_lengths(module)
+                    return original(*args, **inputs)
+                if not lengths:  # they stand in a tensor on the GPU alone
+                    raise RuntimeError("layers that run a document at a time cannot be recorded as a CUDA graph")
+                parts = []
+                for span in pairwise(accumulate(lengths, initial=0)):
+                    _forget_lengths(module)
+                    alone = {name: value for name, value in inputs.items() if name not in _OF_A_PACK}
+                    args_, alone = _cut((args, alone), span, sum(lengths))
+                    parts.append(original(*args_, **alone))
+                return _joined(parts, lengths)
+
+            return forward
+
+        with _forwards(modules, cutting):
+            yield
+
+
+@contextmanager
+def handing_on(model: Any) -> Iterator[None]:
+    """Hand the ends of documents to the attention of a model whose decoder layers do not pass them on."""
+    with _documents_of(model) as documents:
+
+        def told(_: Any, original: Forward) -> Forward:
+            return lambda *args, **inputs: original(*args, **{**documents, **inputs})
+
+        with _forwards([module for module in model.modules() if hasattr(module, "is_causal")], told):
+            yield
+
+
+@contextmanager
+def _documents_of(model: Any) -> Iterator[dict[str, Any]]:
+    """Yield the arguments that tell the ends of documents, those of the batch that entered the model last."""
+    documents: dict[str, Any] = {}
+
+    def noting(_: Any, original: Forward) -> Forward:
+        def forward(*args: Any, **inputs: Any) -> Any:
+            documents.clear()
+            documents.update({name: inputs[name] for name in _ENDS if name in inputs})
+            return original(*args, **inputs)
+
+        return forward
+
+    with _forwards([model.base_model], noting):
+        yield documents
+
+
+@contextmanager
+def _forwards(modules: Sequence[Any], change: Callable[[Any, Forward], Forward]) -> Iterator[None]:
+    """Replace the forward of each module within the block."""
+    before = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        module.forward = change(module, module.forward)
+    try:
+        yield
+    finally:
+        for module, forward in zip(modules, before, strict=True):
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+def _has_state(module: Any) -> bool:
+    """Return whether a layer carries something along the sequence that is not keys and values."""
+    if any(isinstance(child, torch.nn.Conv1d) for child in module.children()):
+        return True
+    linear = hasattr(module, "layer_idx") and getattr(module, "layer_type", None) == "linear_attention"
+    return linear and not any(hasattr(part, "layer_idx") for part in module.modules() if part is not module)
+
+
+def _follows_length(module: Any) -> bool:
+    """Return whether the frequencies of a rotary embedding follow the longest sequence."""
+    kinds = getattr(module, "rope_type", None) or ""
+    return any(
+        kind == "longrope" or "dynamic" in kind for kind in (kinds.values() if isinstance(kinds, dict) else [kinds])
+    )
+
+
+def _forget_lengths(module: Any) -> None:
+    """Let a rotary embedding forget the longest sequence that it has seen: the next one is to be as if alone."""
+    for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
+        setattr(module, name, module.original_max_seq_len)
+    for name, frequencies in list(module._buffers.items()):
+        original = getattr(module, f"{name.removesuffix('inv_freq')}original_inv_freq", None)
+        if name.endswith("inv_freq") and original is not None:
+            module._buffers[name] = original.to(frequencies.device)
+
+
+def _cut(value: Any, span: tuple[int, int], total: int) -> Any:
+    """Cut what has a place for each of `total` tokens, [1, tokens, …], to those of a span."""
+    if isinstance(value, dict):
+        return {name: _cut(part, span, total) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_cut(part, span, total) for part in value)
+    if torch.is_tensor(value) and value.ndim > 1 and value.shape[:2] == (1, total):
+        return value[:, slice(*span)]
+    return value
+
+
+def _joined(parts: Sequence[Any], lengths: Sequence[int]) -> Any:
+    """Join the results for single documents; what has no place for each token is that of the last."""
+    if isinstance(parts[0], tuple):
+        return tuple(_joined(part, lengths) for part in zip(*parts, strict=True))
+    of_tokens = all(
+        torch.is_tensor(part) and part.ndim > 1 and part.shape[1] == length
+        for part, length in zip(parts, lengths, strict=True)
+    )
+    return torch.cat(list(parts), dim=1) if of_tokens else parts[-1]
