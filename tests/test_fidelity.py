@@ -71,17 +71,14 @@ def test_a_family_whose_attention_wants_more_is_trained_and_answers(tmp_path: Pa
     assert compare(engine, prompts_for(engine, loaded.tokenizer)) < 1e-4
 
 
-def test_an_attention_that_is_not_known_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_family(tmp_path / "model", "Llama")
-    own = transformers.models.llama.modeling_llama.LlamaAttention.forward
-
-    def asking(self: Any, *args: Any, **inputs: Any) -> Any:
-        return own(self, *args, **inputs, tilt=0.5)
-
-    monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaAttention, "forward", asking)
-    monkeypatch.setattr(packed_attention, "_runs", lambda _: False)  # or its own eager attention would be taken
-    with pytest.raises(ModelError, match="tilt"):
-        quietly(short(model, tmp_path / "run"))
+def test_attention_that_is_not_known_is_left_to_the_model_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = transformers.models.llama.modeling_llama.LlamaAttention
+    own = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda *args, **inputs: own(*args, **inputs, tilt=0.5))
+    assert quietly(short(make_family(tmp_path / "model", "Llama"), tmp_path / "run"))["steps"] == 2
+    assert "attention is the model's own (eager)" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -22,8 +22,8 @@ def set_up(model: PeftModel, loaded: Loaded, plan: Plan) -> Iterator[None]:
     with packed_documents(loaded.model) as attention:
         if attention != NAME:
             logger.warning(
-                f"attention is the model's own ({attention}): it takes memory by the square of train.pack_length, or, "
-                "without packing, of the longest example"
+                f"attention is the model's own ({attention}), one example at a time: "
+                "its memory grows with the square of the longest"
             )
         if plan.fused:
             # It needs Triton, which comes with PyTorch for GPUs only.

@@ -1,4 +1,4 @@
-"""Layers that mix along the whole sequence, run on one document of a pack at a time.
+"""Layers that mix along the whole sequence, and models with an attention of their own, run a document at a time.
 
 A layer with a state (gated delta rule, Mamba, a short convolution) carries it into the next document, and some rotary
 embeddings choose their frequencies by the longest one. Kernels told of the ends of documents exist for some of them;
@@ -28,28 +28,15 @@ def one_at_a_time(model: Any) -> Iterator[None]:
         yield
         return
 
-    with _documents_of(model) as documents:
+    with _documents_of(model) as documents, _forwards(modules, _cutting(documents)):
+        yield
 
-        def cutting(module: Any, original: Forward) -> Forward:
-            def forward(*args: Any, **inputs: Any) -> Any:
-                lengths = documents.get("document_lengths")
-                if lengths is None:  # no pack: the model answers
-                    _forget_lengths(module)
-                    return original(*args, **inputs)
-                if not lengths:  # they stand in a tensor on the GPU alone
-                    raise RuntimeError("layers that run a document at a time cannot be recorded as a CUDA graph")
-                parts = []
-                for span in pairwise(accumulate(lengths, initial=0)):
-                    _forget_lengths(module)
-                    alone = {name: value for name, value in inputs.items() if name not in _OF_A_PACK}
-                    args_, alone = _cut((args, alone), span, sum(lengths))
-                    parts.append(original(*args_, **alone))
-                return _joined(parts, lengths)
 
-            return forward
-
-        with _forwards(modules, cutting):
-            yield
+@contextmanager
+def wholly_one_at_a_time(model: Any) -> Iterator[None]:
+    """Run all of the model but its head on one document at a time within the block."""
+    with _forwards([model.base_model], _cutting({})):
+        yield
 
 
 @contextmanager
@@ -62,6 +49,30 @@ def handing_on(model: Any) -> Iterator[None]:
 
         with _forwards([module for module in model.modules() if hasattr(module, "is_causal")], told):
             yield
+
+
+def _cutting(documents: dict[str, Any]) -> Callable[[Any, Forward], Forward]:
+    """Make a change of forwards: to one call a document, those of the call itself or else `documents`."""
+
+    def change(module: Any, original: Forward) -> Forward:
+        def forward(*args: Any, **inputs: Any) -> Any:
+            lengths = inputs.get("document_lengths", documents.get("document_lengths"))
+            if lengths is None:  # no pack: the model answers
+                _forget_lengths(module)
+                return original(*args, **inputs)
+            if not lengths:  # they stand in a tensor on the GPU alone
+                raise RuntimeError("layers that run a document at a time cannot be recorded as a CUDA graph")
+            parts = []
+            for span in pairwise(accumulate(lengths, initial=0)):
+                _forget_lengths(module)
+                alone = {name: value for name, value in inputs.items() if name not in _OF_A_PACK}
+                args_, alone = _cut((args, alone), span, sum(lengths))
+                parts.append(original(*args_, **alone))
+            return _joined(parts, lengths)
+
+        return forward
+
+    return change
 
 
 @contextmanager
@@ -135,6 +146,10 @@ def _cut(value: Any, span: tuple[int, int], total: int) -> Any:
 
 def _joined(parts: Sequence[Any], lengths: Sequence[int]) -> Any:
     """Join the results for single documents; what has no place for each token is that of the last."""
+    if isinstance(parts[0], dict):
+        for name in parts[-1]:
+            parts[-1][name] = _joined([part[name] for part in parts], lengths)
+        return parts[-1]
     if isinstance(parts[0], tuple):
         return tuple(_joined(part, lengths) for part in zip(*parts, strict=True))
     of_tokens = all(

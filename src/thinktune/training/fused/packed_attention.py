@@ -26,7 +26,7 @@ from thinktune.models.attention_keywords import refuse_unknown
 from thinktune.models.plain_attention import SCORES, plain_attention
 from thinktune.models.untouched import at_rest
 from thinktune.training.fused import flash_attention
-from thinktune.training.fused.document_by_document import handing_on, one_at_a_time
+from thinktune.training.fused.document_by_document import handing_on, one_at_a_time, wholly_one_at_a_time
 
 NAME = "thinktune_packed"
 _SHORT = 512
@@ -269,31 +269,34 @@ AttentionMaskInterface.register(NAME, _mask)
 def packed_documents(model: PreTrainedModel) -> Iterator[str]:
     """Let `model` expect packed batches within the block, and yield the name of its attention; restore the one before.
 
-    A model whose attention cannot be ours (its masks are computed from the states, say) has its own eager one.
+    A model whose attention cannot be ours (its masks are computed from the states, say) keeps its own, and runs on one
+    document at a time.
     """
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     on_gpu = model.device.type == "cuda"
     with ExitStack() as stack:
         stack.enter_context(one_at_a_time(model))
         stack.enter_context(sdpa_kernel(order, set_priority=True) if on_gpu else nullcontext())
-        if model._can_set_attn_implementation():
-            stack.callback(model.set_attn_implementation, model.config._attn_implementation)
-            _choose_attention(model, stack)
+        if not _takes_ours(model, stack):
+            stack.enter_context(wholly_one_at_a_time(model))
         yield model.config._attn_implementation
 
 
-def _choose_attention(model: PreTrainedModel, stack: ExitStack) -> None:
+def _takes_ours(model: PreTrainedModel, stack: ExitStack) -> bool:
+    """Give the model our attention until `stack` ends, and tell whether it runs with it; else its own eager one."""
+    if not model._can_set_attn_implementation():
+        return False
+    stack.callback(model.set_attn_implementation, model.config._attn_implementation)
     model.set_attn_implementation(NAME)
     if _runs(model):
-        return
-    handed_on = stack.enter_context(ExitStack())
-    handed_on.enter_context(handing_on(model))
+        return True
+    told = stack.enter_context(ExitStack())
+    told.enter_context(handing_on(model))
     if _runs(model):
-        return
-    handed_on.close()
+        return True
+    told.close()
     model.set_attn_implementation("eager")
-    if not _runs(model):
-        model.set_attn_implementation(NAME)  # then its failure is told
+    return False
 
 
 @torch.no_grad()
