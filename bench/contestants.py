@@ -137,10 +137,9 @@ def make_optimizer(trained: list[Any], name: str) -> Any:
         import torch
 
         return torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    from bitsandbytes import optim
+    from thinktune.training.adamw_8bit import AdamW8bit
 
-    kinds = {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}
-    return kinds[name](trained, lr=LEARNING_RATE, weight_decay=0.0)
+    return AdamW8bit(trained, lr=LEARNING_RATE, weight_decay=0.0, optim_bits=8, is_paged=name.startswith("paged"))
 
 
 def verb(task: Task, quantize: str) -> Result:

@@ -80,6 +80,13 @@ class ThinkTrainer(Trainer):
             return model
         return self.accelerator.prepare_model(self.model_with_loss, device_placement=False)
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: Any = None) -> tuple[Any, Any]:
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if args.optim == "adamw_8bit":
+            from thinktune.training.adamw_8bit import AdamW8bit as kind  # bitsandbytes may not be installed
+        return kind, settings
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # nobody asks, and Trainer would count all parameters for it in every step
 
