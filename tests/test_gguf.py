@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conftest import CHAT_TEMPLATE, make_tiny_model, make_tiny_tokenizer
+from test_fidelity import make_family
 from thinktune.cli import app
 from thinktune.config import Load, Sampling
 from thinktune.errors import ModelError, UsageError
@@ -64,6 +65,82 @@ def test_qwen_models_are_known(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
     assert export(tmp_path / "m", tmp_path / "m.gguf", "f16", load=FLOAT32).agreement == 1.0
+
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def logits_of(reference: Path, length: int) -> Any:
+    import torch
+
+    ids = torch.arange(3, 3 + length)[None]
+    with torch.inference_mode():
+        return load_model(reference, load=FLOAT32).model(ids).logits
+
+
+@pytest.mark.parametrize("original", [64, 8192], ids=["a rule of its own", "the published one"])
+def test_scaled_positions_of_llama_3_are_written_and_read_back(tmp_path: Path, original: int) -> None:
+    rule = {**LLAMA3, "original_max_position_embeddings": original}
+    model = make_family(tmp_path / "m", "Llama", rope_parameters=rule)
+    file = export(model, tmp_path / "m.gguf", "f16", load=FLOAT32).file
+    assert (logits_of(model, 200) - logits_of(file, 200)).abs().max() < 0.05
+    plain = make_family(tmp_path / "p", "Llama", rope_parameters={**PLAIN, "rope_theta": 500000.0})
+    assert (logits_of(model, 200) - logits_of(plain, 200)).abs().max() > 0.05
+    assert load_model(file, load=FLOAT32).model.config.rope_parameters["factor"] == 8.0
+
+
+def test_a_file_that_scales_positions_by_an_unknown_rule_is_refused(tmp_path: Path) -> None:
+    model = make_family(tmp_path / "m", "Llama", rope_parameters=LLAMA3)
+    file = export(model, tmp_path / "m.gguf", "f16", load=FLOAT32).file
+    file.write_bytes(file.read_bytes().replace(b"thinktune.rope_parameters", b"somewhere.rope_parameters"))
+    with pytest.raises(ModelError, match=r"scales its positions in a way .*rope_freqs"):
+        load_model(file, load=FLOAT32)
+
+
+WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 24}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        pytest.param("Mistral", {"sliding_window": None}, marks=pytest.mark.slow),
+        pytest.param("Phi3", {"sliding_window": None}, marks=pytest.mark.slow),
+        ("Phi3", {"sliding_window": None, "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}}),
+        ("SmolLM3", {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "sliding_window": None}),
+        pytest.param("Olmo2", {}, marks=pytest.mark.slow),
+        ("Olmo3", {**WINDOWS, "rope_parameters": {"full_attention": YARN, "sliding_attention": PLAIN}}),
+    ],
+)
+def test_other_families_read_back_by_transformers_or_llama_cpp(
+    tmp_path: Path, kind: str, settings: dict[str, Any]
+) -> None:
+    pytest.importorskip("xllamacpp", reason="no wheel of llama.cpp for this machine")
+    model = make_family(tmp_path / "m", kind, hidden_size=64, head_dim=16, **settings)
+    exported = export(model, tmp_path / "m.gguf", "f16", load=FLOAT32)
+    assert exported.agreement >= 0.95
+    assert exported.tokens > 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("Mistral", {"sliding_window": 64}, "a sliding window of 64 tokens"),
+        ("SmolLM3", {"no_rope_layers": [0, 1]}, "in every 4th layer only"),
+        ("Gemma", {}, "it is a gemma model; known for GGUF are llama"),
+    ],
+)
+def test_models_that_llama_cpp_has_no_place_for_are_refused(
+    tmp_path: Path, kind: str, settings: dict[str, Any], message: str
+) -> None:
+    model = make_family(tmp_path / "m", kind, **settings)
+    with pytest.raises(ModelError, match=message):
+        export(model, tmp_path / "m.gguf", "f16", load=FLOAT32)
+    assert not (tmp_path / "m.gguf").exists()
 
 
 def test_the_system_text_that_was_trained_is_in_the_file(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """`thinktune export MODEL --gguf f16|q8_0`: a model for llama.cpp and Ollama, proven by reading it back.
 
-The GGUF file is loaded again by a reader that knows nothing of how it was written (transformers'), and both models
-continue a few prompts greedily. Beside it lies a Modelfile, with which Ollama asks the model in the words that it was
-trained on.
+The GGUF file is loaded again by a reader that knows nothing of how it was written (transformers', or llama.cpp itself
+for model types that transformers cannot read), and both models continue a few prompts greedily. Beside it lies a
+Modelfile, with which Ollama asks the model in the words that it was trained on.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from thinktune.config import QUESTIONS, Load
-from thinktune.errors import ModelError, UsageError
+from thinktune.errors import MissingExtra, ModelError, UsageError
 from thinktune.export.checks import alike
 from thinktune.export.compared_models import continue_greedily
+from thinktune.export.gguf_kinds import kind_of
 from thinktune.export.gguf_writer import Precision, write_gguf
 from thinktune.files import replacing, write_text
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat, load_model, make_chat, resolve
+from thinktune.models.folder import read_json
 from thinktune.models.tokenizer import read_tokenizer, require_gguf
 
 logger = logging.getLogger(__name__)
@@ -187,18 +190,62 @@ def _prove(folder: Path, file: Path, chat: Chat, load: Load) -> tuple[float, int
 
     Raises:
         ModelError: the tokenizers differ.
+        MissingExtra: only llama.cpp reads files of this model type, and it is not installed.
     """
     prompts = [chat.prompt_ids([{"role": "user", "content": question}]) for question in QUESTIONS]
-    found: list[list[Sequence[int]]] = []
-    for reference in (folder, file):
-        loaded = load_model(reference, load=load)
-        texts = [(text, loaded.tokenizer(text, add_special_tokens=False).input_ids) for text in _PROBES]
-        if unequal := [text for text, ids in texts if ids != chat.tokenizer(text, add_special_tokens=False).input_ids]:
-            raise ModelError(f"the tokenizer does not read back as it was: {unequal[0]!r} becomes other tokens")
-        engine = TransformersEngine(loaded.model, loaded.tokenizer, chat.stop_ids)
-        found.append([completion.token_ids for completion in continue_greedily(engine, prompts, _TOKENS)])
-        del loaded, engine
-        gc.collect()
+    found = [_by_transformers(folder, prompts, chat, load)]
+    if kind_of(read_json(folder / "config.json")).reader == "llama.cpp":
+        found.append(_by_llama_cpp(file, prompts, chat))
+    else:
+        found.append(_by_transformers(file, prompts, chat, load))
     pairs = [alike(one, other) for one, other in zip(*found, strict=True)]
     tokens = sum(total for _, total in pairs)
     return sum(equal for equal, _ in pairs) / tokens, tokens
+
+
+def _by_transformers(reference: Path, prompts: Sequence[list[int]], chat: Chat, load: Load) -> list[Sequence[int]]:
+    """Continue prompts greedily, by a model folder or a GGUF file."""
+    loaded = load_model(reference, load=load)
+    for text, ids in _tokens_of_probes(chat):
+        _require_same_tokens(text, loaded.tokenizer(text, add_special_tokens=False).input_ids == ids)
+    engine = TransformersEngine(loaded.model, loaded.tokenizer, chat.stop_ids)
+    found = [_without_end(completion.token_ids, chat) for completion in continue_greedily(engine, prompts, _TOKENS)]
+    del loaded, engine
+    gc.collect()
+    return found
+
+
+def _by_llama_cpp(file: Path, prompts: Sequence[list[int]], chat: Chat) -> list[Sequence[int]]:
+    """Continue prompts greedily by llama.cpp, from a GGUF file."""
+    try:
+        import xllamacpp
+    except ImportError:
+        hint = "pip install xllamacpp"
+        raise MissingExtra("a GGUF file of this model type is read back by llama.cpp only", hint=hint) from None
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(file)
+    settings.n_ctx = max(map(len, prompts)) + 2 * _TOKENS
+    settings.n_parallel, settings.warmup = 1, False
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    server = xllamacpp.Server(settings)
+
+    def ask(prompt: str | list[int], tokens: int) -> Any:
+        request = {"prompt": prompt, "temperature": 0, "n_predict": tokens, "cache_prompt": False}
+        return server.handle_completions({**request, "verbose": True, "return_tokens": True})
+
+    for text, ids in _tokens_of_probes(chat):
+        _require_same_tokens(text, ask(text, 1)["usage"]["prompt_tokens"] == len(ids))
+    return [_without_end(ask(prompt, _TOKENS)["__verbose"]["tokens"], chat) for prompt in prompts]
+
+
+def _tokens_of_probes(chat: Chat) -> list[tuple[str, list[int]]]:
+    return [(text, chat.tokenizer(text, add_special_tokens=False).input_ids) for text in _PROBES]
+
+
+def _require_same_tokens(text: str, same: bool) -> None:
+    if not same:
+        raise ModelError(f"the tokenizer does not read back as it was: {text!r} becomes other tokens")
+
+
+def _without_end(ids: Sequence[int], chat: Chat) -> Sequence[int]:
+    return ids[:-1] if ids and ids[-1] in chat.stop_ids else ids

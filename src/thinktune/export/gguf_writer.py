@@ -1,8 +1,7 @@
 """A model folder as one GGUF file, for llama.cpp and Ollama.
 
 The format and its names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and the package gguf, which writes
-it. Llama-like models with a byte-level BPE tokenizer (SmolLM2, Llama 3, Qwen2, Qwen2.5, Qwen3) are known; other models
-are refused by name.
+it. Models of a few types (`gguf_kinds`) with a byte-level BPE tokenizer are known; others are refused by name.
 """
 
 from __future__ import annotations
@@ -14,15 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from thinktune.errors import ModelError
+from thinktune.export.gguf_kinds import Kind, kind_of, rope_of
 from thinktune.models.chat import Chat
 from thinktune.models.folder import check_model_folder, read_json, read_safetensors_header
+from thinktune.models.gguf_rope import DIVISORS, RULE, rope_divisors
 from thinktune.tags import TAGS
 
 if TYPE_CHECKING:
     import numpy as np
 
 Precision = Literal["f16", "q8_0"]
-_ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 _BLOCK = 32  # weights that share a scale in Q8_0
 _LARGEST = 65504.0  # of float16
 
@@ -51,17 +51,15 @@ def write_gguf(folder: Path, file: Path, tokenizer: Any, chat: Chat, precision: 
     import gguf
 
     config = read_json(folder / "config.json")
-    kind = _ARCHITECTURES.get(str(config.get("model_type")))
-    if kind is None:
-        raise ModelError(
-            f"{folder} is a {config.get('model_type')} model; known for GGUF are {', '.join(_ARCHITECTURES)}",
-            hint="llama.cpp's convert_hf_to_gguf.py knows more kinds",
-        )
-    architecture = gguf.MODEL_ARCH[kind]
-    tensors = list(_tensors(folder, config, architecture))
+    kind = kind_of(config)
+    architecture = gguf.MODEL_ARCH[kind.architecture]
+    rope = rope_of(config)
+    tensors = list(_tensors(folder, config, kind))
+    if rope["rope_type"] == "llama3":
+        tensors.append(_divisors(folder))
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[architecture])
     writer.add_name(name)
-    _add_shape(writer, config)
+    _add_shape(writer, config, rope)
     _add_tokenizer(writer, folder, tokenizer, chat, int(config["vocab_size"]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if precision == "q8_0" else gguf.LlamaFileType.MOSTLY_F16)
@@ -75,10 +73,10 @@ def write_gguf(folder: Path, file: Path, tokenizer: Any, chat: Chat, precision: 
     writer.close()
 
 
-def _tensors(folder: Path, config: dict[str, Any], architecture: Any) -> Iterator[_Tensor]:
+def _tensors(folder: Path, config: dict[str, Any], kind: Kind) -> Iterator[_Tensor]:
     import gguf
 
-    names = gguf.get_tensor_name_map(architecture, int(config["num_hidden_layers"]))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.architecture], int(config["num_hidden_layers"]))
     heads = int(config["num_attention_heads"])
     permuted = {"q_proj": heads, "k_proj": int(config.get("num_key_value_heads") or heads)}
     tied = bool(config.get("tie_word_embeddings"))
@@ -91,9 +89,15 @@ def _tensors(folder: Path, config: dict[str, Any], architecture: Any) -> Iterato
                 raise ModelError(
                     f"{file} holds {key}, which has no place in GGUF", hint="such models are not known here"
                 )
-            # llama.cpp rotates neighbouring values where transformers rotates halves; only for Llama it wants them so.
-            count = permuted.get(key.split(".")[-2], 0) if architecture == gguf.MODEL_ARCH.LLAMA else 0
+            count = permuted.get(key.split(".")[-2], 0) if kind.permuted else 0
             yield _Tensor(name, tuple(entry["shape"]), _reader(file, key, count))
+
+
+def _divisors(folder: Path) -> _Tensor:
+    from transformers import AutoConfig
+
+    values = rope_divisors(AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()).numpy()
+    return _Tensor(DIVISORS, values.shape, lambda: values)
 
 
 def _reader(file: Path, key: str, heads: int) -> Callable[[], np.ndarray[Any, Any]]:
@@ -144,11 +148,7 @@ def _packed(tensor: _Tensor, precision: Precision) -> np.ndarray[Any, Any]:
     return values.astype(np.float16)
 
 
-def _add_shape(writer: Any, config: dict[str, Any]) -> None:
-    rope = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or rope
-    if (kind := scaling.get("rope_type", scaling.get("type", "default"))) not in (None, "default"):
-        raise ModelError(f"the model scales its positions ({kind}), which is not known here for GGUF")
+def _add_shape(writer: Any, config: dict[str, Any], rope: dict[str, Any]) -> None:
     heads, size = int(config["num_attention_heads"]), int(config["hidden_size"])
     head = int(config.get("head_dim") or size // heads)
     writer.add_context_length(int(config["max_position_embeddings"]))
@@ -159,10 +159,30 @@ def _add_shape(writer: Any, config: dict[str, Any]) -> None:
     writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
     writer.add_key_length(head)
     writer.add_value_length(head)
-    writer.add_rope_dimension_count(head)
-    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
+    writer.add_rope_dimension_count(int(head * (rope.get("partial_rotary_factor") or 1)))
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "llama3":
+        writer.add_string(RULE, json.dumps({name: value for name, value in rope.items() if name != "rope_theta"}))
+    if config["model_type"] == "phi3":
+        writer.add_rope_scaling_orig_ctx_len(int(config["original_max_position_embeddings"]))
+        writer.add_sliding_window(int(config.get("sliding_window") or 0))
+    if config["model_type"] == "olmo3":
+        writer.add_sliding_window(int(config["sliding_window"]))
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
+    if rope["rope_type"] == "yarn":
+        _add_yarn(writer, rope)
     writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
     writer.add_vocab_size(int(config["vocab_size"]))
+
+
+def _add_yarn(writer: Any, rope: dict[str, Any]) -> None:
+    import gguf
+
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(float(rope["factor"]))
+    writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
+    writer.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or 32))
+    writer.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or 1))
 
 
 def _add_tokenizer(writer: Any, folder: Path, tokenizer: Any, chat: Chat, size: int) -> None:

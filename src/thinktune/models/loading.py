@@ -15,6 +15,7 @@ from thinktune.models.auto_class import auto_class
 from thinktune.models.chat import Chat, recorded_date
 from thinktune.models.device import LOADING, choose_device, choose_dtype, describe
 from thinktune.models.folder import check_model_folder, read_json
+from thinktune.models.gguf_rope import restore_rope
 from thinktune.models.quantised import dequantised_method, dequantising, forget_scales
 from thinktune.models.references import Resolved, resolve
 from thinktune.models.tokenizer import read_tokenizer, require_gguf
@@ -159,7 +160,9 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
             f"{resolved.folder} lacks {len(names)} of its model's weights, among them {names[0]}",
             hint="its config.json and its weights do not belong together, or the folder is half downloaded",
         )
-    if not resolved.gguf and dequantised_method(resolved.folder) is not None:
+    if resolved.gguf:
+        restore_rope(model, resolved.folder / resolved.gguf)
+    elif dequantised_method(resolved.folder) is not None:
         forget_scales(model, dtype)
     if quantize == "fp8":
         quantise_to_fp8(model)  # what was not as it was read: GGUF, and weights that are made of others
