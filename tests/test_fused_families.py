@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from test_fused_layers import CONFIGS, DEVICE, SameMask, add_adapter, assert_same
 from thinktune.planner.adapter_targets import auto_targets
@@ -24,7 +24,7 @@ SIZES = {
 }  # fmt: skip
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0]}),
-    "ministral": ("MinistralConfig", {"sliding_window": None}),
+    "ministral": ("MinistralConfig", {"layer_types": ["full_attention"] * 2}),
     "ministral3": (
         "Ministral3Config",
         {
@@ -96,6 +96,23 @@ def test_a_family_s_fused_layers_give_the_logits_and_gradients_of_plain_peft(fam
     assert why_not_fused(fused) is None
     fuse_layers(fused, RecomputePolicy(("none", "full")))
     assert_same(fused, plain)
+
+
+@pytest.mark.slow
+def test_the_text_half_of_a_model_that_sees_is_fused() -> None:
+    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=SIZES | FAMILIES["gemma3"][1], vision_config={**tower, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4, image_token_index=159, boi_token_index=158, eoi_token_index=157,
+    )  # fmt: skip
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        base = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).to(DEVICE).requires_grad_(False)
+        models.append(add_adapter(base, targets=list(auto_targets(base))))
+    assert why_not_fused(models[0]) is None
+    fuse_layers(models[0], RecomputePolicy(("none", "full")))
+    assert_same(*models)
 
 
 def test_every_family_of_the_table_is_tested() -> None:

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import make_tiny_model
+from conftest import make_tiny_model, make_tiny_tokenizer
 from test_engine_hybrids import FAMILIES, make, requests_of
 from test_engine_hybrids import answers as tokens_of
 from test_engine_sampling import Row
 from test_fidelity import make_family
+from test_fused_families import FAMILIES as FUSED_FAMILIES
+from test_fused_families import SIZES
 from thinktune.config import Load, Sampling
 from thinktune.data import prepare
 from thinktune.inference.engines import EngineSettings, Request, open_engine
@@ -68,6 +71,22 @@ def test_a_training_over_any_base_is_fused_learns_and_keeps_its_adapter_in_float
     tuned = PeftModel.from_pretrained(base, run / "adapter")(ids).logits
     merged = load_model(run, load=Load(**BFLOAT16)).model(ids).logits
     assert (merged - tuned).norm() < 0.05 * (tuned - plain).norm()
+
+
+@pytest.mark.parametrize("family", sorted(FUSED_FAMILIES))
+def test_a_family_is_fused_agrees_with_its_own_layers_and_learns(family: str, tmp_path: Path) -> None:
+    kind, own = FUSED_FAMILIES[family]
+    tokenizer = make_tiny_tokenizer()
+    sizes = {**SIZES, "hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": len(tokenizer)}
+    windows = {"sliding_window": 2048} if own.get("sliding_window") else {}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(getattr(transformers, kind)(**sizes | own | windows)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    train = {"epochs": 4, "packing": family != "qwen3_5"}
+    quietly(make_config(tmp_path, tmp_path / "run", load=BFLOAT16, lora={"targets": "auto"}, train=train))
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["plan"]["fused"]
+    losses = losses_of(tmp_path / "run")
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("lengths", [[96] * 4, [19, 2, 300, 64], [1500, 1500], [700, 1, 1300]])
