@@ -22,6 +22,7 @@ SIZES = {
     "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 160, "tie_word_embeddings": True,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
+WINDOWED: dict[str, Any] = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0]}),
     "ministral": ("MinistralConfig", {"layer_types": ["full_attention"] * 2}),
@@ -56,9 +57,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3MoeConfig",
         {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
     ),
+    "glm4_moe": (
+        "Glm4MoeConfig",
+        {
+            "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "first_k_dense_replace": 1,
+            "use_qk_norm": True, "attention_bias": True,
+        },
+    ),
     "olmo2": ("Olmo2Config", {}),
-    "olmo3": ("Olmo3Config", {"layer_types": ["full_attention"] * 2}),
-    "gemma3": ("Gemma3TextConfig", {"sliding_window": 64, "query_pre_attn_scalar": 32}),
+    "olmo3": ("Olmo3Config", WINDOWED),
+    "gemma3": ("Gemma3TextConfig", {"query_pre_attn_scalar": 32, **WINDOWED}),
     "qwen3_5": (
         "Qwen3_5TextConfig",
         {

@@ -78,9 +78,8 @@ def test_a_family_is_fused_agrees_with_its_own_layers_and_learns(family: str, tm
     kind, own = FUSED_FAMILIES[family]
     tokenizer = make_tiny_tokenizer()
     sizes = {**SIZES, "hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "vocab_size": len(tokenizer)}
-    windows = {"sliding_window": 2048} if own.get("sliding_window") else {}
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(getattr(transformers, kind)(**sizes | own | windows)).save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(getattr(transformers, kind)(**sizes | own)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     train = {"epochs": 4, "packing": family != "qwen3_5"}
     quietly(make_config(tmp_path, tmp_path / "run", load=BFLOAT16, lora={"targets": "auto"}, train=train))

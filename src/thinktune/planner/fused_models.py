@@ -63,6 +63,7 @@ FUSED_MODELS = {
     "phi3": FusedFamily("Phi3DecoderLayer", qkv=("qkv_proj",), gate_up=("gate_up_proj",)),
     "qwen3_moe": FusedFamily("Qwen3MoeDecoderLayer", head_norms=True, mlp=None, own=("mlp",)),
     "mixtral": FusedFamily("MixtralDecoderLayer", mlp=None, own=("mlp",)),
+    "glm4_moe": FusedFamily("Glm4MoeDecoderLayer", head_norms=True, mlp=None, own=("mlp",)),
     "olmo2": FusedFamily("Olmo2DecoderLayer", head_norms=True, norms=_OLMO_NORMS),
     "olmo3": FusedFamily("Olmo3DecoderLayer", head_norms=True, norms=_OLMO_NORMS),
     "gemma3_text": FusedFamily("Gemma3DecoderLayer", head_norms=True, norms=_GEMMA_NORMS),

@@ -76,7 +76,7 @@ class AttentionHalf:
             leaves = tuple(part.detach().requires_grad_(grad) for part in inputs)
             query, key, value = (leaf.transpose(0, 1)[None] for leaf in leaves)
             out, _ = packed_attention(
-                None, query, key, value, None, scaling=self._scale, sliding_window=self._window, **batch.documents
+                None, query, key, value, scaling=self._scale, sliding_window=self._window, **batch.documents
             )
             out = out.reshape(len(hidden), -1)
         self.o.project(out.detach(), o)

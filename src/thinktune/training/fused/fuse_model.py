@@ -86,7 +86,7 @@ class FusedLayers:
 
     def _forward(self, fused: FusedLayer, original: Any) -> Any:
         first = fused is self.layers[0]
-        names = ("cu_seq_lens_q", "max_length_q", "document_lengths", "repeats")
+        names = ("attention_mask", "cu_seq_lens_q", "max_length_q", "document_lengths", "repeats")
         dropout = self._dropout
 
         def forward(module: Any, hidden_states: torch.Tensor, *args: Any, **inputs: Any) -> Any:
