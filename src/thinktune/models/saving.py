@@ -51,7 +51,7 @@ def save_model(model: Any, folder: Path, base: Path, stop_ids: frozenset[int]) -
     write_json(folder / _FILE, told)
     for file in base.glob("*processor_config.json"):
         shutil.copyfile(file, folder / file.name)
-    if any(base.glob("*.safetensors")):
+    if (base / "config.json").is_file() and any(base.glob("*.safetensors")):  # no GGUF
         _add_rest(model, folder, check_model_folder(base))
 
 
@@ -135,6 +135,7 @@ def _updated(config: dict[str, Any], dtype: str, untied: bool) -> dict[str, Any]
     for part in (config, *(part for part in config.values() if isinstance(part, dict))):
         part |= dict.fromkeys({"dtype", "torch_dtype"} & part.keys(), dtype)
     config.pop("quantization_config", None)
-    if untied:
-        config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
+    for part in (config, config.get("text_config")) if untied else ():
+        if part is not None:
+            part["tie_word_embeddings"] = False
     return config
