@@ -114,6 +114,30 @@ def test_seven_prompts_of_different_lengths_are_answered_as_generate_does(kind: 
         assert list(found[request.id, 0]) == generated(model, request)
 
 
+@pytest.mark.parametrize("reads", [False, True])
+def test_prompts_of_different_lengths_are_read_together_where_padding_changes_no_state(
+    reads: bool, qwen: TransformersEngine, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reads:
+        where = "transformers.models.qwen3_5.modeling_qwen3_5.apply_mask_to_padding_states"
+        monkeypatch.setattr(where, lambda states, mask: states)
+    engine = TransformersEngine(qwen.model, tokenizer, [2])
+    assert engine.decoder.reads_padding == reads
+    read: list[int] = []
+    original = Decoder.forward
+
+    def forward(self: Decoder, ids: torch.Tensor, *args: Any) -> torch.Tensor:
+        if ids.shape[1] > 1:
+            read.append(len(ids))
+        return original(self, ids, *args)
+
+    monkeypatch.setattr(Decoder, "forward", forward)
+    requests = requests_of([9, 5, 5, 2])
+    found = answers(engine.generate(requests))
+    assert read == ([1, 2, 1] if reads else [4])
+    assert [list(found[each.id, 0]) for each in requests] == [generated(qwen.model, each) for each in requests]
+
+
 def test_log_probabilities_of_a_batch_are_those_of_a_plain_forward(qwen: TransformersEngine) -> None:
     pairs = [(request.prompt_ids, [5, 9, 11]) for request in requests_of([2, 30, 11])]
     alone = [qwen.logprobs(*pair) for pair in pairs]

@@ -135,7 +135,7 @@ def _updated(config: dict[str, Any], dtype: str, untied: bool) -> dict[str, Any]
     for part in (config, *(part for part in config.values() if isinstance(part, dict))):
         part |= dict.fromkeys({"dtype", "torch_dtype"} & part.keys(), dtype)
     config.pop("quantization_config", None)
-    for part in (config, config.get("text_config")) if untied else ():
-        if part is not None:
-            part["tie_word_embeddings"] = False
+    if untied:
+        config["tie_word_embeddings"] = False
+        config.get("text_config", {})["tie_word_embeddings"] = False
     return config

@@ -43,8 +43,8 @@ class Batch:
     def prefill(self, rows: list[Row]) -> Prefilled:
         """Read the prompts of `rows` (and their completions so far) and draw one token each.
 
-        Samples share their prompt, and the common beginning of all prompts, such as a system text, is read once. Where
-        the cache keeps states, all prompts are of one length, since padding would be read too, and nothing is shared.
+        Samples share their prompt, and the common beginning of all prompts, such as a system text, is read once: but
+        where the cache keeps states.
         """
         decoder = self._decoder
         lines: dict[tuple[int, ...] | int, int] = {}

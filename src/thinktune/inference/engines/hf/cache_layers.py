@@ -1,7 +1,7 @@
 """The layers of a cache: keys and values in columns, states of linear attention, Mamba and short convolutions, or both.
 
-A state has no columns: a row is one line of it, which holds all that the row has read. Padding would be read like text,
-and columns cannot be dropped or shared, so that only prompts of one length are read together, each from its beginning.
+A state has no columns: a row is one line of it, which holds all that the row has read. Columns cannot be dropped or
+shared, so that every prompt is read from its beginning.
 """
 
 from __future__ import annotations

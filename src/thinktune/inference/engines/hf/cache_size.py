@@ -1,4 +1,4 @@
-"""The memory that a cache takes, and the rows and columns that there is room for."""
+"""The memory that a cache takes, and the rows and columns that there is room for; trials of caches with states."""
 
 from __future__ import annotations
 
@@ -41,6 +41,21 @@ def measured_size(decoder: Decoder) -> CacheSize:
         layer.keys, layer.values = (torch.cat([each, each[:, :, :1]], 2) for each in (layer.keys, layer.values))
     decoder.forward(columns[:, 2:], seen, columns[:, 2:], cache)
     return size
+
+
+def reads_padding(decoder: Decoder) -> bool:
+    """Return whether padding before a text, though masked, changes its states or what follows; same caller."""
+    text = torch.arange(1, 5, device=decoder.device)[None]
+    found = []
+    for padding in (0, 7):  # more than a convolution reaches
+        cache = new_cache(decoder.layout or ())
+        ids = torch.nn.functional.pad(text, (padding, 0))
+        columns = torch.arange(ids.shape[1], device=decoder.device)[None]
+        logits = decoder.forward(ids, columns >= padding, (columns - padding).clamp(min=0), cache)
+        found.append([tensor.float() for tensor in (logits, *states_of(cache))])
+    bound = 1e-3 if decoder.model.dtype == torch.float32 else 0.05  # a leak changes them by about their size
+    pairs = zip(*found, strict=True)
+    return any(not (one - other).abs().max() <= bound * one.abs().max() for one, other in pairs)
 
 
 def tokens_that_fit(size: CacheSize, device: torch.device) -> int:

@@ -64,6 +64,7 @@ class Decoder:
     context_length: int
     layout: Layout | None  # of its cache; None: it is not understood, and `reread` takes its place
     device: torch.device
+    reads_padding: bool = False  # the states in its cache do, so that prompts read together are of one length
     recorder: Recorder | None = None
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:

@@ -21,7 +21,13 @@ from thinktune.errors import GenerationError, OutOfMemory
 from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request, polling, why_refused
 from thinktune.inference.engines.detokenizer import Detokenizer, TextStream
 from thinktune.inference.engines.hf.cache_layers import keeps_state, layout_of
-from thinktune.inference.engines.hf.cache_size import CacheSize, measured_size, size_by_config, tokens_that_fit
+from thinktune.inference.engines.hf.cache_size import (
+    CacheSize,
+    measured_size,
+    reads_padding,
+    size_by_config,
+    tokens_that_fit,
+)
 from thinktune.inference.engines.hf.cuda_graph import Recorder, attends_to_all
 from thinktune.inference.engines.hf.decoder import Decoder, Row
 from thinktune.inference.engines.hf.kv_cache import ATTENTION, register_attention
@@ -236,7 +242,9 @@ class TransformersEngine(Engine):
         """Measure the cache of a model with states. One that does not work with it is recomputed from now on."""
         try:
             with self._model_ready(), torch.inference_mode():
-                return measured_size(self._decoder)
+                size = measured_size(self._decoder)
+                self._decoder = replace(self._decoder, reads_padding=reads_padding(self._decoder))
+                return size
         except torch.OutOfMemoryError as error:
             raise out_of_memory("reading two tokens", self._decoder.device) from error
         except Exception as error:  # noqa: BLE001 - a model may raise anything

@@ -11,7 +11,6 @@ import torch
 
 from thinktune.errors import GenerationError
 from thinktune.inference.engines.hf.batch import SPARE, Batch, Prefilled
-from thinktune.inference.engines.hf.cache_layers import keeps_state
 from thinktune.inference.engines.hf.decoder import Decoder, Row
 from thinktune.inference.engines.hf.recompute import RecomputedBatch
 
@@ -113,13 +112,13 @@ class Scheduler:
         return chosen
 
     def _prefill_groups(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        """Divide rows into those read together; a state must not read padding, so that they are of one length then."""
+        """Divide rows into those read together: of one length, where states would read the padding."""
         group: list[Row] = []
         width = 0
-        states = keeps_state(self._decoder.layout or ())
-        for row in sorted(rows, key=lambda row: -row.length) if states else rows:
+        alike = self._decoder.reads_padding
+        for row in sorted(rows, key=lambda row: -row.length) if alike else rows:
             width = max(width, row.length)
-            if group and ((len(group) + 1) * width > self._limits.prefill or (states and row.length < width)):
+            if group and ((len(group) + 1) * width > self._limits.prefill or (alike and row.length < width)):
                 yield group
                 group, width = [], row.length
             group.append(row)
