@@ -56,7 +56,7 @@ LATENT = {
     "num_key_value_heads": 4, "head_dim": None,
 }  # fmt: skip
 SPARSE = {"mlp_layer_types": ["dense", "sparse"]}
-INDEXED = {"index_topk": 16, "index_n_heads": 2, "index_head_dim": 8}
+INDEXED = {"index_topk": 16, "index_n_heads": 16, "index_head_dim": 8}  # few heads: scores of 0, and ties
 GRANITE = {"embedding_multiplier": 2.0, "logits_scaling": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3}
 CAPPED = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0, "query_pre_attn_scalar": 8}
 GEMMA4 = {
