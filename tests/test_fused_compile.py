@@ -62,12 +62,6 @@ def low_rank(slots, inputs, outputs, dropout=None, low=rows):
     return LowRank(rows(slots, rank, inputs), rows(outputs, rank), 2.0, True, dropout, low(T, slots * rank),
                    floats(slots, rank, inputs), floats(outputs, rank), floats(T, slots * rank))
 
-LAYOUTS = [
-    (Heads(4, 2, 64, bias=rows(512)), 64, 3), (Heads(4, 2, 128, norms=(rows(128), rows(128), 1e-6)), 128, 3),
-    (Heads(4, 2, 128), 96, 1), (Heads(4, 2, 64), None, 3), (Heads(4, 2, 128, turn=False), 128, 3),
-    (Heads(4, 2, 128, norms=(rows(512), rows(256), 1e-6)), 128, 3),
-    (Heads(4, 2, 256, norms=(floats(256), floats(256), 1e-6)), 256, 3),
-]
 for in_fp8, dropout in [(False, None), (True, drawn)] if fp8 else [(False, None), (False, drawn)]:
     norm, o = (rows(H), 1e-6), low_rank(1, H, H, dropout)
     qkv, wide, down = low_rank(3, H, 512, dropout), low_rank(2, H, 2 * F, dropout), low_rank(1, F, H, dropout, floats)
@@ -81,18 +75,24 @@ for in_fp8, dropout in [(False, None), (True, drawn)] if fp8 else [(False, None)
     for gelu, wide in [(False, wide), (True, wide), (False, low_rank(1, H, 2 * F, dropout))]:
         swiglu(rows(T, 2 * F), wide, down, gelu=gelu)
         swiglu_grad(rows(T, 2 * F), rows(T, F), wide, down, gelu=gelu)
-    for heads, turned, slots in LAYOUTS:
-        W, D = heads.width, heads.dim
-        grads = (rows(T, 4, D), rows(T, 2, D), rows(T, 2, D))
-        raw = rows(T, W) if heads.norms else None
-        table = None if turned is None else rows(T, turned) if turned < 128 else floats(T, turned)
-        positions = Positions(table, table, None if heads.norms else floats(T))
-        for lora in (low_rank(slots, H, W), None):
-            rotate(rows(T, W), lora, positions, heads)
-            rotate_grad(grads, raw, lora, positions, heads)
     input_grad(rows(T, H), rows(T, H), qkv, norm=norm, residual=rows(T, H))
     input_grad(rows(T, H), rows(T, H), qkv, residual=rows(T, H))
     input_grad(rows(T, H), rows(T, H), o)
+LAYOUTS = [
+    (Heads(4, 2, 64, bias=rows(512)), 64, 3), (Heads(4, 2, 128, norms=(rows(128), rows(128), 1e-6)), 128, 3),
+    (Heads(4, 2, 128), 96, 1), (Heads(4, 2, 64), None, 3), (Heads(4, 2, 128, turn=False), 128, 3),
+    (Heads(4, 2, 128, norms=(rows(512), rows(256), 1e-6)), 128, 3),
+    (Heads(4, 2, 256, norms=(floats(256), floats(256), 1e-6)), 256, 3),
+]
+for heads, turned, slots in LAYOUTS:
+    W, D = heads.width, heads.dim
+    grads = (rows(T, 4, D), rows(T, 2, D), rows(T, 2, D))
+    raw = rows(T, W) if heads.norms else None
+    table = None if turned is None else rows(T, turned) if turned < 128 else floats(T, turned)
+    positions = Positions(table, table, None if heads.norms else floats(T))
+    for lora in (low_rank(slots, H, W), None):
+        rotate(rows(T, W), lora, positions, heads)
+        rotate_grad(grads, raw, lora, positions, heads)
 input_grad(rows(T, H), rows(T, H), None, norm=(rows(H), 1e-6), residual=rows(T, H))
 input_grad(rows(T, H), rows(T, H), None, norm=(floats(H), 1e-6))
 plain_swiglu(rows(T, 2 * F))

@@ -76,7 +76,7 @@ def family_of(layer: Any) -> FusedFamily:
     """Return what the table says of a layer of transformers.
 
     Raises:
-        NotFusable: nothing.
+        NotFusable: it has no such layer.
     """
     name, module = type(layer).__name__, type(layer).__module__
     for family in FUSED_MODELS.values():
@@ -135,6 +135,8 @@ def _attention_parts(
     if base_of(o).bias is not None:
         raise NotFusable("its attention's output has a bias")
     qkv = [getattr(module, name) for name in family.qkv]
+    if len({base_of(each).bias is None for each in qkv}) > 1:
+        raise NotFusable("some of its queries, keys and values have a bias, and others not")
     query_heads = o.in_features // dim
     key_heads = (sum(each.out_features for each in qkv) // dim - query_heads) // 2
     head_norms = None
@@ -164,7 +166,10 @@ def _query_scale(module: Any, config: Any) -> tuple[float, int] | None:
     if type(module).__name__ != "Ministral3Attention":
         return None
     rope = config.rope_parameters
-    return rope["llama_4_scaling_beta"], rope["original_max_position_embeddings"]
+    beta, length = rope.get("llama_4_scaling_beta"), rope.get("original_max_position_embeddings")
+    if beta is None or length is None:
+        raise NotFusable("its queries are scaled by something other than their positions")
+    return beta, length
 
 
 def _mlp_parts(
@@ -176,7 +181,7 @@ def _mlp_parts(
     modules = [getattr(module, name) for name in (*family.gate_up, family.down)]
     if any(base_of(each).bias is not None for each in modules):
         raise NotFusable("it has biases in its MLP")
-    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
     if activation not in _ACTIVATIONS:
         raise NotFusable(f"its activation is {activation}")
     return MlpParts(modules[:-1], modules[-1], _ACTIVATIONS[activation], before, after, gain)
