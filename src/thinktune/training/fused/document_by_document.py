@@ -23,13 +23,17 @@ Forward = Callable[..., Any]
 @contextmanager
 def one_at_a_time(model: Any) -> Iterator[None]:
     """Run the layers that mix along the whole sequence on one document at a time within the block."""
-    modules = [module for module in model.modules() if _has_state(module) or _follows_length(module)]
+    modules = layers_run_apart(model)
     if not modules:
         yield
         return
-
     with _documents_of(model) as documents, _forwards(modules, _cutting(documents)):
         yield
+
+
+def layers_run_apart(model: Any) -> list[Any]:
+    """List the layers that mix along the whole sequence: their calls follow the documents, which no graph does."""
+    return [module for module in model.modules() if _has_state(module) or _follows_length(module)]
 
 
 @contextmanager

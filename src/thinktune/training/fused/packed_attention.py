@@ -148,9 +148,9 @@ def _of_tokens(
     cu_seq_lens: torch.Tensor,
     longest: int,
 ) -> torch.Tensor:
-    # [1, heads, tokens, dim] -> [tokens, heads, dim]; transposing back is free, the projections made it that way.
+    # [1, heads, tokens, dim] -> [tokens, heads, dim]; transposing back is free where the projections made it that way.
     q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-    return attend(q, k, v, cu_seq_lens, longest).unsqueeze(0)
+    return attend(q, k, v, cu_seq_lens, longest).unsqueeze(0).contiguous()
 
 
 def _flash(
