@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from thinktune.data import Example, Tokens
 from thinktune.errors import ModelError
 from thinktune.planner.adapter_targets import auto_targets
+from thinktune.training.collator import PackedCollator
 from thinktune.training.fidelity import documents_are_isolated, measure
 from thinktune.training.fused import packed_attention
 from thinktune.training.fused.flash_attention import flash_attention
@@ -248,6 +249,21 @@ def test_a_pack_is_trained_as_its_documents_alone_in_the_untouched_model(case: s
             assert gap.gradient < 5e-5, case
     assert model.config._attn_implementation == before
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("case", ["short convolutions", "a soft cap", "ends that layers do not pass on"])
+def test_layers_computed_again_run_on_the_documents_that_they_ran_on(case: str) -> None:
+    model = make_model(*FAMILIES[case][:2])
+    inputs = PackedCollator(make_documents([30, 61, 20]))([{"documents": [0, 1, 2]}])
+    with_loss = ModelWithLoss(model)
+    model.train()
+    seen = []
+    with packed_documents(model.get_base_model()):
+        for again in (False, True):
+            if again:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            seen.append(torch.autograd.grad(with_loss(**inputs), with_loss.trained))
+    torch.testing.assert_close(*seen)
 
 
 def test_layers_that_run_a_document_at_a_time_do_so_or_fail_where_no_lengths_are_told() -> None:
