@@ -238,7 +238,7 @@ def test_a_state_is_carried_by_a_graph_as_by_single_kernels(kind: str, model: Pa
     requests = requests_of([1, 40, 17, 17, 3], max_tokens=70)
     found, recorder = tokens_of(engine.generate(requests)), engine.decoder.recorder
     assert recorder is not None
-    assert recorder.works
+    assert recorder.works == ("num_experts" not in FAMILIES[kind])  # the loop over experts asks the GPU for numbers
     engine._decoder = replace(engine.decoder, recorder=None)
     assert tokens_of(engine.generate(requests)) == found
 
