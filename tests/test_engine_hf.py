@@ -256,7 +256,7 @@ def test_steps_of_fixed_shape_that_a_gpu_records_give_the_same_tokens(model: Any
     class NotRecorded(Recorder):
         calls = 0
 
-        def record(self, forward: Any, keep: Any = ()) -> None:
+        def record(self, forward: Any, keep: Any = (), *, warm_up: bool = False) -> None:
             self.calls += 1
 
     fixed, recorder = copy.copy(engine), NotRecorded(torch.device("cpu"))

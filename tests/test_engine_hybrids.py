@@ -174,7 +174,7 @@ def test_a_recording_leaves_states_as_they_were_and_changes_no_token(qwen: Trans
         works = property(lambda self: True, lambda self, value: None)
         steps = 0
 
-        def record(self, forward: Any, keep: Any = ()) -> None:
+        def record(self, forward: Any, keep: Any = (), *, warm_up: bool = False) -> None:
             before = [tensor.clone() for tensor in keep]
             super().record(forward, keep)
             assert before

@@ -125,7 +125,7 @@ class CostModel:
         if not all(self._fused_halves) or memory.offload:
             return False
         parts = self.memory(batch, memory)
-        beside = parts["activations"] + max(parts["logits"], parts["workspace"])
+        beside = parts["activations"] + max(parts["logits"], parts["workspace"]) + self.graphed_gradients()
         if (parts["peak"] + beside) * (1 + FRAGMENTS) > self.hardware.memory:
             return False
         plain, graphed = (
@@ -177,6 +177,10 @@ class CostModel:
         if self.fused and not self.in_kernels and self.quantize == "none":
             joined = self.width * self.rank * self.shape.intermediate * self.shape.layers * (4 + (not self.dropout))
         return self.adapter_parameters * (MASTER_BYTES + copies) + joined
+
+    def graphed_gradients(self) -> int:
+        """Return the bytes of the gradients that a CUDA graph leaves, before they are added to those of the step."""
+        return 4 * self.adapter_parameters
 
     def optimizer_state(self) -> int:
         return self.adapter_parameters * STATE_BYTES[self.optimizer if self.kind == "cuda" else "adamw"]

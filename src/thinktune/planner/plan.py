@@ -223,6 +223,9 @@ def _plan(config: Config, cost: CostModel, packs: PackLengths, memory: Recompute
     steps = config.train.max_steps
     if steps is None and packs.count is not None:
         steps = math.ceil(math.ceil(packs.count / (at_once * accumulation)) * config.train.epochs)
+    parts, graphed = cost.memory(longest, memory), cost.graphed(mean, memory)
+    if graphed:
+        parts |= {name: parts[name] + cost.graphed_gradients() for name in ("adapter", "peak")}
     return Plan(
         model=config.model,
         hardware=cost.hardware.name,
@@ -231,7 +234,7 @@ def _plan(config: Config, cost: CostModel, packs: PackLengths, memory: Recompute
         memory=memory,
         packs=at_once,
         accumulation=accumulation,
-        parts=cost.memory(longest, memory),
+        parts=parts,
         limit=cost.hardware.memory,
         fits=cost.fits(longest, memory),
         longest=int(longest.tokens),
@@ -240,7 +243,7 @@ def _plan(config: Config, cost: CostModel, packs: PackLengths, memory: Recompute
         steps=steps,
         hours=steps * seconds / 3600 if steps is not None else None,
         data=packs.source,
-        graphed=cost.graphed(mean, memory),
+        graphed=graphed,
     )
 
 

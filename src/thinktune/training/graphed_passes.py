@@ -7,6 +7,7 @@ document of their own and with targets of weight 0, which change neither loss no
 
 from __future__ import annotations
 
+import gc
 import logging
 from typing import Any, NamedTuple
 
@@ -91,8 +92,13 @@ class RecordedPass:
         it cannot be recorded."""
         self._divisor.copy_(divisor)
         if self._recorded is None:
-            self._run()  # attention over one document, and perhaps products, are set up for each size
-            self._recorded = self._recorder.record(self._run)
+            # Attention over one document, and perhaps products, are set up for each size. They must not be on another
+            # stream: what accumulates a parameter's gradient stays on that of the pass before, while any of it lives.
+            self._recorded = self._recorder.record(self._run, warm_up=True)
+            if self._recorded is None:  # some of it may have lived on in a cycle of references
+                gc.collect()
+                self._recorder.works = True
+                self._recorded = self._recorder.record(self._run, warm_up=True)
         if self._recorded is None:
             return None
         graph: torch.cuda.CUDAGraph = self._recorded[0]

@@ -40,12 +40,13 @@ class Recorder:
         self._first: Any = None
 
     def record(
-        self, forward: Callable[[], torch.Tensor], keep: Sequence[torch.Tensor] = ()
-    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor] | None:
-        """Record the kernels of `forward`; return the graph and the tensor of its result. None: it cannot be recorded.
+        self, forward: Callable[[], Any], keep: Sequence[torch.Tensor] = (), *, warm_up: bool = False
+    ) -> tuple[torch.cuda.CUDAGraph, Any] | None:
+        """Record the kernels of `forward`; return the graph and the tensors of its result. None: it cannot be recorded.
 
         Args:
             keep: tensors that it changes, which must not have changed before the graph is replayed.
+            warm_up: run it once before, as the first is anyway: its kernels may be others than those recorded so far.
 
         Raises:
             torch.OutOfMemoryError: there is no room for its activations.
@@ -54,6 +55,9 @@ class Recorder:
             if self._pool is None:
                 with _kept(keep):
                     self._try(forward)
+            elif warm_up:
+                with self._on_stream():
+                    forward()
             return self._record(forward)
         except torch.OutOfMemoryError:
             raise
@@ -62,7 +66,7 @@ class Recorder:
             self.works, self.reason = False, str(error).split("\n")[0]
             return None
 
-    def _try(self, forward: Callable[[], torch.Tensor]) -> None:
+    def _try(self, forward: Callable[[], Any]) -> None:
         """Run it once: the set-up of kernels at their first call must not be recorded, and a model that waits for the
         GPU would break a recording."""
         self._stream = torch.cuda.Stream(self._device)
@@ -78,7 +82,7 @@ class Recorder:
         self._pool = torch.cuda.graph_pool_handle()
         self._first = self._record(lambda: torch.zeros(1, device=self._device))  # a pool lives as long as a graph of it
 
-    def _record(self, forward: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    def _record(self, forward: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
         # Not by `torch.cuda.graph`, which empties the allocator's cache each time, and leaves its stream in use where
         # it fails.
         graph = torch.cuda.CUDAGraph()
