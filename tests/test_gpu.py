@@ -88,6 +88,19 @@ def test_a_family_is_fused_agrees_with_its_own_layers_and_learns(family: str, tm
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_experts_with_adapters_learn_within_the_memory_that_was_planned(tmp_path: Path, recomputed: bool) -> None:
+    sizes = {"hidden_size": 1024, "head_dim": 64, "num_experts": 32, "num_experts_per_tok": 2, "num_hidden_layers": 4}
+    model = make_family(tmp_path / "model", "Qwen3Moe", **sizes, moe_intermediate_size=512)
+    lora = {"targets": "auto", "experts": True}
+    train = {"epochs": 4, "learning_rate": 1e-3, "gradient_checkpointing": recomputed}
+    record = quietly(make_config(model, tmp_path / "run", load=BFLOAT16, lora=lora, train=train))
+    losses = losses_of(tmp_path / "run")
+    assert losses[-1] < losses[0]
+    print(f"{record['peak_memory_gib']} GiB, {record['predicted_memory_gib']} predicted, {record['tokens_per_second']}")
+    assert record["peak_memory_gib"] < 1.25 * record["predicted_memory_gib"]
+
+
 @pytest.mark.parametrize("lengths", [[96] * 4, [19, 2, 300, 64], [1500, 1500], [700, 1, 1300]])
 def test_packed_documents_get_the_hidden_states_they_get_alone(model: Path, lengths: list[int]) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(DEVICE)

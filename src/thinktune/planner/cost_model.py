@@ -216,6 +216,8 @@ class CostModel:
     def workspace(self, tokens: float, level: str, chunks: int) -> float:
         """Return the bytes that the backward pass of one layer takes while it runs, beside the saved activations."""
         s, b = self.shape, self.width
+        # Of experts with adapters, the sum is computed again where it was not kept, and its gradient comes beside it.
+        fixed = self._scratch + self.expert_stack * (2 if level == "full" else 1)
         if self.fused:
             # Gate and up are kept, or made again; in fp8 their gradients come beside them, else in their place.
             wide = (1 if level == "none" else 3) + self.in_fp8
@@ -225,11 +227,9 @@ class CostModel:
             rebuilt = self.saved["mlp"] - b * s.hidden if level == "full" else 0
             sums = (4 if self.in_kernels else b) * 9 * self.rank  # low-rank activations and gradients
             widths = wide * s.intermediate / chunks + WORK_HIDDEN * s.hidden
-            return tokens * (b * widths + rebuilt + sums) + self._scratch
+            return tokens * (b * widths + rebuilt + sums) + fixed
         rebuilt = self.saved["none"] if level == "full" else 0
-        # Of experts with adapters, the sum is computed again where it was not kept, and its gradient comes beside it.
-        stacks = self.expert_stack * (2 if level == "full" else 1)
-        return tokens * (b * (4 * s.intermediate + 8 * s.hidden) + rebuilt) + self._scratch + stacks
+        return tokens * (b * (4 * s.intermediate + 8 * s.hidden) + rebuilt) + fixed
 
     @property
     def _scratch(self) -> float:
@@ -251,7 +251,8 @@ class CostModel:
         """Return bytes by part, and their peak: the loss and a layer's backward pass are never in memory together."""
         counts = {level: memory.levels.count(level) for level in ("full", "mlp", "none")}
         held = {level: counts[level] * self.saved.get(level, 0) * batch.tokens for level in counts}
-        held["none"] += counts["none"] * self.expert_stack
+        for level in ("mlp", "none"):
+            held[level] += counts[level] * self.expert_stack
         if memory.offload:
             held["full"] = min(counts["full"], 2) * self.saved["full"] * batch.tokens
         head, moments, kept, cost = self.head(batch), [], 0.0, 0.0
