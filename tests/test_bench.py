@@ -54,6 +54,28 @@ def test_adapters_of_one_base_are_trained_one_after_the_other(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+def test_a_model_without_weights_on_the_disk_is_trained_by_the_command(tmp_path: Path) -> None:
+    said = run("large.py", "--only", "tiny-drawn:fp8", "--length", "200", "--steps", "4", "--folder", str(tmp_path))
+    rate, predicted = said[said.index("tiny-drawn:fp8") :].split()[1:3]
+    assert float(rate.replace(",", "")) > 0
+    assert float(predicted.replace(",", "")) > 0
+    weights = tmp_path / "tiny-drawn" / "model.safetensors"
+    assert weights.stat().st_size > 8 * 512 * weights.stat().st_blocks
+
+
+@pytest.mark.slow
+def test_the_plan_is_measured_in_slices(tmp_path: Path) -> None:
+    common = ("--only", "^tiny none 8x256", "--record", str(tmp_path / "record.json"), "--folder", str(tmp_path))
+    assert "0 of 1 configs are measured" in run("plan.py", *common, "--seconds", "0")
+    measured = run("plan.py", *common, "--steps", "4", "--timeout", "250")
+    assert "1 of 1 configs are measured" in measured
+    assert "recomputing nothing" in measured
+    again = run("plan.py", *common)
+    assert "1 of 1 configs are measured" in again
+    assert "recomputing nothing" not in again  # it was not run
+
+
+@pytest.mark.slow
 def test_gradients_of_ours_are_as_near_to_float32_as_those_of_plain_peft() -> None:
     small = ("--width", "64", "--layers", "2", "--length", "48", "--batches", "2")
     said = run("gradients.py", *small, "--models", "qwen2", "--variants", "plain,ours")
