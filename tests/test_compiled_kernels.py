@@ -51,7 +51,7 @@ for name, parameter in model.named_parameters():
         parameter.data = parameter.data.float()
 model.eval()
 nobody = Example(messages=(), think="", answer="", row=1, source="")
-examples = [Tokens(array("i", range(1, length)), 1, nobody) for length in (40, 90)]
+examples = [Tokens(array("i", range(1, length)), 1, nobody) for length in (90, 40)]
 with_loss = ModelWithLoss(model)
 random = torch.get_rng_state()
 with packed_documents(base):

@@ -21,22 +21,25 @@ from thinktune.training.model_with_loss import ModelWithLoss
 _TOKENS = 64
 
 
-def compile_kernels(with_loss: ModelWithLoss, examples: Sequence[Tokens]) -> None:
+def compile_kernels(with_loss: ModelWithLoss, longest: Sequence[Tokens]) -> None:
     """Compile the kernels of a step, and those of the check before it, of a model that is set up with fused layers.
 
     Nothing of it stays but the kernels: no gradient, and random numbers, modes and buffers are as they were. Layers
     with a part that is not fused are left to Triton: that part would compute with numbers that nobody has written.
+
+    Args:
+        longest: the documents of the longest batch: some kernels are others for many tokens than for few, which the
+            check has.
     """
     model = with_loss.peft_model
     fused = [vars(module)["fused"] for module in model.modules() if "fused" in vars(module)]
     if not all(layer.is_whole for layer in fused):
         return
-    batch = batch_of(model, [cut(min(examples, key=len), _TOKENS)])
     wanted: dict[Any, Callable[[], Any]] = {}
     with torch.random.fork_rng(), _noted(wanted):
-        for mode in (exact(model), _training(model)):
+        for mode, documents in ((exact(model), [cut(longest[0], _TOKENS)]), (_training(model), longest)):
             with mode, torch.enable_grad():
-                torch.autograd.grad(with_loss(**batch), with_loss.trained, allow_unused=True)
+                torch.autograd.grad(with_loss(**batch_of(model, documents)), with_loss.trained, allow_unused=True)
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.cuda.set_device, initargs=(model.device,)) as pool:
         list(pool.map(_compile, wanted.values()))
 

@@ -161,7 +161,8 @@ class _Attempt:
                 apart = examine_in_float32(with_loss, examples, loaded.dtype, packs=packs)
                 with StopSignals() as stop, set_up(model, loaded, plan):
                     if plan.fused:
-                        compile_kernels(with_loss, examples)
+                        longest = self._longest_packs(plan.packs)
+                        compile_kernels(with_loss, [examples[index] for pack in longest for index in pack])
                     if not examine_as_set_up(with_loss, examples, loaded.dtype, packs=packs, apart=apart):
                         require_single_documents(config)
                         plan = replace(plan, packs=config.train.batch_size, accumulation=config.train.accumulation)
@@ -226,12 +227,14 @@ class _Attempt:
                 trainer.evaluate()
         return metrics
 
+    def _longest_packs(self, count: int) -> list[list[int]]:
+        lengths = [len(example) for example in self.prepared.train]
+        return sorted(self.prepared.packs, key=lambda pack: -sum(lengths[index] for index in pack))[:count]
+
     def _warm_up(self, trainer: ThinkTrainer, plan: Plan) -> None:
         if self.loaded.device.type != "cuda":
             return
-        lengths = [len(example) for example in self.prepared.train]
-        packs = sorted(self.prepared.packs, key=lambda pack: -sum(lengths[index] for index in pack))
-        peak = warm_up_step(trainer, packs[: trainer.args.per_device_train_batch_size])
+        peak = warm_up_step(trainer, self._longest_packs(trainer.args.per_device_train_batch_size))
         self.console.print(
             f"proved on the longest batch: {peak:.1f} GiB, {plan.parts['peak'] / GIB:.1f} predicted",
             style="dim",
