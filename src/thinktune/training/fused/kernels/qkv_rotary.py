@@ -292,7 +292,7 @@ def rotate_grad(
     low, b, g_low, g_b = (lora.low, lora.b, lora.g_low, lora.g_b) if lora else (None, None, None, None)
     rank, slots, scaling = (lora.rank, lora.slots, lora.scaling) if lora else (1, 1, 1.0)
     query_norm, key_norm, eps = heads.norms or (None, None, 0.0)
-    bm, steps = 64, 4
+    bm, steps = (64, 4) if heads.dim * tile_of(rank) <= 4096 else (32, 8)  # what an RTX card has room for
     sums = _sums_over_heads(out, heads)
     for sum_up in (True, False) if heads.normed_together else (False,):
         _rotate_grad_kernel[(heads.query + (1 if sum_up else 2) * heads.key, blocks(tokens, bm * steps))](
