@@ -7,8 +7,8 @@
     python bench/plan.py --only "^tiny " --drawn 0            # on a CPU: resident memory
 
 Each config trains through the same functions as `thinktune train`; measured are the peak that torch's allocator has
-handed out, and the median step after three to warm up. A base is loaded once for all its configs that follow one
-another, in a process of its own.
+handed out, and the median step after three to warm up. A base is loaded once for all its configs without a limit, which
+follow one another in a process of its own.
 """
 
 from __future__ import annotations
@@ -178,9 +178,9 @@ def measure(
 
     left = list(cases)
     while left and time.monotonic() < until:
-        alike = [case for case in left if (case.shape, case.base) == (left[0].shape, left[0].base)]
-        if not torch.cuda.is_available():
-            alike = alike[:1]  # resident memory has a peak a process
+        alike = [case for case in left if (case.shape, case.base) == (left[0].shape, left[0].base) and not case.limit]
+        if left[0].limit or not torch.cuda.is_available():
+            alike = left[:1]  # memory is as it is in a training; resident memory has a peak a process
         process, answers = begin(measure_alike, [case.task(folder, steps) for case in alike], left[0].base, str(folder))
         try:
             for case in alike:
