@@ -154,8 +154,6 @@ def test_an_adapter_that_does_not_come_back_is_refused_before_a_step(
         return own if on_meta else {name.replace("v_proj", "values"): weight for name, weight in own.items()}
 
     monkeypatch.setattr("thinktune.training.adapter_round_trip.get_peft_model_state_dict", saved)
-    with pytest.raises(
-        ModelError, match=r"and loaded: \d+ weights find no place .*layers\.0\.self_attn"
-    ):
+    with pytest.raises(ModelError, match=r"and loaded: \d+ weights find no place .*layers\.0\.self_attn"):
         quietly(short(tiny_model, tmp_path / "run"))
     assert not (tmp_path / "run" / "config.yaml").exists()
