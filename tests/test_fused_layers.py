@@ -81,10 +81,10 @@ def packed_batch() -> dict[str, Any]:
 def outcome(model: PeftModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The logits of a packed batch and every gradient of a function of them."""
     model.zero_grad()
-    with packed_documents(model.get_base_model()):
+    with packed_documents(model.get_base_model()):  # the backward pass too: it may run layers again
         logits = model(**packed_batch()).logits[0]
-    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2)).to(DEVICE)
-    (logits * weights).sum().backward()
+        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+        (logits * weights).sum().backward()
     return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
