@@ -127,6 +127,7 @@ def test_small_steps_are_run_from_graphs_where_there_is_room_and_large_ones_are_
     needed = cost_on(shape).memory(small, policy)["peak"] / GIB
     assert not replace(cost_on(shape), hardware=card(1.05 * needed)).graphed(small, policy)
     assert not cost_on(shape).graphed(small, RecomputePolicy(("full",) * 36, offload=True))
+    assert not cost_on(shape, may_graph=False).graphed(small, policy)
 
 
 def test_small_steps_without_graphs_take_as_long_as_their_kernels_take_to_start(shape: ModelShape) -> None:

@@ -92,6 +92,7 @@ class CostModel:
     dropout: bool
     width: int  # bytes of a number that products take: 2 in bfloat16
     may_fuse: bool = True
+    may_graph: bool = True
 
     @property
     def kind(self) -> str:
@@ -122,7 +123,7 @@ class CostModel:
     def graphed(self, batch: Batch, memory: RecomputePolicy) -> bool:
         """Tell whether batches like this are run from CUDA graphs: where that is faster, since the host takes long to
         start a layer's kernels, and there is room for activations of a graph beside those of passes without one."""
-        if not all(self._fused_halves) or memory.offload:
+        if not self.may_graph or not all(self._fused_halves) or memory.offload:
             return False
         parts = self.memory(batch, memory)
         beside = parts["activations"] + max(parts["logits"], parts["workspace"]) + self.graphed_gradients()

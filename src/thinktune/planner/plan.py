@@ -134,17 +134,25 @@ def lighter(plan: Plan) -> Plan | None:
 
 
 def plan_as_configured(
-    config: Config, shape: ModelShape, packs: PackLengths, hardware: Hardware, *, width: int, may_fuse: bool = True
+    config: Config,
+    shape: ModelShape,
+    packs: PackLengths,
+    hardware: Hardware,
+    *,
+    width: int,
+    may_fuse: bool = True,
+    may_graph: bool = True,
 ) -> Plan:
     """Plan a config as it stands, with its base and batches; recomputation is chosen where it is auto.
 
     Args:
         width: bytes of a number in the model's dtype.
         may_fuse: False where fused/ has said that it cannot run this model's layers.
+        may_graph: False where layers are run on one document at a time, which no CUDA graph can follow.
     """
     choices = [config.train.batch_size * factor for factor in _divisors(config.train.accumulation)]
     cost = cost_model_of(_continued(config), shape, hardware, width=width)
-    cost = replace(cost, may_fuse=may_fuse and cost.may_fuse)
+    cost = replace(cost, may_fuse=may_fuse and cost.may_fuse, may_graph=may_graph)
     wanted = config.train.offload_checkpoints
 
     def best(*, offload: bool) -> Plan:

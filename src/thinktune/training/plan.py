@@ -18,6 +18,7 @@ from thinktune.planner.plan import Plan, plan_as_configured
 from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.records import PlanRecord, read_record
 from thinktune.run_folder import RunFolder
+from thinktune.training.fused.document_by_document import layers_run_apart
 from thinktune.training.fused.support import why_not_fused
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,10 @@ def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, packs: PackLe
         may_fuse = False
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
     hardware = hardware_here(loaded.device, loaded.dtype, config.train.memory)
-    return plan_as_configured(config, shape, packs, hardware, width=loaded.dtype.itemsize, may_fuse=may_fuse)
+    may_graph = not layers_run_apart(loaded.model)
+    return plan_as_configured(
+        config, shape, packs, hardware, width=loaded.dtype.itemsize, may_fuse=may_fuse, may_graph=may_graph
+    )
 
 
 def recorded_plan(run: RunFolder, config: Config, plan: Plan) -> Plan:

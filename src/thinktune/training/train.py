@@ -51,7 +51,6 @@ from thinktune.training.checkpoints import newest_whole
 from thinktune.training.compiled_kernels import compile_kernels
 from thinktune.training.eval_callback import GenerationEvalCallback, checkup_problems
 from thinktune.training.fidelity import examine_as_set_up, examine_in_float32
-from thinktune.training.fused.document_by_document import layers_run_apart
 from thinktune.training.methods.sft import SFT
 from thinktune.training.metrics_file import MetricsFile
 from thinktune.training.model_with_loss import ModelWithLoss
@@ -317,7 +316,7 @@ def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan) -> Think
         ),
         processing_class=loaded.tokenizer,
         keep_checkpoints=config.train.keep_checkpoints,
-        graphed=plan.graphed and not layers_run_apart(loaded.model),
+        graphed=plan.graphed,
     )
     trainer.remove_callback(PrinterCallback)  # ours prints a better line
     for callback in trainer.callback_handler.callbacks:

@@ -83,9 +83,11 @@ class ThinkTrainer(Trainer):
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: Any = None) -> tuple[Any, Any]:
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        if args.optim == "adamw_8bit":
-            from thinktune.training.adamw_8bit import AdamW8bit as kind  # bitsandbytes may not be installed
-        return kind, settings
+        if args.optim != "adamw_8bit":
+            return kind, settings
+        from thinktune.training.adamw_8bit import AdamW8bit  # bitsandbytes may not be installed
+
+        return AdamW8bit, settings
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # nobody asks, and Trainer would count all parameters for it in every step
