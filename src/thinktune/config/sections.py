@@ -33,6 +33,7 @@ ENGINES = ("auto", "transformers", "vllm")
 FUNCTION = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 """A function of the user's own, as module:function."""
 Profile = Literal["default", "article"]
+Method = Literal["sft", "grpo", "dpo"]
 SEED = 3407
 """The default seed, also of the command line."""
 
@@ -299,6 +300,78 @@ class Sampling(_Section):
             raise ConfigError("; ".join(explain(item, Sampling) for item in error.errors())) from None
 
 
+REWARDS = ("answer", "format", "length")
+
+
+class Rl(_Section):
+    """Reinforcement (`method: grpo`): completions are drawn, rewarded and trained on.
+
+    Names are those of TRL's GRPOConfig where the thing is the same.
+    """
+
+    prompts: int = Field(32, ge=1, description="prompts an optimizer step")
+    num_generations: int = Field(8, ge=2, description="completions per prompt: a group, whose rewards are compared")
+    max_completion_length: int = Field(512, ge=1, description="max tokens of a completion")
+    temperature: float = Field(1.0, gt=0, description="of the completions drawn, and of the policy that is trained")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0: all tokens")
+    min_p: float = Field(0.0, ge=0, le=1)
+    stop: tuple[str, ...] = Field(
+        (), description="stop strings, kept in the completion; the end of turn always ends it"
+    )
+    rewards: dict[str, float] = Field(
+        {"answer": 1.0},
+        min_length=1,
+        description="rewards with their weights: answer (the task's scorer), format, length, module:function",
+    )
+    loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo"] = Field(
+        "dapo", description="normalisation: by the tokens of the step, of each completion (grpo), or by a constant"
+    )
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="divide advantages by the standard deviation of the rewards of the group or of the step"
+    )
+    importance_sampling_level: Literal["token", "sequence"] = Field(
+        "token", description="ratio of policies that is clipped: of each token, or of whole completions (GSPO)"
+    )
+    epsilon: float = Field(0.2, gt=0, description="ratios are clipped below 1 - epsilon")
+    epsilon_high: float | None = Field(None, gt=0, description="and above 1 + epsilon_high; null: epsilon")
+    beta: float = Field(
+        0.0, ge=0, description="coefficient of the KL divergence from the adapter that training began with"
+    )
+    num_iterations: int = Field(1, ge=1, description="optimizer steps on each batch of completions")
+    mask_truncated_completions: bool = Field(
+        False, description="completions cut off at max_completion_length have no part in the loss"
+    )
+    oversampling: float = Field(
+        4.0,
+        ge=1,
+        description="draw up to so many times the prompts, to replace groups of equal rewards; 1: train without them",
+    )
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="optimizer steps that a group with signal, drawn beyond those needed, may wait to be trained",
+    )
+    importance_sampling_clip_max: float = Field(
+        2.0, ge=1, description="truncates the weights that correct the engine's probabilities to the trainer's"
+    )
+
+    @field_validator("rewards")
+    @classmethod
+    def _known_rewards(cls, rewards: dict[str, float]) -> dict[str, float]:
+        for name in rewards:
+            if name not in REWARDS and not re.match(FUNCTION, name):
+                raise ValueError(f"{name!r} should be {', '.join(REWARDS)} or module:function")
+        return rewards
+
+    @property
+    def sampling(self) -> Sampling:
+        """The sampling of a group."""
+        own = ("temperature", "top_p", "top_k", "min_p", "stop")
+        settings = {name: getattr(self, name) for name in own}
+        return Sampling(n=self.num_generations, max_tokens=self.max_completion_length, **settings)
+
+
 QUESTIONS = (
     "How many r's are in the word strawberry?",
     "A train travels 60 miles in 45 minutes. What is its average speed in miles per hour?",
@@ -384,6 +457,9 @@ class Eval(_Section):
 class Config(_Section):
     """All settings of a run."""
 
+    method: Method = Field(
+        "sft", description="sft: from examples; grpo: from rewards of the model's own answers; dpo: from pairs"
+    )
     model: str = Field("builtin:smollm2", description="base model: folder, hub id, ms: id or builtin:")
     seed: int = Field(SEED, ge=0, lt=2**32, description="random seed")
     quantize: Quantize = Field("none", description="quantize the base weights")
@@ -392,6 +468,7 @@ class Config(_Section):
     format: Format = Format()
     lora: Lora = Lora()
     train: Train = Train()
+    rl: Rl = Rl()
     ask: Ask = Ask()
     infer: Infer = Infer()
     eval: Eval = Eval()

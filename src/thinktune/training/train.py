@@ -89,6 +89,8 @@ def train(
         OutOfMemory: with the settings to change.
         ThinktuneError: from loading the model and the data.
     """
+    if config.method != "sft":
+        raise UsageError(f"method: {config.method} cannot be trained yet")
     _require_loggers(config)
     check_trainer_fields(config)
     run = RunFolder(config.run_folder)
