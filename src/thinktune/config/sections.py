@@ -200,7 +200,7 @@ class Sampling(Section):
 REWARDS = ("answer", "format", "length")
 
 
-class Rl(_Section):
+class Rl(Section):
     """Reinforcement (`method: grpo`): completions are drawn, rewarded and trained on.
 
     Names are those of TRL's GRPOConfig where the thing is the same.
