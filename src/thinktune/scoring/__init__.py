@@ -33,6 +33,7 @@ def tasks_scored_by(scorer: str | None) -> Mapping[str, Task]:
         "vote_keys": None,
         "gold_fault": lambda gold: None,
         "needs_prompt": True,
+        "is_unfinished": None,
     }
     return {name: replace(task, **own) for name, task in TASKS.items()}
 

@@ -108,6 +108,8 @@ class Task:
         vote_keys: a key for each answer of a problem, the same for equal answers, which gives maj@n. None: no vote.
         gold_fault: explains why a gold record cannot be used; None if it can.
         needs_prompt: the score depends on the item's prompt, such as on the options in it.
+        is_unfinished: given a gold record and a right answer, returns whether that leaves a computation to its reader,
+            which a grade lets pass and a reward does not. None: no answer does.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Task:
     vote_keys: Callable[[Sequence[str]], list[int]] | None = None
     gold_fault: Callable[[Mapping[str, Any]], str | None] = reference_fault
     needs_prompt: bool = False
+    is_unfinished: Callable[[Mapping[str, Any], str], bool] | None = None
 
 
 def _reference(gold: Mapping[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.scoring.base import TAIL, Score, Task, Verdict, keys_of_equal, score_by
+from thinktune.scoring.base import TAIL, Score, Task, Verdict, keys_of_equal, reference_of, score_by
 from thinktune.scoring.math_answers.last_number import last_number
 from thinktune.scoring.math_answers.normalize import normalise
 from thinktune.scoring.math_answers.numerals import chinese_number, english_number
@@ -50,6 +50,7 @@ _MOST = 12  # elements of lists whose order does not matter that are compared ea
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
 _WORDS = re.compile(r"[^\W\d_][^\W\d_'’-]*(?:[ ,]{1,2}[^\W\d_'’-]+)*")
 _BUILDER = re.compile(r"\\\{\s?([A-Za-z])\s?(?:\\in\s?\\mathbb\s?\{?R\}?\s?)?(?:\||\\mid|\\vert|:)(.*)\\\}", re.DOTALL)
+_FRACTION = re.compile(r"\d\s?/\s?(\d+)|frac\s?\{\s?\d+\s?\}\s?\{\s?(\d+)\s?\}|frac\s?\d\s?(\d)")
 _SIGN = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 _ANGLE, _RADIAN = (("angle", 1),), (("radian", 1),)
 _UNDECIDED = "not decided: "
@@ -350,9 +351,34 @@ def lenient_answers(text: str) -> list[str]:
     return [candidate for candidate in candidates if candidate]
 
 
+def is_unfinished(gold: Mapping[str, Any], answer: str) -> bool:
+    """Return whether a right answer to which a number is the reference is a computation, such as the question's own.
+
+    >>> is_unfinished({"reference": "84"}, "12 x 7"), is_unfinished({"reference": "84"}, "12 x 7 = 84")
+    (True, False)
+    >>> is_unfinished({"reference": "7"}, "84/12"), is_unfinished({"reference": "0.75"}, "3/4")
+    (True, False)
+    """
+    reference = normalise(reference_of(gold))
+    if not _is_number(reference) or any(read(reference) for read in (read_clock, read_date, read_ratio)):
+        return False
+    return not any(_is_number(side) and _decide(reference, side).equal for side in sides(normalise(answer)))
+
+
+def _is_number(text: str) -> bool:
+    """Return whether a text is a number by itself, perhaps with a unit; a fraction is one in its lowest terms."""
+    text = text.replace(":", "/") if read_ratio(text) else text
+    quantity = read_quantity(text)
+    if quantity is None or quantity.value is None:
+        return False
+    fraction = _FRACTION.search(text)
+    return fraction is None or quantity.value.denominator in map(int, filter(None, fraction.groups()))
+
+
 TASK = Task(
     "math",
     Sampling(max_tokens=1024),
     score,
     vote_keys=partial(keys_of_equal, compare=compare, most_unclear=3),  # what is not decided may have taken seconds
+    is_unfinished=is_unfinished,
 )
