@@ -78,6 +78,7 @@ def train_loaded(loaded: Any, config: Any, task: Task) -> Result:
     from thinktune.planner.pack_lengths import measure_packs
     from thinktune.training.adapter import adapter_to_train
     from thinktune.training.collator import PackedCollator
+    from thinktune.training.compiled_kernels import compile_kernels
     from thinktune.training.graphed_passes import GraphedPasses
     from thinktune.training.model_with_loss import ModelWithLoss
     from thinktune.training.plan import resolve_plan
@@ -95,6 +96,8 @@ def train_loaded(loaded: Any, config: Any, task: Task) -> Result:
         with_loss = ModelWithLoss(model)
         plan = resolve_plan(model, config, loaded, packs)
         stack.enter_context(set_up(model, loaded, plan))
+        if plan.fused:
+            compile_kernels(with_loss, examples[: plan.packs])
         model.train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(trained, config.train.optimizer)

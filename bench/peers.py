@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from contest import LEARNING_RATE, MAX_NORM, Missing, Result, Task, begin_training, synchronize
-from workload import TARGETS, model_folder
+from workload import model_folder
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def peer(task: Task, kind: Peer) -> Result:
     model.enable_input_require_grads()
     rank, dropout = (4, 0.1) if kind.article else (task.rank, 0.0)
     lora = LoraConfig(
-        task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=list(TARGETS)
+        task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=list(task.targets)
     )
     set_seed(0)
     return train_peer(task, kind, get_peft_model(model, lora), None)
@@ -79,7 +79,7 @@ def _with_unsloth(task: Task, kind: Peer) -> tuple[Any, Any]:
         load_in_4bit=kind.base == "nf4",
     )  # fmt: skip
     model = FastLanguageModel.get_peft_model(
-        model, r=task.rank, lora_alpha=2 * task.rank, lora_dropout=0, bias="none", target_modules=list(TARGETS),
+        model, r=task.rank, lora_alpha=2 * task.rank, lora_dropout=0, bias="none", target_modules=list(task.targets),
         use_gradient_checkpointing="unsloth" if kind.checkpointing else False, random_state=0,
     )  # fmt: skip
     return model, tokenizer

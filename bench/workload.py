@@ -18,6 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from published import is_published, published_config
 from thinktune.data.examples import Example
 from thinktune.data.tokens import Tokens
 from thinktune.files import replacing, write_text
@@ -53,22 +54,26 @@ _TEMPLATE = (
 
 
 def model_folder(shape: str, root: Path | None = None) -> Path:
-    """A folder with a Qwen2 model of this shape, its weights random in bfloat16, and a tokenizer.
+    """A folder with a model of this shape (Qwen2's, or a published one), random in bfloat16, and a tokenizer.
 
     Of large shapes it holds names and sizes of the weights; this process draws them when it reads them.
     """
-    if shape in DRAWN:
+    drawn = shape in DRAWN or is_published(shape)
+    if drawn:
         draw_weights_when_read()
     folder = (root or Path(tempfile.gettempdir()) / "thinktune-bench") / shape
     if (folder / "config.json").exists():
         return folder
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if shape in DRAWN:
+    if drawn:
         with torch.device("meta"):
-            model = Qwen2ForCausalLM(Qwen2Config(**SHAPES[shape], pad_token_id=0, dtype="bfloat16"))
+            if is_published(shape):
+                model = AutoModelForCausalLM.from_config(published_config(shape))
+            else:
+                model = Qwen2ForCausalLM(Qwen2Config(**SHAPES[shape], pad_token_id=0, dtype="bfloat16"))
         with replacing(folder) as temporary:
             model.config.architectures = [type(model).__name__]
             model.config.save_pretrained(temporary)
