@@ -190,14 +190,22 @@ def test_checkpoints_in_main_memory_change_no_gradient(model: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(("quantize", "dropout"), [("none", 0.0), ("none", 0.1), ("fp8", 0.0), ("nf4", 0.0)])
 def test_a_training_of_small_steps_is_run_from_graphs_to_the_same_losses(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: str, dropout: float
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    quantize: str,
+    dropout: float,
 ) -> None:
+    caplog.set_level("INFO", "thinktune")
+
     def train(run: Path) -> tuple[bool, list[float]]:
         settings = {"lora": {"r": 4, "alpha": 8, "dropout": dropout}, "train": {"packing": False, "batch_size": 3}}
         quietly(make_config(model, run, load=BFLOAT16, quantize=quantize, **settings))
         return json.loads((run / "plan.json").read_text())["plan"]["graphed"], losses_of(run)
 
     graphed, from_graphs = train(tmp_path / "graphs")
+    assert "without CUDA graphs" not in caplog.text
     monkeypatch.setattr(CostModel, "graphed", lambda *_: False)
     plain, one_by_one = train(tmp_path / "kernels")
     assert (graphed, plain) == (True, False)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from array import array
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from test_fidelity import make_family
 from test_fused import with_lora
 from thinktune.data.examples import Example
 from thinktune.data.tokens import Tokens
@@ -55,6 +58,30 @@ def test_a_batch_filled_up_has_its_loss_and_gradients(
     expected, of_these = run(batch)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradients, of_these)
+
+
+class _Questions(TorchDispatchMode):
+    """Counts the numbers that are asked of the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("family", ["", "Gemma3"])
+def test_a_pass_asks_the_device_for_no_number_so_that_it_can_be_recorded(
+    tiny_model: Path, tmp_path: Path, family: str
+) -> None:
+    tuned = with_lora(make_family(tmp_path, family) if family else tiny_model)
+    model = ModelWithLoss(tuned)
+    batch = PackedCollator(tokens_of([19, 70], 1))([{"documents": [0, 1]}])
+    with packed_documents(tuned.get_base_model()), _Questions() as asked:
+        torch.autograd.grad(model(**batch), model.trained)
+    assert asked.count == 0
 
 
 def test_sizes_are_few_and_hold_their_batch() -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, masking_utils
 
 from thinktune.errors import ModelError
 from thinktune.models.attention_keywords import refuse_unknown
@@ -275,11 +275,25 @@ def packed_documents(model: PreTrainedModel) -> Iterator[str]:
     order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     on_gpu = model.device.type == "cuda"
     with ExitStack() as stack:
+        stack.enter_context(_places_known())
         stack.enter_context(one_at_a_time(model))
         stack.enter_context(sdpa_kernel(order, set_priority=True) if on_gpu else nullcontext())
         if not _takes_ours(model, stack):
             stack.enter_context(wholly_one_at_a_time(model))
         yield model.config._attn_implementation
+
+
+@contextmanager
+def _places_known() -> Iterator[None]:
+    """Keep transformers from looking for documents in the positions, for which it waits for the GPU: no CUDA graph can
+    do that. Its masks need none, since `_mask` states no places."""
+    name = "find_packed_sequence_indices"
+    found = getattr(masking_utils, name)
+    setattr(masking_utils, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, found)
 
 
 def _takes_ours(model: PreTrainedModel, stack: ExitStack) -> bool:
