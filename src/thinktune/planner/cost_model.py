@@ -29,8 +29,8 @@ KERNELS = {True: 45, False: 310}  # that a decoder layer starts, forward and bac
 LAUNCH_SECONDS = {True: 75e-6, False: 33e-6}
 CPU_LAUNCH_SECONDS = 12e-6
 # From CUDA graphs: of a kernel beside its work, to start and to end; and of the host for an optimizer step.
-GRAPHED_KERNEL_SECONDS, GRAPHED_STEP_SECONDS = 4e-6, 4e-3
-FILLED_UP = 1.05  # tokens of a batch that fills up a graph, of those it had
+GRAPHED_KERNEL_SECONDS, GRAPHED_STEP_SECONDS = 2.4e-6, 2.5e-3
+FILLED_UP = 1.04  # tokens of a batch that fills up a graph, of those it had
 EIGHT_BIT_SECONDS = 50e-6  # of the host, for each of its tensors, to step an 8-bit optimizer
 HOST_BANDWIDTH = 20e9  # bytes/s between GPU and pinned main memory
 CPU_PRODUCT_SHARE = 0.7  # share of matrix products in the time of a CPU
@@ -126,7 +126,7 @@ class CostModel:
         if not self.may_graph or not all(self._fused_halves) or memory.offload:
             return False
         parts = self.memory(batch, memory)
-        beside = parts["activations"] + max(parts["logits"], parts["workspace"]) + self.graphed_gradients()
+        beside = parts["activations"] + max(parts["logits"], parts["workspace"]) + self.beside_graphs(parts)
         if (parts["peak"] + beside) * (1 + FRAGMENTS) > self.hardware.memory:
             return False
         plain, graphed = (
@@ -179,9 +179,12 @@ class CostModel:
             joined = self.width * self.rank * self.shape.intermediate * self.shape.layers * (4 + (not self.dropout))
         return self.adapter_parameters * (MASTER_BYTES + copies) + joined
 
-    def graphed_gradients(self) -> int:
-        """Return the bytes of the gradients that a CUDA graph leaves, before they are added to those of the step."""
-        return 4 * self.adapter_parameters
+    def beside_graphs(self, parts: dict[str, int]) -> int:
+        """Return the bytes that CUDA graphs take beyond those of plain passes: the gradients that one leaves, before
+        they join those of the step; workspaces of cuBLAS on the stream that records, three as measured; the padding.
+        """
+        padding = (FILLED_UP - 1) * parts["activations"]
+        return int(4 * self.adapter_parameters + 3 * PRODUCTS_SPACE + padding)
 
     def optimizer_state(self) -> int:
         return self.adapter_parameters * STATE_BYTES[self.optimizer if self.kind == "cuda" else "adamw"]

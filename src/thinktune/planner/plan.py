@@ -233,7 +233,7 @@ def _plan(config: Config, cost: CostModel, packs: PackLengths, memory: Recompute
         steps = math.ceil(math.ceil(packs.count / (at_once * accumulation)) * config.train.epochs)
     parts, graphed = cost.memory(longest, memory), cost.graphed(mean, memory)
     if graphed:
-        parts |= {name: parts[name] + cost.graphed_gradients() for name in ("adapter", "peak")}
+        parts |= {name: parts[name] + cost.beside_graphs(parts) for name in ("workspace", "peak")}
     return Plan(
         model=config.model,
         hardware=cost.hardware.name,
