@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -45,6 +45,13 @@ OwnScorer = Annotated[
     ),
 ]
 
+TellFormat = Annotated[
+    bool | None,
+    typer.Option(
+        "--tell-format/--no-tell-format", help="explain the format in the prompt; default: only to untuned models"
+    ),
+]
+
 
 @app.command()
 def eval(
@@ -73,12 +80,7 @@ def eval(
         int | None, typer.Option(min=1, help="completions per problem", show_default="1, or the item type's")
     ] = None,
     think_budget: ThinkBudget = None,
-    tell_format: Annotated[
-        bool | None,
-        typer.Option(
-            "--tell-format/--no-tell-format", help="explain the format in the prompt; default: only to untuned models"
-        ),
-    ] = None,
+    tell_format: TellFormat = None,
     seed: Seed = SEED,
     engine: Engine = "auto",
     quantize: Quantization = "none",
@@ -182,6 +184,77 @@ def score(
 
     out = out or Path("eval") / predictions.stem
     _show_predictions(score_predictions(predictions, gold, out, scorer=scorer), out, json=json)
+
+
+@app.command()
+def collect(
+    model: ModelReference,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="rows with answers: a file, a hub id or builtin:arithmetic; or a batch file with references",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="file of rows to train on: JSON lines")],
+    pairs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="also write pairs of a right and a wrong completion, for dpo")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="completions per problem")] = 8,
+    keep: Annotated[int, typer.Option(min=1, help="max rows, and pairs, per problem")] = 4,
+    choose: Annotated[
+        Literal["distinct", "shortest", "difficulty"],
+        typer.Option(help="of the right completions: the first distinct ones, the shortest, or more of hard problems"),
+    ] = "distinct",
+    gold: Annotated[
+        Path | None, typer.Option(help="references of a batch file: JSON lines {id, type, reference}")
+    ] = None,
+    scorer: OwnScorer = None,
+    split: Annotated[str, typer.Option(help="split of the data")] = "train",
+    sample: Annotated[int | None, typer.Option(min=1, help="number of problems, drawn by seed; default: all")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="max new tokens", show_default="1024, or the item type's")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
+    think_budget: ThinkBudget = None,
+    tell_format: TellFormat = None,
+    seed: Seed = SEED,
+    engine: Engine = "auto",
+    quantize: Quantization = "none",
+    how: HowLoaded = None,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+) -> None:
+    """Collect a model's own right answers as rows to train on.
+
+    Draws several completions per problem, keeps the right and well-formed ones, and prints pass@k.
+    """
+    prepare_libraries()
+    from thinktune.config import Data
+    from thinktune.evaluation.collect import Choice
+    from thinktune.evaluation.collect import collect as collect_rows
+
+    collected = collect_rows(
+        model,
+        Data(source=data, split=split, sample=sample),
+        out,
+        engine_settings(engine, how, quantize),
+        choice=Choice(choose, keep),
+        pairs=pairs,
+        gold=gold,
+        changes={"n": n, "temperature": temperature, "top_p": top_p}
+        | given(max_tokens=max_tokens, think_budget=think_budget),
+        tell_format=tell_format,
+        seed=seed,
+        scorer=scorer,
+        overwrite=overwrite,
+        console=stderr(),
+    )
+    show(collected.as_dict(), collected.table(), json=json)
+    for remark in collected.remarks():
+        notify(remark)
+    notify(f"rows: {out}" + (f"; pairs: {pairs}" if pairs else ""))
 
 
 def _show_predictions(scores: PredictionScores, out: Path, *, json: bool) -> None:

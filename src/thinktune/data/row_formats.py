@@ -47,6 +47,8 @@ _NOT_TEXT = (
     "videos",
 )
 """Parts of a prompt or a reply that are lost where only its text is trained."""
+_ABOUT = frozenset({"provenance"})
+"""Columns about a row, which `collect` writes."""
 _MORE_OF_THE_PROMPT = ("context", "passage", "choices", "options", "history", "input")
 """Columns of single-turn rows without which a question may not be answerable."""
 
@@ -91,7 +93,7 @@ def unused_columns(fields: Mapping[str, Any], row_format: RowFormat) -> list[str
     if not row_format.keys:
         return []
     read = row_format.keys | row_format.also
-    unused = [key for key, value in fields.items() if key not in read and not _is_empty(value)]
+    unused = [key for key, value in fields.items() if key not in read | _ABOUT and not _is_empty(value)]
     for column in sorted(row_format.keys & fields.keys()):
         turns = fields[column] if isinstance(fields[column], (list, tuple)) else ()
         keys = {key for turn in turns if isinstance(turn, Mapping) for key in turn if not _is_empty(turn[key])}

@@ -142,7 +142,7 @@ def evaluate_items(
     prompts = {str(item.id): item.messages[-1]["content"] for item in items}
     with open_engine(reference, settings) as opened:
         if not opened.tuned if tell_format is None else tell_format:
-            items = [replace(item, messages=_told(item.messages)) for item in items]
+            items = [replace(item, messages=told(item.messages)) for item in items]
         answers = out / "predictions.jsonl"
         infer(opened, items, answers, overwrite=overwrite, form="lines", console=console)
     return score_predictions(answers, gold, out, prompts=prompts, scorer=scorer)
@@ -217,11 +217,11 @@ def comparison_table(summaries: Mapping[str, Summary]) -> Table:
 
 
 def _prompt(example: Example, tell_format: bool) -> Messages:
-    return _told(example.messages) if tell_format else example.messages
+    return told(example.messages) if tell_format else example.messages
 
 
-def _told(messages: Messages) -> Messages:
-    """Explain the format in the last turn."""
+def told(messages: Messages) -> Messages:
+    """Append an explanation of the format to the last turn."""
     *context, last = messages
     return (*context, {**last, "content": f"{last['content']}\n\n{tags.INSTRUCTION}"})
 

@@ -16,7 +16,7 @@ from typing import Any
 from thinktune import tags
 from thinktune.config.sections import REWARDS
 from thinktune.errors import ConfigError
-from thinktune.scoring import TASKS, Score
+from thinktune.scoring import TASKS, Score, Task
 from thinktune.scoring.own_reward import OwnReward
 
 
@@ -93,7 +93,7 @@ class Rewards:
         self, name: str, type: str, gold: Mapping[str, Any], text: str, tokens: int, score: Score
     ) -> float | None:
         if name == "answer":
-            return _answer(type, gold, score)
+            return answer_reward(TASKS[type], gold, score)
         if name == "format":
             return float(shows_thought(text))
         if name == "length":
@@ -114,15 +114,14 @@ def _check(weights: Mapping[str, float], max_tokens: int, length_buffer: int) ->
         )
 
 
-def _answer(type: str, gold: Mapping[str, Any], score: Score) -> float | None:
-    """Return the score's value; None: the scorer failed, or the gold record has no reference.
+def answer_reward(task: Task, gold: Mapping[str, Any], score: Score) -> float | None:
+    """Return the score's value, from 0 to 1; None: the scorer failed, or the gold record has no reference.
 
     A grade lets 12 x 7 pass where 84 is asked for. A reward must not: copying the question would be paid.
     """
     if score.outcome in ("error", "not scored"):
         return None
-    unfinished = TASKS[type].is_unfinished
-    if score.correct and unfinished is not None and unfinished(gold, score.extracted or ""):
+    if score.correct and task.is_unfinished is not None and task.is_unfinished(gold, score.extracted or ""):
         return 0.0
     return score.value
 
