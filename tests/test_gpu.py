@@ -32,6 +32,7 @@ from thinktune.planner.pack_lengths import measure_packs
 from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.collator import PackedCollator
+from thinktune.training.fused import flex_attention
 from thinktune.training.fused.packed_attention import packed_attention, packed_documents
 from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.out_of_memory import free_memory_of_the_past
@@ -144,6 +145,12 @@ def test_attention_that_asks_for_more_is_what_it_is_in_float32(asked: dict[str, 
         seen.append([out, *torch.autograd.grad((out * weights.detach().transpose(1, 2)).sum(), inputs)])
     for exact, rounded in zip(*seen, strict=True):
         assert (rounded.float() - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize(("heads", "capped"), [((8, 4, 256), True), ((16, 8, 128), True), ((8, 2, 512), False)])
+def test_soft_caps_and_wide_heads_have_a_kernel(heads: tuple[int, int, int], capped: bool) -> None:
+    query, key = (torch.empty(1, count, 8, heads[2], dtype=torch.bfloat16, device=DEVICE) for count in heads[:2])
+    assert flex_attention.is_taken(query, key, key, capped=capped)
 
 
 @pytest.mark.parametrize(

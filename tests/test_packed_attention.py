@@ -12,13 +12,14 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from torch.nn.attention.flex_attention import create_block_mask
 
 from thinktune.data import Example, Tokens
 from thinktune.errors import ModelError
 from thinktune.planner.adapter_targets import auto_targets
 from thinktune.training.collator import PackedCollator
 from thinktune.training.fidelity import documents_are_isolated, measure
-from thinktune.training.fused import packed_attention
+from thinktune.training.fused import flex_attention, packed_attention
 from thinktune.training.fused.flash_attention import flash_attention
 from thinktune.training.fused.packed_attention import NAME, Local, packed_documents
 from thinktune.training.model_with_loss import ModelWithLoss
@@ -161,6 +162,37 @@ def test_flash_attention_takes_sinks_into_its_output_and_its_sums(window: int | 
         out = flash_attention(q, k, v, ends, max(LENGTHS), window=window, sinks=sinks, scaling=0.3)
         inputs = [*heads, *([] if sinks is None else [sinks])]
         assert_same(out[None], expected(heads, window=window or 10**6, scaling=0.3, s_aux=sinks), inputs)
+
+
+CAPS: dict[str, dict[str, Any]] = {
+    "a soft cap": {"softcap": 2.0},
+    "all of it": {"window": WINDOW, "softcap": 2.0, "scaling": 0.3},
+    "wide heads": {"scaling": 0.3},
+}
+
+
+@pytest.mark.parametrize("case", CAPS)
+def test_flex_attention_is_told_masks_and_scores_with_their_gradient(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *_: None)  # trains on GPUs alone
+    heads, asked = make_heads(), {"window": None, "softcap": None, "scaling": None} | CAPS[case]
+    out = flex_attention.attend(*heads, LENGTHS, **asked).transpose(1, 2)
+    assert_same(out, expected(heads, **CAPS[case]), heads)
+
+
+@pytest.mark.parametrize("window", [None, 7, 128, 200])
+def test_blocks_that_flex_attention_leaves_out_or_takes_whole_are_those_of_the_mask(window: int | None) -> None:
+    lengths = (5, 300, 128, 1, 270)
+    ours = flex_attention.block_mask(lengths, window, torch.device("cpu"))
+    theirs = create_block_mask(ours.mask_mod, None, None, sum(lengths), sum(lengths), device="cpu")
+    for kind in ("kv", "full_kv"):
+        assert chosen_blocks(ours, kind) == chosen_blocks(theirs, kind)
+
+
+def chosen_blocks(mask: Any, kind: str) -> list[set[int]]:
+    counts, indices = (getattr(mask, f"{kind}_{name}")[0, 0].tolist() for name in ("num_blocks", "indices"))
+    return [set(row[:count]) for count, row in zip(counts, indices, strict=True)]
 
 
 # Families, each for a mechanism of its own; documents are longer than every window.

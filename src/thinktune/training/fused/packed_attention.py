@@ -1,10 +1,11 @@
 """Causal attention over documents packed into one sequence, none of which sees another. Needs no flash-attn build.
 
-On CUDA in bf16/fp16 it is one call of torch's own variable-length flash attention, with sliding windows and sinks; else
-one causal SDPA call per document, which does no work on padding because there is none. What SDPA lacks is computed by
-its formula, a part of a document's queries at a time, and again in the backward pass: memory grows with the length of a
-document, not with its square. Registered with transformers under `NAME`; batches carry `cu_seq_lens_q` and
-`max_length_q`, the keyword arguments transformers itself uses for flash attention.
+On CUDA in bf16/fp16 it is one call of torch's own variable-length flash attention, with sliding windows and sinks, or
+of a kernel compiled for soft caps and wide heads; else one causal SDPA call per document, which does no work on padding
+because there is none. What SDPA lacks is computed by its formula, a part of a document's queries at a time, and again
+in the backward pass: memory grows with the length of a document, not with its square. Registered with transformers
+under `NAME`; batches carry `cu_seq_lens_q` and `max_length_q`, the keyword arguments transformers itself uses for flash
+attention.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from thinktune.errors import ModelError
 from thinktune.models.attention_keywords import refuse_unknown
 from thinktune.models.plain_attention import SCORES, plain_attention
 from thinktune.models.untouched import at_rest
-from thinktune.training.fused import flash_attention
+from thinktune.training.fused import flash_attention, flex_attention
 from thinktune.training.fused.document_by_document import handing_on, one_at_a_time, wholly_one_at_a_time
 
 NAME = "thinktune_packed"
@@ -103,6 +104,13 @@ def packed_attention(
         if repeats:
             return _dense(query, key, value, max_length_q, scaling), None
         return _of_tokens(partial(_flash, scaling=scaling), query, key, value, cu_seq_lens_q, max_length_q), None
+    is_for_flex = softcap is not None or query.shape[3] > flash_attention.MAX_HEAD_DIM
+    is_for_flex = is_for_flex and dropout == 0.0 and s_aux is None and bool(document_lengths)
+    if is_for_flex and flex_attention.is_taken(query, key, value, capped=softcap is not None):
+        out = flex_attention.attend(
+            query, key, value, document_lengths, window=window, softcap=softcap, scaling=scaling
+        )
+        return out.transpose(1, 2).contiguous(), None
     asked = {"scaling": scaling, "softcap": softcap, "sinks": s_aux, "dropout": dropout}
     return _per_document(query, key, value, document_lengths, window, asked), None
 
