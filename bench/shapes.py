@@ -8,7 +8,8 @@ Weights are random, of the published shapes (bench/published.py), and drawn on t
 the same rows of `--length` tokens without padding, the same new adapter on all linear layers of the decoder but
 experts, and AdamW. Each row of the table is a process of its own, which imports its libraries while the one before it
 computes, and begins when that has ended. Tokens/s is the median step after three to warm up, peak the allocator's of
-training alone; ours is planned within `--limit` GiB. TRL keeps all activations where they fit, else it checkpoints.
+training alone; ours is planned within `--limit` GiB. TRL keeps all activations where they fit, else it checkpoints;
+ours, too, recomputes all where it was planned to fit and did not.
 Losses are those of the first and the last step: they have to agree. A contestant that cannot run says why; where
 Liger's kernels cannot, TRL runs alone. Qwen3.5 wants flash-linear-attention (`fla`): without it transformers computes
 the delta rule in plain PyTorch, many times slower, for everyone, and 2 rows a step are trained. causal-conv1d is used
@@ -83,7 +84,7 @@ def main() -> None:
     cli.add_argument("--length", type=int, default=1500, help="tokens a document")
     cli.add_argument("--rank", type=int, default=16)
     cli.add_argument("--steps", type=int, default=9, help="three of them to warm up")
-    cli.add_argument("--limit", type=float, help="GiB that ours may take; default: what the GPU has")
+    cli.add_argument("--limit", type=float, default=74, help="GiB that ours may take")
     cli.add_argument("--timeout", type=float, default=75, help="seconds a contestant gets")
     cli.add_argument("--seconds", type=float, default=345, help="after these no further row is begun")
     cli.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "thinktune-bench")
@@ -104,12 +105,16 @@ def main() -> None:
         result = now.run(args.timeout)
         print(row(now, result, rates), flush=True)
         if (other := _instead(now.name, result)) is not None:
-            again = prepare(now.model, other, args)
+            again = prepare(now.model, other, args, recomputing="true")
             print(row(again, again.run(args.timeout), rates), flush=True)
 
 
-def prepare(model: str, name: str, args: argparse.Namespace) -> Waiting:
-    """Begin a contestant's process, which imports its libraries and waits."""
+def prepare(model: str, name: str, args: argparse.Namespace, recomputing: str = "auto") -> Waiting:
+    """Begin a contestant's process, which imports its libraries and waits.
+
+    Args:
+        recomputing: `train.gradient_checkpointing` of ours.
+    """
     from thinktune.planner.adapter_targets import auto_targets
 
     rows = args.rows or _ROWS.get(model, 8)
@@ -117,7 +122,7 @@ def prepare(model: str, name: str, args: argparse.Namespace) -> Waiting:
     task = {
         "name": name, "shape": model, "workload": asdict(Workload(rows, 1, args.length, args.steps)),
         "rank": args.rank, "limit": args.limit if name.startswith("ours") else None, "folder": str(args.folder),
-        "targets": auto_targets(_hollow(model)),
+        "targets": auto_targets(_hollow(model)), "checkpointing": recomputing,
     }  # fmt: skip
     log = args.folder / f"{model}-{name}.log"
     hear, go = multiprocessing.Pipe(duplex=False)
@@ -165,12 +170,11 @@ def _checkpointed(name: str) -> str:
 
 
 def _instead(name: str, result: dict[str, Any]) -> str | None:
-    """Return the peer to try where one ran out of memory, or where Liger's kernels fail."""
+    """Return who is to try again: with checkpointing where memory ran out, without Liger where its kernels fail."""
     error = result.get("error", "")
-    if not error or name.startswith("ours"):
-        return None
-    other = _checkpointed(name) if "OutOfMemory" in error else name.replace("-liger", "")
-    return other if other != name else None
+    if "OutOfMemory" in error:
+        return None if name.endswith("-ckpt") else _checkpointed(name)
+    return name.replace("-liger", "") if error and "-liger" in name else None
 
 
 def _version(package: str) -> str:

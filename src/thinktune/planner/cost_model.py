@@ -37,6 +37,8 @@ CPU_PRODUCT_SHARE = 0.7  # share of matrix products in the time of a CPU
 
 # Bytes.
 CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 72 * 2**20}  # held at once by `chunked_loss`: logits, on a CPU copies too
+SCORES, QUERIES_AT_ONCE = 2**26, 512  # attention scores at once, of so many queries, where no kernel does without them
+SCORE_BYTES = 6 * 4  # capped, masked, their softmax, and gradients of these
 INPUT_BYTES = 64  # of a batch itself, a token, beside the rotary tables: ids, positions, targets, labels as int64
 MASTER_BYTES = 4 + 4  # of a trainable parameter: float32 weight and gradient
 STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # optimizer state of one
@@ -110,6 +112,7 @@ class CostModel:
         family = FUSED_MODELS.get(self.shape.model_type)
         heads = self.shape.q // self.shape.heads in FUSED_HEAD_DIMS or (family and family.attention is None)
         known = family is not None and heads and self.rank <= FUSED_MAX_RANK
+        known = known and self.shape.known_parts
         return bool(self.may_fuse and known and self.kind == "cuda" and self.width == 2)
 
     @property
@@ -195,7 +198,8 @@ class CostModel:
         s, b = self.shape, self.width
         attention = b * (2 * s.q + 2 * s.kv) + 4 * s.heads
         # Both norms keep their input in float32 and their output; SwiGLU keeps gate, up, their activation and product.
-        plain = [(4 + b) * s.hidden + attention, (4 + b) * s.hidden + b * 4 * s.intermediate]
+        # Of experts, what comes in is gathered again; what they make is kept, gate and up a second time, activated.
+        plain = [(4 + b) * s.hidden + attention, (4 + b) * s.hidden + b * (4 * s.intermediate + s.expert_widths)]
         adapters = b * self.rank * len(self.adapted) / s.layers
         if self.quantize != "none" or self.dropout:  # PEFT's own linears: the input in float32, once for each
             adapters += self._adapted_inputs * ((4 if b < 4 else 0) + (5 if self.dropout else 0))
@@ -221,7 +225,7 @@ class CostModel:
         """Return the bytes that the backward pass of one layer takes while it runs, beside the saved activations."""
         s, b = self.shape, self.width
         # Of experts with adapters, the sum is computed again where it was not kept, and its gradient comes beside it.
-        fixed = self._scratch + self.expert_stack * (2 if level == "full" else 1)
+        fixed = self._scratch + self._scores(tokens) + self.expert_stack * (2 if level == "full" else 1)
         if self.fused:
             # Gate and up are kept, or made again; in fp8 their gradients come beside them, else in their place.
             wide = (1 if level == "none" else 3) + self.in_fp8
@@ -230,10 +234,16 @@ class CostModel:
             wide += 2 if self.dropout and not self.in_kernels else 0  # its input with dropout, and its gradient
             rebuilt = self.saved["mlp"] - b * s.hidden if level == "full" else 0
             sums = (4 if self.in_kernels else b) * 9 * self.rank  # low-rank activations and gradients
-            widths = wide * s.intermediate / chunks + WORK_HIDDEN * s.hidden
+            widths = wide * s.intermediate / chunks + WORK_HIDDEN * s.hidden + 2 * s.expert_widths
             return tokens * (b * widths + rebuilt + sums) + fixed
         rebuilt = self.saved["none"] if level == "full" else 0
-        return tokens * (b * (4 * s.intermediate + 8 * s.hidden) + rebuilt) + fixed
+        return tokens * (b * (4 * s.intermediate + 8 * s.hidden + 2 * s.expert_widths) + rebuilt) + fixed
+
+    def _scores(self, tokens: float) -> float:
+        """Return the bytes of attention scores at once where no kernel does without them: see `packed_attention`."""
+        if not self.shape.plain_scores or self.kind != "cpu":
+            return 0.0
+        return SCORE_BYTES * min(SCORES, self.shape.heads * min(tokens, QUERIES_AT_ONCE) * tokens)
 
     @property
     def _scratch(self) -> float:
@@ -288,7 +298,7 @@ class CostModel:
         attention."""
         s = self.shape
         head = 4 * s.vocabulary * s.hidden * batch.trained
-        return 4 * s.linear_weights * batch.tokens + head + 7 * s.q * s.layers * batch.attended
+        return 4 * (s.linear_weights + s.active_experts) * batch.tokens + head + 7 * s.q * s.layers * batch.attended
 
     def seconds(self, batch: Batch, memory: RecomputePolicy) -> float:
         """Estimate the seconds of one forward and backward pass."""
@@ -330,15 +340,19 @@ class CostModel:
     def _again(self, level: str) -> float:
         """Count the weights of a layer whose products are computed twice forward."""
         gate_up = 2 * self.shape.hidden * self.shape.intermediate
-        weights = self.shape.linear_weights / self.shape.layers
-        return {"none": 0.0, "mlp": gate_up, "full": weights - gate_up / 2}[level]
+        return {"none": 0.0, "mlp": gate_up, "full": self._multiplied - gate_up / 2}[level]
+
+    @property
+    def _multiplied(self) -> float:
+        """Weights of a layer that a token goes through."""
+        return (self.shape.linear_weights + self.shape.active_experts) / self.shape.layers
 
     def _repeated(self, level: str) -> float:
-        return self._again(level) * self.shape.layers / self.shape.linear_weights
+        return self._again(level) / self._multiplied
 
     def _computing_seconds(self, batch: Batch, level: str, chunks: int) -> float:
         s, tokens, hardware = self.shape, batch.tokens, self.hardware
-        weights = s.linear_weights / s.layers
+        weights = self._multiplied
         again, repeated = self._again(level), self._repeated(level)
         rate = FP8_SHARE * hardware.fp8 if self.in_fp8 else PRODUCT_SHARE * hardware.bf16
         efficiency = (tokens / chunks) / (tokens / chunks + HALF_RATE_TOKENS)
@@ -346,7 +360,7 @@ class CostModel:
         attention = 2 * s.q * batch.attended / hardware.bf16
         forwards = 1 + (level == "full")
         attention *= forwards / ATTENTION_SHARE["forward"] + 2.5 / ATTENTION_SHARE["backward"]
-        moved = self._bytes_moved(tokens, repeated) + self._bytes_unpacked(weights, 2 + repeated)
+        moved = self._bytes_moved(tokens, repeated) + self._bytes_unpacked(s.linear_weights / s.layers, 2 + repeated)
         computing = products + attention + moved / (BANDWIDTH_SHARE * hardware.bandwidth)
         if self.fused:
             low_rank = 6 * tokens * self.adapter_parameters / s.layers

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 FUSED_HEAD_DIMS = (32, 64, 128, 256)
 FUSED_MAX_RANK = 256
@@ -35,6 +37,11 @@ class FusedFamily:
     norms: tuple[str | None, str | None, str | None, str | None] = (
         "input_layernorm", None, "post_attention_layernorm", None,
     )  # fmt: skip
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Names of the modules that a layer may have."""
+        return frozenset({self.attention, self.mlp, *self.own, *self.norms} - {None})  # type: ignore[arg-type]
 
     @property
     def norms_updates(self) -> bool:
@@ -70,3 +77,20 @@ FUSED_MODELS = {
     "qwen3_5_text": FusedFamily("Qwen3_5DecoderLayer", attention=None, own=("linear_attn", "self_attn")),
 }
 """By model type; training/fused looks at each layer before it takes it. Others train by PEFT."""
+
+
+def has_known_parts(model: Any) -> bool:
+    """Return whether all decoder layers of a causal LM are of a class of the table, and have no parts but its own."""
+    layers = list(getattr(model.get_decoder(), "layers", ()))
+    families = {family.layer: family for family in FUSED_MODELS.values()}
+    return bool(layers) and all(
+        (family := families.get(type(layer).__name__)) is not None and not unknown_parts(layer, family.parts)
+        for layer in layers
+    )
+
+
+def unknown_parts(module: Any, known: Iterable[str]) -> list[str]:
+    """List the parts of a module that are not among `known` ones, but for dropout that drops nothing."""
+    children = [name for name, child in module.named_children() if type(child).__name__ != "Dropout" or child.p != 0]
+    parameters = [name for name, _ in module.named_parameters(recurse=False)]
+    return [name for name in (*children, *parameters) if name not in known]

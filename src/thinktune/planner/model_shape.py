@@ -11,6 +11,11 @@ from thinktune.errors import ConfigError
 from thinktune.imports import importing
 from thinktune.models.layer_sizes import layer_sizes
 from thinktune.planner.adapter_targets import OTHER_TOWERS, auto_targets, expert_stacks, expert_targets, linear_kinds
+from thinktune.planner.fused_models import has_known_parts
+
+_DOWN = ("down_proj", "output_linear", "w2", "fc2", "wo")
+"""Names of the last projection of an MLP, shared experts included."""
+_TOP_K = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,10 @@ class ModelShape:
         auto_targets: names that `lora.targets: auto` stands for.
         experts: (experts, …, …) of the parameters that hold the weights of all experts of a layer, by name.
         expert_targets: names of those parameters for PEFT's `target_parameters`.
+        experts_of_token: experts of a layer that a token goes through.
+        intermediate: width of the MLP that all tokens go through; 0 where there is none beside experts.
+        plain_scores: whether attention asks for a soft cap or sinks, for which a CPU has no kernel without scores.
+        known_parts: whether decoder layers have the parts that fused layers know, and no others.
         outside: last names of the modules of other towers (vision, audio), which text does not train.
         others: parameters that are in none of them: embeddings, norms, biases, and the head.
         kv: width of all keys, and of all values, of a token.
@@ -40,6 +49,9 @@ class ModelShape:
     auto_targets: tuple[str, ...]
     experts: Mapping[str, tuple[int, int, int]]
     expert_targets: tuple[str, ...]
+    experts_of_token: int
+    plain_scores: bool
+    known_parts: bool
     outside: frozenset[str]
     others: int
 
@@ -50,6 +62,18 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         return self.linear_weights + self.others
+
+    @property
+    def active_experts(self) -> int:
+        """Number of weights of experts that a token goes through, in all layers."""
+        return self.experts_of_token * sum(one * other for _, one, other in self.experts.values())
+
+    @property
+    def expert_widths(self) -> float:
+        """Summed width of what a layer's experts make of a token: of gate and up, their product, and the output."""
+        made = sum(one + other - self.hidden for _, one, other in self.experts.values())
+        made += self.hidden * len({name.rpartition(".")[0] for name in self.experts})
+        return self.experts_of_token * made / self.layers
 
     def targets(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """List (inputs, outputs) of the linear layers that get an adapter: as in PEFT, their names end in a target."""
@@ -120,6 +144,11 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
             linears[name] = (inputs, outputs)
     text = config.get_text_config()
     layers = layer_sizes(text)
+    experts = expert_stacks(model)
+    intermediate = _mean(layer.intermediate for layer in layers)
+    if experts:  # the width of the config is that of an expert, or of the few layers without
+        downs = [inputs for name, (inputs, _) in linears.items() if name.rpartition(".")[2] in _DOWN]
+        intermediate = round(sum(downs) / len(layers))
     total = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
     return ModelShape(
         model_type=text.model_type,
@@ -128,15 +157,27 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
         q=_mean(layer.q for layer in layers),
         kv=_mean(layer.kv for layer in layers),
         heads=_mean(layer.heads for layer in layers),
-        intermediate=_mean(layer.intermediate for layer in layers),
+        intermediate=intermediate,
         vocabulary=text.vocab_size,
         linears=linears,
         auto_targets=auto_targets(model),
-        experts=expert_stacks(model),
+        experts=experts,
         expert_targets=expert_targets(model),
+        experts_of_token=_experts_of_token(text) if experts else 0,
+        plain_scores=_asks_for_scores(model, text),
+        known_parts=has_known_parts(model),
         outside=frozenset(name.rpartition(".")[2] for name, _ in model.named_modules() if OTHER_TOWERS.search(name)),
         others=total - sum(inputs * outputs for inputs, outputs in linears.values()),
     )
+
+
+def _experts_of_token(text: Any) -> int:
+    return next((value for name in _TOP_K if isinstance(value := getattr(text, name, None), int)), 1)
+
+
+def _asks_for_scores(model: Any, text: Any) -> bool:
+    capped = getattr(text, "attn_logit_softcapping", None) is not None
+    return capped or any(name.rpartition(".")[2] in ("sinks", "sink") for name, _ in model.named_parameters())
 
 
 def _mean(sizes: Iterable[int]) -> int:

@@ -102,7 +102,8 @@ def block_mask(lengths: tuple[int, ...], window: int | None, device: torch.devic
 def _listed(chosen: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return how many blocks of each row are chosen, and their indices, those first."""
     order = chosen.int().argsort(dim=1, descending=True, stable=True)
-    return tuple(each.to(device, torch.int32)[None, None] for each in (chosen.sum(1), order))  # type: ignore[return-value]
+    counts = chosen.sum(1)
+    return counts.to(device, torch.int32)[None, None], order.to(device, torch.int32)[None, None]
 
 
 @lru_cache(maxsize=8)
@@ -117,12 +118,9 @@ def _scores(heads: int, softcap: float | None, factor: float, device: torch.devi
 
 
 @cache
-def _compiled(device: str) -> Callable[..., torch.Tensor]:
+def _compiled(device: str) -> Any:
     # Inductor has no backward kernel for CPUs; there the tests hold masks and changes of scores against the formula.
-    function: Any = torch.compile(
-        flex_attention, fullgraph=True, backend="inductor" if device == "cuda" else "aot_eager"
-    )
-    return function
+    return torch.compile(flex_attention, fullgraph=True, backend="inductor" if device == "cuda" else "aot_eager")
 
 
 @cache
@@ -148,11 +146,11 @@ def _distance(
     counts = (heads[0], heads[1], heads[1], heads[0])
     *drawn, weights = (torch.randn(1, n, sum(lengths), heads[2], generator=draw, device=device) for n in counts)
     found, exact = ([tensor.to(dtype).to(kind).requires_grad_() for tensor in drawn] for kind in (dtype, torch.float32))
-    ours = attend(*found, lengths, window=None, softcap=softcap, scaling=None)
+    ours = attend(found[0], found[1], found[2], lengths, window=None, softcap=softcap, scaling=None)
     parts = []
-    for document in zip(*(tensor.split(list(lengths), 2) for tensor in exact), strict=True):
-        causal = torch.ones(2 * document[0].shape[2:3], dtype=torch.bool, device=device).tril()
-        parts.append(plain_attention(*document, causal, softcap=softcap))
+    for q, k, v in zip(*(tensor.split(list(lengths), 2) for tensor in exact), strict=True):
+        causal = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=device).tril()
+        parts.append(plain_attention(q, k, v, causal, softcap=softcap))
     pairs = [(ours, torch.cat(parts, 2))]
     grads = (torch.autograd.grad((out * weights).sum(), ins) for out, ins in zip(pairs[0], (found, exact), strict=True))
     pairs += zip(*grads, strict=True)

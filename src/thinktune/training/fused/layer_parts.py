@@ -6,14 +6,14 @@ activation compute, is found out here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 
-from thinktune.planner.fused_models import FUSED_HEAD_DIMS, FUSED_MODELS, FusedFamily
+from thinktune.planner.fused_models import FUSED_HEAD_DIMS, FUSED_MODELS, FusedFamily, unknown_parts
 from thinktune.training.fused.lora_buffers import base_of
 
 Norm = tuple[torch.Tensor, float]  # weight [width] and epsilon of an RMSNorm
@@ -106,8 +106,7 @@ def parts_of(layer: Any, config: Any) -> Parts:
         NotFusable: the layer has something that fused layers do not compute.
     """
     family = family_of(layer)
-    names = {family.attention, family.mlp, *family.own, *family.norms} - {None}
-    _check_children(layer, names)
+    _check_children(layer, family.parts)
     gain = getattr(layer, "residual_multiplier", 1.0)
     norms = [None if name is None else _norm_of(getattr(layer, name)) for name in family.norms]
     attention = mlp = None
@@ -187,18 +186,10 @@ def _mlp_parts(
     return MlpParts(modules[:-1], modules[-1], _ACTIVATIONS[activation], before, after, gain)
 
 
-def _check_children(module: Any, known: set[Any]) -> None:
+def _check_children(module: Any, known: Iterable[str]) -> None:
     """Check that a module has no parts but known ones, and dropout that drops nothing."""
-    for name in _parts_in(module):
-        if name not in known:
-            raise NotFusable(f"{type(module).__name__} has a part that it does not know, {name}")
-
-
-def _parts_in(module: Any) -> Iterator[str]:
-    for name, child in module.named_children():
-        if not (isinstance(child, torch.nn.Dropout) and child.p == 0):
-            yield name
-    yield from (name for name, _ in module.named_parameters(recurse=False))
+    for name in unknown_parts(module, known):
+        raise NotFusable(f"{type(module).__name__} has a part that it does not know, {name}")
 
 
 def _norm_of(module: Any) -> Norm:
