@@ -1,12 +1,12 @@
 """The typed configuration: sections with their defaults, and how files become them."""
 
+from thinktune.config.data_section import Data, Source
 from thinktune.config.load import config_schema, dump_config, load_config, parse_config, parse_load, read_values
 from thinktune.config.sections import (
     QUESTIONS,
     SEED,
     Ask,
     Config,
-    Data,
     Format,
     Infer,
     ItemType,
@@ -16,7 +16,6 @@ from thinktune.config.sections import (
     Quantize,
     Rl,
     Sampling,
-    Source,
     Vllm,
 )
 from thinktune.config.trainer_fields import OWNED_TRAINER_FIELDS

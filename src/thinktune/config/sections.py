@@ -2,87 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from thinktune import tags
+from thinktune.config.data_section import Data
 from thinktune.config.explain import LIST, NAME, explain
+from thinktune.config.section import FUNCTION, Section
 from thinktune.config.trainer_fields import OWNED_TRAINER_FIELDS
 from thinktune.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 Quantize = Literal["none", "int8", "nf4", "fp8"]
 Logger = Literal["tensorboard", "wandb", "mlflow", "swanlab", "trackio"]
 ItemType = Literal["math", "choice", "code-generate", "generic-generate"]
 ENGINES = ("auto", "transformers", "vllm")
-FUNCTION = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
-"""A function of the user's own, as module:function."""
 Profile = Literal["default", "article"]
 Method = Literal["sft", "grpo", "dpo"]
 SEED = 3407
 """The default seed, also of the command line."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    _renamed: ClassVar[dict[str, str]] = {}
-    """Former names of keys, with the present ones; they are understood, and a notice gives the new name."""
-    _retired: ClassVar[dict[str, str]] = {}
-    """Former keys without effect, each with the reason, for the notice."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _under_new_names(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        section = cls.__name__.lower()
-        for old in cls._renamed.keys() & values.keys():
-            if cls._renamed[old] in values:
-                raise ValueError(f"{old} is the former name of {cls._renamed[old]}: set one of them")
-            log.warning("%s.%s is called %s now", section, old, cls._renamed[old])
-        for old in cls._retired.keys() & values.keys():
-            log.warning("%s.%s has no effect any more: %s", section, old, cls._retired[old])
-        return {cls._renamed.get(key, key): value for key, value in values.items() if key not in cls._retired}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty_sections(cls, values: Any) -> Any:
-        """Drop sections that are null, as YAML reads `lora:` with nothing below it: their defaults are meant."""
-        if not isinstance(values, dict):
-            return values
-        return {key: value for key, value in values.items() if value is not None or not cls._is_section(key)}
-
-    @classmethod
-    def _is_section(cls, key: str) -> bool:
-        field = cls.model_fields.get(key)
-        return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, _Section)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false for numbers: Python takes true for 1, but nobody who writes `r: true` means that."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
-            raise ValueError("should not be true or false")
-        return value
-
-
-class Load(_Section):
+class Load(Section):
     """Loading of models: download, device, dtype."""
 
     attempts: int = Field(3, ge=1, description="download attempts")
@@ -100,53 +43,7 @@ class Load(_Section):
         return self.model_dump(exclude={"attempts", "wait", "max_memory"})
 
 
-class Source(_Section):
-    """One of several data sources."""
-
-    source: str
-    weight: float = Field(1.0, gt=0, description="share of the sample, relative to the other sources")
-    split: str | None = Field(None, description="overrides data.split")
-
-
-class Data(_Section):
-    """Training data: source, number of examples, and which rows are usable."""
-
-    _renamed: ClassVar[dict[str, str]] = {"shape": "format"}
-
-    source: Annotated[
-        Annotated[str, Tag(NAME)] | Annotated[list[Source], Tag(LIST)],
-        Discriminator(lambda value: NAME if isinstance(value, str) else LIST),
-    ] = Field("builtin:arithmetic", description="file, folder, hub id, ms: id or builtin:")
-    split: str = "train"
-    sample: int | None = Field(None, ge=1, description="number of usable examples, drawn by seed; null: all")
-    seed: int | None = Field(None, description="null: the top-level seed")
-    max_length: int = Field(2048, ge=16, description="max tokens of an example, prompt and end-of-turn token included")
-    overlong: Literal["drop", "error", "cut"] = Field(
-        "drop", description="examples above max_length: drop them, stop with an error, or truncate them"
-    )
-    system: str = Field("drop", description="drop or keep the row's own system text, or a text to use instead")
-    format: str | None = Field(None, description="row format: its name, or module:function; null: by each row's keys")
-    eval_fraction: float = Field(
-        0.0, ge=0, lt=1, description="fraction of the examples held out for the evaluation loss"
-    )
-    cache: Path = Field(Path("data/reasoning"), description="folder of downloaded hub data sets")
-
-    @property
-    def sources(self) -> list[Source]:
-        return [Source(source=self.source)] if isinstance(self.source, str) else self.source
-
-    @property
-    def outcome(self) -> dict[str, Any]:
-        """The settings that the examples depend on."""
-        return self.model_dump(exclude={"cache"})
-
-    @property
-    def chat_settings(self) -> dict[str, str]:
-        """The keyword arguments of models.make_chat: a system text of the config replaces the model's own."""
-        return {} if self.system in ("drop", "keep") else {"system": self.system}
-
-
-class Format(_Section):
+class Format(Section):
     """Rendering of an example as the assistant's text."""
 
     template: str = Field(tags.TEMPLATE, description="completion text, with {think} and {answer} once each")
@@ -165,7 +62,7 @@ class Format(_Section):
         return template
 
 
-class Lora(_Section):
+class Lora(Section):
     """The adapter."""
 
     r: int = Field(16, ge=1, le=2**16, description="rank")
@@ -193,7 +90,7 @@ class Lora(_Section):
         return self
 
 
-class Train(_Section):
+class Train(Section):
     """The optimisation."""
 
     _retired: ClassVar[dict[str, str]] = {
@@ -254,7 +151,7 @@ class Train(_Section):
         return self.model_dump(exclude={*manner, "batch_size", "accumulation"}) | packs
 
 
-class Sampling(_Section):
+class Sampling(Section):
     """Sampling of tokens. Temperature 0 is greedy."""
 
     temperature: float = Field(0.0, ge=0, description="0: greedy")
@@ -303,7 +200,7 @@ class Sampling(_Section):
 REWARDS = ("answer", "format", "length")
 
 
-class Rl(_Section):
+class Rl(Section):
     """Reinforcement (`method: grpo`): completions are drawn, rewarded and trained on.
 
     Names are those of TRL's GRPOConfig where the thing is the same.
@@ -380,14 +277,14 @@ QUESTIONS = (
 )
 
 
-class Ask(_Section):
+class Ask(Section):
     """Questions that the model answers when training ends."""
 
-    questions: list[str] = list(QUESTIONS)
+    questions: list[str] = Field(list(QUESTIONS))
     sampling: Sampling = Sampling(temperature=0.1, max_tokens=2048)
 
 
-class Vllm(_Section):
+class Vllm(Section):
     """vLLM's own settings."""
 
     _renamed: ClassVar[dict[str, str]] = {"item_noise": "per_request_seed"}
@@ -411,7 +308,7 @@ class Vllm(_Section):
     )
 
 
-class Infer(_Section):
+class Infer(Section):
     """Batch items to a result file."""
 
     engine: str = Field(
@@ -438,7 +335,7 @@ class Infer(_Section):
         return engine
 
 
-class Eval(_Section):
+class Eval(Section):
     """Scores on held-out problems."""
 
     data: str | None = Field(None, description="rows with references; null: `run` skips evaluation")
@@ -454,7 +351,7 @@ class Eval(_Section):
     base: bool = Field(True, description="also score the base model, with the format explained in its prompt")
 
 
-class Config(_Section):
+class Config(Section):
     """All settings of a run."""
 
     method: Method = Field(
