@@ -56,7 +56,15 @@ def config(
 
 
 @app.command()
-def data(config: ConfigFile, overrides: Overrides = None, json: AsJson = False) -> None:
+def data(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="ROWS.jsonl", help="write the rows that are kept, and a card")
+    ] = None,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+) -> None:
     """Show the training data as the model will see it.
 
     Rows kept and dropped, lengths, examples, and one packed batch token by token.
@@ -64,7 +72,7 @@ def data(config: ConfigFile, overrides: Overrides = None, json: AsJson = False) 
     prepare_libraries()
     from thinktune.report.data_preview import show
 
-    show(load(config, overrides), json=json)
+    show(load(config, overrides), out=out, overwrite=overwrite, json=json)
 
 
 @app.command()

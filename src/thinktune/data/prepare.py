@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from random import Random
 from typing import TypeVar
@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from thinktune.config import Config, Data, Format, Load, Source
-from thinktune.data.examples import Example, RowFault
+from thinktune.data.examples import Example, Row, RowFault
 from thinktune.data.packing import packs_of
 from thinktune.data.report import PROMPT_TOO_LONG, TOO_LONG, DataReport, Lengths, Packs, SourceReport
+from thinktune.data.row_filter import RowFilter, of_wanted_length, the_shortest
 from thinktune.data.row_formats import ROW_FORMATS, RowFormat, choose_formats, find_format, to_example, unused_columns
 from thinktune.data.sources import read_rows
 from thinktune.data.tokens import Renders, Tokens, fingerprint, tokenize
@@ -32,22 +33,31 @@ _ROWS_TO_SEE = 100_000  # of a source, after which, where none was usable, no mo
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data of a training. No prompt of `held_out` is in `train`; `packs` are indexes into `train`."""
+    """The data of a training. No prompt of `held_out` is in `train`; `packs` are indexes into `train`; `rows` are the
+    numbers of the rows of each source that are in either."""
 
     train: list[Tokens]
     packs: list[list[int]]
     held_out: list[Tokens]
     report: DataReport
     fingerprint: str
+    rows: list[list[int]]
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """The usable examples of one source, in an order drawn by seed, and how many are wanted (None: all)."""
+    """The usable examples of one source, in an order drawn by seed, and how many are wanted (None: all).
+
+    Attributes:
+        tokens: by row; of a source that is filtered by tokens, else empty.
+        rows: those that were taken.
+    """
 
     examples: list[Example]
     wanted: int | None
     report: SourceReport
+    tokens: dict[int, Tokens] = field(default_factory=dict)
+    rows: list[int] = field(default_factory=list)
 
     def take(self, items: Iterable[T]) -> Iterator[T]:
         """Yield as many as are wanted, and count them."""
@@ -56,6 +66,11 @@ class _Pool:
             yield item
         if self.wanted is not None and self.report.kept < self.wanted:
             logger.info(f"{self.report.source}: {self.wanted:,} examples asked for, {self.report.kept:,} usable")
+
+    def note_lengths(self, taken: Sequence[Tokens]) -> None:
+        self.rows.extend(sorted(item.example.row for item in taken))
+        if taken:
+            self.report.lengths = Lengths.of(list(map(len, taken)), sum(item.trained for item in taken))
 
 
 def load_examples(
@@ -94,7 +109,7 @@ def prepare(config: Config, chat: Renders) -> Prepared:
         DataError: as `load_examples`; an example longer than `data.max_length` under `overlong: error`.
     """
     data, seed = config.data, config.data_seed
-    pools = _read_pools(data, config.format, seed, config.load)
+    pools = _read_pools(data, config.format, seed, config.load, chat=chat)
     tokens = _tokenize(pools, data, chat, config.format)
     Random(seed).shuffle(tokens)
     train, held_out = _hold_out(tokens, data.eval_fraction)
@@ -105,7 +120,7 @@ def prepare(config: Config, chat: Renders) -> Prepared:
             f"warning: {report.cut:,} examples were longer than {data.max_length} tokens and lost their end, with it "
             "the end of the turn; data.overlong: drop keeps whole ones only"
         )
-    return Prepared(train, packs, held_out, report, report.fingerprint)
+    return Prepared(train, packs, held_out, report, report.fingerprint, [pool.rows for pool in pools])
 
 
 def _read_pools(
@@ -116,39 +131,91 @@ def _read_pools(
     *,
     split: str | None = None,
     need_thought: bool = True,
+    chat: Renders | None = None,
 ) -> list[_Pool]:
+    """Read the usable examples of each source, filter them, and put them into an order drawn by seed.
+
+    Args:
+        chat: tokenises the examples of sources that are filtered by tokens; None: they are not.
+    """
     sources = data.sources
     seed = seed if data.seed is None else data.seed
     formats = choose_formats(data.format)
+    drop_known = _cleaning(data, seed, load)
     pools = []
     for source, wanted in zip(sources, shares(sources, data.sample), strict=True):
         where = split or source.split or data.split
         rows = read_rows(source.source, where, count=wanted, seed=seed, cache=data.cache, load=load)
+        settings = source.filter or data.filter
         report = SourceReport(source.source)
-        examples: list[Example] = []
-        for row in rows:
-            report.read += 1
-            if report.read > _ROWS_TO_SEE and not examples:
-                raise _nothing_usable([report])
-            try:
-                if row.fault:
-                    raise RowFault(row.fault)
-                found = _format_of(row.fields, formats, report)
-                report.leave_unused(unused_columns(row.fields, found))
-                example = to_example(row, found, report.source, fmt, data.system, need_thought=need_thought)
-            except RowFault as fault:
-                report.drop(str(fault), row.number)
-                continue
-            examples.append(example)
-            if example.boxes_left_out:
-                report.boxes_left_out.append(row.number)
-        _refuse_unknown_format(report)
+        examples = _read_examples(rows, report, formats, fmt, data.system, RowFilter(settings), need_thought)
+        tokens: dict[int, Tokens] = {}
+        if chat is not None and settings.by_tokens:
+            tokens = of_wanted_length(tokenize(examples, chat, fmt.template), settings, report)
+            examples = [example for example in examples if example.row in tokens]
+        examples = drop_known(examples, report)
+        if tokens:
+            shortest = the_shortest((tokens[example.row] for example in examples), settings, report)
+            examples = [item.example for item in shortest]
         report.usable = len(examples)
         if not examples:
             raise _nothing_usable([report])
         Random(seed).shuffle(examples)
-        pools.append(_Pool(examples, wanted, report))
+        pools.append(_Pool(examples, wanted, report, tokens))
     return pools
+
+
+def _cleaning(data: Data, seed: int, load: Load) -> Callable[[list[Example], SourceReport], list[Example]]:
+    """Return what drops duplicates and contaminated examples, as far as the settings ask for that."""
+    if not data.deduplicate and not data.decontaminate:
+        return lambda examples, report: examples
+    from thinktune.data.cleaning import Cleaning  # brings numpy
+
+    return Cleaning(data, seed, load).drop_known
+
+
+def _read_examples(
+    rows: Iterable[Row],
+    report: SourceReport,
+    formats: Sequence[RowFormat],
+    fmt: Format,
+    system: str,
+    row_filter: RowFilter,
+    need_thought: bool,
+) -> list[Example]:
+    examples: list[Example] = []
+    for row in rows:
+        report.read += 1
+        if report.read > _ROWS_TO_SEE and not examples:
+            raise _nothing_usable([report])
+        try:
+            if row.fault:
+                raise RowFault(row.fault)
+            found = _format_of(row.fields, formats, report)
+            report.leave_unused([key for key in unused_columns(row.fields, found) if key not in row_filter.columns])
+            example = to_example(row, found, report.source, fmt, system, need_thought=need_thought)
+            row_filter.check(row, found, example)
+        except RowFault as fault:
+            report.drop(str(fault), row.number)
+            continue
+        examples.append(example)
+        if example.boxes_left_out:
+            report.boxes_left_out.append(row.number)
+    _refuse_unknown_format(report)
+    return examples
+
+
+def kept_rows(config: Config, prepared: Prepared) -> Iterator[Row]:
+    """Read the sources again, and yield the rows that `prepare` has kept, source after source.
+
+    Raises:
+        DataError and others: see `sources.read_rows`.
+    """
+    data = config.data
+    for source, wanted, kept in zip(data.sources, shares(data.sources, data.sample), prepared.rows, strict=True):
+        split, left = source.split or data.split, set(kept)
+        rows = read_rows(source.source, split, count=wanted, seed=config.data_seed, cache=data.cache, load=config.load)
+        yield from (row for row in rows if row.number in left)
 
 
 def shares(sources: Sequence[Source], sample: int | None) -> list[int | None]:
@@ -184,10 +251,13 @@ def _tokenize(pools: list[_Pool], data: Data, chat: Renders, fmt: Format) -> lis
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=sum(pool.wanted or len(pool.examples) for pool in pools))
         for pool in pools:
-            fitting = _fit(tokenize(pool.examples, chat, fmt.template), data, pool.report)
+            known = (pool.tokens[example.row] for example in pool.examples) if pool.tokens else None
+            fitting = _fit(known or tokenize(pool.examples, chat, fmt.template), data, pool.report)
+            before = len(tokens)
             for item in pool.take(fitting):
                 tokens.append(item)
                 progress.advance(task)
+            pool.note_lengths(tokens[before:])
     for pool in pools:
         for rows in pool.report.dropped.values():
             rows.sort()  # examples came in drawn order

@@ -11,6 +11,30 @@ _BINS = 12
 TOO_LONG, PROMPT_TOO_LONG = "too long", "prompt alone too long"
 LENGTH_FAULTS = (TOO_LONG, PROMPT_TOO_LONG)
 """What rows are dropped for that nothing else is wrong with: known only once they are tokenised."""
+FEW_TOKENS, MANY_TOKENS, NOT_SHORTEST = "fewer tokens than wanted", "more tokens than wanted", "not among the shortest"
+NOT_RIGHT, NO_GOLD = "answer differs from the gold answer", "no gold answer to compare with"
+NOT_COMPARED = "answer cannot be compared with the gold answer"
+REFUSED_BY = "refused by"
+EXACT_DUPLICATE, NEAR_DUPLICATE = "exact duplicate", "near duplicate"
+CONTAMINATED = "in the evaluation data"
+_KEPT_BY = {
+    **dict.fromkeys(LENGTH_FAULTS, "data.max_length"),
+    FEW_TOKENS: "filter.min_tokens",
+    MANY_TOKENS: "filter.max_tokens",
+    NOT_SHORTEST: "filter.shortest",
+    **dict.fromkeys((NOT_RIGHT, NO_GOLD, NOT_COMPARED), "filter.right"),
+    **dict.fromkeys((EXACT_DUPLICATE, NEAR_DUPLICATE), "data.deduplicate"),
+    CONTAMINATED: "data.decontaminate",
+}
+
+
+def setting_that_keeps(reason: str) -> str | None:
+    """Return the setting because of which rows are dropped for a reason; None: they are faulty whatever the settings.
+
+    >>> setting_that_keeps("too long")
+    'data.max_length'
+    """
+    return "filter.function" if reason.startswith(REFUSED_BY) else _KEPT_BY.get(reason)
 
 
 @dataclass
@@ -22,6 +46,10 @@ class SourceReport:
         unused: by column that their format does not read (`messages[].name` for a field of turns), the number of rows
             that fill it.
         boxes_left_out: numbers of usable rows with a box that is not in the answer.
+        repeats: of each dropped duplicate, its number, and `source:row` of the row that is kept.
+        problems: of each contaminated row, its number, `source:row` of the problem, the length of the runs of words
+            that they share (0: the whole question), and whether the numbers are the same.
+        lengths: of the kept examples; None: not tokenised, or there are none.
     """
 
     source: str
@@ -32,6 +60,9 @@ class SourceReport:
     unknown_keys: list[str] = field(default_factory=list)
     unused: dict[str, int] = field(default_factory=dict)
     boxes_left_out: list[int] = field(default_factory=list)
+    repeats: list[tuple[int, str]] = field(default_factory=list)
+    problems: list[tuple[int, str, int, bool]] = field(default_factory=list)
+    lengths: Lengths | None = None
 
     def drop(self, reason: str, row: int) -> None:
         self.dropped.setdefault(reason, []).append(row)

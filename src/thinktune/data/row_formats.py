@@ -342,6 +342,25 @@ def _single(fields: Mapping[str, Any], prompt: str, reply: str, earlier: Sequenc
     return Parts(turns, reply, _thought_apart(fields))
 
 
+def read_question(fields: Mapping[str, Any]) -> str:
+    """Return the user's turns of a row, or its question, whether or not it can be trained: a batch item, say.
+
+    Raises:
+        RowFault: there is none.
+    """
+    for column in ("conversations", "messages", "prompt"):
+        if isinstance(fields.get(column), (list, tuple)):
+            asked = [turn["content"] for turn in _turns(fields[column]) if turn["role"] == "user"]
+            break
+    else:
+        filled = (key for key in ("prompt", "question", "problem", "instruction") if not _is_empty(fields.get(key)))
+        asked = [_text(fields, key) for key in (next(filled, "prompt"), "input") if key != "input" or fields.get(key)]
+    question = "\n".join(asked).strip()
+    if not question:
+        raise RowFault("no question")
+    return clean_prompt(question)
+
+
 _SINGLE = frozenset({"system", *_THOUGHTS})
 
 ROW_FORMATS: tuple[RowFormat, ...] = (

@@ -160,7 +160,8 @@ def _held_out(run: RunFolder, count: int, load: Load) -> tuple[list[Prompt], str
     if config.eval.data is not None:
         data, source = Data(source=config.eval.data, split=config.eval.split, sample=count), config.eval.data
     else:
-        data, source = config.data.model_copy(update={"sample": count}), "the training data (eval.data is not set)"
+        drawn = {"sample": count, "deduplicate": False, "decontaminate": []}  # any few rows will do
+        data, source = config.data.model_copy(update=drawn), "the training data (eval.data is not set)"
     examples, _ = load_examples(data, fmt, config.seed, load=load, need_thought=False)
     return [
         Prompt(list(example.messages), tags.render(example.think or "So be it.", example.answer, fmt.template))

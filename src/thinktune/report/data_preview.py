@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console, Group
@@ -13,8 +14,9 @@ from rich.text import Text
 
 from thinktune.config import Config
 from thinktune.data.prepare import Prepared, name_rows, prepare
-from thinktune.data.report import DataReport
+from thinktune.data.report import DataReport, SourceReport, setting_that_keeps
 from thinktune.data.tokens import Tokens
+from thinktune.report.data_card import require_writable, write_rows
 
 TRAINED = ("bold green", "bold bright_green")
 CONTEXT = ("bright_black", "white")
@@ -25,6 +27,8 @@ Kind = Literal["context", "trained", "border", "padding"]
 """The role of a piece of a batch."""
 
 _EXAMPLES = 3
+_NAMED = 4
+"""Contaminated rows and duplicates of a source that are named, each with the other one."""
 _LONGEST_TEXT = 1200
 """Characters of a thought that are shown of an example."""
 _LONGEST_PART = 400
@@ -36,6 +40,8 @@ def show(
     chat: Any = None,
     console: Console | None = None,
     *,
+    out: Path | None = None,
+    overwrite: bool = False,
     json: bool = False,
 ) -> DataReport:
     """Prepare the data of a config and print the report.
@@ -43,15 +49,22 @@ def show(
     Args:
         chat: a `models.Chat`; None makes the one that training would have.
         console: None: standard output.
+        out: a file for the rows that are kept, with a card beside it.
+        overwrite: replace that file.
         json: print the report as JSON, and nothing else.
 
     Raises:
         DataError and others: see `prepare`.
+        UsageError: see `data_card.require_writable`.
         ModelError, DownloadError: the tokenizer of the config's model cannot be had.
     """
     console = console or Console()
+    if out is not None:
+        require_writable(out, config, overwrite=overwrite)
     chat = chat or _chat_of(config)
     prepared = prepare(config, chat)
+    if out is not None:
+        write_rows(out, config, prepared)
     if json:
         console.print_json(data=prepared.report.to_dict())
         return prepared.report
@@ -96,7 +109,14 @@ def _numbers(report: DataReport) -> Table:
     for source in report.sources:
         for reason, rows in source.dropped.items():
             where = f" of {source.source}" if len(report.sources) > 1 else ""
-            table.add_row(f"{len(rows):,}", f"[yellow]dropped: {escape(reason)}", escape(name_rows(rows) + where))
+            setting = f" ({keeper})" if (keeper := setting_that_keeps(reason)) else ""
+            table.add_row(
+                f"{len(rows):,}", f"[yellow]dropped: {escape(reason)}{setting}", escape(name_rows(rows) + where)
+            )
+        for row, problem, _, same in source.problems[:_NAMED]:
+            table.add_row("", "", escape(f"row {row} holds {problem}{'' if same else ', with other numbers'}"))
+        for row, earlier in source.repeats[:_NAMED]:
+            table.add_row("", "", escape(f"row {row} repeats {earlier}"))
         if source.boxes_left_out:
             named = name_rows(source.boxes_left_out)
             count = len(source.boxes_left_out)
@@ -110,6 +130,8 @@ def _numbers(report: DataReport) -> Table:
         (report.held_out, "held out", "for evaluation loss"),
     )
     table.add_row(f"{report.kept:,}", "[green]kept", "")
+    for source in report.sources if len(report.sources) > 1 else ():
+        table.add_row(f"{source.kept:,}", "[green]of them", escape(f"{source.source}: {_share(source, report)}"))
     for count, name, meaning in optional:
         if count:
             table.add_row(f"{count:,}", name, meaning)
@@ -120,6 +142,17 @@ def _numbers(report: DataReport) -> Table:
         table.add_row(f"{packs.count:,}", "packs", f"of {packs.capacity:,} tokens, {packs.padding_share:.2%} padding")
     table.add_row("", "fingerprint", report.fingerprint[:16])
     return table
+
+
+def _share(source: SourceReport, report: DataReport) -> str:
+    """Describe the part of a mixture that a source is."""
+    if source.lengths is None or report.lengths is None:
+        return "none"
+    lengths = source.lengths
+    return (
+        f"{lengths.total:,} tokens, {lengths.total / report.lengths.total:.0%} of all; "
+        f"median {lengths.median:,}, 95% below {lengths.p95:,}"
+    )
 
 
 def _histogram(report: DataReport) -> Group:

@@ -97,6 +97,8 @@ def train(
     _check_run(run, config, resume=resume, overwrite=overwrite)
     for source in config.data.sources:
         check_local(source.source, source.split or config.data.split)
+    for known in config.data.problems:
+        check_local(known.source, known.split)
     if config.eval.data is not None:
         check_local(config.eval.data, config.eval.split)
     started = time.monotonic()

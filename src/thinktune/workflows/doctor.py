@@ -39,6 +39,7 @@ _EXTRAS = {
     "serve": "a server without vLLM",
     "eval": "BLEU and chrF of free text",
     "harness": "tasks of lm-evaluation-harness",
+    "dedup": "duplicates among training rows",
     "demo": "the web page",
 }
 
