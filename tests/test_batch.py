@@ -29,7 +29,7 @@ from thinktune import tags
 from thinktune.cli import app
 from thinktune.config import Infer, Sampling
 from thinktune.errors import BatchFileError, DeviceError, DiskFull, GenerationError, Interrupted, UsageError
-from thinktune.inference.batch import Inferred, infer, infer_files, journal_of
+from thinktune.inference.batch import Inferred, infer, infer_files
 from thinktune.inference.batch_file import read_batch_file
 from thinktune.inference.complete import complete
 from thinktune.inference.engines import EngineSettings, Opened
@@ -39,6 +39,7 @@ from thinktune.inference.engines.lazy import Candidate, EngineOnDemand
 from thinktune.inference.engines.think_budget import ThinkBudgetEngine
 from thinktune.inference.journal import Journal
 from thinktune.inference.profiles import samplings
+from thinktune.inference.shard import journal_of
 from thinktune.models import Chat
 
 SHORT = Sampling(max_tokens=100)

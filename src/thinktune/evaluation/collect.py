@@ -28,13 +28,13 @@ from thinktune.evaluation.metrics import Scores, rate_rows, sample_line, score_l
 from thinktune.evaluation.predictions import read_gold
 from thinktune.evaluation.significance import wilson
 from thinktune.files import telling_full_disk, write_json, write_json_lines
-from thinktune.inference.batch import journal_of
 from thinktune.inference.batch_file import read_batch_file
 from thinktune.inference.complete import complete
 from thinktune.inference.engines import EngineSettings, Opened, open_engine
 from thinktune.inference.engines.base import Completion, Request
 from thinktune.inference.problems import GoldItem, read_problems
 from thinktune.inference.profiles import samplings
+from thinktune.inference.shard import journal_of
 from thinktune.models.template_date import hold_date
 from thinktune.scoring import Score, Task, tasks_scored_by
 from thinktune.scoring.rewards import answer_reward, shows_thought

@@ -6,8 +6,7 @@ stopped call goes on.
 
 from __future__ import annotations
 
-from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +16,15 @@ from rich.console import Console
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.errors import GenerationError, ThinktuneError
+from thinktune.errors import GenerationError
 from thinktune.files import telling_full_disk
 from thinktune.inference.batch_file import Item, read_batch_file
 from thinktune.inference.complete import Completed, complete
 from thinktune.inference.engines import EngineSettings, Opened, open_engine
 from thinktune.inference.engines.base import Completion, Request
+from thinktune.inference.rendering import render
 from thinktune.inference.result_file import Result, ResultFormat, write_results
+from thinktune.inference.shard import Shard, journal_of, journals_beside, require_ended
 from thinktune.models.template_date import hold_date
 
 
@@ -112,54 +113,65 @@ def infer(
     overwrite: bool = False,
     retry_errors: bool = False,
     form: ResultFormat = "results",
+    shard: Shard | None = None,
     console: Console | None = None,
 ) -> Inferred:
-    """Answer the items and write the result to `out`, going on from its journal.
+    """Answer the items and write the result to `out`, going on from its journal and those of its shards.
 
     Args:
         name: of the model, for OpenAI's format.
         overwrite: forget earlier completions.
         retry_errors: generate only for the items that failed before.
         form: of the result file.
+        shard: answer this part only, into its own journal, and write no result.
 
     Raises:
         GenerationError: every single item failed (the result, all errors, is written nevertheless).
         UsageError, Interrupted, DiskFull, OutOfMemory: see `complete`.
     """
     console = console or Console(stderr=True)
-    hold_date(opened.chat, journal_of(out), overwrite=overwrite)
+    beside = journals_beside(out, shard)
+    if shard is not None:
+        items = shard.of(items)
+        beside = [] if overwrite else beside
+    else:
+        require_ended(beside)
+        if overwrite:
+            for journal in beside:
+                journal.unlink()
+            beside = []
+    journal = journal_of(out, shard)
+    hold_date(opened.chat, journal_of(out), overwrite=overwrite and shard is None, shared=bool(shard or beside))
     failures: dict[str, str] = {}
     requests: dict[str, Request] = {}
-    for item in items:
-        if item.problem is not None:
-            continue
-        try:
-            ids = opened.chat.prompt_ids(item.messages)
-        except (ThinktuneError, ValueError, TypeError) as error:  # from tokenizers, at text they do not like
-            failures[str(item.id)] = f"the prompt cannot be rendered: {error}"
+    sound = [item for item in items if item.problem is None]
+    for item, rendered in zip(sound, render(opened.chat, [item.messages for item in sound]), strict=True):
+        if isinstance(rendered, str):
+            failures[str(item.id)] = rendered
         else:
-            requests[str(item.id)] = Request(str(item.id), array("i", ids), item.sampling)
+            requests[str(item.id)] = Request(str(item.id), rendered, item.sampling)
     done = complete(
         opened.engine,
         list(requests.values()),
-        journal_of(out),
+        journal,
         model=opened.fingerprint,
         console=console,
         overwrite=overwrite,
         only_failed=retry_errors,
+        beside=beside,
     )
-    inferred = Inferred(out, done.tokens_per_second)
-    with telling_full_disk(out):
-        write_results(out, inferred.count(_results(items, failures, requests, done)), form=form, model=name)
+    inferred = Inferred(journal if shard else out, done.tokens_per_second)
+    results = inferred.count(_results(items, failures, requests, done))
+    if shard is None:
+        with telling_full_disk(out):
+            write_results(out, results, form=form, model=name)
+    else:
+        deque(results, maxlen=0)
+        console.print(f"{shard}; the same command without --shard writes {out}", soft_wrap=True, highlight=False)
     console.print(str(inferred), soft_wrap=True, markup=False, highlight=False)
-    if inferred.failed == inferred.items:
+    if items and inferred.failed == inferred.items:
         raise GenerationError(f"all {len(items)} items failed; the first: {inferred.first_error}", hint=f"see {out}")
     return inferred
-
-
-def journal_of(out: Path) -> Path:
-    """Return the journal that belongs to a result file."""
-    return out.with_name(f"{out.stem}.journal.jsonl")
 
 
 def _results(

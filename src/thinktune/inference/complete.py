@@ -51,6 +51,7 @@ def complete(
     console: Console,
     overwrite: bool = False,
     only_failed: bool = False,
+    beside: Sequence[Path] = (),
 ) -> Completed:
     """Answer all requests through the journal in `file`, generating only the completions that it lacks.
 
@@ -59,6 +60,7 @@ def complete(
         console: place of the progress line (live on a terminal).
         overwrite: begin the journal anew.
         only_failed: generate only completions that the journal has as errors; other missing ones stay missing.
+        beside: further journals, whose completions count as there.
 
     Raises:
         UsageError: the engine cannot honour a request's sampling, or another process writes the journal.
@@ -71,7 +73,7 @@ def complete(
             engine.require_supported(sampling)
         except UsageError as error:
             raise UsageError(f"{name}: {error.message}", hint=error.hint) from None
-    with Journal(file, overwrite=overwrite) as journal:
+    with Journal(file, overwrite=overwrite, beside=beside) as journal:
         digests = _Digests(model, engine.context_setting)
         keys = {(each.id, index): key for each in requests for index, key in enumerate(digests.keys(each))}
         wanted = journal.failed if only_failed else {key for key in keys.values() if key not in journal.offsets}
@@ -95,7 +97,7 @@ def complete(
             ) from None
         seconds = time.perf_counter() - started
         offsets = {place: journal.offsets[key] for place, key in keys.items() if key in journal.offsets}
-        return Completed(Completions(file, offsets), tokens, seconds)
+        return Completed(Completions(journal.files(), offsets), tokens, seconds)
 
 
 def _samples(request: Request) -> range:

@@ -6,6 +6,8 @@ index): a completion made with other settings is never taken for a current one. 
 line tells a damaged line, whose completion is made anew; lines of before there was one count without. Each line is with
 the operating system at once, so that killing the process loses nothing, and is on the disk within 200 ms, so that a
 power cut loses little.
+
+Several journals add up, as the keys say all: those of shards (`shard`) are read beside the one that is written.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO
 
 from thinktune.errors import UsageError
 from thinktune.files import is_full_disk, telling_full_disk
@@ -27,16 +30,35 @@ from thinktune.inference.engines.base import Completion
 _SYNC_SECONDS = 0.2
 
 
+class JoinedFiles:
+    """Journals read as if they were one file: a completion's offset counts the bytes of all files before its own."""
+
+    def __init__(self, files: Sequence[Path], starts: Sequence[int]) -> None:
+        self._streams = [file.open("rb") for file in files]
+        self._starts = starts
+
+    def read(self, offset: int) -> Completion:
+        """Read the completion at an offset."""
+        place = bisect_right(self._starts, offset) - 1
+        stream = self._streams[place]
+        stream.seek(offset - self._starts[place])
+        return _parse(stream.readline())[1]
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.close()
+
+
 class Completions(Mapping[tuple[str, int], Completion]):
-    """Completions by request id and sample index, read from the journal on access: a long file's do not lie in
+    """Completions by request id and sample index, read from the journals on access: a long file's do not lie in
     memory."""
 
-    def __init__(self, file: Path, offsets: dict[tuple[str, int], int]) -> None:
-        self._stream = file.open("rb")
+    def __init__(self, files: JoinedFiles, offsets: dict[tuple[str, int], int]) -> None:
+        self._files = files
         self._offsets = offsets
 
     def __getitem__(self, place: tuple[str, int]) -> Completion:
-        return _read_at(self._stream, self._offsets[place])
+        return self._files.read(self._offsets[place])
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
         return iter(self._offsets)
@@ -48,9 +70,12 @@ class Completions(Mapping[tuple[str, int], Completion]):
 class Journal:
     """An append-only file of completions by key, which one process at a time may hold open.
 
+    Args:
+        beside: further journals, which are read and not written.
+
     Attributes:
-        offsets: byte offset of each key's completion in the file. Errors of earlier calls are not among them: they are
-            to be tried again.
+        offsets: offset of each key's completion in the joined files. Errors of earlier calls are not among them: they
+            are to be tried again.
         failed: the keys whose last completion, of an earlier call, is an error.
         damaged: number of lines that are unreadable or altered.
 
@@ -59,8 +84,10 @@ class Journal:
         UsageError: the file cannot be opened for writing, or another process holds it.
     """
 
-    def __init__(self, file: Path, *, overwrite: bool = False) -> None:
+    def __init__(self, file: Path, *, overwrite: bool = False, beside: Sequence[Path] = ()) -> None:
         self.file = file
+        self._files = [*beside, file]
+        self._starts = [0]
         self.offsets: dict[str, int] = {}
         self.failed: set[str] = set()
         self.damaged = 0
@@ -79,16 +106,20 @@ class Journal:
         with telling_full_disk(self.file):
             if self._failure:
                 raise self._failure
-            _write_all(self._descriptor, line, self._end)
+            _write_all(self._descriptor, line, self._end - self._starts[-1])
         self._dirty = True
         self.offsets[key] = self._end
         self._end += len(line)
 
     def places_beside(self, keys: set[str]) -> set[tuple[str, int]]:
         """Return request id and sample index of every completion that has none of these keys."""
-        with self.file.open("rb") as stream:
-            others = (_read_at(stream, at) for key, at in self.offsets.items() if key not in keys)
+        with closing(self.files()) as files:
+            others = (files.read(at) for key, at in self.offsets.items() if key not in keys)
             return {(each.request_id, each.index) for each in others}
+
+    def files(self) -> JoinedFiles:
+        """Open the files for the offsets."""
+        return JoinedFiles(self._files, self._starts)
 
     def close(self) -> None:
         """Bring everything to the disk. Safe to call twice."""
@@ -117,9 +148,12 @@ class Journal:
             self.file.unlink()
             old, descriptor = descriptor, self._locked()
             os.close(old)
-        self._read()
+        for file in self._files[:-1]:
+            self._read(file)
+            self._starts.append(self._end)
+        self._read(self.file)
         # The last line of a killed run may be torn; the next one must not be glued to it.
-        os.ftruncate(descriptor, self._end)
+        os.ftruncate(descriptor, self._end - self._starts[-1])
         return descriptor
 
     def _locked(self) -> int:
@@ -141,9 +175,9 @@ class Journal:
             ) from None
         return descriptor
 
-    def _read(self) -> None:
+    def _read(self, file: Path) -> None:
         """Read the completions of earlier calls, up to the end of the last whole line."""
-        with self.file.open("rb") as stream:
+        with file.open("rb") as stream:
             for line in stream:
                 if not line.endswith(b"\n"):
                     break
@@ -159,7 +193,7 @@ class Journal:
         if completion.error is None:
             self.offsets[key] = self._end
             self.failed.discard(key)
-        else:
+        elif key not in self.offsets:
             self.failed.add(key)
 
     def _sync_now_and_then(self) -> None:
@@ -197,11 +231,6 @@ def _parse(line: bytes) -> tuple[str, Completion]:
         raise TypeError("key")
     del values["key"]
     return key, Completion.from_dict(values)
-
-
-def _read_at(stream: BinaryIO, offset: int) -> Completion:
-    stream.seek(offset)
-    return _parse(stream.readline())[1]
 
 
 def _write_all(descriptor: int, data: bytes, start: int) -> None:
