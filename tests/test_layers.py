@@ -9,7 +9,7 @@ import thinktune
 ROOT = Path(thinktune.__file__).parent
 FLOORS = (
     "errors tags version",
-    "files imports notices plugins network web",
+    "cluster files imports notices plugins network web",
     "config records retry",
     "models scoring run_folder",
     "data",

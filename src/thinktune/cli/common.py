@@ -58,6 +58,15 @@ ThinkBudget = Annotated[
 ]
 ENGINE_HELP = "auto (vLLM if it is installed and there is a GPU), vllm, transformers, or module:function"
 Engine = Annotated[str, typer.Option("--engine", metavar="NAME", help=ENGINE_HELP)]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="engines that share the work, a GPU each, through Ray")
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster", metavar="ADDRESS", help="Ray cluster to run them on (auto: RAY_ADDRESS); default: this host"
+    ),
+]
 SEED = 3407  # config.SEED, without the time that importing it takes
 Seed = Annotated[int, typer.Option("--seed", help="random seed")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
@@ -95,12 +104,18 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def engine_settings(engine: str, how: list[str] | None, quantize: Quantize = "none") -> EngineSettings:
-    """Join `--engine`, `--load` and `--quantize`."""
+def engine_settings(
+    engine: str,
+    how: list[str] | None,
+    quantize: Quantize = "none",
+    workers: int | None = None,
+    cluster: str | None = None,
+) -> EngineSettings:
+    """Join `--engine`, `--load`, `--quantize`, `--workers` and `--cluster`."""
     from thinktune.config import parse_load
     from thinktune.inference.engines.settings import EngineSettings
 
-    return EngineSettings(engine, parse_load(how), quantize)
+    return EngineSettings(engine, parse_load(how), quantize, workers=workers, cluster=cluster)
 
 
 def notify(line: str) -> None:

@@ -12,6 +12,7 @@ import typer
 from thinktune.cli.common import (
     SEED,
     AsJson,
+    Cluster,
     ConfigFile,
     Engine,
     HowLoaded,
@@ -20,6 +21,7 @@ from thinktune.cli.common import (
     Quantization,
     Seed,
     ThinkBudget,
+    Workers,
     app,
     engine_settings,
     given,
@@ -85,6 +87,8 @@ def eval(
     engine: Engine = "auto",
     quantize: Quantization = "none",
     how: HowLoaded = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
     overwrite: Overwrite = False,
     json: AsJson = False,
     predictions: Annotated[Path | None, typer.Option(hidden=True)] = None,
@@ -108,7 +112,7 @@ def eval(
         _tell_new_spelling("eval --harness", "harness", model, harness_tasks)
         harness(
             model, harness_tasks, harness_path, shots, sample, max_tokens or 1024, out, engine, quantize, how,
-            overwrite, json,
+            workers, cluster, overwrite, json,
         )  # fmt: skip
     elif model is None or data is None:
         raise UsageError(
@@ -122,7 +126,7 @@ def eval(
         from thinktune.evaluation.evaluate import evaluate_items
 
         out = out or Path("eval") / f"{name_of(model)}-{name_of(data)}"
-        settings = engine_settings(engine, how, quantize)
+        settings = engine_settings(engine, how, quantize, workers, cluster)
         options: dict[str, Any] = {
             "tell_format": tell_format,
             "seed": seed,
@@ -282,6 +286,8 @@ def harness(
     engine: Engine = "auto",
     quantize: Quantization = "none",
     how: HowLoaded = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
@@ -301,7 +307,7 @@ def harness(
     out = out or (run.eval / "tuned" if run.is_trained else Path("eval") / f"{name_of(model)}-harness")
     loaded = load_tasks([name.strip() for name in tasks.split(",") if name.strip()], include_path, shots)
     console = stderr()
-    with open_engine(model, engine_settings(engine, how, quantize)) as opened:
+    with open_engine(model, engine_settings(engine, how, quantize, workers, cluster)) as opened:
         figures = evaluate_harness(
             opened, loaded, out, sample=limit, max_tokens=max_tokens, overwrite=overwrite, console=console
         )

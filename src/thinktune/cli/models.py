@@ -13,6 +13,7 @@ from thinktune.cli.common import (
     ENGINE_HELP,
     SEED,
     AsJson,
+    Cluster,
     Engine,
     HowLoaded,
     ModelReference,
@@ -20,6 +21,7 @@ from thinktune.cli.common import (
     Quantization,
     Seed,
     ThinkBudget,
+    Workers,
     app,
     engine_settings,
     given,
@@ -138,7 +140,13 @@ def infer(
     ] = False,
     quantize: Quantization = "none",
     how: HowLoaded = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
     seed: Annotated[int | None, typer.Option("--seed", help="random seed; default: the config's, else 3407")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="answer one of N parts, 0/N to N-1/N, into a journal of its own"),
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="turn invalid lines into error items instead of stopping")
     ] = False,
@@ -154,23 +162,27 @@ def infer(
     from thinktune.inference.batch import infer_files
     from thinktune.inference.engines import EngineSettings
     from thinktune.inference.profiles import samplings
+    from thinktune.inference.shard import Shard
 
     if retry_errors and overwrite:
         raise UsageError("--retry-errors and --overwrite exclude each other")
+    part = Shard.parse(shard) if shard else None
     # What is given here goes over the config's; a profile named here over the config's types too.
-    over = given(profile=profile, think_budget=think_budget, engine=engine, merge=False if unmerged else None)
+    over = given(profile=profile, think_budget=think_budget, engine=engine, workers=workers)
+    over |= {"merge": False} if unmerged else {}
     if profile:
         over["profiles"] = {}
     settings = _settings(config, over)
     infer_files(
         model,
         _result_files(files, out),
-        EngineSettings.of(settings.infer, parse_load(how, settings.load), quantize),
+        EngineSettings.of(settings.infer, parse_load(how, settings.load), quantize, cluster),
         samplings=samplings(settings.infer, settings.seed if seed is None else seed),
         skip_bad=skip_bad,
         overwrite=overwrite,
         retry_errors=retry_errors,
         form=form,
+        shard=part,
         console=stderr(),
     )
 
@@ -181,7 +193,7 @@ def _result_files(files: list[str], out: Path | None) -> dict[str | Path, Path]:
     Raises:
         UsageError: two are the same, one is no plain file, or one is a batch file itself.
     """
-    from thinktune.inference.batch import journal_of
+    from thinktune.inference.shard import journal_of
 
     if len(files) == 1:
         found: dict[str | Path, Path] = {files[0]: out or Path("results.json")}

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from thinktune.cli.common import AsJson, ConfigFile, Overrides, Overwrite, app, load, prepare_libraries, stderr
+from thinktune.cli.common import (
+    AsJson,
+    Cluster,
+    ConfigFile,
+    Overrides,
+    Overwrite,
+    Workers,
+    app,
+    load,
+    prepare_libraries,
+    stderr,
+)
 from thinktune.errors import UsageError
 
 
@@ -24,7 +35,13 @@ def quickstart(overrides: Overrides = None, overwrite: Overwrite = False) -> Non
 
 
 @app.command()
-def run(config: ConfigFile, overrides: Overrides = None, overwrite: Overwrite = False) -> None:
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Run the whole pipeline of a config.
 
     Data, training, merge, verification, inference and evaluation; finished, unchanged steps are skipped.
@@ -32,7 +49,8 @@ def run(config: ConfigFile, overrides: Overrides = None, overwrite: Overwrite = 
     prepare_libraries()
     from thinktune.workflows.run import run
 
-    run(load(config, overrides), console=stderr(), overwrite=overwrite)
+    overrides = [*(overrides or []), *([f"infer.workers={workers}"] if workers else [])]
+    run(load(config, overrides), console=stderr(), overwrite=overwrite, cluster=cluster)
 
 
 @app.command()

@@ -317,6 +317,9 @@ class Infer(Section):
         json_schema_extra={"anyOf": [{"enum": list(ENGINES)}, {"pattern": FUNCTION}]},
     )
     merge: bool = Field(True, description="false: run the adapter beside its base, unmerged, which is slower")
+    workers: int | None = Field(
+        None, ge=1, description="engines, a GPU each; null: 1, or with --cluster as many as it has GPUs"
+    )
     vllm: Vllm = Vllm()
     file: str | None = Field(None, description="batch file, or builtin:questions; null: `run` skips inference")
     out: Path | None = Field(None, description="result file; null: RUN/infer/results.json")

@@ -36,6 +36,7 @@ _EXTRAS = {
     "gguf": "GGUF files, and converting the built-in model",
     "modelscope": "ms: models and data sets",
     "vllm": "the vLLM engine and its server, on a GPU",
+    "ray": "several engines at once, on this host or a cluster",
     "serve": "a server without vLLM",
     "eval": "BLEU and chrF of free text",
     "harness": "tasks of lm-evaluation-harness",

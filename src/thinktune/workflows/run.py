@@ -48,11 +48,12 @@ def quickstart(overrides: Sequence[str], *, console: Console, overwrite: bool = 
         console.print(f"      {effect}", style="dim", highlight=False)
 
 
-def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
+def run(config: Config, *, console: Console, overwrite: bool = False, cluster: str | None = None) -> None:
     """Do every step that `config` has settings for, and print base against tuned on stdout.
 
     Args:
         overwrite: begin anew, throwing away the contents of the run folder.
+        cluster: address of the Ray cluster that answers; None: this host.
 
     Raises:
         ThinktuneError: the error of a step.
@@ -70,7 +71,7 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
         console.print(merged.summary(), highlight=False, markup=False)
     summaries: dict[str, Summary] = {}
     # One engine for all that is asked of the tuned model; it starts at the first question.
-    settings = EngineSettings.of(config.infer.model_copy(update={"merge": True}), config.load)
+    settings = EngineSettings.of(config.infer.model_copy(update={"merge": True}), config.load, cluster=cluster)
     with open_engine(folder.path, settings) as tuned:
         for sampling in asked:  # so that "auto" chooses an engine for all of it
             tuned.engine.require_supported(sampling)
@@ -83,7 +84,7 @@ def run(config: Config, *, console: Console, overwrite: bool = False) -> None:
             with steps("eval tuned"):
                 summaries["tuned"] = evaluate_model(config, "tuned", console, tuned)
     if config.infer.file is not None and not config.infer.merge:  # an engine of its own, when that one has gone
-        unmerged = EngineSettings.of(config.infer, config.load)
+        unmerged = EngineSettings.of(config.infer, config.load, cluster=cluster)
         with steps("infer"), open_engine(folder.path, unmerged) as opened:
             _infer(config, folder, console, opened)
     if config.eval.data is not None:

@@ -93,16 +93,12 @@ def unhonoured(sampling: Sampling, unsupported: Iterable[str]) -> list[str]:
 
 
 class RequestSource(Iterable[Request]):
-    """Requests that become ready while others are answered. Iterating yields those that are ready now."""
+    """Requests that become ready while others are answered. Iterating yields those that are ready now; an engine that
+    has answered all it took may end, and is called again if there are more."""
 
     @abstractmethod
     def poll(self) -> Request | None:
         """Take the next request; None: none is ready now."""
-
-    @property
-    @abstractmethod
-    def done(self) -> bool:
-        """Whether no more will come, whatever the engine does."""
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self.poll, None)

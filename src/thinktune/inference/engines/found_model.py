@@ -79,11 +79,13 @@ def find_model(
     reference: str | Path,
     settings: EngineSettings,
     adapters: Mapping[str, str | Path] | None = None,
+    hardware: tuple[torch.device, torch.dtype] | None = None,
 ) -> FoundModel:
     """Find the model that a reference names; download its missing files, but load no weights.
 
     Args:
         adapters: further adapters of the same base, by name.
+        hardware: device and dtype it is to run with; None: those of this machine.
 
     Raises:
         ModelError, DownloadError, DeviceError: see `models.load_model`.
@@ -93,13 +95,14 @@ def find_model(
 
     load = settings.load
     resolved = resolve(reference, load, prefer_merged=settings.merge and settings.quantize == "none")
-    device = choose_device(load.device)
-    dtype = choose_dtype(device, load.dtype)
+    if hardware is None:
+        device = choose_device(load.device)
+        hardware = device, choose_dtype(device, load.dtype)
     return FoundModel(
         reference=reference,
         resolved=resolved,
-        device=device,
-        dtype=dtype,
+        device=hardware[0],
+        dtype=hardware[1],
         adapters={name: _adapter_beside(adapter, resolved, load) for name, adapter in (adapters or {}).items()},
         settings=settings,
     )

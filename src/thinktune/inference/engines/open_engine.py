@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinktune import tags
 from thinktune.inference.engines.base import Engine
+from thinktune.inference.engines.fleet.opening import choose_crew, fleet_candidates, hardware_of
 from thinktune.inference.engines.found_model import FoundModel, find_model
 from thinktune.inference.engines.lazy import Candidate, EngineOnDemand
 from thinktune.inference.engines.registry import choose_engines, require_engine
@@ -28,7 +29,7 @@ class Opened:
     """A model ready to be asked, until the end of its `with`.
 
     Attributes:
-        engine: given without think budgets, which are added here and nowhere else.
+        engine: given without think budgets, which are added here and nowhere else; a fleet's workers have them.
         fingerprint: differs where the model's weights, its number format or its quantisation do.
         tuned: whether it was trained to write the format by itself.
         format_settings: the `format` section it was trained with, empty where unknown.
@@ -44,7 +45,8 @@ class Opened:
 
     def __post_init__(self) -> None:
         template = str(self.format_settings.get("template", tags.TEMPLATE))
-        self.engine = ThinkBudgetEngine(self.engine, self.chat, template)
+        if "think_budget" in self.engine.unsupported:
+            self.engine = ThinkBudgetEngine(self.engine, self.chat, template)
 
     def __enter__(self) -> Opened:
         return self
@@ -67,11 +69,13 @@ def open_engine(
         start: gives the engine, where that model is in memory already; None: it is loaded.
 
     Raises:
-        UsageError: the engine cannot run this model.
-        MissingExtra: the engine is not installed.
+        UsageError: the engine cannot run this model, or there are not as many GPUs as workers.
+        MissingExtra: the engine is not installed, or Ray is not.
         ModelError, DownloadError, DeviceError: see `models.load_model`.
     """
     settings = settings or EngineSettings()
+    if settings.is_fleet and start is None:
+        return _open_fleet(reference, settings, adapters)
     require_engine(settings.engine)
     model = find_model(reference, settings, adapters)
     candidates = [Candidate(start)] if start else list(_candidates(model))
@@ -80,6 +84,14 @@ def open_engine(
     except BaseException:
         candidates[0].cancel()
         raise
+
+
+def _open_fleet(reference: str | Path, settings: EngineSettings, adapters: Mapping[str, str | Path] | None) -> Opened:
+    if settings.cluster is None:  # the machines of a cluster have engines of their own
+        require_engine(settings.engine)
+    crew = choose_crew(settings)
+    model = find_model(reference, settings, adapters, hardware_of(crew, settings.load))
+    return _opened(model, EngineOnDemand(*fleet_candidates(model, crew)))
 
 
 def _candidates(model: FoundModel) -> Iterator[Candidate]:

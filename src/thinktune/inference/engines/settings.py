@@ -16,6 +16,8 @@ class EngineSettings:
         merge: False runs an adapter beside its base.
         vllm: settings of vLLM.
         batch_tokens: tokens the transformers engine holds at once; None: from free memory.
+        workers: engines; above 1 each is a process of its own. None: 1, or as many as the cluster has GPUs.
+        cluster: address of the Ray cluster that they run on; None: this host.
     """
 
     engine: str = "auto"
@@ -24,8 +26,19 @@ class EngineSettings:
     merge: bool = True
     vllm: Vllm = field(default_factory=Vllm)
     batch_tokens: int | None = None
+    workers: int | None = None
+    cluster: str | None = None
+
+    @property
+    def is_fleet(self) -> bool:
+        """Whether engines run in processes of Ray's."""
+        return self.cluster is not None or (self.workers or 1) > 1
 
     @classmethod
-    def of(cls, infer: Infer, load: Load | None = None, quantize: Quantize = "none") -> EngineSettings:
+    def of(
+        cls, infer: Infer, load: Load | None = None, quantize: Quantize = "none", cluster: str | None = None
+    ) -> EngineSettings:
         """Take the engine's part of a config's `infer` section."""
-        return cls(infer.engine, load or Load(), quantize, infer.merge, infer.vllm, infer.batch_tokens)
+        return cls(
+            infer.engine, load or Load(), quantize, infer.merge, infer.vllm, infer.batch_tokens, infer.workers, cluster
+        )

@@ -9,7 +9,7 @@ works with every model and every engine, and an engine's prefix cache is of use.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from thinktune import tags
 from thinktune.config import Sampling
-from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request, RequestSource
+from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request, RequestSource, polling
 
 if TYPE_CHECKING:
     from thinktune.models import Chat
@@ -77,21 +77,14 @@ class ThinkBudgetEngine(Engine):
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         """See `Engine.generate`. The finish reason is the answer's: "length" where it had to be closed."""
-        budgeted: list[Request] = []
-
-        def plain() -> Iterator[Request]:
-            for request in requests:
-                if request.sampling.think_budget is None:
-                    yield request
-                else:
-                    budgeted.append(request)
-
-        with closing(self._engine.generate(plain())) as completions:
-            yield from completions
-        passes = _Passes(self, budgeted)
-        while not passes.done:
-            with closing(self._engine.generate(passes)) as completions:
-                yield from filter(None, map(passes.take, completions))
+        ready = _Ready(polling(requests))
+        passes = _Passes(self, ready)
+        while ready.left:
+            with closing(self._engine.generate(_Plain(ready))) as completions:
+                yield from completions
+            while passes.left:
+                with closing(self._engine.generate(passes)) as completions:
+                    yield from filter(None, map(passes.take, completions))
 
     def stream(self, request: Request) -> Iterator[str]:
         """See `Engine.stream`. The pieces join to the text that `generate` gives."""
@@ -168,6 +161,41 @@ class ThinkBudgetEngine(Engine):
         return self._chat.reply_ids((self._head + think + self._middle).rstrip())[:-1]
 
 
+class _Ready:
+    """Requests as they become ready, in two queues: without a budget, and with one. The two are answered by turns, as
+    the passes of a request have names that another request might have."""
+
+    def __init__(self, poll: Callable[[], Request | None]) -> None:
+        self._poll = poll
+        self._queues: tuple[deque[Request], deque[Request]] = (deque(), deque())
+
+    def next(self, *, budgeted: bool) -> Request | None:
+        """Take the next request of one kind, if one is ready."""
+        queue = self._queues[budgeted]
+        while not queue and (request := self._poll()) is not None:
+            self._queues[request.sampling.think_budget is not None].append(request)
+        return queue.popleft() if queue else None
+
+    def has(self, *, budgeted: bool) -> bool:
+        """Return whether a request of one kind is ready."""
+        if (request := self.next(budgeted=budgeted)) is not None:
+            self._queues[budgeted].appendleft(request)
+        return request is not None
+
+    @property
+    def left(self) -> bool:
+        """Whether any request is ready."""
+        return self.has(budgeted=False) or self.has(budgeted=True)
+
+
+class _Plain(RequestSource):
+    def __init__(self, ready: _Ready) -> None:
+        self._ready = ready
+
+    def poll(self) -> Request | None:
+        return self._ready.next(budgeted=False)
+
+
 class _Passes(RequestSource):
     """The passes of budgeted requests that are ready: answers to finished thoughts, before further thoughts.
 
@@ -175,24 +203,23 @@ class _Passes(RequestSource):
     slowest thought, and little is lost when the engine is stopped.
     """
 
-    def __init__(self, layer: ThinkBudgetEngine, requests: Iterable[Request]) -> None:
+    def __init__(self, layer: ThinkBudgetEngine, ready: _Ready) -> None:
         self._layer = layer
-        self._source = deque(requests)
+        self._ready = ready
         self._thinking: dict[str, Request] = {}
         self._open = 0  # samples that have not ended their thought
         self._answers: deque[Request] = deque()
         self._thoughts: dict[str, Thought] = {}
 
     @property
-    def done(self) -> bool:
-        return not (self._answers or self._source)
+    def left(self) -> bool:
+        return bool(self._answers) or self._ready.has(budgeted=True)
 
     def poll(self) -> Request | None:
         if self._answers:
             return self._answers.popleft()
-        if not self._source or self._open >= self._layer.slots:
+        if self._open >= self._layer.slots or (request := self._ready.next(budgeted=True)) is None:
             return None
-        request = self._source.popleft()
         thinking = self._layer.thinking(request)
         self._thinking[thinking.id] = request
         self._open += request.sampling.n

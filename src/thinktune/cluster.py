@@ -1,0 +1,115 @@
+"""Ray, which places the processes of fleets and sweeps on this host or on a cluster: the one place that imports it.
+
+Ray is an extra, and plain `ray`: its `llm` pins a vLLM of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from thinktune.errors import MissingExtra, ThinktuneError, UsageError
+
+OBJECT_STORE = 2**28  # bytes; what is sent are token ids and texts, and Ray would take a third of the memory
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # it announces a change of this setting otherwise
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # the daemons' messages, which Ray prints to stdout
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a process of Ray's is given for itself.
+
+    Attributes:
+        gpus: 1, or 0 to run on CPUs.
+        cpus: cores; 1 beside a GPU.
+    """
+
+    gpus: int
+    cpus: int
+
+    def as_options(self) -> dict[str, int]:
+        """Return the options of an actor or a task of Ray's."""
+        return {"num_gpus": self.gpus, "num_cpus": self.cpus}
+
+
+def import_ray() -> Any:
+    """Import Ray.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError:
+        raise MissingExtra("Ray is not installed", hint="pip install 'thinktune[ray]'") from None
+    return ray
+
+
+def connect(address: str | None, count: int, each: Resources) -> bool:
+    """Connect this process to a cluster, or to one of its own on this host; return False if it was connected already.
+
+    Args:
+        address: of the cluster, as `ray start` prints it, or "auto"; None: this host.
+        count: processes that this host is to have room for.
+        each: resources of each.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        UsageError: its version or Python's is another one than the cluster's, or there is no cluster.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        return False
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        ray.init(
+            "local",
+            num_cpus=count * each.cpus,
+            num_gpus=count * each.gpus,
+            object_store_memory=OBJECT_STORE,
+            include_dashboard=False,
+            **quiet,
+        )
+        return True
+    try:
+        ray.init(address, **quiet)
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise UsageError(
+            f"the cluster at {address} runs other versions: {_in_a_line(error)}",
+            hint="driver and cluster need the same ray and the same Python, such as one image for both",
+        ) from None
+    except (ConnectionError, ValueError) as error:
+        raise UsageError(
+            f"there is no Ray cluster at {address}: {_in_a_line(error)}",
+            hint="its address is what `ray start --head` prints, such as 10.0.0.1:6379",
+        ) from None
+    return True
+
+
+def gpus_of_cluster() -> int:
+    """Return the number of GPUs of the cluster that this process is connected to."""
+    return int(import_ray().cluster_resources().get("GPU", 0))
+
+
+def cause_of(error: Any) -> ThinktuneError:
+    """Return the error of ours that ended a process of Ray's; for any other, one that tells it in a line."""
+    if isinstance(error, import_ray().exceptions.RayActorError):  # Ray's own text has a dozen lines
+        return ThinktuneError("its process has ended, or its machine cannot be reached")
+    cause = getattr(error, "cause", None) or error
+    return cause if isinstance(cause, ThinktuneError) else ThinktuneError(_in_a_line(cause))
+
+
+def _in_a_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)[:500]}"
