@@ -243,6 +243,19 @@ def test_masks_drop_as_often_as_told_and_are_independent() -> None:
 
 
 @pytest.mark.slow
+def test_weights_that_lay_beside_low_rank_matrices_are_given_back_without_a_second_copy() -> None:
+    layers = [torch.nn.Linear(8, width, bias=False) for width in (4, 6)]
+    before = [layer.weight.detach().clone() for layer in layers]
+    joined = frozen_projection.DenseProjection(layers, beside=16, below=3)
+    held = joined.beside.untyped_storage()
+    assert all(layer.weight.untyped_storage().data_ptr() == held.data_ptr() for layer in layers)
+    joined.release()
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, before, strict=True))
+    assert all(layer.weight.untyped_storage().data_ptr() != held.data_ptr() for layer in layers)
+    parts = [part for part in vars(joined).values() if isinstance(part, torch.Tensor)]
+    assert all(part.untyped_storage().nbytes() == 0 for part in parts)
+
+
 def test_an_eight_bit_base_is_made_whole_for_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frozen_projection, "_multiplies_fp8", lambda layers: False)  # as on GPUs before Hopper
     fused = make("qwen2", quantise=True)

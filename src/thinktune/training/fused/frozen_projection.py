@@ -88,6 +88,8 @@ class DenseProjection(Projection):
     def release(self) -> None:
         for layer in self._layers:
             layer.weight.data = layer.weight.data.contiguous()
+        # The joined ones end here, not with the model's last layer: until then there would be two of each weight.
+        self._weight = self.beside = self.below = self._weight.new_empty(0, 0)
 
 
 class Fp8Projection(Projection):
