@@ -22,11 +22,13 @@ PRODUCT_SHARE = 0.72  # large matrix products in bf16: 630 to 790 of 989 TFLOP/s
 FP8_SHARE = 0.70  # with a scale a row and column: 1,290 to 1,510 of 1,979
 ATTENTION_SHARE = {"forward": 0.50, "backward": 0.36}  # causal flash attention, of the bf16 rate
 BANDWIDTH_SHARE = 0.85  # a kernel that only moves memory
-HALF_RATE_TOKENS = 128  # tokens at which a product reaches half of its full rate
+HALF_RATE_TOKENS = 128  # tokens at which a product reaches half of its full rate; twice as many in fp8
 KERNELS = {True: 45, False: 310}  # that a decoder layer starts, forward and backward: fused; by PEFT, one by one
 # That the host takes to start one from Python: beside an H100, SmolLM2's 30 layers took 113 to 125 ms a step, for 500
 # tokens and for 2,000, and 325 ms by PEFT. On a CPU those are plain calls.
 LAUNCH_SECONDS = {True: 75e-6, False: 33e-6}
+LARGE_RANK_KERNELS = 20  # more of a fused layer whose low-rank products are beside its kernels
+UNPACKING_KERNELS = {True: 1, False: 8}  # to bring an 8- or 4-bit weight into bfloat16 once
 CPU_LAUNCH_SECONDS = 12e-6
 # From CUDA graphs: of a kernel beside its work, to start and to end; and of the host for an optimizer step.
 GRAPHED_KERNEL_SECONDS, GRAPHED_STEP_SECONDS = 2.4e-6, 2.5e-3
@@ -334,7 +336,12 @@ class CostModel:
         return max(computing, self._launching_seconds(level, chunks))
 
     def _launching_seconds(self, level: str, chunks: int, start: float | None = None) -> float:
-        one = sum(KERNELS[half] * (start or LAUNCH_SECONDS[half]) / 2 for half in self._fused_halves)
+        uses = 2 * len(self.shape.linears) / self.shape.layers if self._unpacks else 0
+        beside = LARGE_RANK_KERNELS if self.fused and not self.in_kernels else 0
+        one = sum(
+            (KERNELS[half] + UNPACKING_KERNELS[half] * uses + beside) * (start or LAUNCH_SECONDS[half]) / 2
+            for half in self._fused_halves
+        )
         return one * (1 + self._repeated(level) / 2) * math.sqrt(chunks)
 
     def _again(self, level: str) -> float:
@@ -355,7 +362,7 @@ class CostModel:
         weights = self._multiplied
         again, repeated = self._again(level), self._repeated(level)
         rate = FP8_SHARE * hardware.fp8 if self.in_fp8 else PRODUCT_SHARE * hardware.bf16
-        efficiency = (tokens / chunks) / (tokens / chunks + HALF_RATE_TOKENS)
+        efficiency = (tokens / chunks) / (tokens / chunks + HALF_RATE_TOKENS * (1 + self.in_fp8))
         products = 2 * tokens * (2 * weights + again) / (rate * efficiency)
         attention = 2 * s.q * batch.attended / hardware.bf16
         forwards = 1 + (level == "full")
@@ -392,9 +399,16 @@ class CostModel:
             moved += QUANTIZE_BYTES * sum(map(sum, s.linears.values())) / s.layers
         return tokens * moved + EXPERT_PASSES * self.expert_stack
 
+    @property
+    def _unpacks(self) -> bool:
+        """Whether 8- or 4-bit weights are brought into bfloat16 at each use."""
+        return self.quantize != "none" and not self.in_fp8
+
     def _bytes_unpacked(self, weights: float, passes: float) -> float:
-        """Count the bytes moved to bring a layer's 8- or 4-bit weights into bfloat16, at each use."""
-        if self.quantize == "none" or self.in_fp8:
+        """Count the bytes moved to bring a layer's 8- or 4-bit weights into the form in which they are multiplied."""
+        if self.in_fp8:
+            return 2 * weights  # transposed for the backward pass
+        if not self._unpacks:
             return 0.0
         if self.quantize == "fp8" and not self.fused:
             return passes * weights * PLAIN_FP8_BYTES
