@@ -79,3 +79,16 @@ class GenerationError(ThinktuneError):
 
 class Interrupted(ThinktuneError):
     """Stopped by Ctrl-C or SIGTERM after saving; the hint is the command that goes on."""
+
+
+class StartAgain(ThinktuneError):
+    """One of several processes ran out of memory between two steps; all have to start again, with the lighter plan that
+    it has left in the run folder."""
+
+    exit_code = 75  # EX_TEMPFAIL
+
+
+class LostRank(ThinktuneError):
+    """Another process of the same training has ended; it has told why."""
+
+    exit_code = 76

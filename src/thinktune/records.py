@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Required
+from typing import Any, NotRequired, Required
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -95,11 +95,14 @@ class _Setup(TypedDict):
     memory: _Memory
     rows: int
     accumulation: int
+    graphed: NotRequired[bool]
 
 
 class _Plan(TypedDict):
     __pydantic_config__ = _LENIENT  # type: ignore[misc]
     hardware: Any
+    gpus: NotRequired[int]
+    slopes: NotRequired[tuple[float, float]]
 
 
 class PlanRecord(TypedDict):

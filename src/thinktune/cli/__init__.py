@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 
 # Imported for the verbs that they add, in the order that --help has them.
 from thinktune.cli import training, models, evaluation, machine  # noqa: F401  # isort: skip
 from thinktune.cli.common import app
-from thinktune.errors import DiskFull, ThinktuneError, UsageError
+from thinktune.errors import DiskFull, LostRank, ThinktuneError, UsageError
 from thinktune.files import is_full_disk
+from thinktune.training import ranks
 
 __all__ = ["app", "main"]
 
@@ -29,6 +31,11 @@ def main() -> None:
         _fail_at_file(error)
     except KeyboardInterrupt:
         _fail(ThinktuneError("stopped"))
+    except Exception:
+        if ranks.here().size == 1:
+            raise
+        traceback.print_exc()
+        ranks.end(1)
 
 
 def _fail_at_file(error: OSError) -> None:
@@ -43,9 +50,10 @@ def _fail_at_file(error: OSError) -> None:
 
 
 def _fail(error: ThinktuneError) -> None:
-    if os.environ.get("THINKTUNE_DEBUG"):
+    if os.environ.get("THINKTUNE_DEBUG") and ranks.here().size == 1:
         raise error
-    print(f"thinktune: {error.message}", file=sys.stderr)
-    if error.hint:
-        print(f"  → {error.hint}", file=sys.stderr)
-    sys.exit(error.exit_code)
+    if not isinstance(error, LostRank) and ranks.may_speak():
+        print(f"thinktune: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  → {error.hint}", file=sys.stderr)
+    ranks.end(error.exit_code)

@@ -141,11 +141,20 @@ def name_of(reference: str) -> str:
 
 def stderr() -> Console:
     """Make the console for progress; notices go through it from now on."""
+    return _console(quiet=False)
+
+
+def silent() -> Console:
+    """Make the console of a process that leaves progress and notices to another one."""
+    return _console(quiet=True)
+
+
+def _console(*, quiet: bool) -> Console:
     from rich.console import Console
 
     from thinktune.notices import show_notices
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=quiet)
     show_notices(console)
     return console
 

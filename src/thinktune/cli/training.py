@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,9 +17,20 @@ from thinktune.cli.common import (
     app,
     load,
     prepare_libraries,
+    silent,
     stderr,
 )
 from thinktune.errors import UsageError
+from thinktune.training.ranks import here
+
+if TYPE_CHECKING:
+    from thinktune.config import Config
+
+
+Gpus = Annotated[
+    str | None,
+    typer.Option("--gpus", metavar="N|all", help="GPUs of this host to train on; results do not change"),
+]
 
 
 @app.command()
@@ -41,16 +52,20 @@ def run(
     workers: Workers = None,
     cluster: Cluster = None,
     overwrite: Overwrite = False,
+    gpus: Gpus = None,
 ) -> None:
     """Run the whole pipeline of a config.
 
     Data, training, merge, verification, inference and evaluation; finished, unchanged steps are skipped.
     """
+    loaded = load(config, [*(overrides or []), *([f"infer.workers={workers}"] if workers else [])])
     prepare_libraries()
+    count = _count_gpus(loaded, gpus)
+    if here().size > 1:
+        raise UsageError("run starts the processes of its training itself", hint="without torchrun, and with --gpus")
     from thinktune.workflows.run import run
 
-    overrides = [*(overrides or []), *([f"infer.workers={workers}"] if workers else [])]
-    run(load(config, overrides), console=stderr(), overwrite=overwrite, cluster=cluster)
+    run(loaded, console=stderr(), overwrite=overwrite, cluster=cluster, gpus=count)
 
 
 @app.command()
@@ -121,15 +136,31 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="resume from the newest complete checkpoint")] = False,
     overwrite: Overwrite = False,
+    gpus: Gpus = None,
 ) -> None:
     """Fine-tune a LoRA adapter.
 
-    The result is a run folder with the adapter, checkpoints and metrics.
+    The result is a run folder with the adapter, checkpoints and metrics. Started by torchrun, it trains in all of its
+    processes, on several hosts too.
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
     loaded = load(config, overrides)
     prepare_libraries()
+    if (count := _count_gpus(loaded, gpus)) > 1:
+        from thinktune.training.launch import launch_training
+
+        launch_training(loaded, count, resume=resume, overwrite=overwrite)
+        return
     from thinktune.training.imports import import_train
 
-    import_train(loaded)(loaded, console=stderr(), resume=resume, overwrite=overwrite)
+    console = stderr() if here().is_first else silent()
+    import_train(loaded)(loaded, console=console, resume=resume, overwrite=overwrite)
+
+
+def _count_gpus(config: Config, asked: str | None) -> int:
+    if asked is None:
+        return 1
+    from thinktune.training.launch import gpu_count
+
+    return gpu_count(config, asked)

@@ -59,6 +59,11 @@ def check_local(source: str, split: str) -> None:
         next(rows)
 
 
+def is_local(source: str) -> bool:
+    """Tell whether a source is on this machine, and nothing is downloaded to read it."""
+    return source.startswith("builtin:") or Path(source).expanduser().exists()
+
+
 def _read_local(source: str, split: str) -> Iterator[Row] | None:
     """Read a local source; None if it is the name of a data set on a hub."""
     path = Path(source).expanduser()

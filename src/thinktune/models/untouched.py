@@ -37,6 +37,11 @@ def eval_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def gpus_of(model: torch.nn.Module) -> list[int]:
+    """List the numbers of the GPUs that a model is on: others are not ours to touch."""
+    return sorted({tensor.device.index for tensor in model.parameters() if tensor.device.type == "cuda"})
+
+
 @contextmanager
 def at_rest(model: torch.nn.Module) -> Iterator[None]:
     """Hold every module in eval mode within the block, and restore modes, buffers and random state afterwards."""
@@ -45,8 +50,7 @@ def at_rest(model: torch.nn.Module) -> Iterator[None]:
     contents = [(tensor, tensor.clone()) for _, named in buffers for tensor in named.values() if tensor is not None]
     # Rotary frequencies that follow the longest sequence remember it beside their buffer.
     lengths = [(module, name, value) for module in modules for name, value in vars(module).items() if _remembers(name)]
-    devices = sorted({tensor.device.index for tensor in model.parameters() if tensor.device.type == "cuda"})
-    with torch.random.fork_rng(devices), eval_mode(model):
+    with torch.random.fork_rng(gpus_of(model)), eval_mode(model):
         try:
             yield
         finally:

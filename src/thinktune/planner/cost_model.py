@@ -321,6 +321,16 @@ class CostModel:
             total += 0.1 * moved / HOST_BANDWIDTH
         return total
 
+    def slopes(self, memory: RecomputePolicy) -> tuple[float, float]:
+        """Estimate the seconds of a further token, and of a further pair of tokens that attend, where the device is
+        busy: what one pack costs more than another."""
+        some = 2**14
+        few, many, attending = (
+            self.seconds(batch, memory)
+            for batch in (Batch(some, some, 0), Batch(2 * some, 2 * some, 0), Batch(some, some, some**2))
+        )
+        return (many - few) / some, (attending - few) / some**2
+
     def optimizer_seconds(self) -> float:
         """Estimate the seconds of clipping and stepping."""
         moved = self.adapter_parameters * (3 * MASTER_BYTES + 2 * STATE_BYTES[self.optimizer])

@@ -18,6 +18,7 @@ from thinktune.errors import ThinktuneError
 from thinktune.imports import importing
 from thinktune.notices import muted
 from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
+from thinktune.planner.dealing import share
 from thinktune.planner.hardware import GIB, Hardware, find_gpu, hardware_here
 from thinktune.planner.known_models import known_config
 from thinktune.planner.model_shape import ModelShape, shape_of
@@ -41,7 +42,9 @@ class Plan:
     """The memory and the time that a training will take, and its way through the model.
 
     Attributes:
-        packs, accumulation: packs a forward pass takes, and passes an optimizer step adds up.
+        packs, accumulation: packs a forward pass takes, and passes that an optimizer step adds up on each GPU.
+        gpus: over which the packs of an optimizer step are dealt.
+        slopes: seconds of a token and of a pair of tokens that attend, by which they are.
         fused: whether fused/ runs the decoder layers.
         graphed: whether forward and backward passes are run from CUDA graphs.
         parts: bytes by part; "peak" is their peak, "logits" and "workspace" are never there together.
@@ -67,12 +70,19 @@ class Plan:
     hours: float | None
     data: str
     graphed: bool = False
+    gpus: int = 1
+    slopes: tuple[float, float] = (1.0, 0.0)
+
+    def cost(self, pack: Batch) -> float:
+        """Estimate the seconds that a pack adds to those of a GPU."""
+        return self.slopes[0] * pack.tokens + self.slopes[1] * pack.attended
 
     def describe(self) -> str:
         """Say how the packs of an optimizer step go through the model."""
         spread = f"{self.packs} pack{'s' * (self.packs > 1)} at once"
         graphs = ", from CUDA graphs" * self.graphed
-        return f"{spread} x {self.accumulation}, {describe_memory(self.memory)}{graphs}"
+        ranks = f" on each of {self.gpus}" * (self.gpus > 1)
+        return f"{spread} x {self.accumulation}{ranks}, {describe_memory(self.memory)}{graphs}"
 
     def line(self) -> str:
         """Say the plan in a line."""
@@ -142,32 +152,45 @@ def plan_as_configured(
     width: int,
     may_fuse: bool = True,
     may_graph: bool = True,
+    gpus: int = 1,
 ) -> Plan:
     """Plan a config as it stands, with its base and batches; recomputation is chosen where it is auto.
 
     Args:
+        hardware: each of the GPUs.
         width: bytes of a number in the model's dtype.
         may_fuse: False where fused/ has said that it cannot run this model's layers.
         may_graph: False where layers are run on one document at a time, which no CUDA graph can follow.
     """
-    choices = [config.train.batch_size * factor for factor in _divisors(config.train.accumulation)]
+    choices = _packs_at_once(config, gpus)
     cost = cost_model_of(_continued(config), shape, hardware, width=width)
     cost = replace(cost, may_fuse=may_fuse and cost.may_fuse, may_graph=may_graph)
     wanted = config.train.offload_checkpoints
 
     def best(*, offload: bool) -> Plan:
-        return _best(_plans(config, cost, packs, choices, config.train.gradient_checkpointing, (offload,)))
+        return _best(_plans(config, cost, packs, choices, config.train.gradient_checkpointing, (offload,), gpus))
 
     plan = best(offload=wanted is True)
     return best(offload=True) if wanted == "auto" and cost.fused and not plan.fits else plan
 
 
-def fit(config: Config, shape: ModelShape, packs: PackLengths, hardware: Hardware, *, width: int) -> Plan:
+def _packs_at_once(config: Config, gpus: int) -> list[int]:
+    """List how many packs a forward pass may take: at least a batch, at most all that a GPU gets of a step."""
+    batch, accumulation = config.train.batch_size, config.train.accumulation
+    if gpus == 1:
+        return [batch * factor for factor in _divisors(accumulation)]
+    own = share(batch * accumulation, gpus)
+    return [count for count in _divisors(own) if count >= min(batch, own)]
+
+
+def fit(
+    config: Config, shape: ModelShape, packs: PackLengths, hardware: Hardware, *, width: int, gpus: int = 1
+) -> Plan:
     """Find the fastest plan that fits, over all number formats of the base and all splits of an optimizer step.
 
     A less precise base is taken only where it is clearly faster than every more precise one that fits.
     """
-    choices = _divisors(config.train.batch_size * config.train.accumulation)
+    choices = _divisors(share(config.train.batch_size * config.train.accumulation, gpus))
     bases = _MORE_PRECISE if hardware.kind == "cuda" else (config.quantize,)
     best: Plan | None = None
     for base in bases:
@@ -175,7 +198,7 @@ def fit(config: Config, shape: ModelShape, packs: PackLengths, hardware: Hardwar
         if base == "fp8" and not cost.in_fp8:
             continue  # int8 is as small, and faster then
         offloads = (False, True) if cost.fused else (False,)
-        plan = _best(_plans(config, cost, packs, choices, "auto", offloads))
+        plan = _best(_plans(config, cost, packs, choices, "auto", offloads, gpus))
         if best is None or _preferred(plan, best):
             best = plan
     assert best is not None
@@ -216,21 +239,25 @@ def _plans(
     choices: Sequence[int],
     checkpointing: Checkpointing,
     offloads: Sequence[bool],
+    gpus: int,
 ) -> Iterator[Plan]:
     for at_once in choices:
         for offload in offloads:
             memory = choose(cost, packs.longest(at_once), checkpointing=checkpointing, offload=offload)
-            yield _plan(config, cost, packs, memory, at_once)
+            yield _plan(config, cost, packs, memory, at_once, gpus)
 
 
-def _plan(config: Config, cost: CostModel, packs: PackLengths, memory: RecomputePolicy, at_once: int) -> Plan:
-    accumulation = config.train.batch_size * config.train.accumulation // at_once
+def _plan(
+    config: Config, cost: CostModel, packs: PackLengths, memory: RecomputePolicy, at_once: int, gpus: int
+) -> Plan:
+    rows = config.train.batch_size * config.train.accumulation
+    accumulation = share(rows, gpus) // at_once
     longest, mean = packs.longest(at_once), packs.mean(at_once)
     seconds = accumulation * cost.seconds(mean, memory) + cost.optimizer_seconds()
-    step_tokens = mean.tokens * accumulation
+    step_tokens = mean.tokens * rows / at_once
     steps = config.train.max_steps
     if steps is None and packs.count is not None:
-        steps = math.ceil(math.ceil(packs.count / (at_once * accumulation)) * config.train.epochs)
+        steps = math.ceil(math.ceil(packs.count / rows) * config.train.epochs)
     parts, graphed = cost.memory(longest, memory), cost.graphed(mean, memory)
     if graphed:
         parts |= {name: parts[name] + cost.beside_graphs(parts) for name in ("workspace", "peak")}
@@ -252,6 +279,8 @@ def _plan(config: Config, cost: CostModel, packs: PackLengths, memory: Recompute
         hours=steps * seconds / 3600 if steps is not None else None,
         data=packs.source,
         graphed=graphed,
+        gpus=gpus,
+        slopes=cost.slopes(memory),
     )
 
 

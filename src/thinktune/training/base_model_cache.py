@@ -25,6 +25,7 @@ class BaseModelCache:
     Attributes:
         loads: how often a model was loaded.
         preparations: how often data was read and tokenised.
+        now: the moment at which this was made, for templates that read the clock.
     """
 
     def __init__(self) -> None:
@@ -34,13 +35,13 @@ class BaseModelCache:
         self._prepared: Prepared | None = None
         self._keys: tuple[Any, Any] = (None, None)
         self._checksum = 0
-        self._now = datetime.now()  # all see the same date
+        self.now = datetime.now()  # all see the same date
 
     def take(self, config: Config, now: datetime | None = None) -> tuple[Loaded, Prepared]:
         """Return the base model, with the chat that `config` asks for, and the data to train.
 
         Args:
-            now: for a template that reads the clock; None takes the moment at which this was made.
+            now: for a template that reads the clock; None: `self.now`.
 
         Raises:
             ThinktuneError: from loading the model and the data.
@@ -68,7 +69,7 @@ class BaseModelCache:
             self._checksum = checksum(self._loaded.model)
         loaded = self._loaded
         settings = {**loaded.settings, **config.data.chat_settings}
-        loaded.chat = make_chat(loaded.tokenizer, settings, stop_ids=loaded.chat.stop_ids, now=now or self._now)
+        loaded.chat = make_chat(loaded.tokenizer, settings, stop_ids=loaded.chat.stop_ids, now=now or self.now)
         return loaded
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from thinktune.data import Tokens
+from thinktune.models.untouched import gpus_of
 from thinktune.training.fidelity import batch_of, cut, exact
 from thinktune.training.model_with_loss import ModelWithLoss
 
@@ -36,7 +37,7 @@ def compile_kernels(with_loss: ModelWithLoss, longest: Sequence[Tokens]) -> None
     if not all(layer.is_whole for layer in fused):
         return
     wanted: dict[Any, Callable[[], Any]] = {}
-    with torch.random.fork_rng(), _noted(wanted):
+    with torch.random.fork_rng(gpus_of(model)), _noted(wanted):
         for mode, documents in ((exact(model), [cut(longest[0], _TOKENS)]), (_training(model), longest)):
             with mode, torch.enable_grad():
                 torch.autograd.grad(with_loss(**batch_of(model, documents)), with_loss.trained, allow_unused=True)

@@ -19,6 +19,7 @@ from thinktune.data import Example, load_examples
 from thinktune.inference.engines.base import Completion, Request
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.scoring import ROW_TASK
+from thinktune.training.ranks import agree, by_first, gathered, here
 
 if TYPE_CHECKING:
     from thinktune.models import Loaded
@@ -86,10 +87,10 @@ class GenerationEvalCallback(TrainerCallback):
             self._seconds, self._last = sum(costs), costs[-1]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not state.is_world_process_zero or state.global_step % self._every:
+        if state.global_step % self._every:
             return
         self._trainer.stop_clock()
-        if self._fits():
+        if by_first(self._fits):
             due = control.should_log
             self._take()
             control.should_log = due  # the trainer takes what was logged here for the line of this step
@@ -114,10 +115,11 @@ class GenerationEvalCallback(TrainerCallback):
         return self._tokens * meter.seconds / max(1, meter.tokens) + _STEP_SECONDS * self._limit
 
     def _take(self) -> None:
-        started = time.monotonic()
-        with closing(self._engine.generate(self._requests)) as answers:
-            scores = self._score(list(answers))
-        self._last = time.monotonic() - started
+        started, place = time.monotonic(), here()
+        with closing(self._engine.generate(self._requests[place.rank :: place.size])) as answers:
+            own = list(answers)
+        scores = self._score([answer for answers in gathered(own) for answer in answers])
+        self._last = agree(time.monotonic() - started, max)
         self._seconds += self._last
         self._trainer.log({**scores, "eval_seconds": round(self._last, 3)})
 

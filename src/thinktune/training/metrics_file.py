@@ -13,6 +13,7 @@ from thinktune.errors import Diverged
 from thinktune.files import write_text
 from thinktune.records import MetricsLine, read_records
 from thinktune.training.peak_memory import peak_memory_gib
+from thinktune.training.ranks import here
 from thinktune.training.trainer import ThinkTrainer
 
 
@@ -23,7 +24,7 @@ class MetricsFile:
     depend on config and data alone; `tokens_per_second` (since the last line) and `memory_gib` (peak) on the machine.
     A line with `eval_loss` comes after each evaluation of the held-out loss, one with `eval_accuracy` after each
     evaluation by generation (see eval_callback.py). Lines after `after_step` are cut off: a resumed training
-    writes them again.
+    writes them again. Every rank of a training has the lines; the first writes them.
     """
 
     def __init__(self, file: Path, *, after_step: int) -> None:
@@ -35,6 +36,8 @@ class MetricsFile:
 
     def append(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
+        if not here().is_first:
+            return
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
@@ -64,7 +67,7 @@ class _Recorder(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
-        if not state.is_world_process_zero or not ({"loss", "eval_loss", "eval_accuracy"} & set(logs)):
+        if not ({"loss", "eval_loss", "eval_accuracy"} & set(logs)):
             return
         line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
         line |= {name: float(logs[name]) for name in ("loss", "grad_norm", "learning_rate") if name in logs}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from thinktune.training import ranks
 from thinktune.training.fused.chunked_loss import chunked_loss
 from thinktune.training.fused.head import probe_head
 
@@ -18,7 +19,7 @@ class ModelWithLoss(torch.nn.Module):
     Attributes:
         peft_model: the model itself, which is saved, asked and evaluated.
         trained: its parameters that are trained.
-        gradients: theirs as one tensor, after `join_gradients`.
+        gradients: theirs as one tensor, after `join_gradients`, or after `add_up_ranks` until they are zeroed.
     """
 
     def __init__(self, peft_model: PeftModel) -> None:
@@ -27,6 +28,7 @@ class ModelWithLoss(torch.nn.Module):
         self.trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
         self._head = probe_head(peft_model.get_base_model())
         self.gradients: torch.Tensor | None = None
+        self._joined = False
 
     def forward(
         self,
@@ -68,16 +70,37 @@ class ModelWithLoss(torch.nn.Module):
         """Let the gradients of the trained parameters be parts of one tensor, float32 [numbers trained]: one kernel
         zeroes, adds or scales them all."""
         self.gradients = torch.zeros(sum(map(torch.numel, self.trained)), device=self.trained[0].device)
+        self._joined = True
         self.zero_grad()
         return self.gradients
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients of the trained parameters, or zero them where they are joined."""
-        if self.gradients is None:
+        if self.gradients is None or not self._joined:
+            self.gradients = None
             for parameter in self.trained:
                 parameter.grad = None
             return
         self.gradients.zero_()
-        parts = self.gradients.split([parameter.numel() for parameter in self.trained])
+        self._share_out(self.gradients)
+
+    def add_up_ranks(self, *numbers: torch.Tensor) -> list[torch.Tensor]:
+        """Replace the gradients by their sums over all ranks, and return the sums of further numbers: one all-reduce.
+
+        A rank that had nothing to do adds zeros.
+        """
+        own = [torch.zeros_like(each) if each.grad is None else each.grad for each in self.trained]
+        sums = torch.cat([gradient.flatten() for gradient in own] + [number.reshape(1) for number in numbers])
+        ranks.add_up(sums)
+        gradients = sums[: -len(numbers)]
+        if self.gradients is not None:
+            self.gradients.copy_(gradients)
+        else:
+            self.gradients = gradients
+            self._share_out(gradients)
+        return list(sums[-len(numbers) :].unbind())
+
+    def _share_out(self, gradients: torch.Tensor) -> None:
+        parts = gradients.split([parameter.numel() for parameter in self.trained])
         for parameter, part in zip(self.trained, parts, strict=True):
             parameter.grad = part.view_as(parameter)

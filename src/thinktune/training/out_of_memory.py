@@ -5,15 +5,20 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from rich.console import Console
 
 from thinktune.config import Config
-from thinktune.errors import OutOfMemory
+from thinktune.errors import OutOfMemory, StartAgain
+from thinktune.models.untouched import gpus_of
 from thinktune.planner.hardware import GIB
 from thinktune.planner.plan import Plan, lighter, smallest_factor
+from thinktune.run_folder import RunFolder
 from thinktune.training.peak_memory import peak_memory_gib
+from thinktune.training.plan import record_plan
+from thinktune.training.ranks import agree, here
 from thinktune.training.trainer import ThinkTrainer
 
 
@@ -31,6 +36,21 @@ def memory_limited(config: Config, device: torch.device) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
+@contextmanager
+def memory_agreed() -> Iterator[None]:
+    """Let memory have run out on all ranks if it does on one within the block, in which they do not wait for each
+    other."""
+    short = False
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        if here().size == 1:
+            raise
+        short = True
+    if agree(short, max):
+        raise torch.OutOfMemoryError("memory ran out on one of the GPUs")
+
+
 def warm_up_step(trainer: ThinkTrainer, longest: list[list[int]]) -> float:
     """Run a forward and a backward pass on the longest possible batch, so that memory runs out now or never.
 
@@ -46,7 +66,7 @@ def warm_up_step(trainer: ThinkTrainer, longest: list[list[int]]) -> float:
     inputs = trainer._prepare_inputs(trainer.data_collator([{"documents": documents} for documents in longest]))
     was_training = model.training
     model.train()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(gpus_of(model)):
         # What the optimizer will hold from the first step on.
         state = [torch.empty(2, *parameter.shape, device=parameter.device) for parameter in model.trained]
         loss = model(**inputs) / inputs["targets"].numel()
@@ -84,6 +104,19 @@ def next_lighter_plan(config: Config, plan: Plan, console: Console, *, after: in
     console.print(f"going on {where} with the same optimizer steps: {lighter_one.describe()}", highlight=False)
     free_memory_of_the_past()
     return lighter_one
+
+
+def leave_lighter_plan(config: Config, plan: Plan, run: RunFolder) -> NoReturn:
+    """Leave the next lighter plan to those that start again from the newest checkpoint, after memory ran out on this
+    rank alone: the others wait for it in a step, and cannot be asked.
+
+    Raises:
+        StartAgain: to end this process with the status that means this.
+        OutOfMemory: as `next_lighter_plan`.
+    """
+    lighter_one = next_lighter_plan(config, plan, Console(quiet=True), after=0)
+    record_plan(run, config, lighter_one)
+    raise StartAgain(describe_shortage(plan), hint=f"starting again, same optimizer steps: {lighter_one.describe()}")
 
 
 def free_memory_of_the_past() -> None:

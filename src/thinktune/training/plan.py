@@ -20,6 +20,7 @@ from thinktune.records import PlanRecord, read_record
 from thinktune.run_folder import RunFolder
 from thinktune.training.fused.document_by_document import layers_run_apart
 from thinktune.training.fused.support import why_not_fused
+from thinktune.training.ranks import agree, by_first, here
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ logger = logging.getLogger(__name__)
 def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, packs: PackLengths) -> Plan:
     """Plan the training of a model with its adapter on measured packs, on the device of the model.
 
-    On a GPU it is said why layers are not fused, unless that was asked for.
+    On a GPU it is said why layers are not fused, unless that was asked for. Of several ranks, all get the plan of the
+    first, for the memory of that which has least.
     """
     may_fuse = config.train.fused and loaded.device.type == "cuda"
     if may_fuse and (reason := why_not_fused(model)) is not None:
@@ -35,14 +37,19 @@ def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, packs: PackLe
         may_fuse = False
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
     hardware = hardware_here(loaded.device, loaded.dtype, config.train.memory)
+    hardware = replace(hardware, memory=agree(hardware.memory, min))
     may_graph = not layers_run_apart(loaded.model)
-    return plan_as_configured(
-        config, shape, packs, hardware, width=loaded.dtype.itemsize, may_fuse=may_fuse, may_graph=may_graph
+    width, gpus = loaded.dtype.itemsize, here().size
+    return by_first(
+        lambda: plan_as_configured(
+            config, shape, packs, hardware, width=width, may_fuse=may_fuse, may_graph=may_graph, gpus=gpus
+        )
     )
 
 
 def recorded_plan(run: RunFolder, config: Config, plan: Plan) -> Plan:
-    """Return the plan with the split and the recomputation that this run began with, on like hardware and settings.
+    """Return the plan with the split and the recomputation that this run began with, on as many GPUs of the same kind
+    and with like settings.
 
     The split of packs over batches decides in which order numbers are added: a resumed training repeats it bit by bit.
     """
@@ -51,19 +58,27 @@ def recorded_plan(run: RunFolder, config: Config, plan: Plan) -> Plan:
     values = read_record(run.plan, PlanRecord)
     asked = _asked(config)
     before = {name: value for name, value in values["asked"].items() if name in asked}  # an earlier version had more
-    if before != asked or values["plan"]["hardware"] != plan.hardware:
+    if before != asked or values["plan"]["hardware"] != plan.hardware or values["plan"].get("gpus", 1) != plan.gpus:
         return plan
     setup = values["setup"]
     known = {field.name for field in fields(RecomputePolicy)}  # a run of an earlier version may say more
     memory: dict[str, Any] = {name: value for name, value in setup["memory"].items() if name in known}
     memory["levels"] = tuple(memory["levels"])
-    return replace(plan, memory=RecomputePolicy(**memory), packs=setup["rows"], accumulation=setup["accumulation"])
+    return replace(
+        plan,
+        memory=RecomputePolicy(**memory),
+        packs=setup["rows"],
+        accumulation=setup["accumulation"],
+        graphed=plan.graphed and setup.get("graphed", True),
+        slopes=tuple(values["plan"].get("slopes", plan.slopes)),
+    )
 
 
 def record_plan(run: RunFolder, config: Config, plan: Plan) -> None:
     """Write plan.json."""
     values = asdict(plan)
     setup = {"memory": values["memory"], "rows": plan.packs, "accumulation": plan.accumulation}
+    setup["graphed"] = plan.graphed
     write_json(run.plan, {"setup": setup, "asked": _asked(config), "plan": values})
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from transformers.integrations import TensorBoardCallback
 
 from thinktune.config import Config, dump_config
 from thinktune.data import Example, Prepared
-from thinktune.data.sources import check_local
+from thinktune.data.sources import check_local, is_local
 from thinktune.errors import (
+    DataError,
     GenerationError,
     Interrupted,
     MissingExtra,
@@ -36,9 +39,10 @@ from thinktune.files import replacing, telling_full_disk, write_json, write_text
 from thinktune.inference.chat_cli import answer
 from thinktune.inference.engines import Opened
 from thinktune.inference.engines.hf.engine import TransformersEngine
-from thinktune.models import Loaded, write_settings
+from thinktune.models import Loaded, resolve, write_settings
 from thinktune.models.chat import date_settings
 from thinktune.models.template_date import date_of
+from thinktune.planner.dealing import share
 from thinktune.planner.hardware import GIB
 from thinktune.planner.pack_lengths import measure_packs
 from thinktune.planner.plan import Plan
@@ -46,20 +50,38 @@ from thinktune.run_folder import RunFolder
 from thinktune.training import plots
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.adapter_coverage import uncovered
-from thinktune.training.base_model_cache import BaseModelCache
+from thinktune.training.base_model_cache import BaseModelCache, checksum
 from thinktune.training.checkpoints import newest_whole
 from thinktune.training.compiled_kernels import compile_kernels
+from thinktune.training.dealt_batches import dealt_batches
 from thinktune.training.eval_callback import GenerationEvalCallback, checkup_problems
 from thinktune.training.fidelity import examine_as_set_up, examine_in_float32
 from thinktune.training.methods.sft import SFT
 from thinktune.training.metrics_file import MetricsFile
 from thinktune.training.model_with_loss import ModelWithLoss
-from thinktune.training.out_of_memory import free_memory_of_the_past, memory_limited, next_lighter_plan, warm_up_step
+from thinktune.training.out_of_memory import (
+    free_memory_of_the_past,
+    leave_lighter_plan,
+    memory_agreed,
+    memory_limited,
+    next_lighter_plan,
+    warm_up_step,
+)
 from thinktune.training.packing_check import require_single_documents
 from thinktune.training.peak_memory import reset_peak_memory
 from thinktune.training.plan import record_plan, recorded_plan, resolve_plan
 from thinktune.training.prepare_model import recomputes_by_transformers, set_up
 from thinktune.training.progress_bar import ProgressLine
+from thinktune.training.ranks import (
+    agree,
+    by_first,
+    gathered,
+    here,
+    host_first,
+    joined,
+    leave,
+    was_restarted,
+)
 from thinktune.training.run_record import closing_line, parameter_line, run_record
 from thinktune.training.stop_signals import StopSignals
 from thinktune.training.trainer import ThinkTrainer
@@ -93,8 +115,15 @@ def train(
         raise UsageError(f"method: {config.method} cannot be trained yet")
     _require_loggers(config)
     check_trainer_fields(config)
+    with joined(config.load.device):
+        return _train(config, console, bench or BaseModelCache(), resume=resume, overwrite=overwrite)
+
+
+def _train(config: Config, console: Console, bench: BaseModelCache, *, resume: bool, overwrite: bool) -> dict[str, Any]:
     run = RunFolder(config.run_folder)
-    _check_run(run, config, resume=resume, overwrite=overwrite)
+    if was_restarted() and by_first(lambda: run.exists):
+        resume, overwrite = True, False
+    by_first(lambda: _check_run(run, config, resume=resume, overwrite=overwrite))
     for source in config.data.sources:
         check_local(source.source, source.split or config.data.split)
     for known in config.data.problems:
@@ -102,29 +131,45 @@ def train(
     if config.eval.data is not None:
         check_local(config.eval.data, config.eval.split)
     started = time.monotonic()
-    now = date_of(run.data_report) if resume else None
-    loaded, prepared = (bench or BaseModelCache()).take(config, now)
+    now = by_first(lambda: (date_of(run.data_report) if resume else None) or bench.now)
+    loaded, prepared = _take(config, bench, now)
+    if len(set(gathered((prepared.fingerprint, checksum(loaded.model))))) > 1:
+        raise DataError(
+            "the processes of this training have read other data, or another model", hint="bring them alike"
+        )
     console.print(prepared.report.one_line(), highlight=False)
     if resume:
-        run.require_same_data(prepared.fingerprint)
+        by_first(lambda: run.require_same_data(prepared.fingerprint))
     problems = checkup_problems(config)
     reset_peak_memory()  # loading may have needed more for a moment
     with memory_limited(config, loaded.device):
         attempt = _Attempt(config, loaded, prepared, problems, run, console, resume=resume, overwrite=overwrite)
         while isinstance(outcome := attempt.train(started), _Shortage):
             overwrite = overwrite and not outcome.opened
-            after = 0 if overwrite else _newest_step(run)
+            if outcome.alone:
+                leave_lighter_plan(config, outcome.plan, run)
+            after = 0 if overwrite else by_first(lambda: _newest_step(run))
             plan = next_lighter_plan(config, outcome.plan, console, after=after)
             attempt = replace(attempt, overwrite=overwrite, plan=plan)
         return outcome
 
 
+def _take(config: Config, bench: BaseModelCache, now: datetime | None) -> tuple[Loaded, Prepared]:
+    """Load model and data; what has to be downloaded is, on each host, by one rank."""
+    if all(is_local(source.source) for source in config.data.sources):
+        host_first(lambda: resolve(config.model, config.load))
+        return bench.take(config, now)
+    return host_first(lambda: bench.take(config, now))
+
+
 @dataclass(frozen=True)
 class _Shortage:
-    """An outcome: memory ran out under this plan, with the run folder `opened` or not yet."""
+    """An outcome: memory ran out under this plan, with the run folder `opened` or not yet; `alone`: while other ranks
+    go on, and wait for this one."""
 
     plan: Plan
     opened: bool
+    alone: bool
 
 
 @dataclass(frozen=True)
@@ -149,7 +194,7 @@ class _Attempt:
         """
         config, loaded, console = self.config, self.loaded, self.console
         set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
-        with adapter_to_train(loaded, config) as model, self.run.held():
+        with adapter_to_train(loaded, config) as model, _held(self.run):
             with_loss = ModelWithLoss(model)
             console.print(parameter_line(model), highlight=False)
             if notice := untried(loaded.model):
@@ -157,62 +202,78 @@ class _Attempt:
             for left_out in uncovered(model, config.lora.targets):
                 console.print(f"warning: {left_out}", style="yellow", highlight=False)
             # Made now, as it warns of models that it answers slowly, and fails before the training if it does.
-            engine = TransformersEngine(model, loaded.tokenizer, loaded.chat.stop_ids) if config.ask.questions else None
-            plan, opened = self.plan or self._resolve_plan(model), False
+            asks = config.ask.questions and here().is_first
+            engine = TransformersEngine(model, loaded.tokenizer, loaded.chat.stop_ids) if asks else None
+            plan, opened, steps = self.plan or self._resolve_plan(model), False, False
             try:
                 packs, examples = config.train.packing or config.train.batch_size > 1, self.prepared.train
-                apart = examine_in_float32(with_loss, examples, loaded.dtype, packs=packs)
-                with StopSignals() as stop, set_up(model, loaded, plan):
-                    if plan.fused:
-                        longest = self._longest_packs(plan.packs)
-                        compile_kernels(with_loss, [examples[index] for pack in longest for index in pack])
-                    if not examine_as_set_up(with_loss, examples, loaded.dtype, packs=packs, apart=apart):
+                with memory_agreed():
+                    apart = examine_in_float32(with_loss, examples, loaded.dtype, packs=packs)
+                with StopSignals() as stop, ExitStack() as stack:
+                    with memory_agreed():
+                        stack.enter_context(set_up(model, loaded, plan))
+                        if plan.fused:
+                            longest = self._longest_packs(plan.packs)
+                            compile_kernels(with_loss, [examples[index] for pack in longest for index in pack])
+                        apart = examine_as_set_up(with_loss, examples, loaded.dtype, packs=packs, apart=apart)
+                    if not agree(apart, min):
                         require_single_documents(config)
-                        plan = replace(plan, packs=config.train.batch_size, accumulation=config.train.accumulation)
+                        plan = replace(plan, packs=1, accumulation=share(config.train.accumulation, plan.gpus))
                     free_memory_of_the_past()  # the peak that is told is that of the training
-                    _open_run(self.run, config, self.prepared, date_settings(loaded.chat), overwrite=self.overwrite)
+                    by_first(lambda: self._open_run(plan))
                     opened = True
-                    record_plan(self.run, config, plan)
-                    trainer = _build_trainer(with_loss, self, plan)
-                    metrics = self._optimise(trainer, plan, stop)
+                    with memory_agreed():
+                        trainer = _build_trainer(with_loss, self, plan, stop)
+                        checkup = _checkup(self, trainer)
+                        self._warm_up(trainer, plan)
+                    steps = True
+                    metrics = self._optimise(trainer, checkup, stop)
             except torch.OutOfMemoryError:  # returned, not raised on: it holds the tensors that there is no room for
-                return _Shortage(plan, opened)
-            if stop.requested:
+                return _Shortage(plan, opened, alone=steps and here().size > 1)
+            if stop.due:
+                name = next(filter(None, gathered(stop.name)))
                 raise Interrupted(
-                    f"stopped by {stop.name} after step {trainer.state.global_step}; a checkpoint is saved",
+                    f"stopped by {name} after step {trainer.state.global_step}; a checkpoint is saved",
                     hint="go on with the same command and --resume",
                 )
-            _save_adapter(model, loaded, config, self.run)
-            seconds = time.monotonic() - started
-            record = run_record(config, loaded, self.prepared, plan, trainer, metrics, seconds)
-            write_json(self.run.record, record)
-            plots.save(plots.training_figure(metrics.lines), self.run.loss_plot)
+            record = run_record(config, loaded, self.prepared, plan, trainer, metrics, time.monotonic() - started)
+            by_first(lambda: self._save(model, record, metrics))
             console.print(closing_line(record, self.run), highlight=False)
+            leave()
             if engine is not None:
                 _answer_questions(engine, loaded, config, console)
         return record
+
+    def _open_run(self, plan: Plan) -> None:
+        _open_run(self.run, self.config, self.prepared, date_settings(self.loaded.chat), overwrite=self.overwrite)
+        record_plan(self.run, self.config, plan)
+
+    def _save(self, model: PeftModel, record: dict[str, Any], metrics: MetricsFile) -> None:
+        _save_adapter(model, self.loaded, self.config, self.run)
+        write_json(self.run.record, record)
+        plots.save(plots.training_figure(metrics.lines), self.run.loss_plot)
 
     def _resolve_plan(self, model: PeftModel) -> Plan:
         """Make the plan, or take a resumed run's, and say it, with the settings that have no effect under it."""
         config, loaded, console = self.config, self.loaded, self.console
         plan = resolve_plan(model, config, loaded, measure_packs(self.prepared.train, self.prepared.packs))
         if self.resume:
-            plan = recorded_plan(self.run, config, plan)
+            plan = by_first(lambda: recorded_plan(self.run, config, plan))
         console.print(plan.line(), highlight=False)
         for warning in _warnings(config, loaded, self.prepared, plan):
             console.print(warning, style="yellow", highlight=False)
         return plan
 
-    def _optimise(self, trainer: ThinkTrainer, plan: Plan, stop: StopSignals) -> MetricsFile:
+    def _optimise(
+        self, trainer: ThinkTrainer, checkup: GenerationEvalCallback | None, stop: StopSignals
+    ) -> MetricsFile:
         """Run the training loop, with a last evaluation of the held-out loss."""
-        step = _newest_step(self.run)
+        step = by_first(lambda: _newest_step(self.run))
         checkpoint = str(self.run.checkpoints / f"checkpoint-{step}") if step else None
-        checkup = _checkup(self, trainer)
-        self._warm_up(trainer, plan)
         if checkpoint is not None:
             trainer.resume_meter(Path(checkpoint))
             self.console.print(f"resuming after step {step}", style="dim", highlight=False)
-        metrics = MetricsFile(self.run.metrics, after_step=step)
+        metrics = by_first(lambda: MetricsFile(self.run.metrics, after_step=step))
         line = ProgressLine(trainer, self.console)
         for callback in (metrics.recorder(trainer), line, stop.callback()):
             trainer.add_callback(callback)
@@ -222,11 +283,7 @@ class _Attempt:
         with line:
             trainer.start_clock()
             trainer.train(resume_from_checkpoint=checkpoint)
-            if (
-                trainer.eval_dataset is not None
-                and not stop.requested
-                and not metrics.has_eval_at(trainer.state.global_step)
-            ):
+            if trainer.eval_dataset is not None and not stop.due and not metrics.has_eval_at(trainer.state.global_step):
                 trainer.evaluate()
         return metrics
 
@@ -305,7 +362,15 @@ def _newest_step(run: RunFolder) -> int:
     return newest[0] if newest else 0
 
 
-def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan) -> ThinkTrainer:
+@contextmanager
+def _held(run: RunFolder) -> Iterator[None]:
+    """Hold the run folder within the block, as one training of however many ranks."""
+    with ExitStack() as stack:
+        by_first(lambda: stack.enter_context(run.held()))
+        yield
+
+
+def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan, stop: StopSignals) -> ThinkTrainer:
     config, prepared, loaded, run = attempt.config, attempt.prepared, attempt.loaded, attempt.run
     trainer = ThinkTrainer(
         model,
@@ -321,6 +386,8 @@ def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan) -> Think
         processing_class=loaded.tokenizer,
         keep_checkpoints=config.train.keep_checkpoints,
         graphed=plan.graphed,
+        stop=stop,
+        dealt=dealt_batches(config, prepared, plan) if here().size > 1 else None,
     )
     trainer.remove_callback(PrinterCallback)  # ours prints a better line
     for callback in trainer.callback_handler.callbacks:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from thinktune.errors import RunFolderError
@@ -18,11 +19,14 @@ from thinktune.files import telling_full_disk
 from thinktune.models.adapters import take_by_name
 from thinktune.models.folder import ADAPTER_WEIGHTS
 from thinktune.models.untouched import eval_mode
+from thinktune.training import ranks
 from thinktune.training.checkpoints import mark_whole, read_marker, whole_checkpoints
+from thinktune.training.dealt_batches import DealtBatches
 from thinktune.training.graphed_passes import GraphedPasses
 from thinktune.training.meter import Meter
 from thinktune.training.methods.base import Method
 from thinktune.training.model_with_loss import ModelWithLoss
+from thinktune.training.stop_signals import StopSignals
 
 
 class ThinkTrainer(Trainer):
@@ -30,6 +34,10 @@ class ThinkTrainer(Trainer):
 
     The loss of an optimizer step is the sum over all its batches divided by all their trained tokens, so that how the
     examples are spread over batches and devices changes nothing.
+
+    With several ranks, transformers and accelerate see plain batches and a plain model on each: `dealt` says which
+    packs this one takes, and `_add_up_ranks` makes one step of all. Everything else is the same on all of them, but
+    only the first writes.
     """
 
     def __init__(
@@ -40,11 +48,15 @@ class ThinkTrainer(Trainer):
         *,
         keep_checkpoints: int,
         graphed: bool = False,
+        stop: StopSignals | None = None,
+        dealt: DealtBatches | None = None,
         **kwargs: Any,
     ) -> None:
         """
         Args:
             graphed: run forward and backward passes from CUDA graphs.
+            stop: where several ranks agree on it; they need one.
+            dealt: the batches of this rank; None: it is the only one.
         """
         super().__init__(
             model.peft_model,
@@ -63,6 +75,9 @@ class ThinkTrainer(Trainer):
         self.meter = Meter()
         self._graphs = GraphedPasses(model, self.args.device) if graphed else None
         self._keep_checkpoints = keep_checkpoints
+        self._dealt = dealt
+        self._own_loss: torch.Tensor | None = None  # of this rank's batches in the running step
+        self._stop = stop or StopSignals()
         self._since = time.monotonic()
 
     def start_clock(self) -> None:
@@ -78,6 +93,8 @@ class ThinkTrainer(Trainer):
         # A step runs the model with its loss, and wrappers (DDP) go around both; Trainer saves and loads PEFT's model.
         if model is not self.model:
             return model
+        if self._dealt is not None:
+            return self.model_with_loss
         return self.accelerator.prepare_model(self.model_with_loss, device_placement=False)
 
     @staticmethod
@@ -91,6 +108,9 @@ class ThinkTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # nobody asks, and Trainer would count all parameters for it in every step
+
+    def store_flos(self) -> None:
+        """Leave out what would wait for all ranks, in the middle of what only the first one does."""
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         # Trainer hands over all parameters of the model, and walks over its modules for them.
@@ -107,7 +127,30 @@ class ThinkTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        if self._dealt is not None:  # of a resumed epoch, the sampler is wrapped, and Trainer would not reach it
+            self._dealt.set_epoch(self.state.global_step // self._dealt.steps)
         super()._run_epoch(*args, **kwargs)
+
+    def get_train_dataloader(self) -> Any:
+        if self._dealt is None:
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self._dealt,
+            collate_fn=lambda rows: self.data_collator(rows) if rows else {},
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._dealt is not None:  # all at once: to move a batch is to wait for the one before it
+            batches = [self._prepare_inputs(batch) if batch else batch for batch in batches]
+        return batches, tokens
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        if self._dealt is None:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        return torch.tensor(self._dealt.size(self.state.global_step).trained, device=device)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -135,28 +178,63 @@ class ThinkTrainer(Trainer):
     ) -> torch.Tensor:
         """Return the batch's share of the step's mean loss."""
         summed = model(**self._weighted(inputs))
-        self.meter.add(inputs["input_ids"].numel(), inputs["targets"].numel(), summed.detach())
-        # DDP averages the gradients of its processes, while num_items_in_batch counts the tokens of all of them.
-        loss: torch.Tensor = summed / num_items_in_batch * self.accelerator.num_processes
+        self._count(inputs, summed.detach())
+        loss: torch.Tensor = summed / num_items_in_batch
         return loss
+
+    def _count(self, inputs: dict[str, Any], loss: torch.Tensor) -> None:
+        if self._dealt is None:
+            self.meter.add(inputs["input_ids"].numel(), inputs["targets"].numel(), loss)
+        else:  # the tokens of all ranks are known, and added up with their losses
+            self._own_loss = loss if self._own_loss is None else self._own_loss + loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Add the gradients of a batch, and return its share of the step's mean loss."""
+        loss = self._add_gradients(model, inputs, num_items_in_batch)
+        if self._dealt is not None and self.accelerator.sync_gradients:
+            self._add_up_ranks(self._dealt)
+        return loss
+
+    def _add_gradients(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
+        if not inputs:
+            return torch.zeros((), device=self.args.device)
+        if self._dealt is not None and self._own_loss is None:
+            # PEFT's own dropout draws from torch's generators: each rank differently, and after a resume the same.
+            torch.manual_seed(dropout_seed(self.args.seed, self.state.global_step) + ranks.here().rank)
         if self._graphs is not None:
             model.train()
             inputs = self._prepare_inputs(inputs)
-            divisor = num_items_in_batch / self.accelerator.num_processes
-            if (summed := self._graphs.backward(self._weighted(inputs), divisor)) is not None:
-                self.meter.add(inputs["input_ids"].numel(), inputs["targets"].numel(), summed)
-                return summed / divisor
+            if (summed := self._graphs.backward(self._weighted(inputs), num_items_in_batch)) is not None:
+                self._count(inputs, summed)
+                return summed / num_items_in_batch
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
+
+    def _add_up_ranks(self, dealt: DealtBatches) -> None:
+        """Make one step of the batches of all ranks, and stop after it where one of them is asked to."""
+        nothing = torch.zeros((), device=self.args.device)
+        own = nothing if self._own_loss is None else self._own_loss
+        loss, stops = self.model_with_loss.add_up_ranks(own.float(), nothing + self._stop.requested)
+        self._own_loss = None
+        self._stop.agreed = stops
+        size = dealt.size(self.state.global_step)
+        self.meter.add(int(size.tokens), int(size.trained), loss)
 
     def _weighted(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch with its tokens' weights, and the seed of the optimizer step's dropout."""
         seed = dropout_seed(self.args.seed, self.state.global_step)
         drawn = torch.tensor([seed], dtype=torch.int32, device=self.args.device)
         return {**inputs, "weights": self.method.weights(inputs), "dropout_seed": drawn}
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        if self._dealt is None:
+            return super().get_eval_dataloader(eval_dataset)
+        place = ranks.here()
+        return DataLoader(
+            self.eval_dataset[place.rank :: place.size],
+            batch_size=self.args.per_device_eval_batch_size,
+            collate_fn=self.data_collator,
+        )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return the mean loss a trained token over the held-out examples, in nats. (Trainer averages batches.)"""
@@ -182,15 +260,24 @@ class ThinkTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save, mark as whole, and only then drop older ones."""
         self.stop_clock()
+        ranks.by_first(lambda: self._write_checkpoint(model, trial))
+        self.start_clock()
+
+    def _write_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with telling_full_disk(folder):
             super()._save_checkpoint(model, trial)
-            if self.args.should_save:
-                mark_whole(folder, self.state.global_step, self.meter.state())
-        if self.args.should_save:
-            for _, old in whole_checkpoints(folder.parent)[: -self._keep_checkpoints]:
-                shutil.rmtree(old)
-        self.start_clock()
+            mark_whole(folder, self.state.global_step, self.meter.state())
+        for _, old in whole_checkpoints(folder.parent)[: -self._keep_checkpoints]:
+            shutil.rmtree(old)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if self._dealt is None:  # else every step seeds its own
+            super()._save_rng_state(output_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self._dealt is None:
+            super()._load_rng_state(checkpoint)
 
 
 def dropout_seed(seed: int, step: int) -> int:

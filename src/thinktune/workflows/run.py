@@ -30,6 +30,7 @@ from thinktune.records import RunRecord, read_record
 from thinktune.report.html import write_report
 from thinktune.run_folder import RunFolder
 from thinktune.training.imports import import_train
+from thinktune.training.launch import launch_training
 
 
 def quickstart(overrides: Sequence[str], *, console: Console, overwrite: bool = False) -> None:
@@ -48,12 +49,15 @@ def quickstart(overrides: Sequence[str], *, console: Console, overwrite: bool = 
         console.print(f"      {effect}", style="dim", highlight=False)
 
 
-def run(config: Config, *, console: Console, overwrite: bool = False, cluster: str | None = None) -> None:
+def run(
+    config: Config, *, console: Console, overwrite: bool = False, cluster: str | None = None, gpus: int = 1
+) -> None:
     """Do every step that `config` has settings for, and print base against tuned on stdout.
 
     Args:
         overwrite: begin anew, throwing away the contents of the run folder.
         cluster: address of the Ray cluster that answers; None: this host.
+        gpus: of this host, for the training.
 
     Raises:
         ThinktuneError: the error of a step.
@@ -65,7 +69,7 @@ def run(config: Config, *, console: Console, overwrite: bool = False, cluster: s
     folder = RunFolder(config.run_folder)
     steps = _Steps(folder.path / "steps.json", console, anew=overwrite)
     with steps("train"):
-        _train(config, folder, console, overwrite)
+        _train(config, folder, console, overwrite, gpus)
     with steps("merge"):
         merged = merge(folder.path, load=config.load)
         console.print(merged.summary(), highlight=False, markup=False)
@@ -96,13 +100,17 @@ def run(config: Config, *, console: Console, overwrite: bool = False, cluster: s
     console.print(f"everything on one page: {write_report(folder.path)}", highlight=False)
 
 
-def _train(config: Config, folder: RunFolder, console: Console, overwrite: bool) -> None:
+def _train(config: Config, folder: RunFolder, console: Console, overwrite: bool, gpus: int) -> None:
     if folder.is_trained and not overwrite:
         folder.require_same_config(config)
         console.print(f"{folder.path} is trained", style="dim", highlight=False)
         return
+    resume = folder.exists and not overwrite
+    if gpus > 1:
+        launch_training(config, gpus, resume=resume, overwrite=overwrite)
+        return
     try:
-        import_train(config)(config, console=console, resume=folder.exists and not overwrite, overwrite=overwrite)
+        import_train(config)(config, console=console, resume=resume, overwrite=overwrite)
     except Interrupted as stop:
         raise Interrupted(stop.message, hint="the same command goes on from there") from None
 
