@@ -1,14 +1,18 @@
-"""The built-in problems: right, repeatable, and never the same in train and test."""
+"""The built-in problems and small questions: right, repeatable, and never the same in train and test."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from typing import Any
 
 import pytest
 
-from thinktune.data.arithmetic import KINDS, LEVELS, Work, problems
+from thinktune.data.arithmetic import KINDS, LEVELS, Split, Work, problems
+from thinktune.data.basics import basics
+from thinktune.workflows.run import quickstart_config
 
 EQUATION = re.compile(r"([\d\s*/+-]+)=\s*(\d+)")
 
@@ -88,3 +92,44 @@ def test_work_is_written_part_by_part(operation: str, a: int, b: int, result: in
     work = Work()
     assert getattr(work, operation)(a, b) == result
     assert work.steps == [written]
+
+
+@pytest.mark.parametrize(
+    ("generate", "split", "digest"),
+    [
+        (problems, "train", "7b98f38fa1a6b7a9"),
+        (problems, "test", "6dfc62716eb64d62"),
+        (basics, "train", "a0b834f3417d8c81"),
+        (basics, "test", "86718fecc00addf3"),
+    ],
+)
+def test_the_rows_of_a_name_and_a_seed_never_change(generate: Any, split: Split, digest: str) -> None:
+    rows = json.dumps(list(generate(split, 200, 3407)), ensure_ascii=False)
+    assert hashlib.sha256(rows.encode()).hexdigest()[:16] == digest, "runs of old configs would train on other rows"
+
+
+def test_every_step_of_a_small_sum_is_true_and_the_last_one_is_the_answer() -> None:
+    rows = [*basics("train", 800, 1), *basics("test", 300, 1)]
+    for row in rows:
+        if row["kind"] != "fact":
+            steps = EQUATION.findall(reply_of(row))
+            for left, right in steps:
+                assert eval(left) == int(right), reply_of(row)
+            assert f"solution|>\n\n{steps[-1][1]}\n" in reply_of(row)
+
+
+def test_no_small_sum_of_the_test_split_was_trained_and_no_fact_is_asked() -> None:
+    rows: dict[Split, list[Any]] = {"train": list(basics("train", 3000, 1)), "test": list(basics("test", 900, 1))}
+    sums = {split: {(row["kind"], reply_of(row)) for row in found} for split, found in rows.items()}  # not its words
+    assert not sums["train"] & sums["test"]
+    assert "fact" not in {row["kind"] for row in rows["test"]}
+
+
+def test_what_people_type_first_is_among_the_rows_of_the_quickstart() -> None:
+    (share,) = [each.weight for each in quickstart_config([]).data.sources if each.source == "builtin:basics"]
+    rows = list(basics("train", int(share), 3407))
+    asked = {(row["kind"], numbers_of(row)) for row in rows}
+    assert asked >= {("times", (a, b)) for a in range(2, 13) for b in range(a, 13)}
+    told = " ".join(map(reply_of, rows))
+    for words in ("7 * 8 = 56", "The capital of France is Paris", "A week has 7 days", "Hello!"):
+        assert words in told

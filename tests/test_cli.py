@@ -7,11 +7,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
-from thinktune import cli
+from thinktune import __version__, cli
+from thinktune.cli import places
+from thinktune.cli.next_steps import command, suggest
+from thinktune.cli.tables import print_fitting
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -93,7 +99,85 @@ def test_help_names_every_verb(thinktune: Run) -> None:
         "doctor",
     ):
         assert f"  {verb} " in out
-    assert "..." not in out.partition("Commands:")[2]  # no summary is too long for its line
+    assert "..." not in out.partition("First steps:")[2]  # every summary is whole
+    assert max(map(len, out.splitlines())) <= 80
+    assert "More:" not in out  # every verb has its task
+
+
+def test_the_version_is_told(thinktune: Run) -> None:
+    assert thinktune("--version")[:2] == (0, f"thinktune {__version__}\n")
+
+
+def test_a_shell_gets_its_completion_script(thinktune: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHELL", "/bin/zsh")
+    assert "#compdef thinktune" in thinktune("--show-completion")[1]
+
+
+def test_a_shell_completes_verbs() -> None:
+    asked = {"_THINKTUNE_COMPLETE": "complete_bash", "COMP_WORDS": "thinktune qui", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv[0] = 'thinktune'; from thinktune.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True)
+    assert done.stdout.split() == ["quickstart"]
+
+
+def make_run(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("{}")
+    (folder / "run.json").write_text("{}")
+    return folder
+
+
+def test_a_run_is_found_by_its_plain_name_unless_something_here_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_run(Path("runs/quickstart"))
+    assert list(map(places.find_run, ["quickstart", "gpt2", "a/b", ""])) == ["runs/quickstart", "gpt2", "a/b", ""]
+    Path("quickstart").mkdir()
+    assert places.find_run("quickstart") == "quickstart"
+
+
+def test_results_without_a_place_go_into_their_run_or_below_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(Path("runs/one"))
+    Path("config.yaml").write_text("{}")  # of the user: it makes no run of the current folder
+    for inside in (run, run / "adapter", run / "infer" / "A1.json"):
+        assert places.home_of(inside) == run
+    assert places.home_of("Qwen/Qwen2.5-3B-Instruct") == Path("runs/Qwen-Qwen2.5-3B-Instruct")
+    assert places.home_of("res.json") == Path("runs/res.json")
+
+
+def test_next_commands_can_be_copied_into_a_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    suggest((command("ask", "runs/my run", "What is 7 times 8?"), "ask it"))
+    assert "next: thinktune ask 'runs/my run' 'What is 7 times 8?'\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("columns", "models"), [(2, 3), (9, 2), (9, 12)])
+def test_a_table_fits_80_columns_with_every_cell_whole(columns: int, models: int) -> None:
+    table = Table("", *(f"measure {at}" for at in range(columns)))
+    for model in range(models):
+        table.add_row(f"model {model}", *(f"{model}{at}.1% (97–100)" for at in range(columns)))
+    out = StringIO()
+    print_fitting(table, Console(file=out, width=80))
+    assert max(map(len, out.getvalue().splitlines())) <= 80
+    cells = [f"{model}{at}.1% (97–100)" for model in range(models) for at in range(columns)]
+    assert [cell for cell in (*cells, f"model {models - 1}", "measure 0") if cell not in out.getvalue()] == []
+
+
+def test_data_in_the_place_of_a_config_are_told_as_such(thinktune: Run, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+    status, _, err = thinktune("train", "rows.jsonl")
+    assert (status, "thinktune init rows.jsonl" in err) == (2, True)
+
+
+def test_a_run_folder_stands_for_its_config_wherever_it_has_moved(thinktune: Run, tmp_path: Path) -> None:
+    (make_run(tmp_path / "runs" / "moved") / "config.yaml").write_text("output: runs/before\nseed: 5\n")
+    out = thinktune("config", "runs/moved")[1]
+    assert ("output: runs/moved" in out, "seed: 5" in out) == (True, True)
+    status, _, err = thinktune("train", "moved", "--resume")
+    assert (status, err.startswith("thinktune: runs/moved is trained to its end")) == (2, True)
 
 
 def test_an_unknown_key_is_one_line_with_the_nearest_and_status_2(thinktune: Run, tmp_path: Path) -> None:

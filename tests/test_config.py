@@ -100,7 +100,6 @@ def test_an_empty_section_is_the_section_with_its_defaults(tmp_path: Path, text:
         ("train: {learning_rate: .nan}\n", "train.learning_rate: Input should be"),
         ("format: {template: '{think} {answer}'}\n", "format.template: does not render to a well-formed completion"),
         ("format: {template: 'x'}\n", "needs {think} and {answer} once each"),
-        ("train: {pack_length: 64}\n", "train.pack_length must not be below data.max_length"),
         ("train: {trainer: {learning_rate: 1}}\n", "train.learning_rate"),
         ("infer: {profiles: {poetry: {}}}\n", "infer.profiles.poetry"),
         ("- a\n- b\n", "must be a mapping of settings, not a list"),

@@ -184,7 +184,7 @@ def test_the_generator_gives_as_many_rows_as_are_wanted() -> None:
 
 
 def test_a_generator_or_split_that_does_not_exist_is_answered_with_those_that_do() -> None:
-    assert "there is builtin:arithmetic" in error_of("builtin:poetry")
+    assert "there is builtin:arithmetic and builtin:basics" in error_of("builtin:poetry")
     assert "it has train and test" in error_of("builtin:arithmetic", "validation")
 
 

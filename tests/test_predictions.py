@@ -171,7 +171,7 @@ def test_the_command_line_scores_a_result_file(
     assert not ended.value.code
     assert json.loads(out)["types"]["math"]["outcomes"]["right"] == 1
     assert "1 gold items have no prediction and count as wrong: m4" in err
-    assert (tmp_path / "eval/res/samples.jsonl").is_file()
+    assert (tmp_path / "runs/scores/res/samples.jsonl").is_file()
 
 
 def test_the_old_spelling_scores_the_same_and_says_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,8 @@ def test_the_schema_file_is_current() -> None:
 
 def test_quickstart_needs_no_network() -> None:
     config = load_config(FOLDER / "quickstart.yaml")
-    used = [config.model, config.data.source, config.infer.file, config.eval.data]
+    sources = [each.source for each in config.data.sources]
+    used = [config.model, *sources, config.infer.file, config.eval.data]
     assert all(str(name).startswith("builtin:") for name in used)
 
 

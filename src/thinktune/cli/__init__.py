@@ -24,6 +24,10 @@ _WRONG_PLACE = (
 def main() -> None:
     """Run the CLI: a ThinktuneError becomes its message and its exit code, everything else stays a trace."""
     try:
+        if "_THINKTUNE_COMPLETE" in os.environ:  # a shell asks for completions
+            from typer._completion_classes import completion_init
+
+            completion_init()
         app()
     except ThinktuneError as error:
         _fail(error)

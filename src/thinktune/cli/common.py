@@ -6,13 +6,16 @@ Nothing heavy is imported before a verb needs it, so that `thinktune --help` ans
 from __future__ import annotations
 
 import os
-import re
 import sys
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
+
+from thinktune.cli.places import find_run, is_run
+from thinktune.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,19 +24,52 @@ if TYPE_CHECKING:
     from thinktune.config import Config, Quantize
     from thinktune.inference.engines.settings import EngineSettings
 
+VERBS = {
+    "First steps": ("quickstart", "init", "doctor", "demo"),
+    "Data and training": ("config", "data", "plan", "train", "run", "sweep", "collect"),
+    "Models": ("ask", "infer", "serve", "merge", "verify", "export"),
+    "Scores": ("eval", "score", "harness", "compare", "report"),
+    "Files": ("clean",),
+}
+"""The verbs by task, as `--help` lists them; one that is not here comes under `More`."""
+
+
+class Verbs(TyperGroup):
+    """The verbs, which `--help` lists by task."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        named = {verb for verbs in VERBS.values() for verb in verbs}
+        rest = tuple(verb for verb in self.list_commands(ctx) if verb not in named)
+        width = max(map(len, self.commands))
+        for task, verbs in {**VERBS, "More": rest}.items():
+            # Every summary whole: a line that is too long is broken, not cut.
+            found = [
+                (verb.ljust(width), self.commands[verb].get_short_help_str(1000))
+                for verb in verbs
+                if verb in self.commands
+            ]
+            if found:
+                with formatter.section(task):
+                    formatter.write_dl(found)
+
+
 app = typer.Typer(
+    cls=Verbs,
     help="Teach a chat model to think before it answers.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=False,  # Typer's options have no default, and to coerce that it imports pydantic before --help
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml, or a run")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="settings that override the config's, such as lora.r=16")
 ]
+
 ModelReference = Annotated[
     str,
     typer.Argument(
@@ -78,12 +114,38 @@ def _show_help(context: typer.Context, wanted: bool) -> None:
         raise typer.Exit()
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from thinktune.version import __version__
+
+        print(f"thinktune {__version__}")
+        raise typer.Exit()
+
+
+def _show_completion(wanted: bool) -> None:
+    if wanted:
+        from typer._completion_shared import get_completion_script
+
+        shell = Path(os.environ.get("SHELL", "bash")).name
+        print(get_completion_script(prog_name="thinktune", complete_var="_THINKTUNE_COMPLETE", shell=shell))
+        raise typer.Exit()
+
+
 @app.callback(add_help_option=False)
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="show the version")
+    ] = False,
+    completion: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion", is_eager=True, callback=_show_completion, help="show a completion script for $SHELL"
+        ),
+    ] = False,
     # Typer's own has no default, and to coerce that it imports pydantic before a verb's --help is printed.
     show_help: Annotated[
-        bool, typer.Option("--help", "-h", is_eager=True, callback=_show_help, help="Show this message and exit.")
+        bool, typer.Option("--help", "-h", is_eager=True, callback=_show_help, help="show this message")
     ] = False,
 ) -> None:
     from thinktune.notices import show_notices
@@ -94,8 +156,19 @@ def _options(
 
 
 def load(file: Path, overrides: list[str] | None) -> Config:
-    from thinktune.config import load_config
+    """Read a config file; a run folder stands for its own config.
 
+    Raises:
+        UsageError: the file is one of data.
+    """
+    from thinktune.config import load_config
+    from thinktune.data.files import is_data_file
+
+    file = Path(find_run(str(file)))
+    if is_data_file(file) and file.suffix != ".json":
+        raise UsageError(f"{file} holds data; a config says how to train on them", hint=f"thinktune init {file}")
+    if is_run(file):
+        return load_config(file / "config.yaml", [f"output={file}", *(overrides or [])])
     return load_config(file, overrides or [])
 
 
@@ -124,19 +197,14 @@ def notify(line: str) -> None:
 
 def show(values: Any, table: Table, *, json: bool) -> None:
     """Print a result: a table for people, or JSON for programs."""
-    from rich.console import Console
-
     if json:
         print(dumps(values, ensure_ascii=False, indent=2))
         return
-    stdout = Console()
-    natural = stdout.measure(table, options=stdout.options.update(max_width=1000)).maximum
-    Console(width=max(stdout.width, natural)).print(table)  # cells cut short would be of no use
+    from rich.console import Console
 
+    from thinktune.cli.tables import print_fitting
 
-def name_of(reference: str) -> str:
-    """Turn a reference into part of a file name."""
-    return re.sub(r"[^\w.-]+", "-", Path(reference).stem if Path(reference).is_file() else reference).strip("-.")
+    print_fitting(table, Console())
 
 
 def stderr() -> Console:

@@ -25,12 +25,13 @@ from thinktune.cli.common import (
     app,
     engine_settings,
     given,
-    name_of,
     notify,
     prepare_libraries,
     show,
     stderr,
 )
+from thinktune.cli.next_steps import command, suggest
+from thinktune.cli.places import RUNS, find_run, home_of, is_run, name_of
 from thinktune.errors import UsageError
 from thinktune.imports import importing
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from thinktune.evaluation.predictions import PredictionScores
     from thinktune.inference.engines import EngineSettings
 
+RunFolders = Annotated[list[str], typer.Argument(metavar="RUN", help="run folders")]
 Rated = Annotated[Path | None, typer.Option("--ratings", help="human ratings of these models; default: the studio's")]
 OwnScorer = Annotated[
     str | None,
@@ -69,7 +71,7 @@ def eval(
         Path | None, typer.Option(help="references of the batch file: JSON lines {id, type, reference}")
     ] = None,
     scorer: OwnScorer = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="output folder; default: eval/MODEL-DATA")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="output folder; default: RUN/scores/DATA")] = None,
     split: Annotated[str, typer.Option(help="split of the data")] = "test",
     sample: Annotated[int | None, typer.Option(min=1, help="number of problems, drawn by seed; default: all")] = None,
     max_tokens: Annotated[
@@ -101,6 +103,7 @@ def eval(
     Prints format rate and accuracy, strict and lenient, with 95% intervals.
     """
     sampling = given(max_tokens=max_tokens, temperature=temperature, n=n, think_budget=think_budget)
+    model = model and find_run(model)
     if predictions is not None:
         if gold is None or model is not None or harness_tasks is not None:
             raise UsageError("a result file is scored by its references: thinktune score PREDICTIONS GOLD")
@@ -125,7 +128,7 @@ def eval(
         from thinktune.config import Data
         from thinktune.evaluation.evaluate import evaluate_items
 
-        out = out or Path("eval") / f"{name_of(model)}-{name_of(data)}"
+        out = out or home_of(model) / "scores" / name_of(data)
         settings = engine_settings(engine, how, quantize, workers, cluster)
         options: dict[str, Any] = {
             "tell_format": tell_format,
@@ -136,6 +139,7 @@ def eval(
         if gold is not None:
             scores = evaluate_items(model, data, gold, out, settings, changes=sampling, scorer=scorer, **options)
             _show_predictions(scores, out, json=json)
+            _suggest_after_scores(out, json=json)
         else:
             rows = Data(source=data, split=split, sample=sample)
             _eval_rows(model, rows, out, settings, sampling, scorer, json=json, **options)
@@ -167,6 +171,16 @@ def _eval_rows(
         summary = evaluate_data(opened, data, out, **options)
     show(summary.as_dict(), comparison_table({model: summary}), json=json)
     notify(f"every sample is in {out / 'samples.jsonl'}")
+    _suggest_after_scores(out, json=json)
+
+
+def _suggest_after_scores(out: Path, *, json: bool) -> None:
+    """Suggest the page on which the scores of a run are shown."""
+    run = home_of(out)
+    if not json and (run / "run.json").exists():
+        suggest((command("report", run), "these scores beside the others of the run, on one page"))
+    elif not json:
+        suggest((command("demo"), "the studio: read and rate answers"))
 
 
 @app.command()
@@ -176,7 +190,7 @@ def score(
         Path, typer.Argument(metavar="GOLD", help="references: JSON lines {id, type, reference}; code has tests")
     ],
     scorer: OwnScorer = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="output folder; default: eval/PREDICTIONS")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="output folder; default: RUN/scores/NAME")] = None,
     json: AsJson = False,
 ) -> None:
     """Score a result file of this or any other tool.
@@ -186,8 +200,10 @@ def score(
     prepare_libraries()
     from thinktune.evaluation.predictions import score_predictions
 
-    out = out or Path("eval") / predictions.stem
+    run = home_of(predictions)
+    out = out or (run if is_run(run) else RUNS) / "scores" / predictions.stem
     _show_predictions(score_predictions(predictions, gold, out, scorer=scorer), out, json=json)
+    _suggest_after_scores(out, json=json)
 
 
 @app.command()
@@ -240,7 +256,7 @@ def collect(
     from thinktune.evaluation.collect import collect as collect_rows
 
     collected = collect_rows(
-        model,
+        find_run(model),
         Data(source=data, split=split, sample=sample),
         out,
         engine_settings(engine, how, quantize),
@@ -259,6 +275,8 @@ def collect(
     for remark in collected.remarks():
         notify(remark)
     notify(f"rows: {out}" + (f"; pairs: {pairs}" if pairs else ""))
+    if not json:
+        suggest((command("init", out), "a config that trains on them"))
 
 
 def _show_predictions(scores: PredictionScores, out: Path, *, json: bool) -> None:
@@ -280,9 +298,7 @@ def harness(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first problems of each task")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="max new tokens where a task sets none")] = 1024,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="output folder; default: RUN/eval/tuned, or eval/MODEL-harness")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="output folder; default: RUN/eval/tuned")] = None,
     engine: Engine = "auto",
     quantize: Quantization = "none",
     how: HowLoaded = None,
@@ -303,8 +319,9 @@ def harness(
     from thinktune.inference.engines import open_engine
     from thinktune.run_folder import RunFolder
 
+    model = find_run(model)
     run = RunFolder(Path(model))
-    out = out or (run.eval / "tuned" if run.is_trained else Path("eval") / f"{name_of(model)}-harness")
+    out = out or (run.eval / "tuned" if run.is_trained else home_of(model) / "scores" / "harness")
     loaded = load_tasks([name.strip() for name in tasks.split(",") if name.strip()], include_path, shots)
     console = stderr()
     with open_engine(model, engine_settings(engine, how, quantize, workers, cluster)) as opened:
@@ -313,6 +330,7 @@ def harness(
         )
     show([asdict(each) for each in figures], figures_table(figures), json=json)
     notify(f"every sample is in {out / 'harness-samples.jsonl'}")
+    _suggest_after_scores(out, json=json)
 
 
 @app.command()
@@ -336,36 +354,44 @@ def sweep(
     if swept.runs:
         _print_comparison([str(run) for run in swept.runs], swept.folder)
     swept.require_whole()
+    suggest((command("demo", *swept.runs[:2]), "ask two of them side by side"))
 
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="run folders")],
+    runs: RunFolders,
     ratings: Rated = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="folder for report.html, comparison.json and comparison.png")
-    ] = Path("comparison"),
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="folder for report.html, comparison.json and comparison.png; default: beside the runs"
+        ),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Compare runs side by side.
 
     Cost, loss, scores with intervals, and which differences are significant.
     """
-    _print_comparison(runs, out, ratings=ratings, json=json)
+    runs = list(map(find_run, runs))
+    _print_comparison(runs, out or Path(runs[0]).parent / "comparison", ratings=ratings, json=json)
+    if not json:
+        suggest((command("demo", *runs[:2]), "ask two of them side by side, or rate their answers blind"))
 
 
 @app.command()
-def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="run folders")], ratings: Rated = None
-) -> None:
+def report(runs: RunFolders, ratings: Rated = None) -> None:
     """Write an HTML report of a run.
 
     RUN/report.html has curves, data, config, scores and samples, and needs no network.
     """
     from thinktune.report.html import write_report
 
+    runs = list(map(find_run, runs))
     for run in runs:
         print(write_report(run, ratings=ratings))
+    others = "another-run" if len(runs) == 1 else ""
+    suggest((command("compare", *runs, *filter(None, [others])), "runs side by side, and which differences are real"))
 
 
 def _print_comparison(runs: list[str], out: Path, *, ratings: Path | None = None, json: bool = False) -> None:

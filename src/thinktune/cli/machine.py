@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from thinktune.cli.common import AsJson, HowLoaded, Quantization, app, engine_settings, notify, prepare_libraries
+from thinktune.cli.next_steps import command, suggest
+from thinktune.cli.places import find_run
 
 
 @app.command()
@@ -44,7 +46,7 @@ def demo(
     from thinktune.studio.app import USER, serve
 
     server = serve(
-        models or [],
+        list(map(find_run, models or [])),
         runs=runs,
         host=host,
         port=port,
@@ -81,9 +83,10 @@ def clean(
         return
     for waste in report["found"]:
         print(f"{waste['size'] / 2**20:10,.1f} MiB  {waste['kind']:9}  {waste['path']}")
-    total = f"{report['bytes'] / 2**20:,.1f} MiB"
-    hint = "" if delete or not report["found"] else "; thinktune clean --delete removes it"
-    notify(f"{total} {'removed' if delete else 'can go'}{hint}")
+    notify(f"{report['bytes'] / 2**20:,.1f} MiB {'removed' if delete else 'can go'}")
+    if report["found"] and not delete:
+        chosen = [word for name in only or () for word in ("--only", name)]
+        suggest((command("clean", runs, *chosen, "--delete"), "delete these files"))
 
 
 @app.command()
@@ -96,3 +99,5 @@ def doctor(json: AsJson = False) -> None:
     from thinktune.workflows.doctor import show
 
     show(json=json)
+    if not json:
+        suggest((command("quickstart"), "a small model learns to think: minutes on a CPU"))

@@ -26,11 +26,12 @@ from thinktune.cli.common import (
     engine_settings,
     given,
     load,
-    name_of,
     notify,
     prepare_libraries,
     stderr,
 )
+from thinktune.cli.next_steps import command, suggest
+from thinktune.cli.places import find_run, home_of, name_of
 from thinktune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,8 +59,11 @@ def ask(
     from thinktune.config import Sampling
     from thinktune.inference.chat_cli import ask
 
+    model = find_run(model)
     sampling = Sampling().changed(temperature=temperature, max_tokens=max_tokens, seed=seed, think_budget=think_budget)
     ask(model, question, sampling=sampling, settings=engine_settings(engine, how, quantize), raw=raw, messages=stderr())
+    if question is not None:
+        suggest((command("ask", model), "a conversation"), (command("demo", model), "the same on a web page"))
 
 
 @app.command()
@@ -81,7 +85,12 @@ def merge(
     from thinktune.config import parse_load
     from thinktune.export.merge import merge
 
+    run = find_run(run)
     print(merge(run, out, load=parse_load(how), dtype=dtype, overwrite=overwrite).summary())
+    suggest(
+        (command("verify", run), "prove that adapter, merged model and engine agree"),
+        (command("infer", run, "questions.jsonl"), "answer a batch file"),
+    )
 
 
 @app.command()
@@ -105,6 +114,7 @@ def verify(
     from thinktune.export.verify import verify
     from thinktune.inference.engines import open_engine
 
+    run = find_run(run)
     with open_engine(run, engine_settings(engine, how)) as opened:
         verified = verify(opened, run, prompts=prompts, max_tokens=max_tokens)
     if json:
@@ -113,6 +123,11 @@ def verify(
         Console().print(verified.table())
     if not verified.passed:
         sys.exit(1)
+    if not json:
+        suggest(
+            (command("infer", run, "questions.jsonl"), "answer a batch file"),
+            (command("export", run), "a GGUF file, for llama.cpp and Ollama"),
+        )
 
 
 @app.command()
@@ -122,7 +137,7 @@ def infer(
         list[str], typer.Argument(metavar="FILE", help="JSON lines {id, type, prompt}, or builtin:questions")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="result file, or their folder; default: results.json, or results")
+        Path | None, typer.Option("--out", "-o", help="result file, or their folder; default: RUN/infer/FILE.json")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="config file to take infer.* and load.* from")] = None,
     profile: Annotated[
@@ -173,9 +188,11 @@ def infer(
     if profile:
         over["profiles"] = {}
     settings = _settings(config, over)
+    model = find_run(model)
+    results = _result_files(files, out, home_of(model) / "infer")
     infer_files(
         model,
-        _result_files(files, out),
+        results,
         EngineSettings.of(settings.infer, parse_load(how, settings.load), quantize, cluster),
         samplings=samplings(settings.infer, settings.seed if seed is None else seed),
         skip_bad=skip_bad,
@@ -185,20 +202,21 @@ def infer(
         shard=part,
         console=stderr(),
     )
+    suggest((command("score", next(iter(results.values())), "gold.jsonl"), "score it by the right answers"))
 
 
-def _result_files(files: list[str], out: Path | None) -> dict[str | Path, Path]:
-    """Choose the result file of each batch file.
+def _result_files(files: list[str], out: Path | None, folder: Path) -> dict[str | Path, Path]:
+    """Choose the result file of each batch file; without `out` in `folder`.
 
     Raises:
         UsageError: two are the same, one is no plain file, or one is a batch file itself.
     """
     from thinktune.inference.shard import journal_of
 
-    if len(files) == 1:
-        found: dict[str | Path, Path] = {files[0]: out or Path("results.json")}
+    if out is not None and len(files) == 1:
+        found: dict[str | Path, Path] = {files[0]: out}
     else:
-        found = {file: (out or Path("results")) / f"{name_of(file)}.json" for file in files}
+        found = {file: (out or folder) / f"{name_of(file)}.json" for file in files}
     if len(set(found.values())) < len(files):
         raise UsageError("two of the batch files have the same name", hint="answer them one by one, each with its -o")
     for result in found.values():
@@ -243,7 +261,7 @@ def serve(
 
     settings = _settings(config, {})
     run_by = EngineSettings(engine, parse_load(how, settings.load), vllm=settings.infer.vllm)
-    server = serve(model, run_by, adapters=adapter or [], host=host, port=port)
+    server = serve(find_run(model), run_by, adapters=adapter or [], host=host, port=port)
     notify(f"{server.url} will have {', '.join(server.models)}")
     server.run()
 
@@ -260,7 +278,7 @@ def _settings(file: Path | None, over: dict[str, Any]) -> Config:
 def export(
     model: ModelReference,
     gguf: Annotated[Literal["f16", "q8_0"], typer.Option("--gguf", help="precision of the weights")] = "q8_0",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="output file; default: MODEL-PRECISION.gguf")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="output file; default: RUN/NAME-GGUF.gguf")] = None,
     how: HowLoaded = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -272,5 +290,7 @@ def export(
     from thinktune.config import parse_load
     from thinktune.export.gguf import export
 
-    out = out or Path(f"{name_of(Path(model).name)}-{gguf}.gguf")
+    model = find_run(model)
+    out = out or home_of(model) / f"{name_of(Path(model).name)}-{gguf}.gguf"
     print(export(model, out, gguf, load=parse_load(how), overwrite=overwrite))
+    suggest((command("ask", out), "the same question of the exported file"))

@@ -11,15 +11,19 @@ from thinktune.cli.common import (
     AsJson,
     Cluster,
     ConfigFile,
+    HowLoaded,
     Overrides,
     Overwrite,
     Workers,
     app,
     load,
+    notify,
     prepare_libraries,
     silent,
     stderr,
 )
+from thinktune.cli.next_steps import after_training, command, suggest
+from thinktune.cli.places import name_of
 from thinktune.errors import UsageError
 from thinktune.training.ranks import here
 
@@ -40,9 +44,15 @@ def quickstart(overrides: Overrides = None, overwrite: Overwrite = False) -> Non
     Model and data come with the package; a CPU is enough.
     """
     prepare_libraries()
-    from thinktune.workflows.run import quickstart
+    from thinktune.workflows.run import quickstart_config, run
 
-    quickstart(overrides or [], console=stderr(), overwrite=overwrite)
+    loaded = quickstart_config(overrides or [])
+    run(loaded, console=stderr(), overwrite=overwrite)
+    suggest(
+        *after_training(loaded.run_folder, ["What is 7 times 8?"]),
+        (command("init", "rows.jsonl"), "a config for rows of your own"),
+        (command("run", "configs/qwen2.5-3b.yaml"), "the same for Qwen2.5-3B-Instruct, on a GPU"),
+    )
 
 
 @app.command()
@@ -66,6 +76,41 @@ def run(
     from thinktune.workflows.run import run
 
     run(loaded, console=stderr(), overwrite=overwrite, cluster=cluster, gpus=count)
+    suggest(
+        *after_training(loaded.run_folder, loaded.ask.questions),
+        (command("infer", loaded.run_folder, "questions.jsonl"), "answer a batch file"),
+    )
+
+
+@app.command()
+def init(
+    rows: Annotated[Path, typer.Argument(metavar="ROWS", help="a file of rows, or a folder of such files")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="folder of the config and the split rows; default: ROWS' name")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="base model", show_default="by this machine")] = None,
+    how: HowLoaded = None,
+) -> None:
+    """Write a config fitted to rows of your own.
+
+    Lengths, packs and steps fit the rows; some of them are held out, to score the model on.
+    """
+    prepare_libraries()
+    from thinktune.config import parse_load
+    from thinktune.workflows.new_config import default_model, write_config
+
+    load_settings = parse_load(how)
+    made = write_config(
+        rows, out or Path(name_of(str(rows))), model or default_model(load_settings), load=load_settings
+    )
+    notify(made.report.one_line())
+    for remedy in made.remedies():
+        notify(f"  {remedy}")
+    print(made)
+    suggest(
+        (command("data", made.file), "the rows as the model will see them, and those that were dropped"),
+        (command("run", made.file), "train, merge and score it"),
+    )
 
 
 @app.command()
@@ -86,6 +131,7 @@ def config(
         raise UsageError("name a config file, or ask for the --schema")
     else:
         print(dump_config(load(file, overrides)), end="")
+        suggest((command("data", file, *overrides or []), "the data as the model will see it"))
 
 
 @app.command()
@@ -106,6 +152,8 @@ def data(
     from thinktune.report.data_preview import show
 
     show(load(config, overrides), out=out, overwrite=overwrite, json=json)
+    if not json:
+        suggest((command("plan", config, *overrides or []), "whether it fits this machine, and how long it takes"))
 
 
 @app.command()
@@ -128,6 +176,8 @@ def plan(
     from thinktune.planner.table import show
 
     show(load(config, overrides), gpu=gpu, fitted=fit, json=json)
+    if not json:
+        suggest((command("run", config, *overrides or []), "train, merge and score it"))
 
 
 @app.command()
@@ -156,6 +206,15 @@ def train(
 
     console = stderr() if here().is_first else silent()
     import_train(loaded)(loaded, console=console, resume=resume, overwrite=overwrite)
+    if here().is_first:
+        _suggest_after_training(loaded)
+
+
+def _suggest_after_training(config: Config) -> None:
+    suggest(
+        *after_training(config.run_folder, config.ask.questions),
+        (command("merge", config.run_folder), "put the adapter into the weights, for speed and for others"),
+    )
 
 
 def _count_gpus(config: Config, asked: str | None) -> int:

@@ -105,7 +105,9 @@ class Train(Section):
         True, description="on GPUs, run each decoder layer as one fused operation; false: transformers' layers"
     )
     packing: bool = Field(True, description="fill each pack with whole examples that cannot attend to each other")
-    pack_length: int | None = Field(None, ge=16, description="max tokens of a pack; null: data.max_length")
+    pack_length: int | None = Field(
+        None, ge=16, description="max tokens of a pack; never below data.max_length, which null stands for"
+    )
     learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "cosine"
     warmup_steps: float = Field(0.03, ge=0, description="optimizer steps, or below 1 a fraction of all steps")
@@ -374,11 +376,10 @@ class Config(Section):
     eval: Eval = Eval()
     output: Path | None = Field(None, description="run folder; null: runs/CONFIG-STEM")
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Config:
-        if self.train.pack_length is not None and self.train.pack_length < self.data.max_length:
-            raise ValueError("train.pack_length must not be below data.max_length: an example has to fit into a pack")
-        return self
+    @property
+    def pack_length(self) -> int:
+        """Max tokens of a pack, never below data.max_length: an example has to fit into a pack."""
+        return max(self.train.pack_length or 0, self.data.max_length)
 
     @property
     def data_seed(self) -> int:

@@ -122,16 +122,16 @@ def _draw(kind: str, level: int, split: Split, random: Random, seen: set[tuple[s
 
 
 def _row(problem: Problem, kind: str, level: int) -> dict[str, Any]:
-    thought = " ".join(problem.work.steps)
+    return conversation(problem.question, " ".join(problem.work.steps), problem.answer, kind=kind, level=level)
+
+
+def conversation(question: str, thought: str, answer: object, **more: object) -> dict[str, Any]:
+    """Make a row of the format of Bespoke-Stratos, with `more` columns."""
     reply = (
         f"<|begin_of_thought|>\n\n{thought}\n\n<|end_of_thought|>\n\n"
-        f"<|begin_of_solution|>\n\n{problem.answer}\n\n<|end_of_solution|>"
+        f"<|begin_of_solution|>\n\n{answer}\n\n<|end_of_solution|>"
     )
-    return {
-        "conversations": [{"from": "user", "value": problem.question}, {"from": "assistant", "value": reply}],
-        "kind": kind,
-        "level": level,
-    }
+    return {"conversations": [{"from": "user", "value": question}, {"from": "assistant", "value": reply}], **more}
 
 
 def _places(number: int) -> list[int]:

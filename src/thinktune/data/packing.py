@@ -55,4 +55,4 @@ def packs_of(lengths: Sequence[int], config: Config) -> list[list[int]]:
     """Pack examples as the config says: the indexes of the examples of each pack; without packing, one each."""
     if not config.train.packing:
         return [[index] for index in range(len(lengths))]
-    return pack(lengths, config.train.pack_length or config.data.max_length)
+    return pack(lengths, config.pack_length)

@@ -303,7 +303,7 @@ def _report(
     both = [*train, *held_out]
     packed = None
     if config.train.packing:
-        capacity = config.train.pack_length or config.data.max_length
+        capacity = config.pack_length
         packed = Packs(len(packs), capacity, 1 - sum(map(len, train)) / (len(packs) * capacity))
     return DataReport(
         [pool.report for pool in pools],

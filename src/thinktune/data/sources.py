@@ -9,12 +9,14 @@ from typing import cast, get_args
 
 from thinktune.config import Load
 from thinktune.data.arithmetic import Split, problems
+from thinktune.data.basics import basics
 from thinktune.data.examples import Row
 from thinktune.data.files import is_data_file, read_path
 from thinktune.data.hub import read_hub_dataset, read_modelscope_dataset
 from thinktune.errors import DataError
 
-BUILTIN = "builtin:arithmetic"
+BUILTIN = {"builtin:arithmetic": problems, "builtin:basics": basics}
+"""The generators of rows. The rows of a split, a count and a seed never change: other problems get a new name."""
 BUILTIN_ROWS = 2000
 """Rows the generator gives where `data.sample` does not say how many."""
 
@@ -75,9 +77,9 @@ def _read_local(source: str, split: str) -> Iterator[Row] | None:
 
 
 def _generate(source: str, split: str, count: int, seed: int) -> Iterator[Row]:
-    if source != BUILTIN:
-        raise DataError(f"no built-in data {source}", hint=f"there is {BUILTIN}")
+    if source not in BUILTIN:
+        raise DataError(f"no built-in data {source}", hint=f"there is {' and '.join(BUILTIN)}")
     if split not in get_args(Split):
-        raise DataError(f"{BUILTIN} has no split {split!r}", hint="it has train and test")
-    for number, fields in enumerate(problems(cast(Split, split), count, seed), start=1):
+        raise DataError(f"{source} has no split {split!r}", hint="it has train and test")
+    for number, fields in enumerate(BUILTIN[source](cast(Split, split), count, seed), start=1):
         yield Row(number, fields)

@@ -82,8 +82,13 @@ def longest_packs(config: Config) -> PackLengths:
     return PackLengths((pack,), count, f"not read: every pack taken to have {longest:,} tokens")
 
 
+def _is_made(config: Config) -> bool:
+    """Whether all rows are made as they are asked for, so that there are as many as are wanted."""
+    return all(each.source.startswith("builtin:") for each in config.data.sources)
+
+
 def _is_quick(config: Config) -> bool:
-    sources = [config.data.source] if isinstance(config.data.source, str) else [s.source for s in config.data.source]
+    sources = [each.source for each in config.data.sources]
     return all(source.startswith("builtin:") or 0 < _size(Path(source)) < _QUICK_BYTES for source in sources)
 
 
@@ -105,7 +110,7 @@ def _read_packs(config: Config) -> PackLengths:
     sources = prepared.report.sources
     usable = math.floor(sum(source.usable for source in sources) * _share_that_fits(sources))
     if wanted is not None:
-        usable = wanted if config.data.source == "builtin:arithmetic" else min(wanted, usable)  # made as many as asked
+        usable = wanted if _is_made(config) else min(wanted, usable)
     count = round(usable * (1 - config.data.eval_fraction))
     source = f"{len(prepared.train):,} examples read" + (f" for {count:,}" if count > len(prepared.train) else "")
     return measure_packs(prepared.train, prepared.packs, of=count, source=source)

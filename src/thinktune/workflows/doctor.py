@@ -10,11 +10,11 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, requires, version
 from json import dumps
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _GIB = 2**30
-_TIMEOUT = 3.0  # seconds a host gets to answer
+_TIMEOUT = 2.0  # seconds a host gets to answer
+_CACHE_SECONDS = 0.5  # for the size of a cache, which may have a hundred thousand files
 _EXTRAS = {
     "quant": "quantize: int8 and nf4, 8-bit AdamW",
     "gguf": "GGUF files, and converting the built-in model",
@@ -51,6 +52,7 @@ def report() -> dict[str, Any]:
     Keys: python, system, hardware, libraries, extras, builtin_model, caches, disk, network, programs, advice.
     Memory and disk are in GiB. `advice` is a list of {"level": "impossible" | "slow" | "note", "what", "do"}.
     """
+    hubs = _ask_hubs()  # they answer while the rest is inspected
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -60,9 +62,9 @@ def report() -> dict[str, Any]:
         "builtin_model": _builtin_model(),
         "caches": {name: _cache(path) for name, path in _cache_folders().items()},
         "disk": {str(place): _free_disk(place) for place in (Path.cwd(), cache_folder(), _cache_folders()["hub"])},
-        "network": _network(),
         "programs": _confinement(),
     }
+    facts["network"] = hubs()
     return {**facts, "advice": list(_advise(facts))}
 
 
@@ -78,35 +80,44 @@ def show(*, json: bool = False) -> None:
 
 
 def print_report(facts: dict[str, Any], console: Console) -> None:
-    """Show a report as a table, with the advice below it."""
+    """Show a report: the conclusion, the advice, and below them a table of all that was found."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, lines in _rows(facts):
-        table.add_row(name, "\n".join(escape(line) for line in lines))
-    console.print(table)
+    console.print(_conclusion(facts["hardware"]), style="bold", highlight=False, markup=False)
     colours = {"impossible": "red", "slow": "yellow", "note": "dim"}
     for item in facts["advice"]:
         console.print(f"[{colours[item['level']]}]{item['level']}[/]: {escape(item['what'])}", highlight=False)
         console.print(f"    {escape(item['do'])}", highlight=False, style="dim")
     if not facts["advice"]:
         console.print("Everything is there.", style="green")
+    console.print()
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, lines in _rows(facts):
+        table.add_row(name, "\n".join(escape(line) for line in lines))
+    console.print(table)
+
+
+def _conclusion(hardware: dict[str, Any]) -> str:
+    if hardware["device"] is None:
+        return "Nothing can be trained or asked here: PyTorch does not work."
+    if hardware["device"] == "cpu":
+        return "The built-in model can be trained and asked here, on the CPU: thinktune quickstart"
+    model = "Qwen2.5-3B and models of its size" if hardware["gpu_memory_gib"] >= 15 else "Models up to about 1.5B"
+    return f"{model} can be trained and asked here, on {hardware['gpu']}."
 
 
 def _rows(facts: dict[str, Any]) -> Iterable[tuple[str, list[str]]]:
     hardware = facts["hardware"]
     yield "Python", [f"{facts['python']} on {facts['system']}"]
     yield "device", [", ".join(f"{name} {value}" for name, value in hardware.items())]
-    yield (
-        "libraries",
-        [
-            f"{name} {entry['version'] or 'is missing'}" + ("" if entry["fits"] else f" (wanted {entry['wanted']})")
-            for name, entry in facts["libraries"].items()
-        ],
+    libraries = (
+        f"{name} {entry['version'] or 'is missing'}" + ("" if entry["fits"] else f" (wanted {entry['wanted']})")
+        for name, entry in facts["libraries"].items()
     )
+    yield "libraries", [", ".join(libraries)]
     yield (
         "extras",
         [
@@ -116,7 +127,10 @@ def _rows(facts: dict[str, Any]) -> Iterable[tuple[str, list[str]]]:
         ],
     )
     yield "built-in model", [facts["builtin_model"]["state"]]
-    yield "caches", [f"{name}: {entry['path']}, {entry['gib']} GiB" for name, entry in facts["caches"].items()]
+    sizes = {
+        name: f"{'' if entry['whole'] else 'at least '}{entry['gib']} GiB" for name, entry in facts["caches"].items()
+    }
+    yield "caches", [f"{name}: {entry['path']}, {sizes[name]}" for name, entry in facts["caches"].items()]
     yield "free disk", [f"{place}: {free} GiB" for place, free in facts["disk"].items()]
     programs = facts["programs"]
     holds = ", ".join(name for name, value in programs["held"].items() if value)
@@ -200,14 +214,17 @@ def _cache_folders() -> dict[str, Path]:
 
 
 def _cache(folder: Path) -> dict[str, Any]:
-    size = 0
+    size, until, whole = 0, time.monotonic() + _CACHE_SECONDS, True
     for place, _, names in os.walk(folder):
         for name in names:
             try:
                 size += os.lstat(os.path.join(place, name)).st_size
             except OSError:  # deleted meanwhile
                 continue
-    return {"path": str(folder), "gib": round(size / _GIB, 2)}
+        if time.monotonic() > until:
+            whole = False
+            break
+    return {"path": str(folder), "gib": round(size / _GIB, 2), "whole": whole}
 
 
 def _free_disk(place: Path) -> float | None:
@@ -219,13 +236,28 @@ def _free_disk(place: Path) -> float | None:
         return None
 
 
-def _network() -> dict[str, dict[str, Any]]:
+def _ask_hubs() -> Callable[[], dict[str, dict[str, Any]]]:
+    """Ask the hubs in the background, and return a function that collects their answers."""
     hosts = {
         "Hugging Face hub": os.environ.get("HF_ENDPOINT") or "https://huggingface.co",
         "ModelScope": os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn",
     }
-    with ThreadPoolExecutor(len(hosts)) as pool:
-        return dict(zip(hosts, pool.map(_reach, hosts.values()), strict=True))
+    silent = "no answer"  # of a name server, which no time limit of a connection covers
+    found = {name: {"url": url, "reached": False, "state": f"not reached ({silent})"} for name, url in hosts.items()}
+    until = time.monotonic() + _TIMEOUT
+    threads = [
+        Thread(target=lambda name=name, url=url: found.update({name: _reach(url)}), daemon=True)
+        for name, url in hosts.items()
+    ]
+    for thread in threads:
+        thread.start()
+
+    def collect() -> dict[str, dict[str, Any]]:
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return dict(found)
+
+    return collect
 
 
 def _confinement() -> dict[str, Any]:

@@ -33,20 +33,10 @@ from thinktune.training.imports import import_train
 from thinktune.training.launch import launch_training
 
 
-def quickstart(overrides: Sequence[str], *, console: Console, overwrite: bool = False) -> None:
-    """Run everything on the built-in model and data; print base against tuned, and further commands to try."""
+def quickstart_config(overrides: Sequence[str]) -> Config:
+    """Read the shipped config of the built-in model and data, with `overrides`."""
     with as_file(_shipped_config("quickstart.yaml")) as file:
-        config = load_config(file, overrides)
-    run(config, console=console, overwrite=overwrite)
-    folder = config.run_folder
-    console.print("\nNext:", style="bold")
-    for command, effect in (
-        (f'thinktune ask {folder} "Ben buys 4 bags of 17 apples and eats 9. How many are left?"', "ask it yourself"),
-        (f"thinktune ask {folder}", "hold a conversation"),
-        ("thinktune run configs/qwen2.5-3b.yaml", "the same for Qwen2.5-3B-Instruct, on a GPU"),
-    ):
-        console.print(f"  {command}", highlight=False, markup=False)
-        console.print(f"      {effect}", style="dim", highlight=False)
+        return load_config(file, overrides)
 
 
 def run(
