@@ -53,32 +53,41 @@ class _Runs:
     """
 
     def __init__(self, problems: Sequence[Hashes], kinds: npt.NDArray[np.intp], length: int) -> None:
-        keys = [ngrams(words, length) for words in problems]
-        counts = [len(each) for each in keys]
-        self._keys = np.concatenate(keys)
-        self._problems = np.repeat(np.arange(len(problems)), counts)
-        self._starts = np.concatenate([np.arange(count) for count in counts])
-        self._sort(kinds)
+        runs = [ngrams(words, length) for words in problems]
+        keys = np.concatenate(runs)
+        order = np.argsort(keys, kind="stable")
+        self._keys = keys[order]
+        self._problems = np.repeat(np.arange(len(problems)), [len(each) for each in runs])[order]
+        self._starts = np.concatenate([np.arange(len(each)) for each in runs])[order]
+        self._common = self._shared(kinds)
+        # Two looks into a table (Bloom 1970) spare the search for nearly every run that no problem has.
         self._table = np.zeros(2**_BITS, np.bool_)
-        self._table[self._keys >> np.uint64(64 - _BITS)] = True
+        for places in self._places(self._keys):
+            self._table[places] = True
 
-    def _sort(self, kinds: npt.NDArray[np.intp]) -> None:
-        """Sort by key, without the runs that too many problems of different kinds share."""
+    def _places(self, runs: Hashes) -> tuple[Hashes, Hashes]:
+        return runs >> np.uint64(64 - _BITS), (runs >> np.uint64(64 - 2 * _BITS)) & np.uint64(2**_BITS - 1)
+
+    def _shared(self, kinds: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+        """Tell the runs that problems of too many kinds have."""
         _, key = np.unique(self._keys, return_inverse=True)
         pairs = np.unique(np.stack([key, kinds[self._problems]]), axis=1)
-        common = np.bincount(pairs[0]) > _COMMON
-        order = np.argsort(self._keys, kind="stable")
-        order = order[~common[key[order]]]
-        self._keys, self._problems, self._starts = self._keys[order], self._problems[order], self._starts[order]
+        common: npt.NDArray[np.bool_] = (np.bincount(pairs[0]) > _COMMON)[key]
+        return common
 
-    def found_in(self, runs: Hashes) -> Iterator[tuple[int, int]]:
-        """Yield problem and start of each of the problems' runs that is among these."""
-        likely = runs[self._table[runs >> np.uint64(64 - _BITS)]]
+    def places_in(self, runs: Hashes) -> npt.NDArray[np.intp]:
+        """Return the places, among the problems' runs, of those that are among these."""
+        first, second = self._places(runs)
+        likely = runs[self._table[first] & self._table[second]]
         places = np.searchsorted(self._keys, likely)
         there = places < len(self._keys)
         there[there] = self._keys[places[there]] == likely[there]
-        for first in np.unique(places[there]):
-            last = np.searchsorted(self._keys, self._keys[first], "right")
+        return np.unique(places[there])
+
+    def starts(self, places: npt.NDArray[np.intp]) -> Iterator[tuple[int, int]]:
+        """Yield problem and start of each run at these places, without those that too many problems have."""
+        for first in places:
+            last = first if self._common[first] else np.searchsorted(self._keys, self._keys[first], "right")
             for at in range(first, last):
                 yield int(self._problems[at]), int(self._starts[at])
 
@@ -117,16 +126,20 @@ class ProblemIndex:
             return Match(name, 0, True)
         words = hash_words(text_of(example))
         for numbers, sequence in ((True, words), (False, without_numbers(words))):
-            for problem, _ in self._runs[numbers, _LONG].found_in(ngrams(sequence, _LONG)):
+            places = self._runs[numbers, _SHORT].places_in(ngrams(sequence, _SHORT))
+            if len(places) == 0:  # then no longer run is a problem's either
+                continue
+            long = self._runs[numbers, _LONG]
+            for problem, _ in long.starts(long.places_in(ngrams(sequence, _LONG))):
                 return Match(self._names[problem], _LONG, numbers)
-            if (covered := self._covered(numbers, sequence)) is not None:
+            if (covered := self._covered(numbers, places)) is not None:
                 return Match(self._names[covered], _SHORT, numbers)
         return None
 
-    def _covered(self, numbers: bool, sequence: Hashes) -> int | None:
-        """Return the first problem of whose words enough are in runs that the sequence has."""
+    def _covered(self, numbers: bool, places: npt.NDArray[np.intp]) -> int | None:
+        """Return the first problem of whose words enough are in these runs."""
         starts: dict[int, list[int]] = {}
-        for problem, start in self._runs[numbers, _SHORT].found_in(ngrams(sequence, _SHORT)):
+        for problem, start in self._runs[numbers, _SHORT].starts(places):
             starts.setdefault(problem, []).append(start)
         for problem in sorted(starts):
             covered = {word for start in starts[problem] for word in range(start, start + _SHORT)}
