@@ -12,8 +12,9 @@ training alone; ours is planned within `--limit` GiB. TRL keeps all activations 
 ours, too, recomputes all where it was planned to fit and did not.
 Losses are those of the first and the last step: they have to agree. A contestant that cannot run says why; where
 Liger's kernels cannot, TRL runs alone. Qwen3.5 wants flash-linear-attention (`fla`): without it transformers computes
-the delta rule in plain PyTorch, many times slower, for everyone, and 2 rows a step are trained. causal-conv1d is used
-where it is installed; without it the convolution is PyTorch's own.
+the delta rule in plain PyTorch, many times slower, for everyone. fla 0.6 refuses to train it on Hopper with Triton
+below 3.7.1 (torch 2.11 has 3.6); ours then does without, and TRL fails. causal-conv1d is used where it is installed;
+without it the convolution is PyTorch's own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import time
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from published import PUBLISHED, published_config
 from train import begin, machine
 from workload import Workload, model_folder
 
-_ROWS = {"llama-3.1-8b": 4, "olmo-3-7b": 4, "qwen3-30b-a3b": 2, "qwen3.5-4b": 8 if find_spec("fla") else 2}
+_ROWS = {"llama-3.1-8b": 4, "olmo-3-7b": 4, "qwen3-30b-a3b": 2, "qwen3.5-4b": 2}
 """Documents a step, where 8 would leave a peer no room, or take too long (a delta rule without its kernels)."""
 _ONLY_CHECKPOINTED = ("qwen3-30b-a3b",)
 _IMPORTS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from torch.nn.attention.flex_attention import create_block_mask
+from transformers.integrations.hub_kernels import use_kernel_func_from_hub_with_fallback
 
 from thinktune.data import Example, Tokens
 from thinktune.errors import ModelError
@@ -21,6 +23,7 @@ from thinktune.training.collator import PackedCollator
 from thinktune.training.fidelity import documents_are_isolated, measure
 from thinktune.training.fused import flex_attention, packed_attention
 from thinktune.training.fused.flash_attention import flash_attention
+from thinktune.training.fused.package_kernels import kernels_that_train
 from thinktune.training.fused.packed_attention import NAME, Local, packed_documents
 from thinktune.training.model_with_loss import ModelWithLoss
 
@@ -296,6 +299,49 @@ def test_layers_computed_again_run_on_the_documents_that_they_ran_on(case: str) 
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             seen.append(torch.autograd.grad(with_loss(**inputs), with_loss.trained))
     torch.testing.assert_close(*seen)
+
+
+def test_a_layer_with_a_state_takes_documents_of_like_length_together() -> None:
+    model = make_model(*FAMILIES["short convolutions"][:2])
+    shapes: list[tuple[int, ...]] = []
+    projection = next(module for name, module in model.named_modules() if name.endswith("conv.in_proj"))
+    projection.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[:2])))
+    inputs = PackedCollator(make_documents([30, 61, 20, 75]))([{"documents": [0, 1, 2, 3]}])
+    with_loss = ModelWithLoss(model)
+    with packed_documents(model.get_base_model()):
+        shapes.clear()
+        with_loss(**inputs)
+    assert shapes == [(2, 75), (2, 30)]
+
+
+class Untrainable(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(_: Any, __: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("incorrect results with this Triton\nand more")
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_kernel_of_a_package_that_does_not_train_is_put_aside_and_that_is_said(
+    trains: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model(*FAMILIES["a gated delta rule"][:2])
+    modeling = sys.modules[type(model.get_base_model()).__module__]
+    plain = modeling.torch_chunk_gated_delta_rule
+    package = SimpleNamespace(
+        chunk_gated_delta_rule=lambda q, k, v, *_, **__: (v.clone() if trains else Untrainable.apply(v), None)
+    )
+    fla = SimpleNamespace(ops=SimpleNamespace(gated_delta_rule=package))
+    monkeypatch.setitem(sys.modules, "fla", fla)
+    taken = use_kernel_func_from_hub_with_fallback("chunk_gated_delta_rule", "fla")(plain)
+    monkeypatch.setattr(modeling, plain.__name__, taken)
+    with kernels_that_train(model):
+        assert modeling.torch_chunk_gated_delta_rule is (taken if trains else plain)
+    assert modeling.torch_chunk_gated_delta_rule is taken
+    assert ("do not train here" in caplog.text) == ("with this Triton" in caplog.text) == (not trains)
 
 
 def test_layers_that_run_a_document_at_a_time_do_so_or_fail_where_no_lengths_are_told() -> None:

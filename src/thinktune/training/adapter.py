@@ -21,6 +21,7 @@ from thinktune.network import keep_peft_local
 from thinktune.planner.model_shape import ModelShape, shape_of
 from thinktune.training.adapter_round_trip import require_round_trip
 from thinktune.training.fused.lora_linear import fuse_lora
+from thinktune.training.fused.package_kernels import kernels_that_train
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ def adapter_to_train(loaded: Loaded, config: Config) -> Iterator[PeftModel]:
     _require_plain_head(model)
     fuse_lora(model)
     try:
-        yield model
+        with kernels_that_train(model):
+            yield model
     finally:
         model.unload()
         if base.is_gradient_checkpointing:

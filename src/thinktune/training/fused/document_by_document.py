@@ -1,21 +1,24 @@
-"""Layers that mix along the whole sequence, and models with an attention of their own, run a document at a time.
+"""Layers that mix along the whole sequence, and models with an attention of their own, run on documents apart.
 
 A layer with a state (gated delta rule, Mamba, a short convolution) carries it into the next document, and some rotary
 embeddings choose their frequencies by the longest one. Kernels told of the ends of documents exist for some of them;
-the sequence cut in front of such a layer is right with every kernel, for a launch more a document.
+the sequence cut in front of such a layer is right with every kernel. Layers with a state take documents of like length
+as rows of a batch, filled up behind their ends, from where nothing reaches back; all else takes one at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 
 _ENDS = ("cu_seq_lens_q", "max_length_q", "document_lengths", "repeats")
 _OF_A_PACK = {*_ENDS, "token_keys", "dropout_seed"}
+
+_FILLED_UP = 1.25
+"""Tokens of documents that make up a batch, filled up to the longest, of those they had."""
 
 Forward = Callable[..., Any]
 
@@ -66,13 +69,14 @@ def _cutting(documents: dict[str, Any]) -> Callable[[Any, Forward], Forward]:
                 return original(*args, **inputs)
             if not lengths:  # they stand in a tensor on the GPU alone
                 raise RuntimeError("layers that run a document at a time cannot be recorded as a CUDA graph")
-            parts = []
-            for span in pairwise(accumulate(lengths, initial=0)):
+            batches = _batches(lengths) if _has_state(module) else [[row] for row in range(len(lengths))]
+            alone = {name: value for name, value in inputs.items() if name not in _OF_A_PACK}
+            results = []
+            for rows in batches:
                 _forget_lengths(module)
-                alone = {name: value for name, value in inputs.items() if name not in _OF_A_PACK}
-                args_, alone = _cut((args, alone), span, sum(lengths))
-                parts.append(original(*args_, **alone))
-            return _joined(parts, lengths)
+                cut_args, cut_inputs = _cut((args, alone), rows, lengths)
+                results.append(original(*cut_args, **cut_inputs))
+            return _joined(results, batches, lengths)
 
         return forward
 
@@ -137,27 +141,43 @@ def _forget_lengths(module: Any) -> None:
             module._buffers[name] = original.to(frequencies.device)
 
 
-def _cut(value: Any, span: tuple[int, int], total: int) -> Any:
-    """Cut what has a place for each of `total` tokens, [1, tokens, …], to those of a span."""
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Group documents, by number, whose lengths differ so little that few tokens fill them up."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        joined = [*batches[-1], row] if batches else []
+        if joined and lengths[joined[0]] * len(joined) <= _FILLED_UP * sum(lengths[each] for each in joined):
+            batches[-1] = joined
+        else:
+            batches.append([row])
+    return batches
+
+
+def _cut(value: Any, rows: Sequence[int], lengths: Sequence[int]) -> Any:
+    """Cut what has a place for each token, [1, tokens, …], to a batch of some documents, [rows, longest, …]."""
     if isinstance(value, dict):
-        return {name: _cut(part, span, total) for name, part in value.items()}
+        return {name: _cut(part, rows, lengths) for name, part in value.items()}
     if isinstance(value, tuple):
-        return tuple(_cut(part, span, total) for part in value)
-    if torch.is_tensor(value) and value.ndim > 1 and value.shape[:2] == (1, total):
-        return value[:, slice(*span)]
+        return tuple(_cut(part, rows, lengths) for part in value)
+    if torch.is_tensor(value) and value.ndim > 1 and value.shape[:2] == (1, sum(lengths)):
+        documents = value.split(list(lengths), dim=1)
+        if len(rows) == 1:
+            return documents[rows[0]]
+        return torch.nn.utils.rnn.pad_sequence([documents[row][0] for row in rows], batch_first=True)
     return value
 
 
-def _joined(parts: Sequence[Any], lengths: Sequence[int]) -> Any:
-    """Join the results for single documents; what has no place for each token is that of the last."""
-    if isinstance(parts[0], dict):
-        for name in parts[-1]:
-            parts[-1][name] = _joined([part[name] for part in parts], lengths)
-        return parts[-1]
-    if isinstance(parts[0], tuple):
-        return tuple(_joined(part, lengths) for part in zip(*parts, strict=True))
-    of_tokens = all(
-        torch.is_tensor(part) and part.ndim > 1 and part.shape[1] == length
-        for part, length in zip(parts, lengths, strict=True)
-    )
-    return torch.cat(list(parts), dim=1) if of_tokens else parts[-1]
+def _joined(results: Sequence[Any], batches: Sequence[Sequence[int]], lengths: Sequence[int]) -> Any:
+    """Join the results for batches of documents; what has no place for each token is that of the last."""
+    if isinstance(results[0], dict):
+        for name in results[-1]:
+            results[-1][name] = _joined([result[name] for result in results], batches, lengths)
+        return results[-1]
+    if isinstance(results[0], tuple):
+        return tuple(_joined(parts, batches, lengths) for parts in zip(*results, strict=True))
+    documents: dict[int, torch.Tensor] = {}
+    for result, rows in zip(results, batches, strict=True):
+        if not torch.is_tensor(result) or result.ndim < 2 or result.shape[1] != max(lengths[row] for row in rows):
+            return results[-1]
+        documents |= {row: result[at : at + 1, : lengths[row]] for at, row in enumerate(rows)}
+    return torch.cat([documents[row] for row in range(len(lengths))], dim=1)
