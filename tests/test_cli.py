@@ -431,6 +431,24 @@ main()
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_package_that_transformers_knows_of_is_not_left_out_of_a_later_import(tmp_path: Path) -> None:
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text("__version__ = '2.11.0'")
+    code = """
+from thinktune.imports import importing, leave_out
+leave_out("torchaudio")
+from transformers.utils import is_torchaudio_available
+assert is_torchaudio_available()  # as reading an adapter makes transformers ask
+with importing():
+    import transformers.audio_utils
+"""
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_package_left_out_of_an_import_is_there_again_after_it() -> None:
     code = """
 import gc, sys

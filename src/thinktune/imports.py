@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _unused: set[str] = set()
+_ASKING: dict[str, dict[str, str]] = {
+    "transformers.utils.import_utils": {},
+    "peft.import_utils": {"bitsandbytes": "bnb"},
+}
+"""Modules with functions `is_NAME_available`, and the names there that are not the packages'."""
 
 
 def leave_out(*packages: str) -> None:
@@ -24,9 +29,9 @@ def importing(*unused: str) -> Iterator[None]:
 
     Imports make next to no garbage, and looking for it takes a fifth of their time. transformers and PEFT import every
     optional package that is installed; None in sys.modules is Python's own way to say that one is not, here for the
-    time of the block. What these libraries ask then, they remember.
+    time of the block. What these libraries ask then, they remember; one remembered as installed is not left out.
     """
-    blocked = [name for name in {*unused, *_unused} if name not in sys.modules]
+    blocked = [name for name in {*unused, *_unused} if name not in sys.modules and not _is_remembered(name)]
     collects = gc.isenabled()
     gc.disable()
     sys.modules.update(dict.fromkeys(blocked))  # type: ignore[arg-type]
@@ -37,3 +42,12 @@ def importing(*unused: str) -> Iterator[None]:
             sys.modules.pop(name, None)
         if collects:
             gc.enable()
+
+
+def _is_remembered(package: str) -> bool:
+    """Return whether a library that is imported already has found that a package is installed."""
+    for module, names in _ASKING.items():
+        asked = getattr(sys.modules.get(module), f"is_{names.get(package, package)}_available", None)
+        if asked is not None and asked.cache_info().currsize and asked():
+            return True
+    return False
