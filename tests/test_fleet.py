@@ -1,4 +1,4 @@
-"""Fleets on a real Ray cluster of this machine: the same answers, whatever dies."""
+"""Fleets and sweeps on a real Ray cluster of this machine: the same answers and runs, whatever dies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -19,9 +20,11 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from rich.console import Console
 
 from conftest import make_tiny_model
+from test_sweep import make_file
 from thinktune import cluster
 from thinktune.config import SEED, Infer, Load, Sampling
 from thinktune.errors import UsageError
@@ -33,6 +36,9 @@ from thinktune.inference.engines.fleet.fleet import Fleet
 from thinktune.inference.engines.lazy import EngineOnDemand
 from thinktune.inference.profiles import samplings
 from thinktune.inference.shard import journal_of
+from thinktune.workflows.parallel_sweep import sweep_in_parallel
+from thinktune.workflows.sweep import sweep
+from training import adapter_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")]
 
@@ -223,13 +229,50 @@ def test_a_driver_that_is_killed_leaves_no_worker_and_its_journal_is_gone_on_wit
     until(lambda: journal.exists() and journal.stat().st_size > 20_000, 240)
     driver.kill()
     driver.wait()
-    until(lambda: not workers(), 60)
+    until(lambda: not processes("ray::Worker"), 60)
     assert len(journal.read_bytes().splitlines()) < 2000
     monkeypatch.syspath_prepend(str(TESTS))
     with open_engine(folder / "tiny", settings(None)) as single:
         items = read_batch_file(file, samplings=samplings(Infer(), SEED))
         infer(single, items, out, console=Console(file=io.StringIO()))
     assert len(journal_keys(out)) == len(set(journal_keys(out))) == 4000
+
+
+def test_members_trained_side_by_side_are_those_of_one_after_the_other_though_one_is_killed(
+    machines: Machines, opened: Opened, folder: Path, tmp_path: Path
+) -> None:
+    opened.engine.close()
+    files = {}
+    for name in ("alone", "together"):
+        (tmp_path / name).mkdir()
+        files[name] = make_file(folder / "tiny", tmp_path / name, train={"max_steps": 6})
+    grid, console = ["lora.r=2,4", "train.seed=1,2"], Console(file=io.StringIO())
+
+    def kill_one() -> None:
+        until(lambda: list((tmp_path / "together").glob("runs/*/checkpoints")), 240)
+        processes("ray::_train")[0].kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    together = sweep_in_parallel(files["together"], grid, console=console, workers=2, cluster=machines.address)
+    killer.join()
+    alone = sweep(files["alone"], grid, console=console)
+    assert not together.failures
+    assert [run.name for run in together.runs] == [run.name for run in alone.runs]
+    for one, other in zip(alone.runs, together.runs, strict=True):
+        torch.testing.assert_close(adapter_of(one), adapter_of(other), rtol=1e-5, atol=1e-7)
+        for name in ("base", "tuned"):
+            ours, theirs = [json.loads((run / "eval" / name / "summary.json").read_text()) for run in (one, other)]
+            assert ours["accuracy"] == theirs["accuracy"]
+        assert (other / "report.html").exists()
+    answers = {(run / "eval/base/journal.jsonl").read_bytes() for run in together.runs}
+    assert len(answers) == 1
+    said = io.StringIO()
+    again = sweep_in_parallel(
+        files["together"], [*grid, "lora.alpha=8"], console=Console(file=said), workers=2, cluster=machines.address
+    )
+    assert set(again.failures) == {run.name for run in together.runs}
+    assert "was started with other settings of lora" in said.getvalue().replace("\n", " ")
 
 
 def test_a_cluster_with_other_versions_and_none_are_told_in_a_sentence(
@@ -244,8 +287,8 @@ def test_a_cluster_with_other_versions_and_none_are_told_in_a_sentence(
         cluster.connect(machines.address, 1, cluster.Resources(0, 1))
 
 
-def workers() -> list[psutil.Process]:
-    return [each for each in psutil.process_iter(["cmdline"]) if "ray::Worker" in " ".join(each.info["cmdline"] or [])]
+def processes(name: str) -> list[psutil.Process]:
+    return [each for each in psutil.process_iter(["cmdline"]) if name in " ".join(each.info["cmdline"] or [])]
 
 
 def until(condition: Callable[[], object], seconds: float) -> None:

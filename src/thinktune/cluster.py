@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from thinktune.errors import MissingExtra, ThinktuneError, UsageError
 
 OBJECT_STORE = 2**28  # bytes; what is sent are token ids and texts, and Ray would take a third of the memory
 
+_SECONDS_TO_ANSWER = 10.0
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # it announces a change of this setting otherwise
@@ -80,6 +82,7 @@ def connect(address: str | None, count: int, each: Resources) -> bool:
             **quiet,
         )
         return True
+    _require_listener(address)
     try:
         ray.init(address, **quiet)
     except RuntimeError as error:
@@ -90,11 +93,25 @@ def connect(address: str | None, count: int, each: Resources) -> bool:
             hint="driver and cluster need the same ray and the same Python, such as one image for both",
         ) from None
     except (ConnectionError, ValueError) as error:
-        raise UsageError(
-            f"there is no Ray cluster at {address}: {_in_a_line(error)}",
-            hint="its address is what `ray start --head` prints, such as 10.0.0.1:6379",
-        ) from None
+        raise _no_cluster(address, error) from None
     return True
+
+
+def _require_listener(address: str) -> None:
+    """Make sure that something listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
+        except OSError as error:
+            raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"there is no Ray cluster at {address}: {_in_a_line(error)}",
+        hint="its address is what `ray start --head` prints, such as 10.0.0.1:6379",
+    )
 
 
 def gpus_of_cluster() -> int:

@@ -340,6 +340,10 @@ def sweep(
         list[str],
         typer.Argument(metavar="KEY=VALUE,VALUE", help="settings to try in all combinations, such as lora.r=4,8,16"),
     ],
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="members at a time, a GPU each, through Ray")
+    ] = None,
+    cluster: Cluster = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train and score a grid of settings.
@@ -348,9 +352,15 @@ def sweep(
     """
     prepare_libraries()
     with importing():
+        from thinktune.workflows.parallel_sweep import sweep_in_parallel
         from thinktune.workflows.sweep import sweep
 
-    swept = sweep(config, overrides, console=stderr(), overwrite=overwrite)
+    if cluster or (workers or 1) > 1:
+        swept = sweep_in_parallel(
+            config, overrides, console=stderr(), overwrite=overwrite, workers=workers, cluster=cluster
+        )
+    else:
+        swept = sweep(config, overrides, console=stderr(), overwrite=overwrite)
     if swept.runs:
         _print_comparison([str(run) for run in swept.runs], swept.folder)
     swept.require_whole()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -92,9 +93,9 @@ def sweep(
     for number, member in enumerate(members, start=1):
         console.rule(f"[bold]{number} of {len(members)}: {member.name}", align="left")
         try:
-            _train(member.config, bench, console, overwrite)
+            train_member(member.config, bench, console, overwrite=overwrite)
             if member.config.eval.data is not None:
-                _evaluate(member.config, bench, console, runs)
+                evaluate_member(member.config, bench, console, runs)
             runs.append(member.config.run_folder)
             write_report(member.config.run_folder)
         except Interrupted as stopped:
@@ -104,7 +105,7 @@ def sweep(
         except DiskFull:
             raise
         except Exception as error:  # noqa: BLE001 - whatever one member dies of, the others can still be trained
-            failures[member.name] = _in_a_line(error)
+            failures[member.name] = in_a_line(error)
             console.print(f"[bold red]failed[/]: {failures[member.name]}", highlight=False)
         _free_memory()
     return Swept(root, runs, failures)
@@ -185,7 +186,8 @@ def _order_of_first_use(keys: list[tuple[object, object]]) -> Callable[[Member],
     return order
 
 
-def _train(config: Config, bench: BaseModelCache, console: Console, overwrite: bool) -> None:
+def train_member(config: Config, bench: BaseModelCache, console: Console, *, overwrite: bool = False) -> None:
+    """Train a member, from its newest checkpoint if it has one; nothing is done where it is trained."""
     from thinktune.training.train import train
 
     folder = RunFolder(config.run_folder)
@@ -196,20 +198,28 @@ def _train(config: Config, bench: BaseModelCache, console: Console, overwrite: b
     train(config, console=console, resume=folder.exists and not overwrite, overwrite=overwrite, bench=bench)
 
 
-def _evaluate(config: Config, bench: BaseModelCache, console: Console, before: Sequence[Path]) -> None:
-    """Score base and tuned model on `eval.data`, with the base model in memory. Answers in the journals are kept."""
+def evaluate_member(config: Config, bench: BaseModelCache, console: Console, before: Sequence[Path]) -> None:
+    """Score base and tuned model on `eval.data`, with the base model in memory. Answers in the journals are kept.
+
+    Args:
+        before: run folders in which the base model has been scored.
+    """
     folder = RunFolder(config.run_folder)
-    models = {"base": None, "tuned": folder.adapter} if config.eval.base else {"tuned": folder.adapter}
-    for name, adapter in models.items():
-        if name == "base":
-            _take_over_journal(folder.eval / name, [run / "eval" / name for run in before])
-        with ExitStack() as stack:
-            # With quantize, the scores are those of the unquantised model, which has to be loaded.
-            start = partial(_start, config, bench, console, adapter, stack) if config.quantize == "none" else None
-            settings = EngineSettings(load=config.load)
-            opened = open_engine(adapter or config.model, settings, start=start)
-            summary = evaluate_model(config, name, console, stack.enter_context(opened))
-        console.print(f"{name}: well-formed {summary.format}, right {summary.strict}", highlight=False)
+    if config.eval.base:
+        _take_over_journal(folder.eval / "base", [run / "eval" / "base" for run in before])
+        score(config, "base", bench, console)
+    score(config, "tuned", bench, console)
+
+
+def score(config: Config, name: Literal["base", "tuned"], bench: BaseModelCache, console: Console) -> None:
+    """Score one of the two, into `eval/NAME` of the run folder."""
+    adapter = RunFolder(config.run_folder).adapter if name == "tuned" else None
+    with ExitStack() as stack:
+        # With quantize, the scores are those of the unquantised model, which has to be loaded.
+        start = partial(_start, config, bench, console, adapter, stack) if config.quantize == "none" else None
+        opened = open_engine(adapter or config.model, EngineSettings(load=config.load), start=start)
+        summary = evaluate_model(config, name, console, stack.enter_context(opened))
+    console.print(f"{name}: well-formed {summary.format}, right {summary.strict}", highlight=False)
 
 
 def _start(config: Config, bench: BaseModelCache, console: Console, adapter: Path | None, stack: ExitStack) -> Engine:
@@ -228,7 +238,7 @@ def _take_over_journal(place: Path, others: Sequence[Path]) -> None:
         shutil.copyfile(journals[-1], place / "journal.jsonl")
 
 
-def _in_a_line(error: Exception) -> str:
+def in_a_line(error: Exception) -> str:
     if isinstance(error, ThinktuneError):
         return error.message + (f" ({error.hint})" if error.hint else "")
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
