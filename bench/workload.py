@@ -35,8 +35,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tiny-drawn": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
 """Qwen2.5's; SmolLM2-135M's sizes; two for a CPU."""
-DRAWN = ("7b", "14b", "32b", "tiny-drawn")
+DRAWN = ("3b-drawn", "7b", "14b", "32b", "tiny-drawn")
 """Shapes whose weights are drawn as they are read."""
+SHAPES["3b-drawn"] = dict(SHAPES["3b"])
 for _shape in SHAPES.values():
     _shape |= {**QWEN, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}
 SHAPES["135m"] |= {"num_key_value_heads": 3, "vocab_size": 49152}

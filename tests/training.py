@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from thinktune.config import Config, dump_config, parse_config
 from thinktune.training.train import train
 
-MEASURED = ("tokens_per_second", "memory_gib", "eval_seconds")
+MEASURED = ("tokens_per_second", "memory_gib", "eval_seconds", "rl/seconds_generating", "rl/seconds_scoring",
+            "rl/seconds_training")  # fmt: skip
 """What metrics.jsonl has of the machine; everything else must be the same each time."""
 
 

@@ -62,6 +62,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def rollouts(self) -> Path:
+        """The completions that a reinforcement drew, a file a step."""
+        return self.path / "rollouts"
+
+    @property
     def merged(self) -> Path:
         return self.path / "merged"
 

@@ -223,6 +223,9 @@ class Rl(Section):
         min_length=1,
         description="rewards with their weights: answer (the task's scorer), format, length, module:function",
     )
+    length_buffer: int = Field(
+        0, ge=0, description="last tokens before max_completion_length, over which the reward `length` falls to -1"
+    )
     loss_type: Literal["dapo", "grpo", "bnpo", "dr_grpo", "cispo"] = Field(
         "dapo", description="normalisation: by the tokens of the step, of each completion (grpo), or by a constant"
     )
@@ -375,6 +378,22 @@ class Config(Section):
     infer: Infer = Infer()
     eval: Eval = Eval()
     output: Path | None = Field(None, description="run folder; null: runs/CONFIG-STEM")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.method == "grpo":
+            self._check_reinforcement()
+        return self
+
+    def _check_reinforcement(self) -> None:
+        if self.data.eval_fraction:
+            raise ValueError("data.eval_fraction holds examples out for a loss that method: grpo has not")
+        if self.data.overlong == "cut":
+            raise ValueError("data.overlong: cut is for examples; a problem's prompt is never cut")
+        if (self.train.batch_size, self.train.accumulation) != (1, 1):
+            raise ValueError("with method: grpo, rl.prompts times rl.num_generations is the batch of a step")
+        if self.rl.loss_type == "cispo" and self.rl.epsilon_high is None:
+            raise ValueError("rl.loss_type: cispo needs rl.epsilon_high, the most that a weight may be: 5, say")
 
     @property
     def pack_length(self) -> int:

@@ -18,6 +18,8 @@ from thinktune.planner.cost_model import Batch
 
 logger = logging.getLogger(__name__)
 
+_ROLLOUT_PACK = 4096
+"""Fewest tokens of a pack of completions."""
 _DRAWN = 1000
 """Examples in the sample of lengths."""
 _QUICK_BYTES = 256 * 2**20
@@ -85,6 +87,28 @@ def longest_packs(config: Config) -> PackLengths:
 def _is_made(config: Config) -> bool:
     """Whether all rows are made as they are asked for, so that there are as many as are wanted."""
     return all(each.source.startswith("builtin:") for each in config.data.sources)
+
+
+def rollout_packs(config: Config, longest_prompt: int | None = None) -> tuple[PackLengths, int]:
+    """Return the packs of a reinforcement, were every completion as long as it may be, and how many a step has.
+
+    A pack has a number of completions such that a step has a power of two of packs: the plan chooses how many of them
+    go through the model at once.
+
+    Args:
+        longest_prompt: tokens; None: all that `data.max_length` leaves.
+    """
+    rl = config.rl
+    document = (longest_prompt or config.data.max_length - rl.max_completion_length) + rl.max_completion_length
+    documents = rl.prompts * rl.num_generations
+    count = 1
+    while documents / (2 * count) >= max(1, _ROLLOUT_PACK / document):
+        count *= 2
+    each = math.ceil(documents / count)
+    pack = Batch(each * document, each * rl.max_completion_length, each * document**2)
+    steps = math.ceil((config.data.sample or rl.prompts) / rl.prompts) * rl.num_iterations
+    source = f"completions of up to {rl.max_completion_length:,} tokens; the time to draw them comes on top"
+    return PackLengths((pack,), steps * count, source), count
 
 
 def _is_quick(config: Config) -> bool:

@@ -151,7 +151,7 @@ def compare(
         _require_trained(folder)
     names = names or _names([folder.path for folder in folders])
     tuned = [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
-    candidates = [*_base_models(folders, tuned), *tuned]
+    candidates = [*_base_models(folders, tuned), *_starting_points(folders, tuned), *tuned]
     pairs, notes = _pairs(candidates)
     notes += [f"{each.name} was not scored" for each in candidates if each.summary is None]
     judged = _judge(candidates, folders, ratings, notes)
@@ -294,6 +294,17 @@ def _base_models(folders: list[RunFolder], tuned: list[Candidate]) -> list[Candi
             called = frozenset((model, *(f"base of {name}" for name in runs)))
             found[model] = Candidate(f"base: {model}", {}, {"model": model}, summary, samples, [], figures, called)
     return [replace(each, name="base") if len(found) == 1 else each for each in found.values()]
+
+
+def _starting_points(folders: list[RunFolder], tuned: list[Candidate]) -> list[Candidate]:
+    """Return each adapter that a run went on from and that was scored with it, once."""
+    found: dict[str, Candidate] = {}
+    for folder, run in zip(folders, tuned, strict=True):
+        init = str(run.settings.get("lora.init"))
+        summary, samples = read_scores(folder, "start")
+        if summary is not None and init not in found:
+            found[init] = Candidate(f"start: {init}", {}, {"lora.init": init}, summary, samples, [])
+    return [replace(each, name="start") if len(found) == 1 else each for each in found.values()]
 
 
 def _judge(

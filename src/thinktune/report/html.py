@@ -20,6 +20,7 @@ from thinktune.files import write_json, write_text
 from thinktune.records import DataRecord, RunRecord, read_record
 from thinktune.report import plots
 from thinktune.report.compare import COLUMNS, NOT_SCORED, Candidate, Comparison, compare, sentences
+from thinktune.report.rollout_samples import rollout_samples
 from thinktune.run_folder import RunFolder
 from thinktune.training import plots as training_plots
 
@@ -49,6 +50,7 @@ def write_report(run: str | Path, *, ratings: Path | None = None) -> Path:
         facts=_facts(record),
         curves=plots.data_url(training_plots.training_figure(tuned.metrics)),
         data=read_record(folder.data_report, DataRecord) if folder.data_report.exists() else None,
+        rollouts=rollout_samples(folder),
         config=folder.config.read_text(encoding="utf-8"),
         **_scores(comparison),
     )

@@ -15,6 +15,7 @@ from thinktune.config import Config
 from thinktune.data import Prepared, prepare
 from thinktune.models import Loaded, load_model, make_chat
 from thinktune.models.chat import date_settings
+from thinktune.training.reinforce.problems import prepare_problems
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class BaseModelCache:
         key = (model_key(config), data_key(config), date_settings(loaded.chat).get("now"))
         if self._prepared is None or self._keys[1] != key:
             self._prepared = None
-            self._prepared = prepare(config, loaded.chat)
+            self._prepared = (prepare_problems if config.method == "grpo" else prepare)(config, loaded.chat)
             self.preparations += 1
             self._keys = (self._keys[0], key)
         return loaded, self._prepared
@@ -80,7 +81,8 @@ def model_key(config: Config) -> tuple[Any, ...]:
 
 def data_key(config: Config) -> tuple[Any, ...]:
     """Return the settings that, with the model, decide the trained tokens and the data report."""
-    return config.data, config.format, config.data_seed, config.train.packing, config.train.pack_length
+    data = config.data, config.format, config.data_seed, config.train.packing, config.train.pack_length
+    return (*data, config.method, config.rl.max_completion_length if config.method == "grpo" else None)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -33,8 +32,8 @@ class Meter:
         self.loss = loss + self.loss
 
     def take_loss(self) -> float:
-        """Return the mean loss a trained token since the last call, in nats."""
-        mean = float(self.loss) / self.loss_tokens if self.loss_tokens else math.nan
+        """Return the mean loss a trained token since the last call, in nats; 0 where nothing was trained."""
+        mean = float(self.loss) / self.loss_tokens if self.loss_tokens else 0.0
         self.loss, self.loss_tokens = 0.0, 0
         return mean
 

@@ -23,8 +23,9 @@ class MetricsFile:
     `step, epoch, loss` (nats a trained token since the last line) `, grad_norm, learning_rate, tokens, trained_tokens`
     depend on config and data alone; `tokens_per_second` (since the last line) and `memory_gib` (peak) on the machine.
     A line with `eval_loss` comes after each evaluation of the held-out loss, one with `eval_accuracy` after each
-    evaluation by generation (see eval_callback.py). Lines after `after_step` are cut off: a resumed training
-    writes them again. Every rank of a training has the lines; the first writes them.
+    evaluation by generation (see eval_callback.py). With `method: grpo`, `rl/…` are of the step's rollouts. Lines after
+    `after_step` are cut off: a resumed training writes them again. Every rank of a training has the lines; the first
+    writes them.
     """
 
     def __init__(self, file: Path, *, after_step: int) -> None:
@@ -77,7 +78,7 @@ class _Recorder(TrainerCallback):
                     f"training has diverged: in step {state.global_step} the {name} is {line[name]}",
                     hint=f"a train.learning_rate below {args.learning_rate:g}, or more train.warmup_steps; --overwrite",
                 )
-        line |= {name: value for name, value in logs.items() if name.startswith("eval_")}
+        line |= {name: value for name, value in logs.items() if name.startswith(("eval_", "rl/"))}
         if "loss" in logs:
             meter = self._trainer.meter
             tokens, seconds = meter.tokens - self._before[0], meter.seconds - self._before[1]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 
 from thinktune.training import ranks
-from thinktune.training.fused.chunked_loss import chunked_loss
+from thinktune.training.fused.chunked_loss import chunked_logprobs, chunked_loss
 from thinktune.training.fused.head import probe_head
 
 
@@ -36,6 +36,8 @@ class ModelWithLoss(torch.nn.Module):
         targets: torch.Tensor,
         weights: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        reduction: Literal["sum", "none"] = "sum",
+        temperature: float = 1.0,
         **inputs: Any,
     ) -> torch.Tensor:
         """Sum the weighted cross-entropy of a batch of `PackedCollator`, in nats.
@@ -45,13 +47,23 @@ class ModelWithLoss(torch.nn.Module):
             targets: int64 [trained tokens], the token each of them must predict.
             weights: float32 [trained tokens]; None: 1 for every token.
             labels: not used; Trainer counts them.
+            reduction: none: return the cross-entropy of each token, float32 [trained tokens], without weights: any loss
+                that is a function of log-probabilities has its gradient through these.
+            temperature: divides the logits.
         """
         base = self.peft_model.get_base_model()
         if self._head is not None:
             hidden = base.base_model(**inputs, use_cache=False).last_hidden_state[0, positions]
             layer = base.get_output_embeddings()
-            return chunked_loss(hidden, replace(self._head, weight=layer.weight, bias=layer.bias), targets, weights)
+            head = replace(self._head, weight=layer.weight, bias=layer.bias).at(temperature)
+            if reduction == "none":
+                return -chunked_logprobs(hidden, head, targets)
+            return chunked_loss(hidden, head, targets, weights)
         logits = base(**inputs, use_cache=False).logits[0, positions].float()
+        if temperature != 1:
+            logits = logits / temperature
+        if reduction == "none":
+            return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         if weights is None:
             return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
         return torch.nn.functional.cross_entropy(logits, targets, reduction="none") @ weights

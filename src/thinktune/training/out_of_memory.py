@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -11,11 +11,13 @@ import torch
 from rich.console import Console
 
 from thinktune.config import Config
+from thinktune.data import Tokens
 from thinktune.errors import OutOfMemory, StartAgain
 from thinktune.models.untouched import gpus_of
 from thinktune.planner.hardware import GIB
 from thinktune.planner.plan import Plan, lighter, smallest_factor
 from thinktune.run_folder import RunFolder
+from thinktune.training.fidelity import batch_of
 from thinktune.training.peak_memory import peak_memory_gib
 from thinktune.training.plan import record_plan
 from thinktune.training.ranks import agree, here
@@ -51,19 +53,19 @@ def memory_agreed() -> Iterator[None]:
         raise torch.OutOfMemoryError("memory ran out on one of the GPUs")
 
 
-def warm_up_step(trainer: ThinkTrainer, longest: list[list[int]]) -> float:
+def warm_up_step(trainer: ThinkTrainer, longest: Sequence[Tokens]) -> float:
     """Run a forward and a backward pass on the longest possible batch, so that memory runs out now or never.
 
     Nothing of it stays: no gradient, and the random numbers are where they were. (Kernels that it made are kept.)
 
     Args:
-        longest: the packs of that batch, each the indexes of its examples.
+        longest: the documents of that batch.
 
     Returns:
         The peak of memory, in GiB.
     """
     model = trainer.model_with_loss
-    inputs = trainer._prepare_inputs(trainer.data_collator([{"documents": documents} for documents in longest]))
+    inputs = batch_of(model.peft_model, longest)
     was_training = model.training
     model.train()
     with torch.random.fork_rng(gpus_of(model)):

@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, packs: PackLengths) -> Plan:
     """Plan the training of a model with its adapter on measured packs, on the device of the model.
 
-    On a GPU it is said why layers are not fused, unless that was asked for. Of several ranks, all get the plan of the
-    first, for the memory of that which has least.
+    Batches of a reinforcement differ from step to step, and are large: no CUDA graph is recorded for them. On a GPU it
+    is said why layers are not fused, unless that was asked for. Of several ranks, all get the plan of the first, for
+    the memory of that which has least.
     """
     may_fuse = config.train.fused and loaded.device.type == "cuda"
     if may_fuse and (reason := why_not_fused(model)) is not None:
@@ -38,7 +39,7 @@ def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, packs: PackLe
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
     hardware = hardware_here(loaded.device, loaded.dtype, config.train.memory)
     hardware = replace(hardware, memory=agree(hardware.memory, min))
-    may_graph = not layers_run_apart(loaded.model)
+    may_graph = config.method == "sft" and not layers_run_apart(loaded.model)
     width, gpus = loaded.dtype.itemsize, here().size
     return by_first(
         lambda: plan_as_configured(

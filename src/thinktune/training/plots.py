@@ -17,18 +17,26 @@ Lines = Sequence[Mapping[str, Any]]
 
 def training_figure(lines: Lines) -> Figure:
     """Draw the lines of metrics.jsonl: loss (with a running mean), held-out loss, the scores of evaluations during
-    training where there were some, learning rate and gradient norm."""
+    training where there were some, learning rate and gradient norm.
+
+    Of a reinforcement, whose loss says nothing, rewards take its place, with entropy and lengths below.
+    """
     from matplotlib.figure import Figure
 
     steps = [line for line in lines if "loss" in line]
     scored = [line for line in lines if "eval_accuracy" in line]
-    heights = (2, 1, 1) if scored else (2, 1)
+    reinforced = [line for line in lines if "rl/reward" in line]
+    heights = [2, *[1] * bool(scored), *[1] * bool(reinforced), 1]
     figure = Figure(figsize=(8, 2 * sum(heights)), layout="constrained")
-    loss, *rest = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    _draw_loss(loss, steps, [line for line in lines if "eval_loss" in line])
+    first, *rest, last = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    if reinforced:
+        _draw_rewards(first, reinforced)
+        _draw_policy(rest[-1], reinforced)
+    else:
+        _draw_loss(first, steps, [line for line in lines if "eval_loss" in line])
     if scored:
         _draw_scores(rest[0], scored)
-    _draw_norm_and_rate(rest[-1], steps)
+    _draw_norm_and_rate(last, steps)
     return figure
 
 
@@ -50,6 +58,31 @@ def _draw_loss(axes: Any, steps: Lines, held_out: Lines) -> None:
     axes.set_ylabel("loss (nats a trained token)")
     axes.legend()
     axes.grid(alpha=0.3)
+
+
+def _draw_rewards(axes: Any, lines: Lines) -> None:
+    at = [line["step"] for line in lines]
+    shown = {"reward": "tab:blue", "accuracy": "tab:green", "format_rate": "tab:gray", "no_signal": "tab:red"}
+    for name, color in shown.items():
+        values = [line[f"rl/{name}"] for line in lines]
+        axes.plot(at, values, color=color, alpha=0.25, linewidth=1)
+        axes.plot(at, running_mean(values), color=color, label=name.replace("_", " "))
+    axes.set_ylabel("mean of all completions drawn")
+    axes.legend()
+    axes.grid(alpha=0.3)
+
+
+def _draw_policy(axes: Any, lines: Lines) -> None:
+    at = [line["step"] for line in lines]
+    entropies = [line.get("rl/entropy", math.nan) for line in lines]
+    axes.plot(at, entropies, color="tab:purple", label="entropy")
+    axes.plot(at, [line.get("rl/divergence", math.nan) for line in lines], color="tab:brown", label="divergence")
+    axes.set_ylabel("nats a token")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    lengths = axes.twinx()
+    lengths.plot(at, [line["rl/tokens"] for line in lines], color="tab:gray", linestyle="--", linewidth=1)
+    lengths.set_ylabel("tokens of a completion", color="tab:gray")
 
 
 def _draw_scores(axes: Any, scored: Lines) -> None:

@@ -49,7 +49,10 @@ class ProgressLine(TrainerCallback):
         step, began, tokens = self._start
         seconds = max(time.monotonic() - began, 1e-9)
         rate = (self._trainer.meter.tokens - tokens) / seconds
-        facts = f"loss {logs['loss']:.3f} · {rate:,.0f} tokens/s · {peak_memory_gib():.1f} GiB"
+        learnt = f"loss {logs['loss']:.3f}"
+        if "rl/reward" in logs:
+            learnt = f"reward {logs['rl/reward']:.3f} · {logs['rl/accuracy']:.0%} right"
+        facts = f"{learnt} · {rate:,.0f} tokens/s · {peak_memory_gib():.1f} GiB"
         self._bar.update(self._task, completed=state.global_step, facts=facts)
         if not self._console.is_terminal and time.monotonic() - self._printed > _PLAIN_SECONDS:
             self._printed = time.monotonic()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from transformers import PrinterCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from thinktune.config import Config, dump_config
-from thinktune.data import Example, Prepared
+from thinktune.data import Example, Prepared, Tokens
 from thinktune.data.sources import check_local, is_local
 from thinktune.errors import (
     DataError,
@@ -56,6 +57,7 @@ from thinktune.training.compiled_kernels import compile_kernels
 from thinktune.training.dealt_batches import dealt_batches
 from thinktune.training.eval_callback import GenerationEvalCallback, checkup_problems
 from thinktune.training.fidelity import examine_as_set_up, examine_in_float32
+from thinktune.training.methods.grpo import GRPO
 from thinktune.training.methods.sft import SFT
 from thinktune.training.metrics_file import MetricsFile
 from thinktune.training.model_with_loss import ModelWithLoss
@@ -81,6 +83,16 @@ from thinktune.training.ranks import (
     joined,
     leave,
     was_restarted,
+)
+from thinktune.training.reinforce.problems import PreparedProblems
+from thinktune.training.reinforce.reinforce_trainer import ReinforceTrainer
+from thinktune.training.reinforce.rollouts import RolloutJournal
+from thinktune.training.reinforce.setup import (
+    batch_capacity,
+    drawing,
+    leave_dropout_out,
+    longest_rollouts,
+    plan_rollouts,
 )
 from thinktune.training.run_record import closing_line, parameter_line, run_record
 from thinktune.training.stop_signals import StopSignals
@@ -111,8 +123,10 @@ def train(
         OutOfMemory: with the settings to change.
         ThinktuneError: from loading the model and the data.
     """
-    if config.method != "sft":
+    if config.method == "dpo":
         raise UsageError(f"method: {config.method} cannot be trained yet")
+    if config.method == "grpo" and here().size > 1:
+        raise UsageError("method: grpo runs on one GPU", hint="without --gpus, and without torchrun")
     _require_loggers(config)
     check_trainer_fields(config)
     with joined(config.load.device):
@@ -195,6 +209,8 @@ class _Attempt:
         config, loaded, console = self.config, self.loaded, self.console
         set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
         with adapter_to_train(loaded, config) as model, _held(self.run):
+            if config.method != "sft":
+                leave_dropout_out(model)  # the policy that is trained is the one that draws
             with_loss = ModelWithLoss(model)
             console.print(parameter_line(model), highlight=False)
             if notice := untried(loaded.model):
@@ -213,8 +229,7 @@ class _Attempt:
                     with memory_agreed():
                         stack.enter_context(set_up(model, loaded, plan))
                         if plan.fused:
-                            longest = self._longest_packs(plan.packs)
-                            compile_kernels(with_loss, [examples[index] for pack in longest for index in pack])
+                            compile_kernels(with_loss, self._longest_batch(plan))
                         apart = examine_as_set_up(with_loss, examples, loaded.dtype, packs=packs, apart=apart)
                     if not agree(apart, min):
                         require_single_documents(config)
@@ -256,7 +271,10 @@ class _Attempt:
     def _resolve_plan(self, model: PeftModel) -> Plan:
         """Make the plan, or take a resumed run's, and say it, with the settings that have no effect under it."""
         config, loaded, console = self.config, self.loaded, self.console
-        plan = resolve_plan(model, config, loaded, measure_packs(self.prepared.train, self.prepared.packs))
+        if isinstance(self.prepared, PreparedProblems):
+            plan = plan_rollouts(model, config, loaded, self.prepared)
+        else:
+            plan = resolve_plan(model, config, loaded, measure_packs(self.prepared.train, self.prepared.packs))
         if self.resume:
             plan = by_first(lambda: recorded_plan(self.run, config, plan))
         console.print(plan.line(), highlight=False)
@@ -280,21 +298,28 @@ class _Attempt:
         if checkup is not None:
             checkup.resume(metrics.lines)
             trainer.add_callback(checkup)
-        with line:
+        draws: AbstractContextManager[None] = nullcontext()
+        if isinstance(trainer, ReinforceTrainer) and isinstance(self.prepared, PreparedProblems):
+            draws = drawing(trainer, self.prepared, self.loaded, self.config, metrics, self.console)
+        with line, draws:
             trainer.start_clock()
             trainer.train(resume_from_checkpoint=checkpoint)
             if trainer.eval_dataset is not None and not stop.due and not metrics.has_eval_at(trainer.state.global_step):
                 trainer.evaluate()
         return metrics
 
-    def _longest_packs(self, count: int) -> list[list[int]]:
-        lengths = [len(example) for example in self.prepared.train]
-        return sorted(self.prepared.packs, key=lambda pack: -sum(lengths[index] for index in pack))[:count]
+    def _longest_batch(self, plan: Plan) -> list[Tokens]:
+        """Return the documents of the longest batch that may come."""
+        examples = self.prepared.train
+        if isinstance(self.prepared, PreparedProblems):
+            return longest_rollouts(self.config, self.prepared, plan)
+        packs = sorted(self.prepared.packs, key=lambda pack: -sum(len(examples[index]) for index in pack))
+        return [examples[index] for pack in packs[: plan.packs] for index in pack]
 
     def _warm_up(self, trainer: ThinkTrainer, plan: Plan) -> None:
         if self.loaded.device.type != "cuda":
             return
-        peak = warm_up_step(trainer, self._longest_packs(trainer.args.per_device_train_batch_size))
+        peak = warm_up_step(trainer, self._longest_batch(plan))
         self.console.print(
             f"proved on the longest batch: {peak:.1f} GiB, {plan.parts['peak'] / GIB:.1f} predicted",
             style="dim",
@@ -316,6 +341,8 @@ def _warnings(config: Config, loaded: Loaded, prepared: Prepared, plan: Plan) ->
     if config.train.offload_checkpoints is True and not plan.fused:
         yield "train.offload_checkpoints does nothing: only layers that are fused can"
     longest = max(map(len, prepared.train))
+    if isinstance(prepared, PreparedProblems):
+        longest = prepared.longest_prompt + config.rl.max_completion_length
     known = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if known is not None and longest > known:
         yield (
@@ -372,23 +399,34 @@ def _held(run: RunFolder) -> Iterator[None]:
 
 def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan, stop: StopSignals) -> ThinkTrainer:
     config, prepared, loaded, run = attempt.config, attempt.prepared, attempt.loaded, attempt.run
-    trainer = ThinkTrainer(
-        model,
-        SFT(prepared.train, prepared.packs, prepared.held_out),
-        training_arguments(
-            config,
-            plan,
-            run,
-            on_gpu=loaded.device.type == "cuda",
-            evaluates=bool(prepared.held_out),
-            checkpointing=recomputes_by_transformers(plan),
-        ),
-        processing_class=loaded.tokenizer,
-        keep_checkpoints=config.train.keep_checkpoints,
-        graphed=plan.graphed,
-        stop=stop,
-        dealt=dealt_batches(config, prepared, plan) if here().size > 1 else None,
+    arguments = partial(
+        training_arguments,
+        config,
+        run=run,
+        on_gpu=loaded.device.type == "cuda",
+        evaluates=bool(prepared.held_out),
+        checkpointing=recomputes_by_transformers(plan),
     )
+    common: dict[str, Any] = {
+        "processing_class": loaded.tokenizer,
+        "keep_checkpoints": config.train.keep_checkpoints,
+        "stop": stop,
+    }
+    if isinstance(prepared, PreparedProblems):
+        trainer: ThinkTrainer = ReinforceTrainer(
+            model,
+            GRPO(len(prepared.train), config.rl),
+            arguments(plan=replace(plan, packs=1, accumulation=1)),
+            config=config,
+            prepared=prepared,
+            capacity=batch_capacity(config, prepared, plan),
+            journal=RolloutJournal(run.rollouts),
+            **common,
+        )
+    else:
+        method = SFT(prepared.train, prepared.packs, prepared.held_out)
+        dealt = dealt_batches(config, prepared, plan) if here().size > 1 else None
+        trainer = ThinkTrainer(model, method, arguments(plan=plan), graphed=plan.graphed, dealt=dealt, **common)
     trainer.remove_callback(PrinterCallback)  # ours prints a better line
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:

@@ -83,8 +83,11 @@ def run(
             _infer(config, folder, console, opened)
     if config.eval.data is not None:
         if config.eval.base:
-            with steps("eval base"), open_engine(config.model, settings) as base:
-                summaries = {"base": evaluate_model(config, "base", console, base), **summaries}
+            # The adapter gone on with, too, so that a training which makes its model worse is seen as that.
+            for name, reference in (("start", config.lora.init), ("base", config.model)):
+                if reference is not None:
+                    with steps(f"eval {name}"), open_engine(reference, settings) as other:
+                        summaries = {name: evaluate_model(config, name, console, other), **summaries}
         write_json(folder.eval / "summary.json", _summary(summaries, folder, steps.seconds))
         Console().print(comparison_table(summaries))
     console.print(f"everything on one page: {write_report(folder.path)}", highlight=False)

@@ -19,13 +19,15 @@ _KEPT: dict[str, Any] = {"index": int, "text": str, "finish_reason": str, "error
 class Request:
     """One prompt, rendered to token ids by us, and how to continue it (`sampling.n` times).
 
-    `adapter` names one of those that the engine was opened with; None is the engine's own model.
+    `adapter` names one of those that the engine was opened with; None is the engine's own model. `logprobs` asks for
+    those of the tokens drawn.
     """
 
     id: str
     prompt_ids: Sequence[int]
     sampling: Sampling
     adapter: str | None = None
+    logprobs: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Completion:
         finish_reason: a `FinishReason`; from a file of another tool, any text.
         error: the fault, if the reason is "error".
         tokens: number of generated tokens; 0 if unknown.
+        logprobs: of each token, natural, under the model at the temperature it was drawn with, before any token was
+            left out (top_k, …); empty unless the request asked. Not kept in files.
     """
 
     request_id: str
@@ -48,6 +52,7 @@ class Completion:
     finish_reason: str = "stop"
     error: str | None = None
     tokens: int = 0
+    logprobs: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if len(self.token_ids) > 0:  # an array has no truth

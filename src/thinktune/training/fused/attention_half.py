@@ -75,9 +75,12 @@ class AttentionHalf:
         with torch.set_grad_enabled(grad):
             leaves = tuple(part.detach().requires_grad_(grad) for part in inputs)
             query, key, value = (leaf.transpose(0, 1)[None] for leaf in leaves)
-            out, _ = packed_attention(
-                None, query, key, value, scaling=self._scale, sliding_window=self._window, **batch.documents
-            )
+            if batch.attend is not None:
+                out = batch.attend(query, key, value, self._scale)
+            else:
+                out, _ = packed_attention(
+                    None, query, key, value, scaling=self._scale, sliding_window=self._window, **batch.documents
+                )
             out = out.reshape(len(hidden), -1)
         self.o.project(out.detach(), o)
         return Attended(raw if heads.norms else None, qkv, o, leaves, out)

@@ -7,7 +7,7 @@ none itself), so that the backward pass is one multiplication by the incoming gr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,13 @@ class Head:
     def bends(self) -> bool:
         """Whether logits are more than a product and a bias."""
         return self.multiplier != 1.0 or self.cap is not None
+
+    def at(self, temperature: float) -> Head:
+        """Return the head whose logits are these divided by a temperature."""
+        if temperature == 1:
+            return self
+        cap = None if self.cap is None else self.cap / temperature
+        return replace(self, multiplier=self.multiplier / temperature, cap=cap)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Compute [tokens, vocabulary] of [tokens, width], in its dtype as the models' own code does."""

@@ -18,7 +18,7 @@ and are in our trainings, float32 under a bfloat16 model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +46,14 @@ class Saved:
 
 
 class FusedLayer:
-    """The fused halves of a decoder layer, at least one, and the tensors saved between forward and backward."""
+    """The fused halves of a decoder layer, at least one, and the tensors saved between forward and backward.
+
+    Attributes:
+        number: in the model.
+        can_decode: whether it could take single tokens of the rows of a cache, see `decoding`.
+        decodes: whether it does now.
+        refresh: brings the adapters of all layers up to date, as the first layer does before a batch.
+    """
 
     def __init__(
         self, attention: AttentionHalf | None, mlp: MlpHalf | None, number: int, memory: RecomputePolicy
@@ -56,13 +63,15 @@ class FusedLayer:
         self.adapters = [group.adapter for group in self.groups]
         self.parameters = [parameter for adapter in self.adapters for parameter in adapter.parameters]
         self._adapted = [module for adapter in self.adapters for module in adapter.adapted]
-        self._number = number
+        self.number = number
         self.memory = memory
         self.store: HostStore | None = None
+        self.can_decode = self.decodes = False
+        self.refresh: Callable[[], None] = lambda: None
 
     @property
     def level(self) -> Level:
-        return self.memory.level(self._number)
+        return self.memory.level(self.number)
 
     @property
     def is_whole(self) -> bool:
@@ -87,6 +96,15 @@ class FusedLayer:
         out = self.mlp.forward(fed, self.memory.mlp_chunks)
         return out, self._saved(hidden, attended, fed) if keep else None
 
+    def decode(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Compute [rows, width] -> [rows, width] with the attention of the batch, of a layer that is fused as a whole;
+        nothing is saved."""
+        assert self.attention is not None
+        assert self.mlp is not None
+        attended = self.attention.forward(hidden, batch, grad=False)
+        fed = self.mlp.enter(hidden, self.attention.update(attended), batch)
+        return self.mlp.forward(fed, 1)
+
     def _saved(self, hidden: torch.Tensor, attended: Attended | None, fed: Fed | None) -> Saved:
         if fed and (self.level != "none" or self.memory.mlp_chunks > 1):
             fed.gate_up = None
@@ -96,7 +114,7 @@ class FusedLayer:
             fed.middle = fed.wide = None
         if self.store is None:
             return Saved(hidden, None, fed)
-        self.store.put(self._number, hidden)
+        self.store.put(self.number, hidden)
         return Saved(None, None, fed)
 
     def backward(self, g: torch.Tensor, saved: Saved, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -104,7 +122,7 @@ class FusedLayer:
         hidden, fed = saved.hidden, saved.fed
         if hidden is None:
             assert self.store is not None
-            hidden = self.store.take(self._number)
+            hidden = self.store.take(self.number)
         attended = saved.attended or self._attend(hidden, batch, grad=True)
         if self.mlp and fed and fed.middle is None:
             self.mlp.enter(hidden, self._update(attended), batch, fed)

@@ -17,6 +17,7 @@ from thinktune.training.fused.adapted_projection import AdapterSettings
 from thinktune.training.fused.attention_half import AttentionHalf
 from thinktune.training.fused.batch import Batch
 from thinktune.training.fused.decoder_layer import FusedLayer, LayerNode
+from thinktune.training.fused.decoding import decode, may_decode
 from thinktune.training.fused.frozen_projection import Scratch
 from thinktune.training.fused.kernels.dropout import Dropout, threshold_of
 from thinktune.training.fused.kernels.qkv_rotary import Positions
@@ -57,6 +58,9 @@ class FusedLayers:
         everything = [group.adapter for group in self._groups]
         self._adapters = Adapters(everything, settings.scaling, dtype, self._base.device)
         self._no_seed = torch.zeros(1, dtype=torch.int32, device=self._base.device)
+        self.layers[0].refresh = self._refresh
+        for each in self.layers:
+            each.can_decode = each.is_whole and self._query_scale is None
         self._store: HostStore | None = None
         self.memory = memory
 
@@ -91,6 +95,8 @@ class FusedLayers:
 
         def forward(module: Any, hidden_states: torch.Tensor, *args: Any, **inputs: Any) -> Any:
             documents = {name: inputs.get(name) for name in names}
+            if documents["cu_seq_lens_q"] is None and not args and may_decode(fused, hidden_states, inputs):
+                return decode(fused, module, hidden_states, inputs)
             if args or documents["cu_seq_lens_q"] is None or fused.is_disabled:
                 return original(module, hidden_states, *args, **inputs)
             if first:

@@ -12,6 +12,8 @@ weight gets no gradient. The adapter's master weights stay in the dtype PEFT gav
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,6 +66,24 @@ def fuse_lora(model: PeftModel) -> int:
     return fused
 
 
+@contextmanager
+def low_copies(model: PeftModel) -> Iterator[None]:
+    """Hold the matrices of fused adapters in the dtype of their base within the block, where they must not change: to
+    cast them takes longer than to use them for one token."""
+    fused = [module for module in model.modules() if vars(module).get("forward") and isinstance(module, PeftLinear)]
+    for module in fused:
+        (name,) = module.lora_A
+        dtype, b = module.get_base_layer().weight.dtype, module.lora_B[name].weight
+        with torch.no_grad():
+            low = module.lora_A[name].weight.to(dtype), (b * module.scaling[name]).to(dtype)
+        module.low_copies = low
+    try:
+        yield
+    finally:
+        for module in fused:
+            del module.low_copies
+
+
 def _is_plain(module: PeftLinear) -> bool:
     names = list(module.lora_A)
     return (
@@ -81,6 +101,10 @@ def _forward(self: PeftLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> to
         return PeftLinear.forward(self, x, *args, **kwargs)
     (name,) = self.lora_A
     base = self.get_base_layer()
+    if (low := vars(self).get("low_copies")) is not None and low[0].dtype == x.dtype:
+        rows = x.reshape(-1, x.shape[-1])
+        given: torch.Tensor = F.linear(rows, base.weight, base.bias).addmm_(rows @ low[0].t(), low[1].t())
+        return given.view(*x.shape[:-1], -1)
     a, b = self.lora_A[name].weight, self.lora_B[name].weight
     out: torch.Tensor = _LoraLinear.apply(x, base.weight, base.bias, a, b, self.scaling[name])
     return out.view(*x.shape[:-1], -1)  # outside the node: Gemma 3n changes it in place

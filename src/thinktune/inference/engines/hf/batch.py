@@ -16,6 +16,7 @@ from thinktune.inference.engines.hf.sampler import Sampler
 
 SPARE = 64  # columns of cache written in place between two copies
 _WORTH_SHARING = 16  # tokens
+_BURST = 16  # tokens
 
 
 class Batch:
@@ -31,6 +32,7 @@ class Batch:
         self._last = torch.empty(0, dtype=torch.long)  # the token each row feeds next
         self._sampler: Sampler
         self._recorded: RecordedStep | None = None
+        self._in_bursts = False
 
     @property
     def live(self) -> list[Row]:
@@ -73,7 +75,24 @@ class Batch:
         return Prefilled(rows, line_of, cache, last)
 
     def step(self) -> None:
-        """Decode one more token for every row. Finished rows ride along, unread, until `change` drops them."""
+        """Decode one more token for every row, or several where none is looked at in between. Finished rows ride along,
+        unread, until `change` drops them."""
+        decoder = self._decoder
+        if not self._in_bursts:
+            logits = self._forward()
+            self._last = decoder.accept(self.rows, logits, self._sampler)
+            return
+        # A GPU then never waits for Python, which draws noise and reads tokens meanwhile.
+        left = max(row.limit - len(row.ids) for row in self.live)
+        count = max(1, min(_BURST, columns_of(self._cache) - self.width, left))
+        drawn = []
+        for noise in self._sampler.noise(count):
+            drawn.append(self._sampler.draw(self._forward(), noise))
+            self._last = drawn[-1][0].long()
+        decoder.accept_several(self.rows, torch.stack(drawn))
+
+    def _forward(self) -> torch.Tensor:
+        """Compute the logits after the last token of every row."""
         decoder = self._decoder
         # A finished row that rides along must not run out of the model's positions.
         positions = (self.width - self._starts).clamp(max=decoder.context_length - 1)
@@ -83,7 +102,7 @@ class Batch:
             mask = torch.arange(self.width + 1, device=decoder.device) >= self._starts[:, None]
             logits = decoder.forward(self._last[:, None], mask, positions[:, None], self._cache)
         self.width += 1
-        self._last = decoder.accept(self.rows, logits, self._sampler)
+        return logits
 
     def change(self, groups: Sequence[Prefilled], leaving: Collection[Row] = ()) -> None:
         """Drop finished and leaving rows, take in prefilled ones, and make room for `SPARE` more columns."""
@@ -112,6 +131,8 @@ class Batch:
         self._sampler = Sampler(rows, self._decoder.vocabulary, device)
         if recorder is not None and recorder.works:
             self._recorded = RecordedStep(self._decoder, recorder, self._cache, self._starts)
+        scored = all(row.request.logprobs for row in rows)
+        self._in_bursts = scored and self._recorded is not None and self._sampler.is_plain
 
 
 @dataclass(frozen=True)

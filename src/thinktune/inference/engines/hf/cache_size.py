@@ -64,7 +64,9 @@ def tokens_that_fit(size: CacheSize, device: torch.device) -> int:
     The rest is for activations, logits, and the copy of a layer's cache when the batch changes.
     """
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] // 2
+        total = torch.cuda.get_device_properties(device).total_memory
+        allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - torch.cuda.memory_reserved(device)
+        free = min(torch.cuda.mem_get_info(device)[0], allowed) // 2
     else:
         free = min(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4, 2**30)
     return int(max(1024, free // size.token))

@@ -25,6 +25,7 @@ class Row:
     index: int
     limit: int
     ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
     reason: FinishReason | None = None
     error: str | None = None
     noise: random.Random = field(default_factory=random.Random)
@@ -88,10 +89,22 @@ class Decoder:
     def accept(self, rows: Sequence[Row], logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:
         """Draw a token for each row, and note it and the rows that it ends; return the ids `(rows,)`."""
         picked, sound = sampler.pick(logits)
+        if any(row.request.logprobs for row in rows):
+            for row, logprob in zip(rows, sampler.logprobs(logits, picked).tolist(), strict=True):
+                if row.reason is None:
+                    row.logprobs.append(logprob)
         for row, token, usable in zip(rows, picked.tolist(), sound.tolist(), strict=True):
             if row.reason is None:
                 self._append(row, token, usable)
         return picked
+
+    def accept_several(self, rows: Sequence[Row], drawn: torch.Tensor) -> None:
+        """Note several tokens of each row, up to the one that ends it: `(tokens, 3, rows)` of `Sampler.draw`."""
+        for ids, logprobs, usable in drawn.tolist():
+            for row, token, logprob, sound in zip(rows, ids, logprobs, usable, strict=True):
+                if row.reason is None:
+                    row.logprobs.append(logprob)
+                    self._append(row, int(token), bool(sound))
 
     def _append(self, row: Row, token: int, usable: bool) -> None:
         if not usable:

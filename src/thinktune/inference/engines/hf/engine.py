@@ -57,6 +57,7 @@ class TransformersEngine(Engine):
         tokenizer: its tokenizer.
         stop_ids: token ids that end a completion.
         max_batch_tokens: rows times columns of the cache held at once; None chooses from free memory.
+        max_rows: completions decoded together; None: a good number for the device.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TransformersEngine(Engine):
         stop_ids: Iterable[int],
         *,
         max_batch_tokens: int | None = None,
+        max_rows: int | None = None,
     ) -> None:
         config = model.config.get_text_config()
         register_attention()
@@ -91,7 +93,7 @@ class TransformersEngine(Engine):
             size = self._try_cache()
         else:
             size = size_by_config(config, embedding)
-        self.slots = 512 if on_gpu else 64
+        self.slots = max_rows or (512 if on_gpu else 64)
         self._limits = Limits(
             tokens=max_batch_tokens or tokens_that_fit(size, embedding.device),
             rows=self.slots,
@@ -236,7 +238,7 @@ class TransformersEngine(Engine):
         if row.reason is None or row.reason == "error":
             return Completion(row.request.id, row.index, "", (), "error", row.error)
         text = self._decoder.detokenizer.final_text(row.ids, row.sampling.stop)
-        return Completion(row.request.id, row.index, text, tuple(row.ids), row.reason)
+        return Completion(row.request.id, row.index, text, tuple(row.ids), row.reason, logprobs=tuple(row.logprobs))
 
     def _try_cache(self) -> CacheSize:
         """Measure the cache of a model with states. One that does not work with it is recomputed from now on."""

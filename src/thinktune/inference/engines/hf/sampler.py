@@ -21,6 +21,7 @@ from thinktune.config import Sampling
 
 _CANDIDATES = 128  # likeliest tokens looked at first
 _BLOCK = 256  # weights whose sum is looked at first
+_WIDE_BLOCK = 1024  # the same in one pass over the logits
 _COLDEST = 1e-6  # as good as greedy; scores divided by much less are no numbers any more
 _LOWEST = -80.0  # below e to this, floats become subnormal, on which a CPU takes ten times as long
 _LEAST = math.exp(_LOWEST)
@@ -79,6 +80,7 @@ class Sampler:
         self._penalised = torch.tensor(penalised, dtype=torch.long, device=device)
         settings = [rows[index].sampling for index in drawn]
         self._temperature = self._column([max(each.temperature, _COLDEST) for each in settings])
+        self._scale = self._column([row.sampling.temperature or 1.0 for row in rows])
         top_k = [min(each.top_k or vocabulary, vocabulary) for each in settings]
         self._top_k = torch.tensor(top_k, dtype=torch.long, device=device)[:, None]
         self._most = max((count for count in top_k if count < vocabulary), default=0)
@@ -121,6 +123,46 @@ class Sampler:
         if len(self._wearing):
             self._written = torch.cat([self._written, torch.stack([self._wearing, ids[self._wearing]])], dim=1)
         return ids, best.isfinite()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every row is drawn from all tokens as they are, at a temperature."""
+        touched = len(self._penalised) or len(self._wearing) or self._blockers or self._filtered or self._most
+        return isinstance(self._drawn, slice) and bool(self._noises) and not touched
+
+    def noise(self, count: int) -> torch.Tensor:
+        """Draw the noise of the next tokens, float32 `(count, rows, 1)`."""
+        return torch.stack([_noise(self._noises, torch.device("cpu")) for _ in range(count)]).to(self._device)
+
+    def draw(self, logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Draw token ids as `pick` does where it `is_plain`, with one pass over the logits, and no wait for the device.
+
+        Args:
+            noise: of one token, `(rows, 1)`.
+
+        Returns:
+            float64 `(3, rows)`: ids, log-probabilities, and 1 where logits were usable.
+        """
+        tops, sums = _block_sums(logits, self._scale)
+        best = tops.amax(-1, True)
+        weights = sums.double() * (tops - best).double().exp()
+        running = weights.cumsum(-1)
+        target = noise.double() * running[:, -1:]
+        block = torch.searchsorted(running, target, right=True).clamp_(max=tops.shape[1] - 1)
+        columns = block * _WIDE_BLOCK + torch.arange(_WIDE_BLOCK, device=logits.device)
+        scores = logits.gather(1, columns.clamp(max=logits.shape[1] - 1)).float() / self._scale
+        within = torch.where(columns < logits.shape[1], (scores - best).double().exp(), 0).cumsum(-1)
+        rest = (target - (running - weights).gather(1, block)).clamp_(min=0).minimum(within[:, -1:] * (1 - 2**-24))
+        place = torch.searchsorted(within, rest, right=True).clamp_(max=_WIDE_BLOCK - 1)
+        ids = columns.gather(1, place).clamp_(max=logits.shape[1] - 1)
+        logprobs = (scores.gather(1, place) - best).double() - running[:, -1:].log()
+        return torch.stack([ids.double(), logprobs, best.isfinite().double()])[..., 0]
+
+    def logprobs(self, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Compute log-probabilities `(rows,)` of token ids `(rows,)`, in float32, at each row's temperature (1 where it
+        is greedy) and with no token left out."""
+        scores = logits.float() / self._scale
+        return scores.gather(1, ids[:, None])[:, 0] - scores.logsumexp(-1)
 
     def _penalise(self, logits: torch.Tensor) -> torch.Tensor:
         if len(self._penalised):
@@ -190,6 +232,18 @@ def _noise(generators: Sequence[random.Random], device: torch.device) -> torch.T
     """Draw a number in [0, 1) from each `(rows, 1)`."""
     drawn = torch.tensor([generator.random() for generator in generators], dtype=torch.float32, device=device)
     return drawn.clamp_(max=1 - 2**-24)[:, None]  # float32 rounds the highest up to 1
+
+
+def _block_sums(logits: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if logits.is_cuda:
+        from thinktune.inference.engines.hf.block_sums import block_sums  # it needs Triton
+
+        return block_sums(logits.contiguous(), scale, _WIDE_BLOCK)
+    padding = -logits.shape[1] % _WIDE_BLOCK
+    scores = torch.nn.functional.pad(logits.float() / scale, (0, padding), value=-torch.inf)
+    blocks = scores.unflatten(-1, (-1, _WIDE_BLOCK))
+    tops = blocks.amax(-1)
+    return tops, (blocks - tops[..., None]).exp().sum(-1)
 
 
 def _weights(scores: torch.Tensor) -> torch.Tensor:

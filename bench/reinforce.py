@@ -1,0 +1,289 @@
+"""Reinforcement on one GPU: seconds of a step by phase, and what 60 steps teach the built-in model.
+
+    python bench/reinforce.py                       # a: built-in model, b: 3B, c: 3B within 16 GiB (nf4 and fp8)
+    python bench/reinforce.py --cells a,b --steps 6
+    python bench/reinforce.py --learn --seeds 1,2,3 # strict greedy accuracy on 400 unseen problems, before and after
+    python bench/reinforce.py --cells tiny --steps 3        # on a CPU
+
+Every cell is `thinktune train` with `method: grpo` in a process of its own. Cell a trains quickstart's adapter first
+(not counted), and goes on from it: built-in problems, 32 prompts x 16 completions. Cells b and c have random weights
+of Qwen2.5-3B's shape, 32 prompts of about 100 tokens x 8 completions of exactly 512 tokens: no token ends one, and
+rewards are drawn, so that every group is trained. Seconds are of the median step after two to warm up, `step` from one
+step's end to the next, optimizer included; `peak` is the allocator's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from thinktune.files import write_json_lines
+from workload import TARGETS, model_folder
+
+CELLS: dict[str, dict[str, Any]] = {
+    "tiny": {"shape": "tiny", "prompts": 4, "completions": 4, "length": 16},
+    "a": {"shape": None, "prompts": 32, "completions": 16, "length": 200},
+    "b": {"shape": "3b-drawn", "prompts": 32, "completions": 8, "length": 512},
+    "c-nf4": {"shape": "3b-drawn", "prompts": 32, "completions": 8, "length": 512, "quantize": "nf4", "limit": 16},
+    "c-fp8": {"shape": "3b-drawn", "prompts": 32, "completions": 8, "length": 512, "quantize": "fp8", "limit": 16},
+}
+_PROFILED = 24
+"""Number of the step of decoding whose kernels are printed."""
+PHASES = ("generating", "scoring", "training")
+UNSEEN = 400
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("--cells", default="a,b,c-nf4,c-fp8", help=", ".join(CELLS))
+    cli.add_argument("--steps", type=int, default=7)
+    cli.add_argument("--learn", action="store_true", help="train 60 steps and score instead")
+    cli.add_argument("--seeds", default="1")
+    cli.add_argument("--profile", action="store_true", help="print the kernels of some decoded tokens, too")
+    cli.add_argument("--init", type=Path, help="go on from this run or adapter in cell a")
+    cli.add_argument("--set", action="append", default=[], help="a setting of the config, as SECTION.NAME=VALUE")
+    cli.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "thinktune-bench")
+    cli.add_argument("--cell", help=argparse.SUPPRESS)
+    args = cli.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if args.cell:
+        train_cell(args)
+    elif args.learn:
+        learn(args)
+    else:
+        columns = "".join(f"{phase:>12}" for phase in (*PHASES, "step"))
+        print(
+            f"{'cell':8}{columns}{'tokens':>9}{'drawn':>7}{'trained':>9}{'mismatch':>10}{'peak GiB':>10}{'set up':>9}"
+        )
+        for cell in args.cells.split(","):
+            started = time.monotonic()
+            run_cell(cell, args)
+            print_row(cell, args, time.monotonic() - started)
+
+
+def run_cell(cell: str, args: argparse.Namespace) -> None:
+    if CELLS[cell]["shape"] is None:
+        quickstart(args)
+    command = [sys.executable, __file__, "--cell", cell, "--steps", str(args.steps), "--folder", str(args.folder)]
+    command += ["--profile"] * args.profile + [f"--init={args.init}"] * (args.init is not None)
+    log = args.folder / f"reinforce-{cell}.log"
+    with log.open("w") as stream:
+        ended = subprocess.run([*command, *(f"--set={each}" for each in args.set)], stdout=stream, stderr=stream)
+    if ended.returncode:
+        print(f"{cell}: failed, the end of {log}:\n" + "\n".join(log.read_text().splitlines()[-12:]), flush=True)
+    elif args.profile:
+        print("\n".join(line[8:] for line in log.read_text().splitlines() if line.startswith("PROFILE")), flush=True)
+
+
+def print_row(cell: str, args: argparse.Namespace, seconds: float) -> None:
+    file = args.folder / f"reinforce-{cell}" / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rest = lines[2:] or lines
+    if not rest:
+        return
+    before = [0, *(line["tokens"] for line in lines)]
+    steps = [(line["tokens"] - one) / line["tokens_per_second"] for one, line in zip(before, lines, strict=False)]
+    phases = [median(line[f"rl/seconds_{phase}"] for line in rest) for phase in PHASES]
+    phases.append(median(steps[2:] or steps))
+    named = [median(line[f"rl/{name}"] for line in rest) for name in ("tokens", "drawn", "groups")]
+    print(
+        f"{cell:8}{''.join(f'{each:>12.3f}' for each in phases)}{named[0]:>9.0f}{named[1]:>7.0f}{named[2]:>9.0f}"
+        f"{median(line['rl/mismatch'] for line in rest):>10.5f}{max(line['memory_gib'] for line in lines):>10.1f}"
+        f"{seconds - sum(steps):>9.1f}",
+        flush=True,
+    )
+
+
+def train_cell(args: argparse.Namespace) -> None:
+    """Train a cell in this process."""
+    from thinktune.cli import app
+    from thinktune.config import load_config
+    from thinktune.training.imports import import_train
+
+    file = args.folder / f"reinforce-{args.cell}.yaml"
+    file.write_text(json.dumps(config_of(args.cell, args)), encoding="utf-8")
+    import_train(load_config(file, args.set))  # before anything else imports transformers: it leaves packages out
+    if CELLS[args.cell]["shape"] is not None:
+        never_end_and_draw_rewards()
+    if args.profile:
+        profile_decoding()
+    app(["train", str(file), "--overwrite", *args.set], standalone_mode=False)
+
+
+def config_of(cell: str, args: argparse.Namespace) -> dict[str, Any]:
+    settings = CELLS[cell]
+    output = args.folder / f"reinforce-{cell}"
+    rl = {
+        "prompts": settings["prompts"],
+        "num_generations": settings["completions"],
+        "max_completion_length": settings["length"],
+    }
+    train: dict[str, Any] = {"max_steps": args.steps, "learning_rate": 1e-4, "save_every": 10**6}
+    values: dict[str, Any] = {"method": "grpo", "output": str(output), "ask": {"questions": []}, "rl": rl}
+    if settings["shape"] is None:
+        data = {"source": "builtin:arithmetic", "sample": 2000, "system": "", "max_length": 512}
+        init = {"init": str(quickstart(args))}
+        return values | {"model": "builtin:smollm2", "data": data, "lora": init, "train": train}
+    rows = args.folder / "reinforce-prompts.jsonl"
+    draw = random.Random(1)
+    questions = ["".join(draw.choices("abcdefghij ", k=draw.randint(60, 100))) for _ in range(256)]
+    write_json_lines(rows, ({"question": question, "answer": "7"} for question in questions))
+    if "limit" in settings:
+        train["memory"] = settings["limit"]
+    return values | {
+        "model": str(model_folder(settings["shape"], args.folder)),
+        "quantize": settings.get("quantize", "none"),
+        "data": {"source": str(rows), "max_length": 2048},
+        "lora": {"r": 8, "alpha": 16, "targets": list(TARGETS)},
+        "train": train,
+        "rl": rl | {"oversampling": 1},
+    }
+
+
+def never_end_and_draw_rewards() -> None:
+    """Let no token end a completion, and draw rewards in the place of scores, for the rest of this process."""
+    from functools import partial
+
+    from thinktune.inference.engines.hf.engine import TransformersEngine
+    from thinktune.scoring import Score
+    from thinktune.scoring.rewards import Reward
+    from thinktune.training.reinforce import setup
+
+    class Drawn:
+        names = ("drawn",)
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self._draw = random.Random(1)
+
+        def __enter__(self) -> Drawn:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            """Close nothing."""
+
+        def submit(self, *_: Any, **__: Any) -> Future[Reward]:
+            future: Future[Reward] = Future()
+            reward, score = self._draw.random(), Score(False, 0.0, "wrong", None, False, "drawn")
+            future.set_result(Reward(reward, {"drawn": reward}, score))
+            return future
+
+    def endless(model: Any, tokenizer: Any, stop_ids: Any, **settings: Any) -> TransformersEngine:
+        return TransformersEngine(model, tokenizer, (), **settings)
+
+    setup.TransformersEngine = partial(endless)  # type: ignore[misc, assignment]
+    setup.Rewards = Drawn  # type: ignore[misc, assignment]
+
+
+def profile_decoding() -> None:
+    """Have the time of decoding said, and the kernels of one burst of tokens."""
+    import atexit
+
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from thinktune.inference.engines.hf.batch import Batch
+
+    step, change = Batch.step, Batch.change
+    seconds: dict[str, list[float]] = {"change": [], "step after one": [], "other step": []}
+    changed = False
+
+    def timed_change(self: Batch, *args: Any) -> None:
+        nonlocal changed
+        started = time.monotonic()
+        change(self, *args)
+        changed = True
+        seconds["change"].append(time.monotonic() - started)
+
+    def timed_step(self: Batch) -> None:
+        nonlocal changed
+        started, kind = time.monotonic(), "step after one" if changed else "other step"
+        changed = False
+        if len(seconds["other step"]) != _PROFILED:
+            step(self)
+            seconds[kind].append(time.monotonic() - started)
+            return
+        with profile(
+            activities=[ProfilerActivity.CUDA, *[ProfilerActivity.CPU] * (not torch.cuda.is_available())]
+        ) as seen:
+            step(self)
+        seconds["other step"].append(0.0)
+        on = "device" if torch.cuda.is_available() else "cpu"
+        print(
+            f"PROFILE of {len(self.rows)} rows, {self.width} columns, a burst of tokens: ms and number of each kernel"
+        )
+        events = sorted(seen.key_averages(), key=lambda each: -getattr(each, f"self_{on}_time_total"))
+        for each in events[:25]:
+            print(f"PROFILE {getattr(each, f'self_{on}_time_total') / 1e3:9.2f}{each.count:8}  {each.key[:100]}")
+
+    def tell() -> None:
+        for kind, each in seconds.items():
+            if each:
+                print(
+                    f"PROFILE {kind}: {len(each)}, median {median(each) * 1e3:.1f} ms, sum {sum(each):.2f} s",
+                    flush=True,
+                )
+
+    Batch.step, Batch.change = timed_step, timed_change  # type: ignore[method-assign]
+    atexit.register(tell)
+
+
+def quickstart(args: argparse.Namespace) -> Path:
+    """Train quickstart's adapter, once."""
+    run: Path = args.init or args.folder / "reinforce-quickstart"
+    if args.init is None and not (run / "run.json").exists():
+        shipped = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+        settings = [f"output={run}", "ask.questions=[]", "infer.file=null", "eval.data=null", "--overwrite"]
+        thinktune("train", str(shipped), *settings)
+    return run
+
+
+def learn(args: argparse.Namespace) -> None:
+    """Print strict greedy accuracy on unseen problems before and after each seed's training."""
+    begun = quickstart(args)
+    shipped = Path(__file__).parents[1] / "configs" / "quickstart-grpo.yaml"
+    print(f"{'':10}{'accuracy':>10}{'95% interval':>18}{'well-formed':>13}{'tokens':>8}{'seconds':>9}", flush=True)
+    score("before", begun, args)
+    for seed in args.seeds.split(","):
+        run = args.folder / f"reinforce-learn-{seed}"
+        started = time.monotonic()
+        settings = [f"seed={seed}", f"lora.init={begun}", f"output={run}", "ask.questions=[]", *args.set]
+        thinktune("train", str(shipped), *settings, "--overwrite")
+        score(f"seed {seed}", run, args, time.monotonic() - started)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        at = [0, len(lines) // 4, len(lines) // 2, 3 * len(lines) // 4, len(lines) - 1]
+        told = ", ".join(f"{lines[each]['rl/accuracy']:.3f}" for each in at)
+        print(f"{'':10}sampled accuracy at steps {', '.join(str(each + 1) for each in at)}: {told}", flush=True)
+
+
+def score(name: str, run: Path, args: argparse.Namespace, seconds: float = 0.0) -> None:
+    out = args.folder / f"reinforce-scores-{run.name}"
+    limits = ["--sample", str(UNSEEN), "--max-tokens", "200", "--out", str(out), "--engine", "transformers"]
+    thinktune("eval", str(run), "builtin:arithmetic", *limits, "--overwrite")
+    found = json.loads((out / "summary.json").read_text())
+    low, high = found["accuracy_interval"]
+    print(
+        f"{name:10}{found['accuracy']:>10.1%}{f'{low:.1%} to {high:.1%}':>18}{found['format_rate']:>13.1%}"
+        f"{found['mean_tokens']:>8.0f}{seconds:>9.0f}",
+        flush=True,
+    )
+
+
+def thinktune(*arguments: str) -> None:
+    command = [sys.executable, "-m", "thinktune", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if ended.returncode:
+        raise SystemExit(f"thinktune {arguments[0]} failed:\n{ended.stderr[-3000:]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Reinforcement: completions of the model in training are drawn, rewarded and trained on."""

@@ -1,0 +1,217 @@
+"""Draws the rollouts of a step from the model in training: prompts, completions, rewards, and others for groups that
+teach nothing.
+
+A group whose rewards are all equal has no advantage, and so no gradient: another prompt takes its place as soon as that
+is known, while the rest is still decoded (dynamic sampling, DAPO). About as many as that will take are begun at once.
+All that are begun are finished before any is chosen, by the order of their prompts: to take those that end first would
+prefer short completions.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from random import Random
+from statistics import fmean
+
+from thinktune import tags
+from thinktune.config import Config, Rl
+from thinktune.errors import GenerationError
+from thinktune.inference.engines.base import Completion, Request, RequestSource
+from thinktune.inference.engines.hf.engine import TransformersEngine
+from thinktune.scoring.rewards import Reward, Rewards
+from thinktune.training.reinforce.objective import advantages
+from thinktune.training.reinforce.problems import PreparedProblems
+from thinktune.training.reinforce.rollouts import Drawn, Group, Rollout
+
+_EXPECTED = 0.7
+"""Share of the groups with a signal, before any is known."""
+_MEMORY = 0.5
+"""Of that share, from one step to the next."""
+
+
+class RolloutSampler:
+    """Draws completions of the training's problems with an engine over the model in training."""
+
+    def __init__(
+        self, engine: TransformersEngine, prepared: PreparedProblems, rewards: Rewards, config: Config, *, spare: bool
+    ) -> None:
+        """
+        Args:
+            spare: begin more groups than are likely to do, where decoding them beside the others costs next to nothing.
+        """
+        self._engine = engine
+        self._prepared = prepared
+        self._rewards = rewards
+        self._rl = config.rl
+        self._seed = config.train_seed
+        self._sampling = config.rl.sampling.model_copy(update={"seed": config.train_seed})
+        self._begins_spare = spare and config.rl.oversampling > 1
+
+    def draw(self, step: int, before: Drawn | None) -> Drawn:
+        """Draw the rollouts of a step.
+
+        Args:
+            before: those of the step before; None: it is the first.
+
+        Raises:
+            GenerationError: the engine failed.
+        """
+        rl, started = self._rl, time.monotonic()
+        kept = [] if before is None else [each for each in before.spare if step - each.step <= rl.max_staleness]
+        expected = _EXPECTED if before is None else before.facts["expected_signal"]
+        batch = _Batch(self, step, 0 if before is None else before.next)
+        batch.begin(self._count(rl.prompts - len(kept), expected), most=self._most(0))
+        while batch.requests.ready:
+            with closing(self._engine.generate(batch.requests)) as completions:
+                for completion in completions:
+                    if (group := batch.take(completion)) is not None and not group.has_signal:
+                        batch.begin(1, most=self._most(batch.begun))
+        usable = sorted((each for each in batch.groups if each.has_signal), key=lambda each: each.number)
+        usable = [*kept, *usable]
+        facts = _facts(batch.groups, self._rewards.names)
+        facts["expected_signal"] = _MEMORY * expected + (1 - _MEMORY) * (1 - facts["no_signal"])
+        facts["seconds_scoring"] = batch.waited
+        facts["seconds_generating"] = time.monotonic() - started - batch.waited
+        spare = usable[rl.prompts :] if rl.max_staleness else []
+        return Drawn(step, _advanced(rl, usable[: rl.prompts]), spare, batch.first + batch.begun, facts)
+
+    def _count(self, wanted: int, share: float) -> int:
+        """Return how many groups to begin, for so many with a signal."""
+        if self._rl.oversampling == 1:
+            return wanted
+        share = max(share, 1 / self._rl.oversampling)
+        spread = math.sqrt(wanted * (1 - share)) / share if self._begins_spare else 0.0
+        return math.ceil(wanted / share + spread)
+
+    def _most(self, begun: int) -> int:
+        return round(self._rl.prompts * self._rl.oversampling) - begun
+
+    def request(self, step: int, number: int) -> tuple[int, Request]:
+        """Return the problem that the prompt of this number asks, and the request of its group."""
+        problem = self._problem(number)
+        tokens = self._prepared.train[problem]
+        # The noise of a completion follows from the request's name: a step that is drawn again draws the same.
+        request = Request(f"{step}/{number}", tokens.ids[: tokens.context].tolist(), self._sampling, logprobs=True)
+        return problem, request
+
+    def _problem(self, number: int) -> int:
+        """Return the problem of a prompt: all problems once, in an order drawn by the seed, then in another order."""
+        epoch, place = divmod(number, len(self._prepared.train))
+        order = list(range(len(self._prepared.train)))
+        Random(f"{self._seed}/{epoch}").shuffle(order)
+        return order[place]
+
+    def submit(self, problem: int, completion: Completion) -> Future[Reward]:
+        item = self._prepared.problems[problem]
+        return self._rewards.submit(
+            item.type,
+            item.gold,
+            tags.valid_text(completion.text),
+            finish_reason=completion.finish_reason,
+            tokens=completion.tokens,
+        )
+
+
+class _Batch:
+    """The groups of a step in the making."""
+
+    def __init__(self, sampler: RolloutSampler, step: int, first: int) -> None:
+        self._sampler = sampler
+        self._step = step
+        self.first = first
+        self.begun = 0
+        self.requests = _Requests()
+        self.groups: list[Group] = []
+        self.waited = 0.0  # seconds for scores
+        self._problems: dict[str, int] = {}
+        self._arrived: dict[str, list[tuple[Completion, Future[Reward]]]] = {}
+
+    def begin(self, count: int, *, most: int) -> None:
+        for _ in range(min(count, most)):
+            number = self.first + self.begun
+            problem, request = self._sampler.request(self._step, number)
+            self._problems[request.id] = problem
+            self._arrived[request.id] = []
+            self.requests.ready.append(request)
+            self.begun += 1
+
+    def take(self, completion: Completion) -> Group | None:
+        """Have a completion scored; return its group if it was the last of it.
+
+        Raises:
+            GenerationError: it failed.
+        """
+        if completion.finish_reason == "error":
+            raise GenerationError(f"a completion could not be drawn: {completion.error}")
+        problem, name = self._problems[completion.request_id], completion.request_id
+        arrived = self._arrived[name]
+        arrived.append((completion, self._sampler.submit(problem, completion)))
+        if len(arrived) < self._sampler._sampling.n:
+            return None
+        started = time.monotonic()
+        # Waited for, so that it does not depend on the scorers' speed when a group in its place joins the batch.
+        arrived.sort(key=lambda pair: pair[0].index)
+        rollouts = tuple(_rollout(each, reward.result()) for each, reward in arrived)
+        self.waited += time.monotonic() - started
+        prompt = str(self._sampler._prepared.problems[problem].gold.get("prompt", ""))
+        group = Group(problem, int(name.partition("/")[2]), self._step, prompt, rollouts)
+        self.groups.append(group)
+        return group
+
+
+class _Requests(RequestSource):
+    """Requests of a step; further ones come while the first are answered."""
+
+    def __init__(self) -> None:
+        self.ready: deque[Request] = deque()
+
+    def poll(self) -> Request | None:
+        return self.ready.popleft() if self.ready else None
+
+    @property
+    def done(self) -> bool:
+        return not self.ready
+
+
+def _advanced(rl: Rl, groups: Sequence[Group]) -> list[Group]:
+    rewards = [[each.reward or 0.0 for each in group.rewarded] for group in groups]
+    return [group.advanced(gains) for group, gains in zip(groups, advantages(rl, rewards), strict=True)]
+
+
+def _rollout(completion: Completion, reward: Reward) -> Rollout:
+    return Rollout(
+        ids=completion.token_ids,
+        logprobs=[float(f"{each:.9g}") for each in completion.logprobs],  # float32's, in few digits
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        outcome=reward.score.outcome,
+        rewards=reward.parts,
+        reward=reward.total,
+        correct=reward.score.correct,
+        tokens=completion.tokens,
+    )
+
+
+def _facts(groups: Sequence[Group], names: Sequence[str]) -> dict[str, float]:
+    """Compute means over all completions drawn, whether they are trained on or not."""
+    rollouts = [each for group in groups for each in group.rollouts]
+    facts = {"reward": _mean([each.reward for each in rollouts])}
+    facts |= {f"reward_{name}": _mean([each.rewards.get(name) for each in rollouts]) for name in names}
+    facts["accuracy"] = _mean([None if each.correct is None else float(each.correct) for each in rollouts])
+    facts["format_rate"] = _mean([float(tags.parse(each.text).well_formed) for each in rollouts])
+    facts["tokens"] = _mean([each.tokens for each in rollouts])
+    facts["truncated"] = _mean([float(each.finish_reason == "length") for each in rollouts])
+    facts["undecided"] = _mean([float(each.reward is None) for each in rollouts])
+    facts["no_signal"] = _mean([float(not group.has_signal) for group in groups])
+    facts["drawn"] = len(groups)
+    return facts
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else 0.0

@@ -1,0 +1,182 @@
+"""The trainer of `method: grpo`: a step draws its rollouts, or reads those of the journal, and trains on them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from thinktune.config import Config
+from thinktune.errors import RunFolderError
+from thinktune.files import replacing, telling_full_disk
+from thinktune.training.checkpoints import whole_checkpoints
+from thinktune.training.fused.generation import generating
+from thinktune.training.reinforce.drawing import RolloutSampler
+from thinktune.training.reinforce.objective import Fact, Objective
+from thinktune.training.reinforce.problems import PreparedProblems
+from thinktune.training.reinforce.rollout_batches import RolloutBatch, rollout_batches
+from thinktune.training.reinforce.rollouts import Drawn, RolloutJournal
+from thinktune.training.reinforce.starting_adapter import StartingAdapter
+from thinktune.training.reinforce.watch import PREFIX, divergence, policy_facts
+from thinktune.training.trainer import ThinkTrainer
+
+_WATCHED = 16
+"""One completion in so many is also scored by the adapter that training began with."""
+
+
+class ReinforceTrainer(ThinkTrainer):
+    """Trains on rollouts. A row of its data stands for an optimizer step, whose batches are made when it comes.
+
+    Attributes:
+        sampler: draws rollouts; set before training begins.
+    """
+
+    sampler: RolloutSampler
+
+    def __init__(
+        self,
+        *args: Any,
+        config: Config,
+        prepared: PreparedProblems,
+        capacity: int,
+        journal: RolloutJournal,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            capacity: tokens of a batch.
+        """
+        super().__init__(*args, **kwargs)
+        self._rl = config.rl
+        self._packing = config.train.packing
+        self._prepared = prepared
+        self._capacity = capacity
+        self._journal = journal
+        self._objective = Objective(config.rl)
+        self._start = StartingAdapter(self.model_with_loss, config.rl.temperature)
+        self._drawn: Drawn | None = None
+        self._old: list[torch.Tensor] = []
+        self._facts: dict[str, float] = {}
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Draw the rollouts of the step, or take those of the journal, add the gradients of all of them, and return the
+        loss."""
+        before, iteration = divmod(self.state.global_step, self._rl.num_iterations)
+        number = before + 1
+        drawn = self._take(number)
+        started = time.monotonic()
+        batches = self._batches(drawn)
+        if iteration:
+            self._add_old(batches, number)
+        if self._rl.beta:
+            self._add_reference(batches)
+        model.train()
+        passes = [self._backward(model, batch) for batch in batches]
+        loss = sum((loss for loss, _ in passes), torch.zeros((), device=self.args.device))
+        logprobs = [each for _, each in passes]
+        if self._rl.num_iterations > 1 and not iteration:
+            self._keep_old(logprobs, number)
+        trained = sum(map(len, logprobs))
+        # Weighed by its tokens, so that the line of several steps has their mean.
+        self.meter.add(sum(batch.inputs["input_ids"].numel() for batch in batches), trained, loss * trained)
+        self._facts = {**drawn.facts, "groups": len(drawn.groups)}
+        if batches:
+            self._facts |= policy_facts(batches, logprobs, self._rl)
+            self._facts["divergence"] = self._divergence(drawn, batches, logprobs)
+        self._facts["seconds_training"] = time.monotonic() - started
+        return loss
+
+    def _take(self, number: int) -> Drawn:
+        """Return the rollouts of this number, the newest ones, those of the journal, or ones drawn now."""
+        if self._drawn is not None and self._drawn.step == number:
+            return self._drawn
+        before = self._drawn
+        if before is None and number > 1 and (before := self._journal.read(number - 1)) is None:
+            raise RunFolderError(f"{self._journal.file(number - 1)} is missing", hint="start anew with --overwrite")
+        drawn = self._journal.read(number)
+        if drawn is None:
+            _free_if_scarce(self.args.device)
+            with generating(self.model):
+                drawn = self.sampler.draw(number, before)
+            self._journal.write(drawn)
+            _free_if_scarce(self.args.device)
+        self._drawn = drawn
+        return drawn
+
+    def _batches(self, drawn: Drawn) -> list[RolloutBatch]:
+        capacity = self._capacity if self._packing else 0
+        batches = rollout_batches(drawn, self._prepared.train, self._rl, capacity)
+        for batch in batches:
+            batch.inputs.update(self._prepare_inputs(batch.inputs))
+            batch.facts = batch.facts.to(self.args.device)
+        return batches
+
+    def _backward(self, model: Any, batch: RolloutBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the gradients of a batch; return its part of the loss, and the log-probabilities of its tokens."""
+        logprobs = -model(**batch.inputs, reduction="none", temperature=self._rl.temperature)
+        loss = self._objective(logprobs, batch.facts)
+        self.accelerator.backward(loss)
+        return loss.detach(), logprobs.detach()
+
+    # Of several steps on the same rollouts, the first has the policy that ratios are taken to.
+
+    def _keep_old(self, logprobs: list[torch.Tensor], number: int) -> None:
+        self._old = logprobs
+        file = self._old_file(number)
+        with telling_full_disk(file), replacing(file) as temporary:
+            save_file({str(at): each.cpu() for at, each in enumerate(logprobs)}, temporary)
+
+    def _add_old(self, batches: list[RolloutBatch], number: int) -> None:
+        if not self._old:  # this process has not made the first of the steps
+            saved = load_file(self._old_file(number))
+            self._old = [saved[str(at)].to(self.args.device) for at in range(len(saved))]
+        for batch, old in zip(batches, self._old, strict=True):
+            given = batch.facts[Fact.OLD]
+            batch.facts[Fact.OLD] = torch.where(given.isnan(), old, given)
+
+    def _old_file(self, number: int) -> Path:
+        return self._journal.file(number).with_suffix(".safetensors")
+
+    def _add_reference(self, batches: list[RolloutBatch]) -> None:
+        with self._start.in_place():
+            for batch in batches:
+                batch.facts[Fact.REFERENCE] = self._start.logprobs(batch.inputs)
+
+    def _divergence(self, drawn: Drawn, batches: list[RolloutBatch], logprobs: list[torch.Tensor]) -> float:
+        """Estimate the divergence from the adapter that training began with: by all tokens where it is in the loss,
+        else by those of some completions."""
+        if self._rl.beta:
+            return divergence(torch.cat(logprobs), torch.cat([batch.facts[Fact.REFERENCE] for batch in batches]))
+        of_rollout = {
+            index: part
+            for batch, seen in zip(batches, logprobs, strict=True)
+            for index, part in zip(batch.members, seen.split(batch.lengths), strict=True)
+        }
+        some = rollout_batches(drawn, self._prepared.train, self._rl, self._capacity, every=_WATCHED)[0]
+        with self._start.in_place():
+            before = self._start.logprobs(self._prepare_inputs(some.inputs))
+        return divergence(torch.cat([of_rollout[index] for index in some.members]), before)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs = {**logs, **{f"{PREFIX}{name}": value for name, value in self._facts.items()}}
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and (kept := whole_checkpoints(Path(self.args.output_dir))):
+            # The first step after the oldest checkpoint also reads the file of the one before it.
+            self._journal.shorten(kept[0][0] // self._rl.num_iterations)
+
+
+def _free_if_scarce(device: torch.device) -> None:
+    """Give memory that is not in use back to a GPU, if it is most of it: pieces of a KV cache would not fit the tensors
+    of an update, nor theirs a cache."""
+    if device.type != "cuda":
+        return
+    total = torch.cuda.get_device_properties(device).total_memory * torch.cuda.get_per_process_memory_fraction(device)
+    if torch.cuda.memory_reserved(device) > total / 2:
+        torch.cuda.empty_cache()

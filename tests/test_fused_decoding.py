@@ -1,0 +1,98 @@
+"""Fused layers decode as the model's own do. Without a GPU the kernels run in Triton's interpreter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import make_tiny_tokenizer
+from test_fused_layers import DEVICE, make
+from thinktune.config import Sampling
+from thinktune.inference.engines.base import Request
+from thinktune.inference.engines.hf import sampler as sampler_module
+from thinktune.inference.engines.hf.block_sums import block_sums
+from thinktune.inference.engines.hf.decoder import Row
+from thinktune.inference.engines.hf.engine import TransformersEngine
+from thinktune.inference.engines.hf.sampler import Sampler
+from thinktune.planner.recompute_policy import RecomputePolicy
+from thinktune.training.fused.decoder_layer import FusedLayer
+from thinktune.training.fused.fuse_model import fuse_layers
+from thinktune.training.fused.generation import generating
+from thinktune.training.fused.packed_attention import packed_documents
+
+
+class Unrecorded:
+    """Lets steps go the way of CUDA graphs, and runs each kernel as it comes."""
+
+    works = True
+
+    def record(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def drawn(model: Any) -> list[tuple[tuple[int, ...], list[float]]]:
+    engine = TransformersEngine(model, make_tiny_tokenizer(), (2,))
+    if DEVICE == "cpu":
+        engine._decoder = replace(engine._decoder, recorder=Unrecorded())  # type: ignore[arg-type]
+    sampling = Sampling(n=3, temperature=1.0, max_tokens=6, stop=(), seed=1)
+    requests = [Request(str(at), list(range(5, 9 + 3 * at)), sampling, logprobs=True) for at in range(2)]
+    found = sorted(engine.generate(requests), key=lambda each: (each.request_id, each.index))
+    return [(tuple(each.token_ids), list(each.logprobs)) for each in found]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_fused_layers_draw_the_same_tokens(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(kind, vocabulary=400)
+    expected = drawn(model)
+    calls = []
+    decode = FusedLayer.decode
+
+    def counted(layer: FusedLayer, *batch: Any) -> torch.Tensor:
+        calls.append(layer.number)
+        return decode(layer, *batch)
+
+    monkeypatch.setattr(FusedLayer, "decode", counted)
+    with packed_documents(model.get_base_model()):
+        fused = fuse_layers(model, RecomputePolicy(("none",)))
+        try:
+            with generating(model):
+                found = drawn(model)
+        finally:
+            fused.undo()
+    assert {0, 1} == set(calls)
+    assert [ids for ids, _ in found] == [ids for ids, _ in expected]
+    for (_, ours), (_, own) in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(own), rtol=1e-3, atol=1e-3)
+
+
+def test_one_pass_over_the_logits_draws_what_several_do() -> None:
+    heats = [0.5 + at / 50 for at in range(60)]
+    rows = [Row(Request(str(each), [1], Sampling(temperature=each, seed=2), logprobs=True), 0, 9) for each in heats]
+    logits = 4 * torch.randn(60, 3000, generator=torch.Generator().manual_seed(1))
+    logits[:, 17] = -torch.inf
+
+    def sampler() -> Sampler:
+        for row in rows:
+            row.enter()
+        return Sampler(rows, 3000, torch.device(DEVICE))
+
+    logits = logits.to(DEVICE)
+    ids, _ = sampler().pick(logits.clone())
+    again = sampler()
+    assert again.is_plain
+    found, logprobs, sound = again.draw(logits, again.noise(2)[0])
+    assert found.long().tolist() == ids.tolist()
+    torch.testing.assert_close(logprobs.float(), again.logprobs(logits, ids), rtol=1e-4, atol=1e-4)
+    assert sound.all()
+
+
+def test_the_kernel_sums_blocks_as_torch_does() -> None:
+    logits = 3 * torch.randn(3, 2500, generator=torch.Generator().manual_seed(1))
+    scale = torch.tensor([[0.5], [1.0], [2.0]])
+    expected = sampler_module._block_sums(logits, scale)
+    found = block_sums(logits.to(DEVICE), scale.to(DEVICE), 1024)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-5, atol=1e-6)
