@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
 from conftest import make_tiny_model
 from test_adapter_targets import EXPERTS, config_of
@@ -18,9 +18,10 @@ from thinktune.config import Load, parse_config
 from thinktune.errors import ConfigError, ModelError
 from thinktune.export.merge import merge
 from thinktune.models import load_model
-from thinktune.planner.cost_model import CostModel, cost_model_of
+from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
 from thinktune.planner.hardware import find_gpu
 from thinktune.planner.model_shape import shape_of
+from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.training.adapter import adapter_to_ask, adapter_to_train
 from thinktune.training.adapter_coverage import coverage_table
 from thinktune.training.adapter_round_trip import require_round_trip
@@ -58,6 +59,31 @@ def test_experts_are_trained_and_counted_by_the_plan(mixture: Path, trained: Pat
     cost = planned(transformers.AutoConfig.from_pretrained(mixture), **LORA)
     assert record["trainable_parameters"] == cost.adapter_parameters
     assert record["uncovered"] == []
+
+
+def test_names_that_peft_takes_for_experts_are_counted_as_these() -> None:
+    config = transformers.Qwen3MoeConfig(**{**EXPERTS, "mlp_only_layers": [0]})
+    names = ["q_proj", "gate_proj", "up_proj", "down_proj"]
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        trained = get_peft_model(model, LoraConfig(r=4, target_modules=names))
+    numbers = sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)
+    assert planned(config, targets=names).adapter_parameters == numbers
+
+
+def test_the_plan_counts_the_experts_that_a_token_goes_through(mixture: Path) -> None:
+    config = transformers.AutoConfig.from_pretrained(mixture)
+    one, two = (
+        planned(type(config).from_dict({**config.to_dict(), "num_experts_per_tok": count}), targets="auto")
+        for count in (1, 2)
+    )
+    batch = Batch(tokens=10**7, trained=10**7, attended=10**9)
+    layers, gate_up, down = 2, 2 * 16 * 32, 16 * 32
+    assert two.flops(batch) - one.flops(batch) == 4 * 10**7 * layers * (gate_up + down)
+    assert two.saved["none"] - one.saved["none"] == 2 * (3 * 16 + 32)
+    none = RecomputePolicy(("none", "none"))
+    assert two.seconds(batch, none) > one.seconds(batch, none)
+    assert two.memory(batch, none)["peak"] > one.memory(batch, none)["peak"]
 
 
 def test_experts_are_no_part_of_the_adapter_unless_asked_for(mixture: Path) -> None:

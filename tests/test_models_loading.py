@@ -387,6 +387,16 @@ def test_fp8_refuses_weights_of_another_shape_than_the_config_has(model_copy: Pa
 
 
 @pytest.mark.parametrize("quantize", ["int8", "nf4"])
+def test_quantised_weights_of_another_shape_than_the_config_has_are_refused(model_copy: Path, quantize: Any) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = json.loads((model_copy / "config.json").read_text())
+    config["intermediate_size"] += 64
+    (model_copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"mlp\.gate_proj\.weight is .*, and should be"):
+        load_model(model_copy, load=FLOAT32, quantize=quantize)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "nf4"])
 def test_a_quantised_model_still_trains_an_adapter_after_an_evaluation(tiny_model: Path, quantize: Any) -> None:
     pytest.importorskip("bitsandbytes")
     from peft import LoraConfig, get_peft_model

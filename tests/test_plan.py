@@ -366,3 +366,25 @@ def test_the_command_says_what_to_set_and_what_does_not_fit(tiny_model: Path, tm
     assert "name a GPU" in table.stdout
     small = CliRunner().invoke(app, ["plan", str(file), "--gpu", "1GiB", "train.memory=0.01"])
     assert "does not fit" in small.stdout
+
+
+@pytest.mark.parametrize(("kinds", "fused"), [(["attention"] * 2, True), (["mamba", "attention"], False)])
+def test_layers_with_a_part_that_is_not_fused_are_not_planned_as_fused(kinds: list[str], fused: bool) -> None:
+    from transformers import GraniteMoeHybridConfig
+
+    config = GraniteMoeHybridConfig(
+        hidden_size=64, intermediate_size=64, shared_intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=0, layer_types=kinds, mamba_n_heads=4, mamba_d_head=32, vocab_size=99,
+    )  # fmt: skip
+    settings = parse_config({"lora": {"targets": "auto"}})
+    assert cost_model_of(settings, shape_of(config), card(80), width=2).fused == fused
+
+
+def test_scores_of_a_soft_cap_are_planned_where_no_kernel_does_without_them() -> None:
+    from transformers import Gemma2Config
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    kinds = (Gemma2Config(**sizes, head_dim=32, attn_logit_softcapping=cap) for cap in (50.0, None))
+    capped, plain = (cost_on(shape_of(kind), hardware=replace(card(80), kind="cpu")) for kind in kinds)
+    assert capped.workspace(1000, "none", 1) - plain.workspace(1000, "none", 1) == 24 * 2 * 512 * 1000
+    assert capped.saved == plain.saved

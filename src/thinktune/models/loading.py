@@ -16,7 +16,7 @@ from thinktune.models.chat import Chat, recorded_date
 from thinktune.models.device import LOADING, choose_device, choose_dtype, describe
 from thinktune.models.folder import check_model_folder, read_json
 from thinktune.models.gguf_rope import restore_rope
-from thinktune.models.quantised import dequantised_method, dequantising, forget_scales
+from thinktune.models.quantised import dequantised_method, dequantising, forget_scales, require_shapes
 from thinktune.models.references import Resolved, resolve
 from thinktune.models.tokenizer import read_tokenizer, require_gguf
 
@@ -164,6 +164,8 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
         restore_rope(model, resolved.folder / resolved.gguf)
     elif dequantised_method(resolved.folder) is not None:
         forget_scales(model, dtype)
+    if quantize in ("int8", "nf4"):
+        require_shapes(model)
     if quantize == "fp8":
         quantise_to_fp8(model)  # what was not as it was read: GGUF, and weights that are made of others
     for module in model.modules():

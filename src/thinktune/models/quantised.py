@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from thinktune.errors import ModelError
 from thinktune.models.folder import read_json
 
 SCALES = ("_blocks", "_scales", "_scale_inv", ".activation_scale", ".input_scale")
@@ -49,3 +50,21 @@ def forget_scales(model: Any, dtype: Any) -> None:
     renamed = [each for each in model._weight_conversions if not isinstance(each, WeightConverter)]
     own = get_model_conversion_mapping(model, add_legacy=False)
     model._weight_conversions = renamed + [each for each in own if isinstance(each, WeightConverter)]
+
+
+def require_shapes(model: Any) -> None:
+    """Check that the weights that bitsandbytes packed have the sizes of their layers, which transformers does not.
+
+    Raises:
+        ModelError: the first that has others.
+    """
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if weight is not None and type(weight).__module__.startswith("bitsandbytes"):
+            state = getattr(weight, "quant_state", None)
+            found = tuple(weight.shape if state is None else state.shape)
+            if found != (module.out_features, module.in_features):
+                raise ModelError(
+                    f"{name}.weight is {list(found)}, and should be {[module.out_features, module.in_features]}",
+                    hint="config.json and the weights do not belong together",
+                )

@@ -59,7 +59,7 @@ def auto_targets(model: Any) -> tuple[str, ...]:
     found = {name for name, module in text_modules(model) if isinstance(module, linear_kinds())}
     found -= {name for name in found if _is_bypassed(name, modules)}
     if any(_end(name, 1) == "experts" for name in modules):
-        moved = _moved_by_peft({_end(name, 1) for name in found}, model)
+        moved = moved_by_peft({_end(name, 1) for name in found}, model)
         found -= {name for name in found if _end(name, 1) in moved}
     return tuple(sorted(_short_names(found, modules)))
 
@@ -70,17 +70,23 @@ def _is_bypassed(name: str, modules: dict[str, Any]) -> bool:
     return is_mamba and own != "in_proj"
 
 
-def _moved_by_peft(names: set[str], model: Any) -> set[str]:
-    """Return the names that PEFT will not look for among modules: in some models it takes them for experts."""
+def moved_by_peft(names: Collection[str], model: Any) -> dict[str, tuple[str, int]]:
+    """Return the names that PEFT will not look for among modules, as in some models it takes them for experts.
+
+    Returns:
+        For each such name that of the parameter which gets the adapter, and how many names share it: it has as many
+        times the rank.
+    """
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
-    moved = set()
-    for together in ({"gate_proj", "up_proj", "down_proj"}, {"w1", "w2", "w3"}):  # it refuses some of them alone
-        if names & together:
+    moved: dict[str, tuple[str, int]] = {}
+    for together in ({"gate_proj", "up_proj"}, {"down_proj"}, {"w1", "w3"}, {"w2"}):  # it refuses one of two alone
+        if not together.isdisjoint(names):
             config = LoraConfig(target_modules=sorted(together))
             convert_peft_config_for_transformers(config, model, None)
-            moved |= together - set(config.target_modules or ())
+            if parameters := sorted(config.target_parameters or ()):
+                moved |= {name: (parameters[0], len(together)) for name in together - set(config.target_modules or ())}
     return moved
 
 

@@ -7,7 +7,7 @@ pieces (one product, one kernel, one layer), not adjusted to whole trainings: th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -91,7 +91,7 @@ class CostModel:
     quantize: Quantize
     rank: int
     targets: tuple[str, ...]
-    experts: bool  # have adapters too
+    experts: Mapping[str, int]  # that have adapters too: parameters by name, and the rank's multiple in each
     optimizer: str
     dropout: bool
     width: int  # bytes of a number that products take: 2 in bfloat16
@@ -152,14 +152,13 @@ class CostModel:
     @property
     def adapter_parameters(self) -> int:
         linears = sum(self.rank * (inputs + outputs) for inputs, outputs in self.adapted)
-        stacks = self.shape.experts.values() if self.experts else ()
-        return linears + sum(self.rank * count * (one + other) for count, one, other in stacks)
+        sizes = ((times, *self.shape.experts[name]) for name, times in self.experts.items())
+        return linears + sum(self.rank * times * count * (one + other) for times, count, one, other in sizes)
 
     @property
     def expert_stack(self) -> float:
         """Bytes of a layer's experts if they have adapters, whose product is added to the weights in each pass."""
-        stacks = self.shape.experts.values() if self.experts else ()
-        return self.width * sum(map(math.prod, stacks)) / self.shape.layers
+        return self.width * sum(math.prod(self.shape.experts[name]) for name in self.experts) / self.shape.layers
 
     @property
     def _adapted_inputs(self) -> float:
@@ -444,10 +443,20 @@ def cost_model_of(config: Config, shape: ModelShape, hardware: Hardware, *, widt
         hardware=hardware,
         quantize=config.quantize,
         rank=config.lora.r,
-        targets=targets,
-        experts=config.lora.experts,
+        targets=tuple(name for name in targets if name not in shape.moved),
+        experts=_experts_with_adapters(config, shape, targets),
         optimizer=config.train.optimizer,
         dropout=config.lora.dropout > 0,
         width=width,
         may_fuse=config.train.fused,
     )
+
+
+def _experts_with_adapters(config: Config, shape: ModelShape, targets: Sequence[str]) -> dict[str, int]:
+    """Return the parameters of experts that get an adapter, and the multiple of its rank: see `ModelShape.moved`."""
+    moved = dict(shape.moved[name] for name in targets if name in shape.moved)
+    return {
+        name: next((times for end, times in moved.items() if name.endswith(f".{end}")), 1)
+        for name in shape.experts
+        if config.lora.experts or any(name.endswith(f".{end}") for end in moved)
+    }

@@ -10,7 +10,14 @@ from typing import Any, Literal
 from thinktune.errors import ConfigError
 from thinktune.imports import importing
 from thinktune.models.layer_sizes import layer_sizes
-from thinktune.planner.adapter_targets import OTHER_TOWERS, auto_targets, expert_stacks, expert_targets, linear_kinds
+from thinktune.planner.adapter_targets import (
+    OTHER_TOWERS,
+    auto_targets,
+    expert_stacks,
+    expert_targets,
+    linear_kinds,
+    moved_by_peft,
+)
 from thinktune.planner.fused_models import has_known_parts
 
 _DOWN = ("down_proj", "output_linear", "w2", "fc2", "wo")
@@ -27,6 +34,8 @@ class ModelShape:
         auto_targets: names that `lora.targets: auto` stands for.
         experts: (experts, …, …) of the parameters that hold the weights of all experts of a layer, by name.
         expert_targets: names of those parameters for PEFT's `target_parameters`.
+        moved: for names in `lora.targets` that PEFT takes for experts: the end of their parameter's name, and how many
+            names share it.
         experts_of_token: experts of a layer that a token goes through.
         intermediate: width of the MLP that all tokens go through; 0 where there is none beside experts.
         plain_scores: whether attention asks for a soft cap or sinks, for which a CPU has no kernel without scores.
@@ -49,6 +58,7 @@ class ModelShape:
     auto_targets: tuple[str, ...]
     experts: Mapping[str, tuple[int, int, int]]
     expert_targets: tuple[str, ...]
+    moved: Mapping[str, tuple[str, int]]
     experts_of_token: int
     plain_scores: bool
     known_parts: bool
@@ -163,6 +173,7 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
         auto_targets=auto_targets(model),
         experts=experts,
         expert_targets=expert_targets(model),
+        moved=moved_by_peft({name.rpartition(".")[2] for name in linears}, model) if experts else {},
         experts_of_token=_experts_of_token(text) if experts else 0,
         plain_scores=_asks_for_scores(model, text),
         known_parts=has_known_parts(model),
