@@ -1,6 +1,6 @@
 """Fleets: several engines against one, a worker killed in between, and what one driver and its journal can take.
 
-    python bench/fleet.py gpus TOKENIZER_FOLDER                 # 4 H100: four workers of vLLM against one; 4 minutes
+    python bench/fleet.py gpus TOKENIZER_FOLDER                 # 4 H100: four workers of vLLM against one of them
     python bench/fleet.py gpus --model FOLDER --engine transformers --workers 2 --items 300   # to try it on a CPU
     python bench/fleet.py driver --items 1000000                # scripted engines: items/s and memory of the driver
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measure_gpus(options: argparse.Namespace) -> None:
-    """Print the rate of one engine, of several, and the outcome where a worker is killed."""
+    """Print the rate of one of the workers, of all, and the outcome where one is killed."""
     began = time.time()
     if options.model is None:
         import infer as bench
@@ -63,30 +63,34 @@ def measure_gpus(options: argparse.Namespace) -> None:
         child.start()
         child.join()
         print(f"model made in {time.time() - began:.0f} s", flush=True)
-    one = _rate(options, 1)
-    print(f"one engine            {one:10,.0f} tokens/s", flush=True)
-    several = _rate(options, options.workers)
-    share = several / one / options.workers
-    print(
-        f"{options.workers} workers             {several:10,.0f} tokens/s, {share:.1%} of {options.workers} times one"
-    )
+    vllm = Vllm(max_model_len=2048, gpu_memory_utilization=0.8)
+    settings = EngineSettings(options.engine, Load(), vllm=vllm, workers=options.workers)
+    with open_engine(options.model, settings) as opened:
+        fleet = _started(opened)
+        print(f"{options.workers} workers started after {time.time() - began:.0f} s", flush=True)
+        members = fleet._members
+        fleet._members = members[:1]
+        one = Watched(opened.engine).answer(opened, options, options.items, "one")
+        print(f"one worker            {one:10,.0f} tokens/s", flush=True)
+        fleet._members = members
+        several = Watched(opened.engine).answer(opened, options, options.items * options.workers, "all")
+        share = several / one / options.workers
+        times = f"{share:.1%} of {options.workers} times one"
+        print(f"{options.workers} workers             {several:10,.0f} tokens/s, {times}", flush=True)
+        half = options.items * options.workers // 2
+        killed = Watched(opened.engine, kill_at=0.4).answer(opened, options, half, "killed")
+        print(f"a worker killed at 40%: {killed:10,.0f} tokens/s until the end", flush=True)
     print(f"{time.time() - began:.0f} s in all", flush=True)
 
 
-def _rate(options: argparse.Namespace, workers: int) -> float:
-    """Answer items once, and with several workers once more with one killed; return the tokens/s of the first time."""
-    vllm = Vllm(max_model_len=2048, gpu_memory_utilization=0.8)
-    settings = EngineSettings(options.engine, Load(), vllm=vllm, workers=workers)
-    began = time.time()
-    with open_engine(options.model, settings) as opened:
-        opened.engine.start()
-        print(f"{workers} started in {time.time() - began:.0f} s", flush=True)
-        rate = Watched(opened.engine).answer(opened, options, options.items * workers, "steady")
-        if workers > 1:
-            killed = Watched(opened.engine, kill_at=0.4)
-            after = killed.answer(opened, options, options.items * workers // 2, "killed")
-            print(f"a worker killed at 40%: {after:10,.0f} tokens/s until the end", flush=True)
-    return rate
+def _started(opened: Opened) -> Any:
+    """Return the fleet, when all of its workers are ready."""
+    opened.engine.start()
+    fleet = opened.engine._engine  # type: ignore[attr-defined]
+    while not all(member.is_ready for member in fleet._members):
+        time.sleep(0.1)
+        fleet._greet()
+    return fleet
 
 
 class Watched(Engine):
@@ -99,13 +103,13 @@ class Watched(Engine):
 
     def answer(self, opened: Opened, options: argparse.Namespace, count: int, name: str) -> float:
         """Answer `count` requests through a journal, and check that each sample is there once; return the tokens/s."""
-        sampling = Sampling(temperature=0.3, top_p=0.9, seed=1)
-        requests = []
-        for at in range(count):
-            text = f"{name}: calculate the area of a circle with radius {at} and explain every step."
-            ids = opened.chat.prompt_ids([{"role": "user", "content": text}])
-            limited = sampling.model_copy(update={"max_tokens": 64 + at * 37 % 385})
-            requests.append(Request(f"{name}{at}", ids, limited))
+        text = f"{name}: calculate the area of a circle and explain every step."
+        ids = opened.chat.prompt_ids([{"role": "user", "content": text}])
+        lengths = [Sampling(temperature=0.3, top_p=0.9, seed=1, max_tokens=length) for length in range(64, 449)]
+        requests = [  # no two prompts are alike
+            Request(f"{name}{at}", [*ids[:-6], 50 + at % 300, 50 + at // 300, *ids[-6:]], lengths[at * 37 % 385])
+            for at in range(count)
+        ]
         self._count, self._times = count, [(time.monotonic(), 0)]
         journal = options.work / f"{opened.settings.workers}-{name}.journal.jsonl"
         console = Console(file=io.StringIO())
