@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +101,19 @@ def test_long_reasoning_fills_its_steps_and_rows_of_text_have_their_length(tmp_p
     texts = [json.loads(line)["messages"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     rendered = [byte_tokenizer().apply_chat_template(text, tokenize=False).rstrip("\n") for text in texts]
     assert [len(byte_tokenizer()(text)["input_ids"]) for text in rendered] == [150, 300]
+
+
+@pytest.mark.slow
+def test_no_item_is_lost_or_twice_where_a_server_has_faults_and_its_client_is_killed(tiny_model: Path) -> None:
+    said = run("endpoint.py", "--model", str(tiny_model), "--items", "60", "--kills", "3")
+    figures = dict(line.strip().rsplit(maxsplit=1) for line in said.splitlines() if line.startswith("  "))
+    assert "3 kills" in said
+    assert [figures[name] for name in ("lost", "twice in result", "twice in journal", "errors", "other text")] == ["0"] * 5
+
+
+@pytest.mark.slow
+def test_planted_duplicates_and_problems_are_found_and_nothing_else_is_dropped() -> None:
+    said = run("data.py", "--count", "400", "--planted", "20")
+    found = [line.split()[-4:-1] for line in said.splitlines() if line.endswith(" found")]
+    assert found == [["20", "of", "20"]] * 7
+    assert re.search(r"dropped, and not planted +0\n", said)

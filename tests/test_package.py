@@ -52,7 +52,7 @@ def test_the_version_is_written_twice_and_is_the_same(project: dict[str, Any]) -
 
 def test_the_extras_are_those_that_doctor_explains(project: dict[str, Any]) -> None:
     assert set(project["optional-dependencies"]) - {"dev"} == set(doctor._EXTRAS)
-    names = "vllm quant eval harness demo modelscope gguf serve dedup ray"
+    names = "vllm quant eval harness demo modelscope gguf serve dedup ray openai"
     assert set(doctor._EXTRAS) == set(names.split())
 
 

@@ -74,7 +74,8 @@ ModelReference = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="a run, adapter or model folder, a GGUF file, a Hugging Face id, ms:ID of ModelScope, or builtin:smollm2",
+        help="a run, adapter or model folder, a GGUF file, a Hugging Face id, ms:ID of ModelScope, builtin:smollm2, "
+        "or openai:MODEL@URL, a model behind a server",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing results")]

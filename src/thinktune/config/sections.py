@@ -313,6 +313,14 @@ class Vllm(Section):
     )
 
 
+class Endpoint(Section):
+    """How a model behind a server (openai:MODEL@URL) is asked."""
+
+    concurrency: int = Field(16, ge=1, description="max requests at once")
+    attempts: int = Field(8, ge=1, description="requests for a completion before it counts as failed")
+    timeout: float = Field(1800.0, gt=0, description="max seconds of a completion, repeated requests included")
+
+
 class Infer(Section):
     """Batch items to a result file."""
 
@@ -326,6 +334,7 @@ class Infer(Section):
         None, ge=1, description="engines, a GPU each; null: 1, or with --cluster as many as it has GPUs"
     )
     vllm: Vllm = Vllm()
+    endpoint: Endpoint = Endpoint()
     file: str | None = Field(None, description="batch file, or builtin:questions; null: `run` skips inference")
     out: Path | None = Field(None, description="result file; null: RUN/infer/results.json")
     profile: Profile = Field("default", description="sampling of all types: default, or article (the guide's values)")

@@ -161,7 +161,7 @@ def infer(
         beside=beside,
     )
     inferred = Inferred(journal if shard else out, done.tokens_per_second)
-    results = inferred.count(_results(items, failures, requests, done))
+    results = inferred.count(_results(items, failures, requests, done, counted=opened.engine.reads_tokens))
     if shard is None:
         with telling_full_disk(out):
             write_results(out, results, form=form, model=name)
@@ -175,8 +175,14 @@ def infer(
 
 
 def _results(
-    items: Sequence[Item], failures: Mapping[str, str], requests: Mapping[str, Request], done: Completed
+    items: Sequence[Item],
+    failures: Mapping[str, str],
+    requests: Mapping[str, Request],
+    done: Completed,
+    *,
+    counted: bool,
 ) -> Iterator[Result]:
+    """Yield the result of each item. `counted`: the number of a prompt's tokens is known."""
     for item in items:
         request = requests.get(str(item.id))
         if item.problem is not None or request is None:
@@ -188,4 +194,4 @@ def _results(
             continue
         completions = [done.completions[place] for place in places]
         error = next((each.error for each in completions if each.error is not None), None)
-        yield Result(item, completions, error, len(request.prompt_ids))
+        yield Result(item, completions, error, len(request.prompt_ids) if counted else 0)

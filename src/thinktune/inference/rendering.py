@@ -35,9 +35,7 @@ Rendered = Sequence[int] | str
 def render(chat: Chat, conversations: Sequence[Messages]) -> Iterator[Rendered]:
     """Yield the prompt of each conversation, in order."""
     count = min(_MOST_PROCESSES, len(os.sched_getaffinity(0)))
-    # Tokenizers of a model's own code are not to be found by another process.
-    own_code = not type(chat.tokenizer).__module__.startswith("transformers.")
-    if len(conversations) < PLENTY or count == 1 or own_code:
+    if len(conversations) < PLENTY or count == 1 or not chat.can_be_sent:
         return (_render(chat, each) for each in conversations)
     return _render_by_processes(chat, conversations, count)
 

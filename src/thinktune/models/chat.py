@@ -78,6 +78,11 @@ class Chat:
         self.stop_ids = frozenset([self.end_of_turn_id, *([] if eos is None else [int(eos)]), *stop_ids])
 
     @property
+    def can_be_sent(self) -> bool:
+        """Whether other processes can render with it: they do not find tokenizers of a model's own code."""
+        return type(self.tokenizer).__module__.startswith("transformers.")
+
+    @property
     def dates(self) -> Mapping[str, str]:
         """Dates that the template has read off the clock, by format; empty if it reads none."""
         return self._dates

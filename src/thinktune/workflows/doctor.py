@@ -42,6 +42,7 @@ _EXTRAS = {
     "eval": "BLEU and chrF of free text",
     "harness": "tasks of lm-evaluation-harness",
     "dedup": "duplicates among training rows",
+    "openai": "models behind servers, openai:MODEL@URL",
     "demo": "the web page",
 }
 

@@ -17,7 +17,10 @@ _KEPT: dict[str, Any] = {"index": int, "text": str, "finish_reason": str, "error
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, rendered to token ids by us, and how to continue it (`sampling.n` times).
+    """One prompt, and how to continue it (`sampling.n` times).
+
+    `prompt_ids` come from the chat that was opened with the engine: token ids, rendered by us, or for a model behind a
+    server, which renders for itself, the bytes of the messages (`Engine.reads_tokens`).
 
     `adapter` names one of those that the engine was opened with; None is the engine's own model. `logprobs` asks for
     those of the tokens drawn.
@@ -130,6 +133,8 @@ class Engine(ABC):
     """Turns requests into completions."""
 
     context_length: int
+    reads_tokens: bool = True
+    """Whether the ids of prompts are tokens, and their number tells what a prompt takes."""
     unsupported: frozenset[str] = frozenset({"think_budget"})
     """Fields of Sampling that this engine has no means to honour. Thinking within a budget is a layer over engines."""
     slots: int = 256

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from thinktune import tags
 from thinktune.inference.engines.base import Engine
+from thinktune.inference.engines.endpoint.opening import endpoint_engine, endpoint_fingerprint
 from thinktune.inference.engines.fleet.opening import choose_crew, fleet_candidates, hardware_of
 from thinktune.inference.engines.found_model import FoundModel, find_model
 from thinktune.inference.engines.lazy import Candidate, EngineOnDemand
 from thinktune.inference.engines.registry import choose_engines, require_engine
+from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.inference.engines.settings import EngineSettings
 from thinktune.inference.engines.think_budget import ThinkBudgetEngine
+from thinktune.models.endpoints import is_endpoint
 
 if TYPE_CHECKING:
     from thinktune.models import Chat
@@ -62,7 +65,7 @@ def open_engine(
     adapters: Mapping[str, str | Path] | None = None,
     start: Callable[[], Engine] | None = None,
 ) -> Opened:
-    """Find the model that a reference names, and an engine that will run it.
+    """Find the model that a reference names, and an engine that will run it, or the server that has it.
 
     Args:
         adapters: more adapters of the same base by name, for requests that name one; only vLLM has them.
@@ -74,6 +77,8 @@ def open_engine(
         ModelError, DownloadError, DeviceError: see `models.load_model`.
     """
     settings = settings or EngineSettings()
+    if is_endpoint(reference):
+        return open_endpoint(str(reference), settings, adapters)
     if settings.is_fleet and start is None:
         return _open_fleet(reference, settings, adapters)
     require_engine(settings.engine)
@@ -84,6 +89,24 @@ def open_engine(
     except BaseException:
         candidates[0].cancel()
         raise
+
+
+def open_endpoint(
+    reference: str,
+    settings: EngineSettings,
+    adapters: Mapping[str, str | Path] | None = None,
+    handle: RequestHandle | None = None,
+) -> Opened:
+    """Open the model behind a server. Nothing is sent before the first request.
+
+    Args:
+        handle: by which the one caller of its engine may stop it.
+
+    Raises:
+        UsageError, MissingExtra: see `endpoint_engine`.
+    """
+    engine, chat = endpoint_engine(reference, settings, beside=adapters, handle=handle)
+    return Opened(engine, chat, endpoint_fingerprint(reference), settings=settings)
 
 
 def _open_fleet(reference: str | Path, settings: EngineSettings, adapters: Mapping[str, str | Path] | None) -> Opened:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from thinktune.config import Infer, Load, Quantize, Vllm
+from thinktune.config import Endpoint, Infer, Load, Quantize, Vllm
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class EngineSettings:
         batch_tokens: tokens the transformers engine holds at once; None: from free memory.
         workers: engines; above 1 each is a process of its own. None: 1, or as many as the cluster has GPUs.
         cluster: address of the Ray cluster that they run on; None: this host.
+        endpoint: how a model behind a server is asked.
     """
 
     engine: str = "auto"
@@ -28,6 +29,7 @@ class EngineSettings:
     batch_tokens: int | None = None
     workers: int | None = None
     cluster: str | None = None
+    endpoint: Endpoint = field(default_factory=Endpoint)
 
     @property
     def is_fleet(self) -> bool:
@@ -40,5 +42,13 @@ class EngineSettings:
     ) -> EngineSettings:
         """Take the engine's part of a config's `infer` section."""
         return cls(
-            infer.engine, load or Load(), quantize, infer.merge, infer.vllm, infer.batch_tokens, infer.workers, cluster
+            infer.engine,
+            load or Load(),
+            quantize,
+            infer.merge,
+            infer.vllm,
+            infer.batch_tokens,
+            infer.workers,
+            cluster,
+            infer.endpoint,
         )
