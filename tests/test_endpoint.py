@@ -17,12 +17,13 @@ from thinktune.config import Data, Sampling
 from thinktune.config import Endpoint as EndpointSettings
 from thinktune.errors import GenerationError, Interrupted, ModelError, UsageError
 from thinktune.evaluation.evaluate import evaluate_data
-from thinktune.inference.batch import infer, journal_of
+from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import read_batch_file
 from thinktune.inference.chat_cli import answer
 from thinktune.inference.engines import EngineSettings, Opened, Request, open_engine
 from thinktune.inference.engines.endpoint.reply import Declined, Unreadable, cut, read_reply
 from thinktune.inference.engines.request_handle import RequestHandle
+from thinktune.inference.shard import journal_of
 from thinktune.models import resolve
 from thinktune.models.endpoints import read_endpoint
 from thinktune.studio.model_pool import Pool
@@ -261,7 +262,7 @@ def test_problems_are_scored(server: Faulty, tmp_path: Path) -> None:
 
 def test_the_studio_offers_it_and_stops_when_it_is_told_to(server: Faulty, tmp_path: Path) -> None:
     handle = RequestHandle()
-    opened = Pool([server.reference], tmp_path).take(server.reference).open(handle)
+    opened = Pool([server.reference], tmp_path).open(server.reference, handle)
     assert next(iter(opened.engine.generate(requests(opened, 1)))).text == TEXT
     handle.stop()
     with pytest.raises(Interrupted):

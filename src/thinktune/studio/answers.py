@@ -115,7 +115,7 @@ class _Reader:
 
     def _read(self, news: SimpleQueue[None]) -> None:
         answer = self.answer
-        opened = self.pool.take(answer.model).open(self.own)
+        opened = self.pool.open(answer.model, self.own)
         self.seated = True
         turns = self.turns
         if self.tell_format and not opened.tuned:

@@ -16,6 +16,7 @@ from threading import Event, Thread, Timer
 from typing import TYPE_CHECKING, Any
 
 from thinktune.errors import MissingExtra, ThinktuneError, UsageError
+from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.studio.batch_jobs import MOST_BYTES
 from thinktune.studio.gradio_setup import prepare_gradio
 from thinktune.studio.sign_in import Door
@@ -201,6 +202,6 @@ def _load_first(studio: Studio) -> None:
     slow it."""
     studio.opened.wait(_PAGE_SECONDS)
     try:
-        studio.pool.take(studio.pool.names()[0])
+        studio.pool.open(studio.pool.names()[0], RequestHandle())
     except ThinktuneError as error:
         logger.error(str(error))

@@ -155,7 +155,7 @@ class Jobs:
         folder = self._folder / name
         try:
             items = check(folder / "questions.jsonl", job.profile, job.think_budget)
-            opened = self._pool.take(job.model).open(self._handles[name])
+            opened = self._pool.open(job.model, self._handles[name])
             infer(opened, items, folder / "results.json", name=job.model, console=Console(quiet=True))
         except Interrupted:
             return  # by `stop`, which has said so, or by the end of the server, after which it goes on

@@ -42,18 +42,6 @@ class ModelHandle:
         return Opened(engine, self.chat, self.fingerprint, self.tuned, self.format_settings)
 
 
-@dataclass(frozen=True)
-class EndpointHandle:
-    """A model of the studio that a server has. Nothing of it is in memory."""
-
-    reference: str
-    settings: EngineSettings
-
-    def open(self, handle: RequestHandle) -> Opened:
-        """Open the model for one caller."""
-        return open_endpoint(self.reference, self.settings, handle=handle)
-
-
 class Pool:
     """Loads models when they are first asked for, and lists those on offer.
 
@@ -82,7 +70,17 @@ class Pool:
         found.sort(key=lambda run: -(run / "adapter").stat().st_mtime)
         return list(dict.fromkeys([*self._references, *map(str, found)]))
 
-    def take(self, reference: str) -> ModelHandle | EndpointHandle:
+    def open(self, reference: str, handle: RequestHandle) -> Opened:
+        """Open a model for one caller: one in memory (see `take`), or one behind a server.
+
+        Raises:
+            UsageError, ThinktuneError: see `take`.
+        """
+        if is_endpoint(reference) and reference in self.names():
+            return open_endpoint(reference, self._settings, handle=handle)
+        return self.take(reference).open(handle)
+
+    def take(self, reference: str) -> ModelHandle:
         """Return a model, loaded now if it is not in memory. One call loads, others wait for it.
 
         Raises:
@@ -91,8 +89,6 @@ class Pool:
         """
         if reference not in self.names():
             raise UsageError(f"the studio has no model {reference!r}", hint=f"there are {', '.join(self.names())}")
-        if is_endpoint(reference):
-            return EndpointHandle(reference, self._settings)
         with self._lock:
             if self._closed.is_set():
                 raise UsageError("the studio has been closed")

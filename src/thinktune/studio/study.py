@@ -207,7 +207,7 @@ def study_of_models(
     for number, model in enumerate(models):
         tell(model)
         out = folder / f"model{number}.json"
-        infer(pool.take(model).open(handle), items, out, name=model, console=Console(quiet=True))
+        infer(pool.open(model, handle), items, out, name=model, console=Console(quiet=True))
         answers[model] = dict(_texts(out))
     found = [
         Question(str(item.id), _prompt(item), {model: texts[str(item.id)] for model, texts in answers.items()}, {})
