@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from test_compare import write_run
+from test_compare import write_run, write_scores
 from thinktune.errors import ConfigError, RunFolderError
+from thinktune.report import html
 from thinktune.report.compare import compare
 from thinktune.report.html import MOST_PROBLEMS, write_comparison, write_report
+from thinktune.report.translations import CHINESE
 
 HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -189,3 +191,41 @@ def test_damaged_figures_of_a_harness_are_named(run: Path, content: str) -> None
     (run / "eval" / "tuned" / "harness.json").write_text(content)
     with pytest.raises(RunFolderError, match=r"harness\.json is damaged"):
         write_report(run)
+
+
+def test_the_first_screen_is_one_sentence_and_one_chart_with_intervals(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path / "sure", tuned="r" * 30, base="w" * 30)).read_text(encoding="utf-8")
+    first = page.partition("<h2>")[0]
+    assert "tuned has 100.0% of 30 problems right, base 0.0%: a real difference." in first
+    assert "30 道题中，tuned 答对 100.0%，base 答对 0.0%：差异显著。" in first
+    assert "tuned: 100.0%, 95% interval 88.6 to 100.0" in first
+    page = write_report(write_run(tmp_path / "luck", tuned="rrrw", base="wwww")).read_text(encoding="utf-8")
+    assert "which may be luck" in page.partition("<h2>")[0]
+
+
+def test_samples_that_changed_come_first_and_lost_ones_before_all(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path / "run", tuned="rrwr", base="rwrw")).read_text(encoding="utf-8")
+    assert re.findall(r'<span class="prompt">What is (\d)', page) == ["3", "2", "4", "1"]
+
+
+def test_scores_of_result_files_and_of_other_data_are_on_the_page_of_their_run(run: Path) -> None:
+    write_scores(run / "scores" / "other-rows", "rw")
+    rate = {"value": 0.5, "low": 0.1, "high": 0.9}
+    types = {
+        "types": {"choice": {"n": 2, "format": rate, "strict": rate}, "generic-generate": {"n": 1, "strict": None}}
+    }
+    (run / "scores" / "A1").mkdir()
+    (run / "scores" / "A1" / "summary.json").write_text(json.dumps(types))
+    page = write_report(run).read_text(encoding="utf-8")
+    for cells in (
+        "A1, choice</td><td>2</td><td>50.0% (10–90)",
+        "generic-generate</td><td>1</td><td>–",
+        "other-rows</td><td>2",
+    ):
+        assert cells in page
+
+
+def test_every_own_text_of_the_pages_has_a_chinese_one() -> None:
+    for template in sorted((Path(html.__file__).parent / "templates").glob("*.html")):
+        texts = re.findall(r'say\("([^"]+)"\)', template.read_text(encoding="utf-8"))
+        assert [text for text in texts if text not in CHINESE] == []

@@ -21,6 +21,7 @@ from thinktune.records import DataRecord, RunRecord, read_record
 from thinktune.report import plots
 from thinktune.report.compare import COLUMNS, NOT_SCORED, Candidate, Comparison, compare, sentences
 from thinktune.report.rollout_samples import rollout_samples
+from thinktune.report.translations import CHINESE
 from thinktune.run_folder import RunFolder
 from thinktune.training import plots as training_plots
 
@@ -49,6 +50,7 @@ def write_report(run: str | Path, *, ratings: Path | None = None) -> Path:
         record=record,
         facts=_facts(record),
         curves=plots.data_url(training_plots.training_figure(tuned.metrics)),
+        more_scores=list(_more_scores(folder)),
         data=read_record(folder.data_report, DataRecord) if folder.data_report.exists() else None,
         rollouts=rollout_samples(folder),
         config=folder.config.read_text(encoding="utf-8"),
@@ -86,6 +88,7 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     script = (files("thinktune.report") / "templates" / "page.js").read_text(encoding="utf-8")
+    environment.globals["chinese"] = CHINESE
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return environment.get_template(template).render(script=script, script_digest=digest, **values)
 
@@ -93,8 +96,13 @@ def _render(template: str, **values: Any) -> str:
 def _scores(comparison: Comparison) -> dict[str, Any]:
     """Collect the scores and samples that both pages show."""
     candidates = comparison.candidates
-    problems = list(_problems(candidates))
+    # Those that changed first: lost, gained, of another outcome, the rest.
+    problems = sorted(_problems(candidates), key=lambda problem: CHANGES.index(problem["change"]))
+    changes = Counter(problem["change"] for problem in problems)
     return {
+        "changes": {name: changes[name] for name in CHANGES if changes[name]},
+        "headline": headline(comparison),
+        "bars": _bars(candidates),
         "headings": [heading for heading, _ in COLUMNS],
         "rows": [(each.name, [cell(each) for _, cell in COLUMNS]) for each in candidates],
         "outcomes": _outcomes(candidates),
@@ -132,7 +140,86 @@ def _problems(candidates: Sequence[Candidate]) -> Iterator[dict[str, Any]]:
             "prompt": _shorten(str(first.get("prompt") or "").removesuffix(tags.INSTRUCTION).rstrip()),
             "reference": first["reference"],
             "sides": [line and _side(each.name, line) for each, line in zip(asked, found, strict=True)],
+            "change": _change(found),
         }
+
+
+CHANGES = ("lost", "gained", "differing", "same")
+
+
+def _change(lines: Sequence[dict[str, Any] | None]) -> str:
+    """Tell the change from the first candidate that was asked to the last: lost, gained, differing or same."""
+    asked = [line for line in lines if line is not None]
+    if len(asked) < 2 or len({line["outcome"] for line in asked}) == 1:
+        return "same"
+    right = bool(asked[0]["correct"]), bool(asked[-1]["correct"])
+    return {(True, False): "lost", (False, True): "gained"}.get(right, "differing")
+
+
+def headline(comparison: Comparison) -> dict[str, str]:
+    """Say in one sentence, by language, how many problems the last candidate has right, beside the first."""
+    scored = [each for each in comparison.candidates if each.summary and "accuracy" in each.summary]
+    if not scored:
+        return {"en": "Trained; not scored yet.", "zh": "已训练，尚未评分。"}
+    last = scored[-1]
+    summary = last.summary or {}
+    right, problems = f"{summary['accuracy']:.1%}", f"{summary.get('n', len(last.samples)):,}"
+    if len(scored) == 1:
+        return {
+            "en": f"{last.name} has {right} of {problems} problems right.",
+            "zh": f"{last.name} 在 {problems} 道题中答对 {right}。",
+        }
+    first = scored[0]
+    before = f"{(first.summary or {})['accuracy']:.1%}"
+    names = {first.name, last.name}
+    real = next((pair.real for pair in comparison.pairs if {pair.first, pair.second} == names), None)
+    judged = {True: ("a real difference", "差异显著"), False: ("which may be luck", "可能出于偶然")}
+    english, chinese = judged[real] if real is not None else ("not compared", "未作比较")
+    return {
+        "en": f"{last.name} has {right} of {problems} problems right, {first.name} {before}: {english}.",
+        "zh": f"{problems} 道题中，{last.name} 答对 {right}，{first.name} 答对 {before}：{chinese}。",
+    }
+
+
+def _bars(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Collect the bars of the first chart: shares right and well-formed, with their intervals, in percent."""
+    return [
+        {
+            "name": each.name,
+            "measure": measure,
+            "field": field,
+            "value": 100 * each.summary[field],
+            "low": 100 * each.summary[f"{field}_interval"][0],
+            "high": 100 * each.summary[f"{field}_interval"][1],
+        }
+        for field, measure in (("accuracy", "right"), ("format_rate", "well-formed"))
+        for each in candidates
+        if each.summary and field in each.summary
+    ]
+
+
+def _more_scores(folder: RunFolder) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the scores in RUN/scores, of `eval` and `score`: name, problems, well-formed, right."""
+    for file in sorted((folder.path / "scores").glob("*/summary.json")):
+        values = read_record(file, dict[str, Any])
+        for kind, scores in values.get("types", {"": values}).items():
+            name = f"{file.parent.name}, {kind}" if kind else file.parent.name
+            yield (
+                name,
+                str(scores.get("n", "")),
+                _rate(scores, "format", "format_rate"),
+                _rate(scores, "strict", "accuracy"),
+            )
+
+
+def _rate(scores: dict[str, Any], rate: str, field: str) -> str:
+    """Write a rate with its interval, as result files or as rows have it."""
+    if isinstance(found := scores.get(rate), dict):
+        return f"{found['value']:.1%} ({100 * found['low']:.0f}–{100 * found['high']:.0f})"
+    if field not in scores:
+        return "–"
+    low, high = scores[f"{field}_interval"]
+    return f"{scores[field]:.1%} ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def _by_problem(samples: Sequence[dict[str, Any]]) -> dict[Any, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from thinktune.files import replacing
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 Lines = Sequence[Mapping[str, Any]]
 
 
-def training_figure(lines: Lines) -> Figure:
+def training_figure(lines: Lines, title: str = "") -> Figure:
     """Draw the lines of metrics.jsonl: loss (with a running mean), held-out loss, the scores of evaluations during
     training where there were some, learning rate and gradient norm.
 
@@ -28,6 +29,7 @@ def training_figure(lines: Lines) -> Figure:
     reinforced = [line for line in lines if "rl/reward" in line]
     heights = [2, *[1] * bool(scored), *[1] * bool(reinforced), 1]
     figure = Figure(figsize=(8, 2 * sum(heights)), layout="constrained")
+    figure.suptitle(title or "Training")
     first, *rest, last = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     if reinforced:
         _draw_rewards(first, reinforced)
@@ -50,8 +52,8 @@ def save(figure: Figure, image: Path) -> None:
 def _draw_loss(axes: Any, steps: Lines, held_out: Lines) -> None:
     at = [line["step"] for line in steps]
     values = [line["loss"] for line in steps]
-    axes.plot(at, values, color="tab:blue", alpha=0.35, linewidth=1, label="training, each line")
-    axes.plot(at, running_mean(values), color="tab:blue", label="training, running mean")
+    axes.plot(at, values, color="tab:blue", alpha=0.35, linewidth=1, label="training")
+    axes.plot(at, running_mean(values), color="tab:blue", label="training, mean of its neighbours")
     if held_out:
         places, losses = [line["step"] for line in held_out], [line["eval_loss"] for line in held_out]
         axes.plot(places, losses, "o-", color="tab:orange", label="held out")
@@ -109,10 +111,12 @@ def _draw_norm_and_rate(axes: Any, steps: Lines) -> None:
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Compute an exponential mean over about a twentieth of the run, not biased towards the first value."""
-    decay = 1 - 1 / max(1.0, len(values) / 20)
-    means, mean, weight = [], 0.0, 0.0
-    for value in values:
-        mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
-        means.append(mean / weight)
-    return means
+    """Compute the mean of each value and its neighbours, a twentieth of the run in all, as many before as after: a
+    mean of the past alone lies above a loss that falls.
+
+    >>> running_mean([3.0, 2.0, 1.0])
+    [3.0, 2.0, 1.0]
+    """
+    most = len(values) // 40
+    reach = [min(most, at, len(values) - 1 - at) for at in range(len(values))]
+    return [fmean(values[at - wide : at + wide + 1]) for at, wide in enumerate(reach)]

@@ -266,7 +266,7 @@ class _Attempt:
     def _save(self, model: PeftModel, record: dict[str, Any], metrics: MetricsFile) -> None:
         _save_adapter(model, self.loaded, self.config, self.run)
         write_json(self.run.record, record)
-        plots.save(plots.training_figure(metrics.lines), self.run.loss_plot)
+        plots.save(plots.training_figure(metrics.lines, f"Training of {self.run.path.name}"), self.run.loss_plot)
 
     def _resolve_plan(self, model: PeftModel) -> Plan:
         """Make the plan, or take a resumed run's, and say it, with the settings that have no effect under it."""
