@@ -15,7 +15,7 @@ from thinktune.cli import app
 from thinktune.config import Load, Sampling
 from thinktune.errors import ModelError, UsageError
 from thinktune.export.gguf import export, ollama_modelfile
-from thinktune.export.gguf_writer import Precision
+from thinktune.export.gguf_types import PRECISIONS, Precision, quantize, tensor_type
 from thinktune.inference.engines import EngineSettings, Request, open_engine
 from thinktune.models import Chat, load_model, load_tokenizer
 
@@ -35,6 +35,46 @@ def test_a_file_reads_back_as_the_model(tiny_model: Path, tmp_path: Path, precis
     assert 0 < difference < (0.002 if precision == "f16" else 0.02)
     assert after.chat.prompt_ids([{"role": "user", "content": "3 + 4?"}]) == ids[0].tolist()
     assert after.chat.end_of_turn_id == before.chat.end_of_turn_id
+
+
+K_QUANTS = [each for each in PRECISIONS if "_k" in each]
+
+
+@pytest.mark.parametrize("precision", K_QUANTS)
+def test_a_mixture_of_k_quants_reads_back_as_the_model(tmp_path: Path, precision: Precision) -> None:
+    pytest.importorskip("xllamacpp", reason="no wheel of llama.cpp for this machine")
+    import gguf
+
+    model = make_tiny_model(tmp_path / "m", hidden_size=256, intermediate_size=256)
+    exported = export(model, tmp_path / "m.gguf", precision, load=FLOAT32)
+    found = {tensor.tensor_type.name for tensor in gguf.GGUFReader(exported.file).tensors}
+    assert (
+        found
+        == {"q6_k": {"F32", "Q6_K"}, "q5_k_m": {"F32", "Q5_K", "Q6_K"}, "q4_k_m": {"F32", "Q4_K", "Q6_K"}}[precision]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("Q6_K", 0.03), ("Q5_K", 0.06), ("Q4_K", 0.12), ("Q5_0", 0.1), ("Q8_0", 0.01)]
+)
+def test_weights_in_each_format_are_near_what_they_were(name: str, most: float) -> None:
+    pytest.importorskip("xllamacpp", reason="no wheel of llama.cpp for this machine")
+    import gguf
+    import numpy as np
+
+    values = np.random.default_rng(0).standard_normal((3, 512), np.float32)
+    kind = gguf.GGMLQuantizationType[name]
+    again = gguf.quants.dequantize(quantize(values, kind), kind)
+    assert 0 < np.abs(again - values).mean() < most
+
+
+def test_rows_that_no_k_quant_fits_get_the_format_that_llama_cpp_takes() -> None:
+    def chosen(name: str, columns: int, precision: Precision = "q4_k_m", *, tied: bool = True) -> str:
+        return str(tensor_type(name, (8, columns), precision, 32, tied=tied).name)
+
+    assert [chosen("blk.9.attn_q.weight", columns) for columns in (512, 576, 40)] == ["Q4_K", "Q5_0", "F16"]
+    assert [chosen(f"blk.{layer}.ffn_down.weight", 512) for layer in (0, 4, 6, 31)] == ["Q6_K", "Q4_K", "Q6_K", "Q6_K"]
+    assert [chosen("token_embd.weight", 512, tied=tied) for tied in (True, False)] == ["Q6_K", "Q4_K"]
 
 
 def test_grouped_heads_and_an_own_output_layer_keep_their_places(tmp_path: Path) -> None:

@@ -277,7 +277,9 @@ def _settings(file: Path | None, over: dict[str, Any]) -> Config:
 @app.command()
 def export(
     model: ModelReference,
-    gguf: Annotated[Literal["f16", "q8_0"], typer.Option("--gguf", help="precision of the weights")] = "q8_0",
+    gguf: Annotated[
+        Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"], typer.Option("--gguf", help="precision of the weights")
+    ] = "q8_0",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="output file; default: RUN/NAME-GGUF.gguf")] = None,
     how: HowLoaded = None,
     overwrite: Overwrite = False,

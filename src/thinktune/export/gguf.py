@@ -1,4 +1,4 @@
-"""`thinktune export MODEL --gguf f16|q8_0`: a model for llama.cpp and Ollama, proven by reading it back.
+"""`thinktune export MODEL --gguf q4_k_m`: a model for llama.cpp and Ollama, proven by reading it back.
 
 The GGUF file is loaded again by a reader that knows nothing of how it was written (transformers', or llama.cpp itself
 for model types that transformers cannot read), and both models continue a few prompts greedily. Beside it lies a
@@ -21,7 +21,8 @@ from thinktune.errors import MissingExtra, ModelError, UsageError
 from thinktune.export.checks import alike
 from thinktune.export.compared_models import continue_greedily
 from thinktune.export.gguf_kinds import kind_of
-from thinktune.export.gguf_writer import Precision, write_gguf
+from thinktune.export.gguf_types import Precision, require_quantizer
+from thinktune.export.gguf_writer import write_gguf
 from thinktune.files import replacing, write_text
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat, load_model, make_chat, resolve
@@ -30,7 +31,7 @@ from thinktune.models.tokenizer import read_tokenizer, require_gguf
 
 logger = logging.getLogger(__name__)
 
-AGREEMENT: dict[Precision, float] = {"f16": 0.95, "q8_0": 0.8}
+AGREEMENT: dict[Precision, float] = {"f16": 0.95, "q8_0": 0.8, "q6_k": 0.7, "q5_k_m": 0.6, "q4_k_m": 0.5}
 """Share of greedy tokens that must be the same, counted up to where two continuations part."""
 _TOKENS = 32
 _PROBES = ("2 + 2 = 4, isn't it?", "  indented\n\n\tand tabbed", "naïve 小明 🙂 12345.678", "\\frac{3}{4} <think>")
@@ -70,6 +71,7 @@ def export(
     """
     load = load or Load()
     require_gguf()
+    require_quantizer(precision)
     if out.suffix != ".gguf":
         raise UsageError(f"{out} should be called *.gguf", hint=f"for example -o {out.with_suffix('.gguf')}")
     if out.exists() and not overwrite:

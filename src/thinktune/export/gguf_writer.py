@@ -10,10 +10,11 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from thinktune.errors import ModelError
 from thinktune.export.gguf_kinds import Kind, kind_of, rope_of
+from thinktune.export.gguf_types import Precision, file_type, quantize, tensor_type
 from thinktune.models.chat import Chat
 from thinktune.models.folder import check_model_folder, read_json, read_safetensors_header
 from thinktune.models.gguf_rope import DIVISORS, RULE, rope_divisors
@@ -22,8 +23,6 @@ from thinktune.tags import TAGS
 if TYPE_CHECKING:
     import numpy as np
 
-Precision = Literal["f16", "q8_0"]
-_BLOCK = 32  # weights that share a scale in Q8_0
 _LARGEST = 65504.0  # of float16
 
 # How llama.cpp calls the ways in which text is split before its pieces are looked up.
@@ -51,10 +50,10 @@ def write_gguf(folder: Path, file: Path, tokenizer: Any, chat: Chat, precision: 
     import gguf
 
     config = read_json(folder / "config.json")
-    kind = kind_of(config)
-    architecture = gguf.MODEL_ARCH[kind.architecture]
+    model = kind_of(config)
+    architecture = gguf.MODEL_ARCH[model.architecture]
     rope = rope_of(config)
-    tensors = list(_tensors(folder, config, kind))
+    tensors = list(_tensors(folder, config, model))
     if rope["rope_type"] == "llama3":
         tensors.append(_divisors(folder))
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[architecture])
@@ -62,14 +61,16 @@ def write_gguf(folder: Path, file: Path, tokenizer: Any, chat: Chat, precision: 
     _add_shape(writer, config, rope)
     _add_tokenizer(writer, folder, tokenizer, chat, int(config["vocab_size"]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if precision == "q8_0" else gguf.LlamaFileType.MOSTLY_F16)
-    for tensor in tensors:
-        _announce(writer, tensor, precision)
+    writer.add_file_type(file_type(precision))
+    layers, tied = int(config["num_hidden_layers"]), all(tensor.name != "output.weight" for tensor in tensors)
+    types = [tensor_type(tensor.name, tensor.shape, precision, layers, tied=tied) for tensor in tensors]
+    for tensor, kind in zip(tensors, types, strict=True):
+        _announce(writer, tensor, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for tensor in tensors:
-        writer.write_tensor_data(_packed(tensor, precision))
+    for tensor, kind in zip(tensors, types, strict=True):
+        writer.write_tensor_data(_packed(tensor, kind))
     writer.close()
 
 
@@ -114,35 +115,28 @@ def _reader(file: Path, key: str, heads: int) -> Callable[[], np.ndarray[Any, An
     return read
 
 
-def _is_quantised(tensor: _Tensor, precision: Precision) -> bool:
-    return precision == "q8_0" and len(tensor.shape) > 1 and tensor.shape[-1] % _BLOCK == 0
-
-
-def _announce(writer: Any, tensor: _Tensor, precision: Precision) -> None:
+def _announce(writer: Any, tensor: _Tensor, kind: Any) -> None:
     import gguf
     import numpy as np
 
-    if _is_quantised(tensor, precision):
-        *rows, columns = tensor.shape
-        packed = (*rows, columns // _BLOCK * (_BLOCK + 2))
-        writer.add_tensor_info(
-            tensor.name, packed, np.dtype(np.uint8), int(np.prod(packed)), gguf.GGMLQuantizationType.Q8_0
-        )
-    else:
-        dtype = np.dtype(np.float16 if len(tensor.shape) > 1 else np.float32)
+    floats = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
+    if dtype := floats.get(kind.name):
         writer.add_tensor_info(tensor.name, tensor.shape, dtype, int(np.prod(tensor.shape)) * dtype.itemsize)
+        return
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    *rows, columns = tensor.shape
+    packed = (*rows, columns // block * size)
+    writer.add_tensor_info(tensor.name, packed, np.dtype(np.uint8), int(np.prod(packed)), kind)
 
 
-def _packed(tensor: _Tensor, precision: Precision) -> np.ndarray[Any, Any]:
-    import gguf
+def _packed(tensor: _Tensor, kind: Any) -> np.ndarray[Any, Any]:
     import numpy as np
 
     values = tensor.read()
-    if _is_quantised(tensor, precision):
-        packed: np.ndarray[Any, Any] = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-        return packed
-    if values.ndim == 1:  # norms and biases are small, and matter
+    if kind.name == "F32":
         return values
+    if kind.name != "F16":
+        return quantize(values, kind)
     if np.abs(values).max() > _LARGEST:
         raise ModelError(f"{tensor.name} has values beyond float16", hint="export it as q8_0")
     return values.astype(np.float16)
