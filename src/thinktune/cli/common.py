@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 VERBS = {
     "First steps": ("quickstart", "init", "doctor", "demo"),
     "Data and training": ("config", "data", "plan", "train", "run", "sweep", "collect"),
-    "Models": ("ask", "infer", "serve", "merge", "verify", "export"),
+    "Models": ("ask", "infer", "serve", "merge", "verify", "export", "push"),
     "Scores": ("eval", "score", "harness", "compare", "report"),
     "Files": ("clean",),
 }

@@ -296,3 +296,27 @@ def export(
     out = out or home_of(model) / f"{name_of(Path(model).name)}-{gguf}.gguf"
     print(export(model, out, gguf, load=parse_load(how), overwrite=overwrite))
     suggest((command("ask", out), "the same question of the exported file"))
+
+
+@app.command()
+def push(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="a run folder")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="OWNER/NAME", help="repository on the Hugging Face hub; ms:OWNER/NAME on ModelScope"),
+    ],
+    merged: Annotated[bool, typer.Option("--merged", help="push the merged model instead of the adapter")] = False,
+    public: Annotated[bool, typer.Option("--public", help="for everybody to see; default: private")] = False,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="OWNER/NAME", help="id of a base model that is a folder here")
+    ] = None,
+) -> None:
+    """Push a run's adapter or merged model to a hub.
+
+    With a model card of its scores, data and settings.
+    """
+    prepare_libraries()
+    from thinktune.export.push import push
+
+    print(push(Path(find_run(run)), target, merged=merged, public=public, base=base))
+    suggest((command("ask", target), "ask it, from anywhere"))

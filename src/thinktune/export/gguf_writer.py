@@ -119,7 +119,7 @@ def _announce(writer: Any, tensor: _Tensor, kind: Any) -> None:
     import gguf
     import numpy as np
 
-    floats = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
+    floats: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
     if dtype := floats.get(kind.name):
         writer.add_tensor_info(tensor.name, tensor.shape, dtype, int(np.prod(tensor.shape)) * dtype.itemsize)
         return

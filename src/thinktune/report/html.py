@@ -16,6 +16,7 @@ from typing import Any
 
 from thinktune import tags
 from thinktune.evaluation.problems import place_of, problem_of
+from thinktune.export.model_card import write_cards
 from thinktune.files import write_json, write_text
 from thinktune.records import DataRecord, RunRecord, read_record
 from thinktune.report import plots
@@ -31,7 +32,7 @@ _MOST_CHARACTERS = 20_000
 
 
 def write_report(run: str | Path, *, ratings: Path | None = None) -> Path:
-    """Write RUN/report.html and return its path.
+    """Write RUN/report.html and return its path; the model cards of the run get the scores, too.
 
     Args:
         ratings: a file of people's ratings of the run and its base model.
@@ -57,6 +58,7 @@ def write_report(run: str | Path, *, ratings: Path | None = None) -> Path:
         **_scores(comparison),
     )
     write_text(folder.report, page)
+    write_cards(folder)  # which have the scores, too
     return folder.report
 
 
