@@ -54,7 +54,7 @@ def make(kind: str, **settings: Any) -> Any:
         "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "pad_token_id": 0,
     }  # fmt: skip
     settings = {key: value for key, value in {**sizes, **settings}.items() if value is not None or key == "q_lora_rank"}
-    name = "Qwen3_5Text" if kind == "Qwen3_5" else kind
+    name = f"{kind}Text" if kind in ("Qwen3_5", "Llama4") else kind
     torch.manual_seed(3)
     model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{name}Config")(**settings)).eval()
     with torch.no_grad():
@@ -110,6 +110,21 @@ def test_seven_prompts_of_different_lengths_are_answered_as_generate_does(kind: 
     requests = requests_of([1, 40, 17, 17, 3, 25, 60])
     found = answers(engine.generate(requests))
     assert len(set(map(tuple, found.values()))) == len(requests)
+    for request in requests:
+        assert list(found[request.id, 0]) == generated(model, request)
+
+
+def test_attention_in_blocks_is_that_of_each_row_alone_whatever_it_shares_a_batch_with(tokenizer: Any) -> None:
+    model = make(
+        "Llama4", attention_chunk_size=16, layer_types=["chunked_attention", "full_attention"], no_rope_layers=[1, 0],
+        moe_layers=[], intermediate_size_mlp=48, floor_scale=200,
+    )  # fmt: skip
+    engine = TransformersEngine(model, tokenizer, [2], max_batch_tokens=300)
+    assert not engine.recomputes
+    assert engine.context_length == 199  # queries behind it are scaled by their column
+    requests = requests_of([1, 40, 17, 17, 3, 25, 60])
+    requests += [replace(each, id=f"{each.id}+", prompt_ids=[*requests[6].prompt_ids, 9]) for each in requests[:2]]
+    found = answers(engine.generate(requests))
     for request in requests:
         assert list(found[request.id, 0]) == generated(model, request)
 

@@ -30,7 +30,7 @@ def one_at_a_time(model: Any) -> Iterator[None]:
     if not modules:
         yield
         return
-    with _documents_of(model) as documents, _forwards(modules, _cutting(documents)):
+    with _documents_of(model) as documents, changed_forwards(modules, _cutting(documents)):
         yield
 
 
@@ -42,7 +42,7 @@ def layers_run_apart(model: Any) -> list[Any]:
 @contextmanager
 def wholly_one_at_a_time(model: Any) -> Iterator[None]:
     """Run all of the model but its head on one document at a time within the block."""
-    with _forwards([model.base_model], _cutting({})):
+    with changed_forwards([model.base_model], _cutting({})):
         yield
 
 
@@ -54,7 +54,7 @@ def handing_on(model: Any) -> Iterator[None]:
         def told(_: Any, original: Forward) -> Forward:
             return lambda *args, **inputs: original(*args, **{**documents, **inputs})
 
-        with _forwards([module for module in model.modules() if hasattr(module, "is_causal")], told):
+        with changed_forwards([module for module in model.modules() if hasattr(module, "is_causal")], told):
             yield
 
 
@@ -96,12 +96,12 @@ def _documents_of(model: Any) -> Iterator[dict[str, Any]]:
 
         return forward
 
-    with _forwards([model.base_model], noting):
+    with changed_forwards([model.base_model], noting):
         yield documents
 
 
 @contextmanager
-def _forwards(modules: Sequence[Any], change: Callable[[Any, Forward], Forward]) -> Iterator[None]:
+def changed_forwards(modules: Sequence[Any], change: Callable[[Any, Forward], Forward]) -> Iterator[None]:
     """Replace the forward of each module within the block."""
     before = [vars(module).get("forward") for module in modules]
     for module in modules:

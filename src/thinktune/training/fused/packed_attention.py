@@ -11,7 +11,7 @@ attention.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,13 +27,20 @@ from thinktune.models.attention_keywords import refuse_unknown
 from thinktune.models.plain_attention import SCORES, plain_attention
 from thinktune.models.untouched import at_rest
 from thinktune.training.fused import flash_attention, flex_attention
-from thinktune.training.fused.document_by_document import handing_on, one_at_a_time, wholly_one_at_a_time
+from thinktune.training.fused.document_by_document import (
+    changed_forwards,
+    handing_on,
+    one_at_a_time,
+    wholly_one_at_a_time,
+)
 
 NAME = "thinktune_packed"
 _SHORT = 512
 """Documents below this many tokens are attended to in float32 on a CPU: its bf16 kernel takes up to twice as long."""
 _PART = 512
 """Queries at a time, at most, where scores are in memory."""
+_BY_POSITION = "thinktune_scales_queries"
+"""Attribute of layers whose queries are scaled here: transformers' Llama 4 counts the columns of the pack."""
 _UNTRAINED = "models of this family cannot be trained here yet: choose another base model"
 
 
@@ -90,6 +97,8 @@ def packed_attention(
         raise ModelError(
             "the model's layers do not pass on to attention where documents end, which training needs", hint=_UNTRAINED
         )
+    if getattr(module, _BY_POSITION, False) and max_length_q >= module.floor_scale:
+        query = query * _query_scales(module, cu_seq_lens_q, query)
     window = _window(module, sliding_window, attention_mask)
     if isinstance(attention_mask, Local) and window is None and attention_mask.size < max_length_q:
         document_lengths = _blocks(document_lengths, attention_mask.size)
@@ -113,6 +122,14 @@ def packed_attention(
         return out.transpose(1, 2).contiguous(), None
     asked = {"scaling": scaling, "softcap": softcap, "sinks": s_aux, "dropout": dropout}
     return _per_document(query, key, value, document_lengths, window, asked), None
+
+
+def _query_scales(module: Any, ends: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Return Llama 4's scale of each query, [tokens, 1], by its position in its document."""
+    tokens = torch.arange(query.shape[2], device=query.device)
+    starts = ends[torch.bucketize(tokens, ends[1:].to(tokens), right=True)]
+    scales = torch.log1p(torch.floor((tokens - starts + 1.0) / module.floor_scale)) * module.attn_scale + 1.0
+    return scales[:, None].to(query.dtype)
 
 
 def window_of(attention: Any) -> int | None:
@@ -286,7 +303,9 @@ def packed_documents(model: PreTrainedModel) -> Iterator[str]:
         stack.enter_context(_places_known())
         stack.enter_context(one_at_a_time(model))
         stack.enter_context(sdpa_kernel(order, set_priority=True) if on_gpu else nullcontext())
-        if not _takes_ours(model, stack):
+        if _takes_ours(model, stack):
+            stack.enter_context(_scaling_by_position(model))
+        else:
             stack.enter_context(wholly_one_at_a_time(model))
         yield model.config._attn_implementation
 
@@ -302,6 +321,27 @@ def _places_known() -> Iterator[None]:
         yield
     finally:
         setattr(masking_utils, name, found)
+
+
+def _scaling_by_position(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Let `packed_attention` scale the queries of Llama 4's layers without rotary embeddings within the block."""
+
+    def told(layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **inputs: Any) -> Any:
+            if inputs.get("cu_seq_lens_q") is None:  # no pack: the model answers
+                return original(*args, **inputs)
+            layer.attn_temperature_tuning, before = False, layer.attn_temperature_tuning
+            setattr(layer, _BY_POSITION, True)
+            try:
+                return original(*args, **inputs)
+            finally:
+                layer.attn_temperature_tuning = before
+                delattr(layer, _BY_POSITION)
+
+        return forward
+
+    tuned = [module for module in model.modules() if getattr(module, "attn_temperature_tuning", False)]
+    return changed_forwards([layer for layer in tuned if not layer.use_rope], told)
 
 
 def _takes_ours(model: PreTrainedModel, stack: ExitStack) -> bool:

@@ -94,15 +94,14 @@ _OURS: dict[type, type] = {
 def layout_of(config: Any) -> Layout | None:
     """Find the layers of the cache that a model of this text config needs; None: it keeps something unknown."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds <= {"full_attention", "sliding_attention"}:
+    if kinds <= {"full_attention", "sliding_attention", "chunked_attention"}:
         return tuple(RowLayer for layer in layer_sizes(config) if layer.keeps_keys)
     try:
         layers = DynamicCache(config=config).layers
     except (KeyError, AttributeError, TypeError, ValueError):  # a kind of layer that only the model's own code knows
         return None
     known = all(type(layer) in _OURS and getattr(layer, "number_of_states", 1) == 1 for layer in layers)
-    chunked = "chunked_attention" in kinds  # its mask counts columns, padding included
-    layout = tuple(_OURS[type(layer)] for layer in layers) if known and not chunked else ()
+    layout = tuple(_OURS[type(layer)] for layer in layers) if known else ()
     return layout if any(issubclass(kind, RowLayer) for kind in layout) else None
 
 

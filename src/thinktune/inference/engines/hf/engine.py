@@ -325,9 +325,12 @@ def _context_length(config: Any, tokenizer: Any) -> int:
     """Return the most tokens of prompt and answer together.
 
     Where rotary frequencies are chosen by the longest row of a batch, only so many as need no others: a short answer
-    would be another one beside a long prompt.
+    would be another one beside a long prompt. So too where queries are scaled by their column (Llama 4, from some 8,192
+    on): a column is no position where rows are filled up.
     """
     longest: int = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
+    if getattr(config, "attn_temperature_tuning", False):
+        longest = min(longest, config.floor_scale - 1)
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") not in ("longrope", "dynamic"):
         return longest
