@@ -58,6 +58,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *values: Any) -> None:
         """Say nothing of requests."""
 
+    def do_GET(self) -> None:
+        with urllib.request.urlopen(self.server.target + self.path) as reply:
+            self._send(reply.status, reply.read())
+
     def do_POST(self) -> None:
         proxy = self.server
         asked = self.rfile.read(int(self.headers["content-length"]))

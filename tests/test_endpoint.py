@@ -43,6 +43,7 @@ class Faulty(ThreadingHTTPServer):
     Attributes:
         script: from the number of a request and its body to (status, body), to a fault by name, or None: an answer.
         asked: all requests so far.
+        owner, status: of the list of models.
     """
 
     daemon_threads = True
@@ -51,6 +52,7 @@ class Faulty(ThreadingHTTPServer):
         self.script: Callable[[int, dict[str, Any]], Any] = lambda number, asked: None
         self.asked: list[dict[str, Any]] = []
         self.most = self.now = 0
+        self.owner, self.status = "somebody", 200
         super().__init__(("127.0.0.1", 0), _Handler)
 
     @property
@@ -66,6 +68,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *values: Any) -> None:
         pass
+
+    def do_GET(self) -> None:
+        data = json.dumps({"object": "list", "data": [{"id": "tiny", "owned_by": self.server.owner}]}).encode()
+        self.send_response(self.server.status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -229,6 +239,18 @@ def test_samples_are_requests_of_their_own_with_seeds_that_a_later_call_repeats(
     assert sorted(seeds[:6]) == sorted(seeds[6:])
     assert (server.asked[0]["top_k"], server.asked[0]["temperature"]) == (4, 0.5)
     assert {"min_p", "repetition_penalty", "n"} & server.asked[0].keys() == set()
+
+
+@pytest.mark.parametrize(("owner", "status", "sent"), [("vllm", 200, True), ("somebody", 200, False), ("", 404, False)])
+def test_a_server_that_would_take_the_model_s_own_sampling_is_told_all_of_ours(
+    server: Faulty, owner: str, status: int, sent: bool
+) -> None:
+    server.owner, server.status = owner, status
+    with opened(server) as model:
+        list(model.engine.generate(requests(model, 1)))
+    further = {name: server.asked[0].get(name) for name in ("top_k", "min_p", "repetition_penalty")}
+    assert further == ({"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0} if sent else dict.fromkeys(further))
+    assert (server.asked[0]["temperature"], server.asked[0]["top_p"]) == (0.0, 1.0)
 
 
 def test_the_text_is_cut_after_the_stop_string_streamed_or_not(server: Faulty) -> None:

@@ -32,8 +32,11 @@ logger = logging.getLogger(__name__)
 KEY = "OPENAI_API_KEY"
 _NO_KEY = "none"  # for servers that ask for none; the client wants one
 _LOOK_SECONDS = 0.2  # between looks whether the caller still waits
-_FURTHER = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Settings that OpenAI does not have, with the values that need not be sent. Servers refuse those they do not know."""
+_FURTHER = ("top_k", "min_p", "repetition_penalty")
+"""Settings that OpenAI does not have. Servers refuse those they do not know."""
+_LOCAL = ("vllm", "sglang", "thinktune")
+"""Servers, as they call themselves, that know these, and take the model's own values where one is not sent."""
+_CHECK_SECONDS = 60.0
 
 
 class EndpointEngine(Engine):
@@ -61,6 +64,7 @@ class EndpointEngine(Engine):
             "max_retries": settings.attempts - 1,
             "timeout": settings.timeout,
         }
+        self._is_local: bool | None = None
         self._silent = 0  # requests without an answer since the last that had one
         self._requests = self._tokens = self._prompt_tokens = 0
 
@@ -79,6 +83,7 @@ class EndpointEngine(Engine):
         """
         from openai import AsyncOpenAI
 
+        self._find_dialect()
         rows = _rows(requests)
         flying: set[Future[Completion]] = set()
         client = AsyncOpenAI(**self._connection)
@@ -91,7 +96,10 @@ class EndpointEngine(Engine):
                 done, flying = wait(flying, _LOOK_SECONDS, FIRST_COMPLETED)
                 if self._handle.stopped:
                     raise Interrupted("stopped", hint="it goes on from there when it is started again")
-                yield from (future.result() for future in done)
+                ended = [future for future in done if future.exception() is None]
+                yield from (future.result() for future in ended)  # before an error of others ends the call
+                for future in done:
+                    future.result()
 
     def stream(self, request: Request) -> Iterator[str]:
         """See `Engine.stream`."""
@@ -101,6 +109,7 @@ class EndpointEngine(Engine):
         stops = [stop for stop in request.sampling.stop if stop]
         held = max(map(len, stops), default=1) - 1  # it may be the beginning of a stop string
         broken: tuple[type[BaseException], ...] = (openai.OpenAIError, *_transport_errors())
+        self._find_dialect()
         try:
             with (
                 openai.OpenAI(**self._connection) as client,
@@ -139,6 +148,29 @@ class EndpointEngine(Engine):
                 f"{self._tokens:,} completion tokens"
             )
             self._requests = 0
+
+    def _find_dialect(self) -> None:
+        """Ask, once, which server it is: some take the model's own sampling for what is not sent to them.
+
+        Raises:
+            GenerationError: the key is refused, or the server does not answer.
+        """
+        import openai
+
+        if self._is_local is not None:
+            return
+        try:
+            with openai.OpenAI(**self._connection | {"timeout": _CHECK_SECONDS}) as client:
+                reply = client.models.with_raw_response.list()
+            self._is_local = any(f'"{name}"' in reply.text for name in _LOCAL)
+        except openai.APIStatusError as error:
+            if error.status_code == 401 and (fatal := self._fatal(error)):
+                raise fatal from None
+            if error.status_code in (408, 409, 429) or (error.status_code >= 500 and error.status_code != 501):
+                raise GenerationError(f"{self._endpoint.url} does not answer: {self._described(error)}") from None
+            self._is_local = False  # it has no list of models
+        except openai.APIConnectionError as error:
+            raise GenerationError(f"{self._endpoint.url} does not answer: {self._described(error)}") from None
 
     async def _complete(self, client: Any, request: Request, index: int) -> Completion:
         """Make one completion; every fault of its own becomes an error completion.
@@ -206,11 +238,15 @@ class EndpointEngine(Engine):
             "frequency_penalty": sampling.frequency_penalty,
             "seed": _seed(request, index),
         }
+        if official:  # its reasoning models refuse even what changes nothing
+            none = {"temperature": 1.0, "top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+            arguments = {name: value for name, value in arguments.items() if none.get(name) != value}
         unset = Sampling()
-        for name in ("top_p", "presence_penalty", "frequency_penalty"):
-            if arguments[name] == getattr(unset, name):
-                del arguments[name]
-        further = {name: getattr(sampling, name) for name, none in _FURTHER.items() if getattr(sampling, name) != none}
+        further = {name: getattr(sampling, name) for name in _FURTHER}
+        if not self._is_local:
+            further = {name: value for name, value in further.items() if value != getattr(unset, name)}
+        if further.get("top_k") == 0:
+            further["top_k"] = -1  # all of these servers' word for all tokens
         return {**arguments, "extra_body": further} if further else arguments
 
     def _fatal(self, error: Any) -> GenerationError | None:
