@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import subprocess
 import sys
@@ -151,7 +150,7 @@ def kill_drivers(options: argparse.Namespace, file: Path, machines: Machines) ->
         driver.kill()
         driver.wait()
         began = time.time()
-        _until(lambda: not _processes("ray::Worker"), 120)
+        _until(lambda: not _processes("ray::Worker"), 120)  # of this cluster, whose nodes are our children
         gone.append(time.time() - began)
         print(f"  {number + 1} killed at {_lines(out)} lines, {gone[-1]:.1f} s", file=sys.stderr, flush=True)
     subprocess.run(call, check=True)
@@ -171,9 +170,16 @@ def _lines(out: Path) -> int:
 def _processes(*names: str) -> list[psutil.Process]:
     return [
         each
-        for each in psutil.process_iter(["cmdline"])
-        if each.pid != os.getpid() and any(name in " ".join(each.info["cmdline"] or []) for name in names)
+        for each in psutil.Process().children(recursive=True)
+        if any(name in " ".join(_command(each)) for name in names)
     ]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _until(condition: Callable[[], object], seconds: float) -> None:

@@ -39,6 +39,9 @@ class Resources:
         """Return the options of an actor or a task of Ray's."""
         return {"num_gpus": self.gpus, "num_cpus": self.cpus}
 
+    def __str__(self) -> str:
+        return "a GPU" if self.gpus else f"{self.cpus} of the cores"
+
 
 def import_ray() -> Any:
     """Import Ray.

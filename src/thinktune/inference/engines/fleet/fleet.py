@@ -59,7 +59,7 @@ class _Member:
     actor: Any
     start: Any
     born: float = field(default_factory=time.monotonic)
-    place: str = ""
+    place: str = "that was starting"
     slots: int = 0
     answer: Any = None
     cargo: Cargo = field(default_factory=Cargo)
@@ -265,6 +265,9 @@ class Fleet(Engine):
 
     def _refuse_start(self, member: _Member, error: Exception) -> None:
         """Replace a worker that did not start; raise what is wrong if no other would either."""
+        if not isinstance(error, self._ray.exceptions.RayTaskError):  # its machine was lost: nothing is wrong with it
+            self._lose(member, error)
+            return
         cause = cause_of(error)
         self._failed_starts += 1
         if isinstance(cause, UsageError) or self._failed_starts >= _MOST_FAILED_STARTS:
@@ -299,7 +302,7 @@ class Fleet(Engine):
             self._greet()
             if time.monotonic() - told > _TELL_SECONDS:
                 told = time.monotonic()
-                logger.info(f"waiting for a worker: {self._crew.count} are to have {self._crew.each.as_options()} each")
+                logger.info(f"waiting for the first of {self._crew.count} workers, each with {self._crew.each}")
 
     def _ask(self, method: str, *arguments: Any) -> Any:
         """Let one worker do something; another if it is lost."""
