@@ -10,6 +10,7 @@ import pytest
 
 from thinktune.config import Config, Rl, parse_config
 from thinktune.errors import ConfigError, DataError, RunFolderError
+from thinktune.planner.pack_lengths import rollout_packs
 from thinktune.training.reinforce import watch
 from thinktune.training.reinforce.drawing import RolloutSampler
 from thinktune.training.reinforce.reinforce_trainer import ReinforceTrainer
@@ -121,6 +122,16 @@ def test_a_prompt_without_room_for_a_completion_is_dropped_or_an_error(tiny_mode
 def test_settings_that_a_reinforcement_cannot_follow_are_refused(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         parse_config({"method": "grpo", **settings})
+
+
+@pytest.mark.parametrize(("prompts", "completions", "length"), [(32, 16, 200), (32, 8, 512), (3, 5, 16), (1, 2, 4000)])
+def test_the_packs_of_a_step_have_room_for_all_its_completions(prompts: int, completions: int, length: int) -> None:
+    rl = {"prompts": prompts, "num_generations": completions, "max_completion_length": length}
+    packs, count = rollout_packs(parse_config({"method": "grpo", "rl": rl, "data": {"max_length": 8192}}), 100)
+    (pack,) = packs.packs
+    assert count & (count - 1) == 0
+    assert count * pack.tokens >= prompts * completions * (100 + length)
+    assert pack.tokens >= 4096 or count == 1
 
 
 def lines_of(count: int, **values: float) -> list[dict[str, float]]:

@@ -64,6 +64,8 @@ def _measure(pack: Sequence[Tokens]) -> Batch:
 
 def read_packs(config: Config) -> PackLengths:
     """Read and pack the data if it is small and on this machine; else return the longest packs that it may have."""
+    if config.method == "grpo":
+        return rollout_packs(config)[0]
     if _is_quick(config):
         try:
             return _read_packs(config)
@@ -109,6 +111,12 @@ def rollout_packs(config: Config, longest_prompt: int | None = None) -> tuple[Pa
     steps = math.ceil((config.data.sample or rl.prompts) / rl.prompts) * rl.num_iterations
     source = f"completions of up to {rl.max_completion_length:,} tokens; the time to draw them comes on top"
     return PackLengths((pack,), steps * count, source), count
+
+
+def in_rollout_packs(config: Config, count: int) -> Config:
+    """Return a reinforcement's config with so many packs a step, as a plan reads them."""
+    train = config.train.model_copy(update={"batch_size": 1, "accumulation": count})
+    return config.model_copy(update={"train": train})
 
 
 def _is_quick(config: Config) -> bool:

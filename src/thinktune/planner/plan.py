@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from thinktune.config import Config, Quantize
-from thinktune.errors import ThinktuneError
+from thinktune.errors import ThinktuneError, UsageError
 from thinktune.imports import importing
 from thinktune.notices import muted
 from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
@@ -22,7 +22,7 @@ from thinktune.planner.dealing import share
 from thinktune.planner.hardware import GIB, Hardware, find_gpu, hardware_here
 from thinktune.planner.known_models import known_config
 from thinktune.planner.model_shape import ModelShape, shape_of
-from thinktune.planner.pack_lengths import PackLengths, longest_packs, read_packs
+from thinktune.planner.pack_lengths import PackLengths, in_rollout_packs, longest_packs, read_packs, rollout_packs
 from thinktune.planner.recompute_policy import Level, RecomputePolicy
 
 logger = logging.getLogger(__name__)
@@ -368,6 +368,13 @@ def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False)
         if config.train.memory is not None:
             hardware = replace(hardware, memory=min(hardware.memory, int(config.train.memory * GIB)))
     shape, packs = _read_model_and_data(config)
+    if config.method == "grpo":
+        if fitted:
+            raise UsageError(
+                "with method: grpo, batches follow from the memory: there is nothing to fit", hint="no --fit"
+            )
+        packs, count = rollout_packs(config)
+        config = in_rollout_packs(config, count)
     plan = (fit if fitted else plan_as_configured)(config, shape, packs, hardware, width=width)
     return plan if hardware.rated else replace(plan, tokens_per_second=None, hours=None)
 

@@ -18,7 +18,7 @@ from thinktune.data import Tokens
 from thinktune.inference.engines.hf.batch import SPARE
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Loaded
-from thinktune.planner.pack_lengths import rollout_packs
+from thinktune.planner.pack_lengths import in_rollout_packs, rollout_packs
 from thinktune.planner.plan import Plan
 from thinktune.scoring.rewards import Rewards
 from thinktune.training.metrics_file import MetricsFile
@@ -35,8 +35,7 @@ _MOST_ROWS = 1024
 def plan_rollouts(model: PeftModel, config: Config, loaded: Loaded, prepared: PreparedProblems) -> Plan:
     """Plan the updates of a reinforcement as if every completion were as long as it may be."""
     packs, count = rollout_packs(config, prepared.longest_prompt)
-    train = config.train.model_copy(update={"batch_size": 1, "accumulation": count})
-    return resolve_plan(model, config.model_copy(update={"train": train}), loaded, packs)
+    return resolve_plan(model, in_rollout_packs(config, count), loaded, packs)
 
 
 def batch_capacity(config: Config, prepared: PreparedProblems, plan: Plan) -> int:
