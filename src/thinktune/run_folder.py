@@ -166,7 +166,7 @@ def _outcome(config: Config, section: str) -> Any:
     return found.outcome if hasattr(found, "outcome") else found
 
 
-TRAINING_SECTIONS = ("method", "model", "seed", "quantize", "load", "data", "format", "lora", "train", "rl")
+TRAINING_SECTIONS = ("method", "model", "seed", "quantize", "load", "data", "format", "lora", "train", "rl", "dpo")
 """The sections of a config that decide what training yields."""
 
 

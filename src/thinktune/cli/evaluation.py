@@ -279,6 +279,17 @@ def collect(
         suggest((command("init", out), "a config that trains on them"))
 
 
+@app.command()
+def pairs(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="a folder in runs/studio/studies")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="file of pairs: JSON lines")],
+) -> None:
+    """Write the answers that raters prefer, and the others, as pairs for dpo."""
+    from thinktune.evaluation.rated_pairs import write_rated_pairs
+
+    notify(f"{write_rated_pairs(study, out)}: {out}")
+
+
 def _show_predictions(scores: PredictionScores, out: Path, *, json: bool) -> None:
     show(scores.as_dict(), scores.table(), json=json)
     for remark in scores.remarks():

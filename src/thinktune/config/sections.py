@@ -274,6 +274,21 @@ class Rl(Section):
         return Sampling(n=self.num_generations, max_tokens=self.max_completion_length, **settings)
 
 
+class Dpo(Section):
+    """Preferences (`method: dpo`): the better of two replies is made likelier than the worse one.
+
+    Names are those of TRL's DPOConfig and CPOConfig.
+    """
+
+    loss_type: Literal["sigmoid", "ipo", "simpo"] = Field(
+        "sigmoid", description="sigmoid: DPO; ipo; simpo: by mean log-probabilities, without a reference"
+    )
+    beta: float = Field(
+        0.1, gt=0, description="how closely the reference is kept to; scale of simpo's rewards, which wants about 2"
+    )
+    simpo_gamma: float = Field(0.5, ge=0, description="margin of rewards that simpo asks for")
+
+
 QUESTIONS = (
     "How many r's are in the word strawberry?",
     "A train travels 60 miles in 45 minutes. What is its average speed in miles per hour?",
@@ -383,6 +398,7 @@ class Config(Section):
     lora: Lora = Lora()
     train: Train = Train()
     rl: Rl = Rl()
+    dpo: Dpo = Dpo()
     ask: Ask = Ask()
     infer: Infer = Infer()
     eval: Eval = Eval()
@@ -392,6 +408,8 @@ class Config(Section):
     def _consistent(self) -> Config:
         if self.method == "grpo":
             self._check_reinforcement()
+        if self.method == "dpo":
+            self._check_pairs()
         return self
 
     def _check_reinforcement(self) -> None:
@@ -404,10 +422,24 @@ class Config(Section):
         if self.rl.loss_type == "cispo" and self.rl.epsilon_high is None:
             raise ValueError("rl.loss_type: cispo needs rl.epsilon_high, the most that a weight may be: 5, say")
 
+    def _check_pairs(self) -> None:
+        if self.data.overlong == "cut":
+            raise ValueError("data.overlong: cut would train halves of replies that were preferred as a whole")
+        for name in ("filter", "deduplicate", "decontaminate", "format"):
+            if getattr(self.data, name) != getattr(Data(), name):
+                raise ValueError(f"data.{name} has no meaning for the pairs of method: dpo")
+        if any(source.filter for source in self.data.sources):
+            raise ValueError("data.source[].filter has no meaning for the pairs of method: dpo")
+
+    @property
+    def documents(self) -> int:
+        """The documents that an example of the data is trained as: one, or the two replies of a pair."""
+        return 2 if self.method == "dpo" else 1
+
     @property
     def pack_length(self) -> int:
-        """Max tokens of a pack, never below data.max_length: an example has to fit into a pack."""
-        return max(self.train.pack_length or 0, self.data.max_length)
+        """Max tokens of a pack, never below those of an example or pair: it has to fit into a pack."""
+        return max(self.train.pack_length or 0, self.data.max_length * self.documents)
 
     @property
     def data_seed(self) -> int:

@@ -25,7 +25,7 @@ from thinktune.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T", Example, Tokens)
+T = TypeVar("T")
 
 UNKNOWN_FORMAT = "unknown row format"
 _ROWS_TO_SEE = 100_000  # of a source, after which, where none was usable, no more are read
@@ -34,7 +34,10 @@ _ROWS_TO_SEE = 100_000  # of a source, after which, where none was usable, no mo
 @dataclass(frozen=True)
 class Prepared:
     """The data of a training. No prompt of `held_out` is in `train`; `packs` are indexes into `train`; `rows` are the
-    numbers of the rows of each source that are in either."""
+    numbers of the rows of each source that are in either.
+
+    Of `method: dpo`, a chosen reply, at an even index, is followed by its rejected one, and both are in one pack.
+    """
 
     train: list[Tokens]
     packs: list[list[int]]
@@ -108,13 +111,17 @@ def prepare(config: Config, chat: Renders) -> Prepared:
     Raises:
         DataError: as `load_examples`; an example longer than `data.max_length` under `overlong: error`.
     """
+    if config.method == "dpo":
+        from thinktune.data.prepare_pairs import prepare_pairs  # which shares much with this module
+
+        return prepare_pairs(config, chat)
     data, seed = config.data, config.data_seed
     pools = _read_pools(data, config.format, seed, config.load, chat=chat)
     tokens = _tokenize(pools, data, chat, config.format)
     Random(seed).shuffle(tokens)
-    train, held_out = _hold_out(tokens, data.eval_fraction)
+    train, held_out = hold_out(tokens, data.eval_fraction, lambda item: item)
     packs = packs_of([len(item) for item in train], config)
-    report = _report(config, pools, train, packs, held_out)
+    report = report_of(config, [pool.report for pool in pools], train, packs, held_out)
     if report.cut:
         logger.info(
             f"warning: {report.cut:,} examples were longer than {data.max_length} tokens and lost their end, with it "
@@ -159,7 +166,7 @@ def _read_pools(
             examples = [item.example for item in shortest]
         report.usable = len(examples)
         if not examples:
-            raise _nothing_usable([report])
+            raise nothing_usable([report])
         Random(seed).shuffle(examples)
         pools.append(_Pool(examples, wanted, report, tokens))
     return pools
@@ -187,7 +194,7 @@ def _read_examples(
     for row in rows:
         report.read += 1
         if report.read > _ROWS_TO_SEE and not examples:
-            raise _nothing_usable([report])
+            raise nothing_usable([report])
         try:
             if row.fault:
                 raise RowFault(row.fault)
@@ -201,7 +208,7 @@ def _read_examples(
         examples.append(example)
         if example.boxes_left_out:
             report.boxes_left_out.append(row.number)
-    _refuse_unknown_format(report)
+    refuse_unknown_format(report)
     return examples
 
 
@@ -262,7 +269,7 @@ def _tokenize(pools: list[_Pool], data: Data, chat: Renders, fmt: Format) -> lis
         for rows in pool.report.dropped.values():
             rows.sort()  # examples came in drawn order
     if not tokens:
-        raise _nothing_usable([pool.report for pool in pools])
+        raise nothing_usable([pool.report for pool in pools])
     return tokens
 
 
@@ -285,28 +292,30 @@ def _fit(encoded: Iterable[Tokens], data: Data, report: SourceReport) -> Iterato
             report.drop(PROMPT_TOO_LONG, row)
 
 
-def _hold_out(tokens: list[Tokens], fraction: float) -> tuple[list[Tokens], list[Tokens]]:
+def hold_out(items: list[T], fraction: float, tokens_of: Callable[[T], Tokens]) -> tuple[list[T], list[T]]:
     """Split off the first of the (shuffled) examples, and with each all others of the same prompt."""
     if not fraction:
-        return tokens, []
-    prompts = [hashlib.sha256(item.ids[: item.context].tobytes()).digest() for item in tokens]
-    held = set(prompts[: max(1, round(fraction * len(tokens)))])
-    train = [item for item, prompt in zip(tokens, prompts, strict=True) if prompt not in held]
+        return items, []
+    tokens = map(tokens_of, items)
+    prompts = [hashlib.sha256(each.ids[: each.context].tobytes()).digest() for each in tokens]
+    held = set(prompts[: max(1, round(fraction * len(items)))])
+    train = [item for item, prompt in zip(items, prompts, strict=True) if prompt not in held]
     if not train:
-        raise DataError(f"data.eval_fraction {fraction} leaves nothing to train on of {len(tokens)} examples")
-    return train, [item for item, prompt in zip(tokens, prompts, strict=True) if prompt in held]
+        raise DataError(f"data.eval_fraction {fraction} leaves nothing to train on of {len(items)} examples")
+    return train, [item for item, prompt in zip(items, prompts, strict=True) if prompt in held]
 
 
-def _report(
-    config: Config, pools: list[_Pool], train: list[Tokens], packs: list[list[int]], held_out: list[Tokens]
+def report_of(
+    config: Config, sources: list[SourceReport], train: list[Tokens], packs: list[list[int]], held_out: list[Tokens]
 ) -> DataReport:
+    """Make the whole report, with its counts of tokens."""
     both = [*train, *held_out]
     packed = None
     if config.train.packing:
         capacity = config.pack_length
         packed = Packs(len(packs), capacity, 1 - sum(map(len, train)) / (len(packs) * capacity))
     return DataReport(
-        [pool.report for pool in pools],
+        sources,
         multi_turn=sum(item.example.multi_turn for item in both),
         cut=sum(item.cut for item in both),
         held_out=len(held_out),
@@ -316,18 +325,20 @@ def _report(
     )
 
 
-def _refuse_unknown_format(report: SourceReport) -> None:
+def refuse_unknown_format(report: SourceReport, formats: str | None = None) -> None:
+    """Raise a DataError if no row is of a known format; `formats`: those in words, if not those of `ROW_FORMATS`."""
     unknown = len(report.dropped.get(UNKNOWN_FORMAT, ()))
     if unknown == 0 or unknown < report.read - len(report.dropped.get("not UTF-8", ())):
         return
-    known = "; ".join(f"{each.name} (needs {', '.join(sorted(each.keys))})" for each in ROW_FORMATS)
+    known = formats or "; ".join(f"{each.name} (needs {', '.join(sorted(each.keys))})" for each in ROW_FORMATS)
     raise DataError(
         f"{report.source}: unknown row format; keys seen: {', '.join(report.unknown_keys) or 'none'}",
         hint=f"known formats: {known}; or set data.format to a module:function of yours",
     )
 
 
-def _nothing_usable(reports: list[SourceReport]) -> DataError:
+def nothing_usable(reports: list[SourceReport], needed: str = "a thought and an answer") -> DataError:
+    """Make the error that names what all rows were dropped for; `needed`: by a row beside its prompt."""
     lines = [
         f"{len(rows):,} {reason} (row{'s' if len(rows) > 1 else ''} {name_rows(rows)} of {report.source})"
         for report in reports
@@ -336,9 +347,7 @@ def _nothing_usable(reports: list[SourceReport]) -> DataError:
     unused = sorted({column for report in reports for column in report.unused})
     if unused:
         lines.append(f"columns not used: {', '.join(unused)}")
-    return DataError(
-        "no usable rows: " + "; ".join(lines), hint="a row needs a prompt, a thought and an answer: docs/data.md"
-    )
+    return DataError("no usable rows: " + "; ".join(lines), hint=f"a row needs a prompt, {needed}: docs/data.md")
 
 
 def name_rows(rows: Sequence[int], most: int = 8) -> str:

@@ -136,7 +136,7 @@ def to_example(
         ) from error
     if not isinstance(parts, Parts):
         raise ConfigError(f"data.format: {row_format.name} returned {type(parts).__name__}, not thinktune.data.Parts")
-    messages = _context(parts.context, fmt, system)
+    messages = context_of(parts.context, fmt, system)
     think, solution = _take_apart(parts.reply, parts.think)
     answer = extract_answer(solution, fmt.answer)
     if need_thought and not think:
@@ -145,7 +145,7 @@ def to_example(
         raise RowFault("no answer")
     if ANY_MARK.search(think) or ANY_MARK.search(answer):
         raise RowFault("stray or nested tags")
-    _check_encodable(think, answer, *(message["content"] for message in messages))
+    check_encodable(think, answer, *(message["content"] for message in messages))
     return Example(messages, think, answer, row.number, source, leaves_boxes_out(solution, fmt.answer))
 
 
@@ -162,7 +162,12 @@ def _take_apart(reply: str, apart: str | None) -> tuple[str, str]:
     return apart.strip(), solution
 
 
-def _context(turns: Sequence[Message], fmt: Format, system: str) -> tuple[Message, ...]:
+def context_of(turns: Sequence[Message], fmt: Format, system: str) -> tuple[Message, ...]:
+    """Return the turns that a reply is given, as the model is to see them.
+
+    Raises:
+        RowFault: they are no conversation that ends with a question.
+    """
     own_system = [turn["content"] for turn in turns if turn["role"] == "system"]
     talk = [turn for turn in turns if turn["role"] != "system"]
     if [turn["role"] for turn in talk] != ["user" if at % 2 == 0 else "assistant" for at in range(len(talk))]:
@@ -198,7 +203,8 @@ def clean_prompt(prompt: str) -> str:
     return BOX_REQUEST.sub("", prompt).strip()
 
 
-def _check_encodable(*texts: str) -> None:
+def check_encodable(*texts: str) -> None:
+    """Raise a RowFault if a text holds half of a surrogate pair."""
     for text in texts:
         try:
             text.encode()

@@ -144,7 +144,7 @@ def win_rate(ratings: Iterable[Rating], model: str, other: str, problems: Proble
     Problems are the unit: several raters of one, and several samples of one, are averaged. None: never rated.
     """
     points = (
-        (rating.item, _points(rating if rating.first == model else _flipped(rating)))
+        (rating.item, points_of(rating if rating.first == model else _flipped(rating)))
         for rating in ratings
         if {rating.first, rating.second} == {model, other}
     )
@@ -176,8 +176,8 @@ def bradley_terry(ratings: Sequence[Rating], *, rounds: int = 10_000, tolerance:
     for one, two in combinations(models, 2):
         wins[one, two] = wins[two, one] = 0.25
     for rating in ratings:
-        wins[rating.first, rating.second] += _points(rating)
-        wins[rating.second, rating.first] += 1 - _points(rating)
+        wins[rating.first, rating.second] += points_of(rating)
+        wins[rating.second, rating.first] += 1 - points_of(rating)
     strength = dict.fromkeys(models, 1.0)
     for _ in range(rounds):
         before = strength
@@ -225,7 +225,7 @@ def agreement_with_scores(
     for rating in ratings:
         first, second = (scores.get(name, {}).get(rating.item) for name in (rating.first, rating.second))
         if first is not None and second is not None and first != second:
-            share = _points(rating)
+            share = points_of(rating)
             points.append((rating.item, share if first > second else 1 - share))
     return _rate(points, problems)
 
@@ -341,7 +341,7 @@ def conclude(
     )
 
 
-def _points(rating: Rating) -> float:
+def points_of(rating: Rating) -> float:
     """Return the points of the first model in a rating."""
     return {"first": 1.0, "second": 0.0}.get(rating.verdict, 0.5)
 

@@ -76,12 +76,12 @@ def read_packs(config: Config) -> PackLengths:
 
 def longest_packs(config: Config) -> PackLengths:
     """Return the longest pack that the config allows, which stands for data that is not read."""
-    longest = (config.train.pack_length if config.train.packing else None) or config.data.max_length
+    longest = config.pack_length if config.train.packing else config.data.max_length * config.documents
     document = min(longest, config.data.max_length)
     documents = longest // document
     count = config.data.sample
     if count is not None:
-        count = math.ceil(round(count * (1 - config.data.eval_fraction)) / documents)
+        count = math.ceil(round(count * config.documents * (1 - config.data.eval_fraction)) / documents)
     pack = Batch(documents * document, documents * document, documents * document**2)
     return PackLengths((pack,), count, f"not read: every pack taken to have {longest:,} tokens")
 
@@ -144,8 +144,9 @@ def _read_packs(config: Config) -> PackLengths:
     if wanted is not None:
         usable = wanted if _is_made(config) else min(wanted, usable)
     count = round(usable * (1 - config.data.eval_fraction))
-    source = f"{len(prepared.train):,} examples read" + (f" for {count:,}" if count > len(prepared.train) else "")
-    return measure_packs(prepared.train, prepared.packs, of=count, source=source)
+    read = len(prepared.train) // config.documents
+    source = f"{read:,} examples read" + (f" for {count:,}" if count > read else "")
+    return measure_packs(prepared.train, prepared.packs, of=count * config.documents, source=source)
 
 
 def _share_that_fits(sources: Sequence[SourceReport]) -> float:

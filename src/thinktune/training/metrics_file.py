@@ -78,7 +78,7 @@ class _Recorder(TrainerCallback):
                     f"training has diverged: in step {state.global_step} the {name} is {line[name]}",
                     hint=f"a train.learning_rate below {args.learning_rate:g}, or more train.warmup_steps; --overwrite",
                 )
-        line |= {name: value for name, value in logs.items() if name.startswith(("eval_", "rl/"))}
+        line |= {name: value for name, value in logs.items() if name.startswith(("eval_", "rl/", "dpo/"))}
         if "loss" in logs:
             meter = self._trainer.meter
             tokens, seconds = meter.tokens - self._before[0], meter.seconds - self._before[1]

@@ -57,6 +57,7 @@ from thinktune.training.compiled_kernels import compile_kernels
 from thinktune.training.dealt_batches import dealt_batches
 from thinktune.training.eval_callback import GenerationEvalCallback, checkup_problems
 from thinktune.training.fidelity import examine_as_set_up, examine_in_float32
+from thinktune.training.methods.dpo import DPO
 from thinktune.training.methods.grpo import GRPO
 from thinktune.training.methods.sft import SFT
 from thinktune.training.metrics_file import MetricsFile
@@ -69,9 +70,10 @@ from thinktune.training.out_of_memory import (
     next_lighter_plan,
     warm_up_step,
 )
-from thinktune.training.packing_check import require_single_documents
+from thinktune.training.packing_check import require_single_documents, share_sequences
 from thinktune.training.peak_memory import reset_peak_memory
 from thinktune.training.plan import record_plan, recorded_plan, resolve_plan
+from thinktune.training.preference_trainer import PreferenceTrainer
 from thinktune.training.prepare_model import recomputes_by_transformers, set_up
 from thinktune.training.progress_bar import ProgressLine
 from thinktune.training.ranks import (
@@ -123,10 +125,8 @@ def train(
         OutOfMemory: with the settings to change.
         ThinktuneError: from loading the model and the data.
     """
-    if config.method == "dpo":
-        raise UsageError(f"method: {config.method} cannot be trained yet")
-    if config.method == "grpo" and here().size > 1:
-        raise UsageError("method: grpo runs on one GPU", hint="without --gpus, and without torchrun")
+    if config.method != "sft" and here().size > 1:
+        raise UsageError(f"method: {config.method} runs on one GPU", hint="without --gpus, and without torchrun")
     _require_loggers(config)
     check_trainer_fields(config)
     with joined(config.load.device):
@@ -222,7 +222,7 @@ class _Attempt:
             engine = TransformersEngine(model, loaded.tokenizer, loaded.chat.stop_ids) if asks else None
             plan, opened, steps = self.plan or self._resolve_plan(model), False, False
             try:
-                packs, examples = config.train.packing or config.train.batch_size > 1, self.prepared.train
+                packs, examples = share_sequences(config), self.prepared.train
                 with memory_agreed():
                     apart = examine_in_float32(with_loss, examples, loaded.dtype, packs=packs)
                 with StopSignals() as stop, ExitStack() as stack:
@@ -412,6 +412,7 @@ def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan, stop: St
         "keep_checkpoints": config.train.keep_checkpoints,
         "stop": stop,
     }
+    data = prepared.train, prepared.packs, prepared.held_out
     if isinstance(prepared, PreparedProblems):
         trainer: ThinkTrainer = ReinforceTrainer(
             model,
@@ -423,10 +424,11 @@ def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan, stop: St
             journal=RolloutJournal(run.rollouts),
             **common,
         )
+    elif config.method == "dpo":
+        trainer = PreferenceTrainer(model, DPO(*data), arguments(plan=plan), settings=config.dpo, **common)
     else:
-        method = SFT(prepared.train, prepared.packs, prepared.held_out)
         dealt = dealt_batches(config, prepared, plan) if here().size > 1 else None
-        trainer = ThinkTrainer(model, method, arguments(plan=plan), graphed=plan.graphed, dealt=dealt, **common)
+        trainer = ThinkTrainer(model, SFT(*data), arguments(plan=plan), graphed=plan.graphed, dealt=dealt, **common)
     trainer.remove_callback(PrinterCallback)  # ours prints a better line
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
