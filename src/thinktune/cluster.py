@@ -69,6 +69,7 @@ def connect(address: str | None, count: int, each: Resources) -> bool:
 
     Raises:
         MissingExtra: Ray is not installed.
+        ThinktuneError: it does not start on this host.
         UsageError: its version or Python's is another one than the cluster's, or there is no cluster.
     """
     ray = import_ray()
@@ -76,14 +77,14 @@ def connect(address: str | None, count: int, each: Resources) -> bool:
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        ray.init(
-            "local",
-            num_cpus=count * each.cpus,
-            num_gpus=count * each.gpus,
-            object_store_memory=OBJECT_STORE,
-            include_dashboard=False,
-            **quiet,
-        )
+        own = {"num_cpus": count * each.cpus, "num_gpus": count * each.gpus, "object_store_memory": OBJECT_STORE}
+        try:
+            ray.init("local", include_dashboard=False, **own, **quiet)
+        except Exception as error:  # Ray has no class of its own for it
+            raise ThinktuneError(
+                f"Ray does not start on this host: {_in_a_line(error)}",
+                hint="try again when it is less busy, and see whether /tmp and /dev/shm have room",
+            ) from error
         return True
     _require_listener(address)
     try:
