@@ -43,6 +43,11 @@ def main() -> None:
     config = config_of(folder, "killed", args.steps)
     run = RunFolder(config.run_folder)
     while True:
+        if run.is_trained:  # it came through: again from the start, for the kills that are left
+            require_same(folder)
+            if kills >= args.kills:
+                break
+            shutil.rmtree(run.path)
         child = start(config)
         if kills < args.kills and not ends_within(child, draw.uniform(0.1, 1.0) * whole):
             os.kill(child, signal.SIGKILL)
@@ -53,12 +58,6 @@ def main() -> None:
             continue
         if kills >= args.kills:
             wait_for(child)
-        if run.is_trained and kills >= args.kills:
-            break
-        if run.is_trained:  # it came through: again from the start, for the kills that are left
-            require_same(folder)
-            shutil.rmtree(run.path)
-    require_same(folder)
     print(f"{kills} kills, with rollouts of so many steps journaled: {steps}; the adapter is the same, bit by bit")
     shutil.rmtree(folder)
 
