@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from thinktune.studio.markdown import messages, plain, rendered, split_reply
+from thinktune.studio.tabs.chat import _history
 from thinktune.studio.tabs.rate import _shown
 from thinktune.studio.translations import Words
 
@@ -73,6 +74,8 @@ PRICES = [
     "$PATH:$HOME",
     "5*$3=$15",
     "$5 million or 6$",
+    "A costs $12, B 15$",
+    "3 cups at $4, 2 at 6$",
 ]
 
 
@@ -198,12 +201,34 @@ def test_a_rater_sees_all_of_an_answer_whose_thought_is_never_closed() -> None:
     ]
 
 
+def test_a_question_is_plain_text_and_is_copied_as_it_was_written() -> None:
+    for text in ("# 5 * 3 * 2 at $5 and $x$", "- a\n- <b>", "$$5$$ \\(x\\)"):
+        (question,) = messages(text, None, WORDS)
+        assert set(re.findall(r"<(\w+)", question["content"])) == {"div", "span"}
+        assert question["content"].count(text.split("\n")[-1].replace("<b>", "&lt;b&gt;")) == 2
+
+
+def test_a_rater_sees_a_thought_without_an_answer_and_is_told_of_silence() -> None:
+    (thought,) = _shown("<think>it is 4</think>", False, WORDS)
+    assert "it is 4" in thought["content"]
+    (nothing,) = _shown("  ", False, WORDS)
+    assert WORDS("no_answer") in nothing["content"]
+
+
+def test_a_stub_is_marked_for_the_model_that_reads_it_in_the_history() -> None:
+    stub = {"answers": [answer("<think>a</think> <answer>4</ans", state="stopped"), None], "question": "q"}
+    silent = {"answers": [answer("<thi", state="stopped"), None], "question": "q"}
+    turns = [{**turn, "gone": [False, False]} for turn in (stub, silent, {"question": "now", "answers": [None, None]})]
+    assert [each["content"] for each in _history(turns, 0)] == ["q", "<think>a</think> <answer>4 […]", "now"]
+
+
 def test_a_thought_folds_away_with_its_length_and_time() -> None:
     found = list(messages("q", answer("<think>So.</think> <answer>4</answer>"), WORDS))
     assert [each["role"] for each in found] == ["user", "assistant", "assistant"]
     assert found[1]["metadata"] == {"title": "Thought: 3 tokens, 1.2 s", "status": "done"}
+    assert found[0]["content"] == plain("q", source=True)
     for message, text in zip(found, ["q", "So.", "4"], strict=True):
-        assert message["content"] == rendered(text)
+        assert message["content"] == rendered(text) or message is found[0]
         assert f'<span class="source">{text}</span>' in message["content"]
 
 

@@ -28,6 +28,7 @@ _FUNCTIONS = frozenset(
 )
 _IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
 _UNFINISHED = tuple("=+-−–—×*/(<,:;")
+_LIST = re.compile(r"[,;] ")  # "$12, B 15$"
 _PRODUCT = re.compile(r"(?<=[A-Za-z0-9)\]])(\*(?=[A-Za-z0-9($\[])|\*\*(?=[0-9(]))", re.ASCII)
 _OPENING = re.compile(r"[ ]{0,3}(\$\$|\\\[)")
 
@@ -82,6 +83,8 @@ def _closing(text: str, start: int, most: int) -> int:
         return -1
     before, inner, after = text[start - 1 : start], text[start + 1 : end], text[end + 1 : end + 2]
     strong = bool(_STRONG.search(inner))
+    if not strong and _LIST.search(inner):
+        return -1
     if not inner or inner[0].isspace() or inner[-1].isspace() or "`" in inner or after.isdigit() or after == "$":
         return -1
     suffix = len(inner) == 1 and inner.isalpha() and not before.isalnum()  # $n$th

@@ -69,10 +69,16 @@ def _render(text: str, source: bool) -> str:
     return _in_one_line(f'<div class="written">{html}{kept}</div>')
 
 
-def plain(text: str, kind: str = "said") -> str:
-    """Render a text in which nothing is Markdown; kind is its class on the page."""
+def plain(text: str, kind: str = "said", *, source: bool = False) -> str:
+    """Render a text in which nothing is Markdown.
+
+    Args:
+        kind: its class on the page.
+        source: it is a message, whose copy button is to take it.
+    """
     clean = escape(PRIVATE.sub("\ufffd", text))
-    return _in_one_line(f'<div class="{kind}">{clean}</div>') if text.strip() else ""
+    kept = f'<span class="source">{clean}</span>' if source else ""
+    return _in_one_line(f'<div class="{kind}">{clean}{kept}</div>') if text.strip() else ""
 
 
 def _in_one_line(html: str) -> str:
@@ -81,8 +87,8 @@ def _in_one_line(html: str) -> str:
 
 
 def messages(question: str, answer: dict[str, Any] | None, words: Words) -> Iterator[dict[str, Any]]:
-    """Return one turn: the question, and as much of the answer as there is."""
-    yield {"role": "user", "content": rendered(question)}
+    """Return one turn: the question, in which nothing is Markdown, and as much of the answer as there is."""
+    yield {"role": "user", "content": plain(question, source=True)}
     if answer is None:
         return
     yield from reply(answer, words)
@@ -129,7 +135,7 @@ def split_reply(text: str, *, running: bool = False, whole: bool = True) -> tupl
     (None, 'I close with </think> here.')
     """
     if not whole:
-        text = _without_half_tag(text)
+        text = without_half_tag(text)
     begun = text.lstrip()
     if running and begun and "<think>".startswith(begun):
         return None, ""
@@ -148,7 +154,8 @@ def split_reply(text: str, *, running: bool = False, whole: bool = True) -> tupl
     return thought, rest.strip()
 
 
-def _without_half_tag(text: str) -> str:
+def without_half_tag(text: str) -> str:
+    """Take away a possible beginning of a tag at the end of a text that was cut off."""
     start = text.rfind("<")
     half = start >= 0 and any(tag.startswith(text[start:]) and tag != text[start:] for tag in tags.TAGS)
     return text[:start] if half else text

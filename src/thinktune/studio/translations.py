@@ -53,6 +53,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "broken": ("{model}: done, without an answer", "{model}：完成，没有回答"),
     "stopped": ("stopped", "已停止"),
+    "no_answer": ("no answer: the model has written nothing", "没有回答：模型什么也没写"),
     "cut": ("what stands here is cut off", "以上内容不完整"),
     "no_question": ("write a question first", "请先输入问题"),
     "malformed": ("not well-formed: {problem}", "格式不完整：{problem}"),

@@ -13,7 +13,7 @@ from thinktune.errors import ConfigError
 from thinktune.inference.profiles import PROFILES
 from thinktune.studio.answers import Answer, read_answers
 from thinktune.studio.formulas import LATEX
-from thinktune.studio.markdown import messages, plain
+from thinktune.studio.markdown import messages, plain, without_half_tag
 from thinktune.studio.state import Studio
 from thinktune.studio.translations import Words, label
 
@@ -266,9 +266,18 @@ def _history(turns: list[dict[str, Any]], side: int) -> list[dict[str, str]]:
     said = []
     for turn in turns[:-1]:
         answer = turn["answers"][side] or turn["answers"][0]
-        if answer and not turn["gone"][side]:
-            said += [{"role": "user", "content": turn["question"]}, {"role": "assistant", "content": answer["text"]}]
+        text = _marked_stub(answer) if answer and not turn["gone"][side] else ""
+        if text:
+            said += [{"role": "user", "content": turn["question"]}, {"role": "assistant", "content": text}]
     return [*said, {"role": "user", "content": turns[-1]["question"]}]
+
+
+def _marked_stub(answer: dict[str, Any]) -> str:
+    """Return an answer as the model is told it: one that was cut off ends in dots, and not in half a tag."""
+    if answer["state"] == "done":
+        return str(answer["text"])
+    text = without_half_tag(answer["text"]).rstrip()
+    return f"{text} […]" if text else ""
 
 
 def _side(turns: list[dict[str, Any]], side: int, words: Words) -> list[dict[str, Any]]:

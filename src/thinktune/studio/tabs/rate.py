@@ -17,7 +17,7 @@ from thinktune.evaluation.significance import Rate
 from thinktune.files import write_text
 from thinktune.inference.batch_file import BUILTIN, read_batch_file
 from thinktune.studio.formulas import LATEX
-from thinktune.studio.markdown import plain, rendered, reply
+from thinktune.studio.markdown import plain, reply
 from thinktune.studio.model_pool import reason
 from thinktune.studio.state import Studio, download
 from thinktune.studio.study import Pair, Study, finished, names, new_folder, study_of_models, study_of_scores
@@ -170,7 +170,7 @@ class RateTab:
         text = plain(words("progress", done=done, total=total, rater=rater))
         sides = [_shown(pair.question.answers[model], thinking, words) for model in (pair.left, pair.right)]
         shown = (pair.question.id, pair.left, pair.right)
-        return (text, gr.update(visible=True), rendered(pair.question.prompt), *sides, "", shown)
+        return (text, gr.update(visible=True), plain(pair.question.prompt), *sides, "", shown)
 
     def tell_results(self, name: str | None, request: gr.Request) -> tuple[Any, ...]:
         words = Words(request)
@@ -246,11 +246,13 @@ class RateTab:
 def _shown(text: str, thinking: bool, words: Words) -> list[dict[str, Any]]:
     answer = {"text": text, "state": "done", "think_tokens": 0, "think_seconds": 0.0}
     found = reply(answer, words, fold_open=False)
-    messages = [message for message in found if thinking or "metadata" not in message]
+    found = list(found)
+    # Of a model that has thought and said nothing, the thought is all there is to be judged.
+    messages = [message for message in found if thinking or "metadata" not in message] or found
     for message in messages:
         if "metadata" in message:  # lengths and times would tell the models apart
             message["metadata"] = {"title": words("show_thinking"), "status": "done"}
-    return messages or [{"role": "assistant", "content": "–"}]
+    return messages or [{"role": "assistant", "content": plain(words("no_answer"), "remark")}]
 
 
 def _rate(rate: Rate | None, words: Words) -> str:
