@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 import httpx
@@ -29,21 +29,29 @@ from thinktune.inference.batch import infer_files
 from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.inference.profiles import samplings
 from thinktune.report.compare import compare, sentences
-from thinktune.studio import app
+from thinktune.run_folder import RunFolder
+from thinktune.studio import app, run_view
+from thinktune.studio.answer_table import OUTCOMES, AnswerTable, filtered, read_texts
 from thinktune.studio.answers import read_answers
 from thinktune.studio.app import MOST_SESSIONS, USER, Server, open_page, serve
-from thinktune.studio.batch_jobs import Jobs, check
+from thinktune.studio.batch_jobs import Jobs, check, faults
+from thinktune.studio.conversations import listed, titles, turns_of, with_conversation
 from thinktune.studio.guard import MOST_UPLOADED, Guard
+from thinktune.studio.known_answers import KnownAnswers, sum_of
 from thinktune.studio.markdown import messages
 from thinktune.studio.model_pool import Pool
+from thinktune.studio.progress import Phase, Progress, read_progress
 from thinktune.studio.state import Studio
-from thinktune.studio.study import Study, names, new_folder, study_of_models, study_of_scores
-from thinktune.studio.tabs.chat import ChatTab, _turns
+from thinktune.studio.study import Study, names, new_folder, study_of_models, study_of_rows, study_of_scores, throw_away
+from thinktune.studio.tabs.chat import ChatTab
 from thinktune.studio.tabs.rate import RateTab
-from thinktune.studio.training_jobs import Trainings
+from thinktune.studio.tabs.training_form import shipped_configs
+from thinktune.studio.training_jobs import Run, Trainings
 from thinktune.studio.translations import TEXTS, Words
+from thinktune.studio.waiting_questions import WaitingQuestions
 
 WORDS = Words(None)
+QUICKSTART = next(file for file in shipped_configs() if file.stem == "quickstart")
 
 
 @pytest.fixture(autouse=True)
@@ -108,27 +116,101 @@ def test_every_text_is_used_and_every_text_that_is_asked_for_is_there() -> None:
     source = "".join(file.read_text() for file in folder.rglob("*.py") if file.name != "translations.py")
     computed = {
         f"state_{state}" for state in ("running", "done", "stopped", "failed", "trained", "training", "unfinished")
-    }
+    } | {f"phase_{phase}" for phase in get_args(Phase)}
+    computed |= {f"rate_{key}" for key in ("accuracy", "accuracy_lenient", "format_rate")}
+    computed |= {"side_base", "side_tuned"} | {f"outcome_{each}" for each in OUTCOMES}
     assert [key for key in TEXTS if not re.search(rf"[\"']{key}[\"']", source) and key not in computed] == []
 
 
 def test_the_language_is_the_browsers() -> None:
     request = SimpleNamespace(headers={"accept-language": "zh-CN,zh;q=0.9,en;q=0.8"})
-    assert Words(request)("stopped") == "已停止"  # type: ignore[arg-type]
-    assert WORDS("stopped") == "stopped"
+    assert Words(request)("stop") == "停止"  # type: ignore[arg-type]
+    assert WORDS("stop") == "Stop"
 
 
 @pytest.mark.parametrize(
     "kept", [None, 7, {"turns": 3}, {"turns": [1, {"answers": "x"}, {"question": 5, "answers": [{}]}]}]
 )
 def test_whatever_a_browser_has_kept_is_read(kept: Any) -> None:
-    for turn in _turns(kept):
+    for turn in turns_of(kept):
         assert isinstance(turn["question"], str)
         assert len(turn["answers"]) == 2
         list(messages(turn["question"], turn["answers"][0], WORDS))
 
 
+@pytest.mark.parametrize("kept", [None, 7, [1, {"id": 3}, {"id": "a"}, {"id": "b", "turns": [{"question": 5}]}]])
+def test_whatever_list_of_conversations_a_browser_has_kept_is_read(kept: Any) -> None:
+    assert titles(kept) == ([("5", "b")] if isinstance(kept, list) else [])
+
+
+def test_the_list_has_each_conversation_once_newest_first_and_as_many_as_a_browser_keeps() -> None:
+    def conversation(name: str, size: int = 5) -> dict[str, Any]:
+        return {"id": name, "turns": [{"question": f"{name} " + "x" * size}]}
+
+    kept: Any = []
+    for name in ("a", "b", "a"):
+        kept = with_conversation(kept, conversation(name))
+    assert [name for _, name in titles(kept)] == ["a", "b"]
+    assert with_conversation(kept, {"id": "c", "turns": []}) == listed(kept)
+    for number in range(60):
+        kept = with_conversation(kept, conversation(str(number), 100_000))
+    assert len(kept) == 14
+    assert all(len(title) <= 48 for title, _ in titles(kept))
+
+
+def test_questions_wait_in_line_and_come_back_when_it_ends() -> None:
+    waiting = WaitingQuestions()
+    line = waiting.add("page", "a", 0, ())
+    assert line is not None
+    assert [waiting.add("page", text, 0, ()) for text in "bc"] == [None, None]
+    assert waiting.add("other", "x", 0, ()) is not None
+    assert [waiting.take("page", line) for _ in "ab"] == [("a", 0, ()), ("b", 0, ())]
+    assert waiting.end("page") == ["c"]
+    begun = waiting.add("page", "d", 0, ())
+    assert waiting.take("page", line) is None  # of the line that was ended
+    assert begun is not None
+    assert waiting.take("page", begun) == ("d", 0, ())
+    assert waiting.take("page", begun) is None
+    assert not waiting.is_busy("page")
+
+
+@pytest.mark.parametrize(
+    ("question", "value"),
+    [
+        ("What is 7 times 8?", "56"),
+        ("12 + 30?", "42"),
+        ("(2+4)/4 =", "3/2"),
+        ("7 × 8 是多少？", "56"),
+        ("What is 2**99999?", None),
+        ("What is 1/0?", None),
+        ("What is 7?", None),
+        ("Who is 7 times 8?", None),
+        ("1.5.2 + 1", None),
+        ("+" * 70, None),
+    ],
+)
+def test_the_answer_of_a_plain_sum_is_known(question: str, value: str | None) -> None:
+    assert sum_of(question) == value
+
+
+def test_answers_are_right_or_wrong_where_a_run_was_scored_on_the_question(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tuned="rw")
+    known = KnownAnswers(tmp_path)
+    assert known.is_right("What is 2?", "<think>a</think> <answer>2</answer>") is True
+    assert known.is_right("What is 2?", "It is 3.") is False
+    assert known.is_right("Why is 2?", "2") is None
+    (run / "eval/tuned/samples.jsonl").write_text("damaged\n")
+    assert known.is_right("What is 2?", "2") in (None, True)
+
+
 # models
+
+
+def test_a_page_begins_with_the_newest_run_beside_its_base(pool: Pool, tiny_model: Path, runs: Path) -> None:
+    assert pool.pair() == (str(runs / "tuned"), str(tiny_model))
+    assert pool.choices() == [(str(tiny_model), str(tiny_model)), ("tuned", str(runs / "tuned"))]
+    shutil.rmtree(runs)
+    assert pool.pair() == (str(tiny_model), "")
 
 
 def test_a_run_and_its_base_share_one_model_in_memory(pool: Pool, tiny_model: Path, runs: Path) -> None:
@@ -268,6 +350,26 @@ def test_a_rater_goes_on_where_they_stopped(tmp_path: Path) -> None:
     assert study.next("bob")[1] == 0
 
 
+def test_a_pair_that_was_skipped_comes_after_all_others(tmp_path: Path) -> None:
+    study = scored_study(tmp_path)
+    first, second = study.pairs("ann")[:2]
+    skipped = [(pair.question.id, pair.left, pair.right) for pair in (first, second)]
+    assert study.next("ann", skipped)[0] == study.pairs("ann")[2]
+    for pair in study.pairs("ann")[2:]:
+        study.rate("ann", pair, "first", "")
+    assert study.next("ann", skipped[::-1])[0] == second
+    assert first.question.reference == first.question.prompt.removeprefix("What is ").removesuffix("?")
+
+
+def test_a_study_that_is_deleted_leaves_the_list_and_its_ratings_can_be_had_back(tmp_path: Path) -> None:
+    study = study_of_scores(tmp_path / "studio/studies/s", [write_run(tmp_path / "run", tuned="r", base="w")], seed=7)
+    study.rate("ann", study.pairs("ann")[0], "first", "")
+    throw_away(study.folder)
+    assert names(tmp_path / "studio/studies") == []
+    (kept,) = (tmp_path / "studio/deleted").iterdir()
+    assert len(Study(kept).ratings.all()) == 1
+
+
 def test_results_say_who_wins_and_whether_people_agree_with_scores(tmp_path: Path) -> None:
     study = scored_study(tmp_path, "rrrrr", "wwwww")
     for rater in ("ann", "bob"):
@@ -336,19 +438,59 @@ def test_a_job_gives_the_file_that_the_command_line_gives(
     jobs: Jobs, pool: Pool, tmp_path: Path, tiny_model: Path
 ) -> None:
     file = batch_file(tmp_path, 6)
-    job = jobs.add(file, pool.names()[0], "default", None)
+    job = jobs.add(file, pool.names()[:1], "default", None)
     wait_for(lambda: jobs.get(job.name).state != "running")
     infer_files(tiny_model, {file: tmp_path / "cli.json"}, samplings=samplings(Infer(), seed=3407))
-    result = jobs.result(job.name)
-    assert result is not None
+    ((_, result),) = jobs.results(job.name)
     assert result.read_bytes() == (tmp_path / "cli.json").read_bytes()
     assert (jobs.done(job.name), job.total) == (6, 6)
+
+
+def test_two_models_answer_one_file_and_where_they_differ_is_found(jobs: Jobs, pool: Pool, tmp_path: Path) -> None:
+    file = tmp_path / "gold.jsonl"
+    lines = [{"id": n, "type": "math", "prompt": f"{n}?", "reference": str(n)} for n in range(4)]
+    file.write_text("".join(json.dumps({**line, "sampling": {"max_tokens": 6}}) + "\n" for line in lines))
+    job = jobs.add(file, pool.names()[:2], "default", None)
+    assert job.total == 8
+    wait_for(lambda: jobs.get(job.name).state == "done", 60)
+    assert [at for at, _ in jobs.results(job.name)] == [0, 1]
+    texts = [read_texts(result) for result in jobs.files(job)]
+    assert [set(each) for each in texts] == [set("0123")] * 2
+    jobs.results(job.name)[1][1].unlink()
+    assert read_texts(jobs.files(job)[1]) == texts[1]  # of its journal, as while it is written
+    texts = [{"0": "0", "1": "<think>a</think> <answer>1</answer>", "2": "7"}, {"0": "9", "1": "1", "2": "8"}]
+    rows = list(AnswerTable().rows(job.name, jobs.items(job.name), jobs.golds(job.name), texts))
+    assert [row.right for row in rows] == [(True, False), (True, True), (False, False), (None, None)]
+    found = {outcome: [row.id for row in filtered(rows, "math", outcome, "")] for outcome in OUTCOMES}
+    assert found == {
+        "all": ["0", "1", "2", "3"], "differ": ["0"], "right": ["0", "1"], "wrong": ["0", "2"], "unanswered": ["3"],
+    }  # fmt: skip
+    assert [row.id for row in filtered(rows, "", "all", "THINK")] == ["1"]
+    assert filtered(rows, "choice", "all", "") == []
+    study = study_of_rows(tmp_path / "studies", pool.names(), rows, "mine")
+    assert study.questions[0].correct == dict(zip(pool.names(), (True, False), strict=True))
+    assert study_of_rows(tmp_path / "studies", pool.names(), rows, "mine").folder.name == "mine 2"
+
+
+def test_a_job_of_an_earlier_studio_has_one_model(jobs: Jobs, tmp_path: Path) -> None:
+    folder = tmp_path / "batch/old"
+    folder.mkdir(parents=True)
+    fields = {"name": "old", "model": "m", "profile": "default", "think_budget": None, "total": 3, "state": "done"}
+    (folder / "job.json").write_text(json.dumps(fields))
+    assert jobs.get("old").models == ("m",)
+
+
+def test_faulty_lines_are_told_by_their_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_text('{"id": 1, "type": "math", "prompt": "a"}\nnot json\n{"id": 1, "type": "math", "prompt": "b"}\n')
+    assert [fault.partition(":")[0] for fault in faults(file)] == ["line 2", "line 3"]
+    assert faults(tmp_path / "none.jsonl") == []
 
 
 def test_a_job_goes_on_with_the_next_server(tmp_path: Path, pool: Pool) -> None:
     first = Jobs(tmp_path / "batch", pool)
     first.start()
-    job = first.add(batch_file(tmp_path, 80, max_tokens=4), pool.names()[0], "default", None)
+    job = first.add(batch_file(tmp_path, 80, max_tokens=4), pool.names()[:1], "default", None)
     wait_for(lambda: first.done(job.name) > 0)
     first.close()
     kept = first.done(job.name)
@@ -362,7 +504,7 @@ def test_a_job_goes_on_with_the_next_server(tmp_path: Path, pool: Pool) -> None:
 
 
 def test_a_job_is_stopped_and_goes_on(jobs: Jobs, pool: Pool, tmp_path: Path) -> None:
-    job = jobs.add(batch_file(tmp_path, 80, max_tokens=4), pool.names()[1], "default", None)
+    job = jobs.add(batch_file(tmp_path, 80, max_tokens=4), pool.names()[1:2], "default", None)
     wait_for(lambda: jobs.done(job.name) > 0)
     jobs.stop(job.name)
     assert jobs.get(job.name).state == "stopped"
@@ -375,7 +517,7 @@ def test_what_is_wrong_with_a_file_is_said_before_anything_runs(jobs: Jobs, pool
     file = tmp_path / "bad.jsonl"
     file.write_text('{"id": 1, "type": "math", "prompt": "a"}\nnot json\n{"id": 1, "type": "x", "prompt": "b"}\n')
     with pytest.raises(BatchFileError, match="2 of 3 lines"):
-        jobs.add(file, pool.names()[0], "default", None)
+        jobs.add(file, pool.names()[:1], "default", None)
     with pytest.raises(ConfigError, match="math"):
         check(batch_file(tmp_path, 1), "default", 100_000)
     assert jobs.all() == []
@@ -384,7 +526,7 @@ def test_what_is_wrong_with_a_file_is_said_before_anything_runs(jobs: Jobs, pool
 @pytest.mark.parametrize("name", ["../x", "..", "", "a/b", "no-such-job"])
 def test_a_job_that_is_none_is_refused(name: str, jobs: Jobs) -> None:
     with pytest.raises(UsageError, match="no job"):
-        jobs.result(name)
+        jobs.results(name)
 
 
 # trainings
@@ -425,6 +567,64 @@ def test_the_form_stands_for_a_command_line(trainings: Trainings, config: Path, 
         trainings.plan("new", config, ["output=/tmp/elsewhere"])
     with pytest.raises(ConfigError, match="did you mean"):
         trainings.plan("new", config, ["lora.rr=2"])
+
+
+@pytest.mark.parametrize(
+    ("log", "runs", "phase"),
+    [
+        ("", True, "starting"),
+        ("loading m\n", True, "preparing"),
+        ("train ───\nloading\n", True, "training"),
+        ("train ───\nmerge ───\n", True, "merging"),
+        ("train ───\nmerge ───\neval tuned ───\n", True, "scoring"),
+        ("eval base ───\n", True, "scoring_base"),
+        ("stopping: a checkpoint is saved\n", False, "stopped"),
+        ("loading\nthinktune: no such model\n  → name another\n", False, "failed"),
+        ("Traceback\nValueError: x\n", False, "failed"),
+        ("", False, "stopped"),
+    ],
+)
+def test_the_phase_of_a_training_is_told(log: str, runs: bool, phase: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: m\neval:\n  data: d\n  sample: 12\n")
+    (tmp_path / "plan.json").write_text('{"plan": {"steps": 40}}')
+    found = read_progress(RunFolder(tmp_path), 7 if phase == "training" else None, log, 0.0, runs=runs)
+    assert found.phase == phase
+    if phase == "training":
+        assert (found.done, found.total, found.seconds_left) == (7, 40, None)
+        log += "step 8/40 · loss 1.0 · 3 tokens/s · 1.0 GiB · 64 s left\n"
+        assert read_progress(RunFolder(tmp_path), 8, log, time.time(), runs=True).seconds_left == pytest.approx(64, 0.1)
+    if phase == "scoring":
+        assert (found.done, found.total) == (0, 12)
+    assert ("no such model" in found.error) == ("no such model" in log)
+
+
+def test_a_runs_page_escapes_what_the_run_says_and_shows_changes_first(tmp_path: Path) -> None:
+    folder = RunFolder(write_run(tmp_path / "<b>x", tuned="rwr", base="wrr", completion="<img src=x> {}"))
+    shown = run_view.changed(folder, WORDS)
+    assert re.findall(r'"chip \w*">([a-z ,]+)</span>', shown)[-3:] == [
+        WORDS("fixed"), WORDS("lost"), WORDS("both_right"),
+    ]  # fmt: skip
+    run = Run("<b>x", folder, "trained", [])
+    told = run_view.head(run, Progress("failed", error="<i>bad"), WORDS) + run_view.facts(run, {}, WORDS)
+    page = shown + told + run_view.scores(folder, WORDS) + run_view.files_of(folder, WORDS)
+    assert not re.search("<(b>x|img|i>bad)", page)
+    assert "33.3%" in run_view.scores(folder, WORDS) or "66.7%" in run_view.scores(folder, WORDS)
+
+
+def test_uploaded_rows_may_be_trained_on_and_nothing_else_of_the_machine(trainings: Trainings, tmp_path: Path) -> None:
+    file = tmp_path / "my rows.jsonl"
+    file.write_text("{}\n")
+    kept = trainings.take_data(file)
+    assert (kept, kept) == (trainings.take_data(file), str(trainings.uploads / "my-rows.jsonl"))
+    assert trainings.data() == [kept]
+    file.write_text("{} \n")
+    assert trainings.take_data(file).endswith("my-rows1.jsonl")  # another file of that name
+    config, _ = trainings.plan("x", QUICKSTART, [f"data.source={kept}"])
+    assert config.data.source == kept
+    with pytest.raises(ConfigError):
+        trainings.plan("x", QUICKSTART, [f"data.source={file}"])
+    with pytest.raises(UsageError):
+        trainings.take_data(tmp_path / "x.py")
 
 
 def test_a_half_written_line_of_metrics_is_left_out(trainings: Trainings, runs: Path) -> None:

@@ -81,6 +81,42 @@ def test_an_answer_streams_folds_its_thought_and_outlives_a_reload(page: Any) ->
     assert "Thought" not in page.inner_text("#chat-left")
 
 
+def test_questions_wait_and_conversations_are_kept_opened_and_deleted(page: Any) -> None:
+    short_answers(page)
+    for text in ("What is 7 times 8?", "What is 9 plus 4?"):  # the second while the first is answered
+        page.fill("#chat-question textarea", text)
+        page.press("#chat-question textarea", "Enter")
+        page.wait_for_function("document.querySelector('#chat-question textarea').value === ''")
+    page.wait_for_selector("#chat-stop")
+    wait_for_text(page, "#chat-left", "9 plus 4")
+    wait_for_text(page, "#chat-status", "done")
+    page.wait_for_selector("#chat-send")
+    facts = page.inner_text("#chat-left")
+    assert facts.count("tokens/s") == 2
+    assert len(re.findall("^(right|wrong)$", facts, re.MULTILINE)) == 2
+    wait_for_text(page, "#chat-list", "What is 7 times 8?")
+    page.click("#chat-new")
+    page.wait_for_selector("#chat-examples button")
+    assert "7 times 8" not in page.inner_text("#chat-left")
+    page.reload()
+    wait_for_text(page, "#chat-list", "What is 7 times 8?")
+    page.click("#chat-list label")
+    wait_for_text(page, "#chat-left", "9 plus 4")
+    asked: list[str] = []
+
+    def answer_no_then_yes(dialog: Any) -> None:
+        asked.append(dialog.message)
+        dialog.accept() if len(asked) > 1 else dialog.dismiss()
+
+    page.on("dialog", answer_no_then_yes)
+    page.click("#chat-left .top-panel button")
+    page.wait_for_timeout(500)
+    assert "9 plus 4" in page.inner_text("#chat-left")
+    page.click("#chat-left .top-panel button")
+    page.wait_for_selector("#chat-examples button")
+    assert len(asked) == 2
+
+
 def test_two_models_answer_side_by_side_and_stop_when_they_are_told(page: Any) -> None:
     choose(page, "#chat-second-model", MODEL)
     page.wait_for_selector("#chat-right")
@@ -90,6 +126,7 @@ def test_two_models_answer_side_by_side_and_stop_when_they_are_told(page: Any) -
     page.click("#chat-stop")
     wait_for_text(page, "#chat-left", "stopped")
     wait_for_text(page, "#chat-right", "stopped")
+    page.wait_for_selector("#chat-send")  # which Stop stood for
     before = page.inner_text("#chat-right")
     page.wait_for_timeout(1500)
     assert page.inner_text("#chat-right") == before
@@ -113,7 +150,15 @@ def test_ten_pairs_are_rated_blind_by_keys_and_counted(page: Any) -> None:
         page.locator("#rate-progress").click()  # away from the fields
         page.wait_for_timeout(700)  # to read the pair: keys that come sooner are not taken for a verdict on it
         for _ in range(2):  # the second is one too many
-            page.keyboard.press("1" if done % 2 else "ArrowRight")
+            page.keyboard.press("1" if done % 2 else "2")
+        if done == 8:  # the last pair but one comes after the last, and with its reference
+            wait_for_text(page, "#rate-progress", "9 of 10")
+            last = page.inner_text("#rate-prompt")
+            page.click("#rate-with-reference input")
+            wait_for_text(page, "#rate-reference", "Reference: ")
+            page.click("#rate-skip")
+            page.wait_for_timeout(500)
+            assert last.splitlines()[-1] in page.inner_text("#rate-prompt")  # there is no other
     wait_for_text(page, "#rate-progress", "has rated everything")
     page.click("#rate-results button")
     page.click("#rate-show-results")
@@ -179,6 +224,9 @@ def test_a_batch_is_checked_run_and_downloaded_as_the_command_line_writes_it(
     wait_for_text(page, "#batch-check", "5 items: 5 math")
     page.click("#batch-run")
     wait_for_text(page, "#batch-state", "done · 5 of 5")
+    wait_for_text(page, "#batch-answers", "4 plus 3?")
+    page.fill("#batch-search textarea, #batch-search input", "2 plus")
+    wait_for_text(page, "#batch-answers", "rows: 1 ·")
     with page.expect_download() as download:
         page.locator("#batch-result a").first.click()
     environment = {**os.environ, "THINKTUNE_CACHE": str(studio[1].parent / "cache"), "OMP_NUM_THREADS": "1"}
@@ -188,9 +236,7 @@ def test_a_batch_is_checked_run_and_downloaded_as_the_command_line_writes_it(
 
 
 def test_a_training_is_started_watched_stopped_and_resumed(page: Any, studio: tuple[str, Path]) -> None:
-    go(page, 3)
-    wait_for_text(page, "#runs-table", "two")
-    page.click("#train-form button")
+    go(page, 4)
     page.fill("#train-name textarea, #train-name input", "mine")
     page.fill("#train-sample input", "20")
     page.fill(
@@ -201,20 +247,42 @@ def test_a_training_is_started_watched_stopped_and_resumed(page: Any, studio: tu
     wait_for_text(page, "#train-command", "train.save_every=50")
     assert "data.sample=20" in page.inner_text("#train-command")
     wait_for_text(page, "#train-yaml", "max_length: 512")
+    page.click("#train-look")
+    wait_for_text(page, "#train-preview", "kept")
+    page.click("#train-estimate")
+    wait_for_text(page, "#train-memory", "GiB")
     page.click("#train-start")
-    page.wait_for_function(r"/mine\s+training\s+[1-9]/.test(document.querySelector('#runs-table').innerText)")
-    page.click("#runs-stop")
-    page.wait_for_function(r"/mine\s+unfinished/.test(document.querySelector('#runs-table').innerText)")
+    page.wait_for_selector(".run-head.works")
+    assert page.url.endswith("?run=mine")
+    page.wait_for_function(r"/training, step · [1-9]\d* of \d+/.test(document.querySelector('#run-head').innerText)")
+    page.click("#run-stop")
+    page.wait_for_selector(".run-head.phase-stopped")
     assert list((studio[1] / "mine/checkpoints").glob("checkpoint-*/adapter_model.safetensors"))
-    table = page.inner_text("#runs-table")
-    step = int(re.search(r"mine\s+unfinished\s+(\d+)", table)[1])  # type: ignore[index]
-    page.click("#runs-resume")
-    page.wait_for_function(
-        r"step => (/mine\s+training\s+(\d+)/.exec(document.querySelector('#runs-table').innerText)?.[1] ?? 0) > step",
-        arg=step,
-    )
-    page.click("#runs-stop")
-    page.wait_for_function(r"/mine\s+unfinished/.test(document.querySelector('#runs-table').innerText)")
+    page.reload()  # the address is the run's
+    page.wait_for_selector(".run-head.phase-stopped")
+    wait_for_text(page, "#run-facts", "data.sample")
+    page.click("#run-resume")
+    page.wait_for_selector(".run-head.phase-training")
+    page.click("#run-stop")
+    page.wait_for_selector(".run-head.phase-stopped")
+    page.click("#run-train-again")
+    page.wait_for_function("document.querySelector('#train-name textarea, #train-name input').value === 'mine-2'")
+
+
+def test_a_runs_page_shows_its_scores_what_changed_and_its_report(page: Any) -> None:
+    go(page, 3)
+    wait_for_text(page, "#runs-table", "two")
+    choose(page, "#runs-which", "one")
+    wait_for_text(page, "#run-scores", "80.0%")
+    wait_for_text(page, "#run-samples", "wrong before, right now: 8")
+    assert page.url.endswith("?run=one")
+    with page.expect_download() as download:
+        page.click("#run-report")
+        page.locator("#run-file a").first.click()
+    assert "<html" in Path(download.value.path()).read_text()
+    choose(page, "#runs-which", "All runs")
+    page.wait_for_selector("#runs-table")
+    assert "run=" not in page.url
 
 
 @pytest.mark.parametrize(("locale", "word"), [("zh-CN", "发送"), ("en-US", "Send"), ("de-DE", "Send")])
@@ -223,7 +291,7 @@ def test_the_page_speaks_the_browsers_language_and_fits_a_phone(
 ) -> None:
     page = open_tab(browser, studio[0], locale=locale, viewport={"width": 390, "height": 844}, color_scheme="dark")
     assert page.inner_text("#chat-send") == word
-    for number in range(4):
+    for number in range(5):
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         more = page.locator("button.overflow-menu, .overflow-menu button").first

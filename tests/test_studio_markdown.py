@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from thinktune.studio.conversations import history
 from thinktune.studio.markdown import messages, plain, rendered, split_reply
-from thinktune.studio.tabs.chat import _history
 from thinktune.studio.tabs.rate import _shown
 from thinktune.studio.translations import Words
 
@@ -16,7 +16,10 @@ WORDS = Words(None)
 
 
 def answer(text: str, **fields: Any) -> dict[str, Any]:
-    return {"text": text, "state": "done", "error": "", "think_tokens": 3, "think_seconds": 1.25, **fields}
+    return {
+        "model": "", "text": text, "state": "done", "error": "", "tokens": 0, "seconds": 0.0, "think_tokens": 3,
+        "think_seconds": 1.25, "verdict": "", **fields,
+    }  # fmt: skip
 
 
 def shown(text: str) -> str:
@@ -219,15 +222,15 @@ def test_a_stub_is_marked_for_the_model_that_reads_it_in_the_history() -> None:
     stub = {"answers": [answer("<think>a</think> <answer>4</ans", state="stopped"), None], "question": "q"}
     silent = {"answers": [answer("<thi", state="stopped"), None], "question": "q"}
     turns = [{**turn, "gone": [False, False]} for turn in (stub, silent, {"question": "now", "answers": [None, None]})]
-    assert [each["content"] for each in _history(turns, 0)] == ["q", "<think>a</think> <answer>4 […]", "now"]
+    assert [each["content"] for each in history(turns, 0)] == ["q", "<think>a</think> <answer>4 […]", "now"]
 
 
 def test_a_thought_folds_away_with_its_length_and_time() -> None:
     found = list(messages("q", answer("<think>So.</think> <answer>4</answer>"), WORDS))
-    assert [each["role"] for each in found] == ["user", "assistant", "assistant"]
+    assert [each["role"] for each in found] == ["user", "assistant", "assistant", "assistant"]
     assert found[1]["metadata"] == {"title": "Thought: 3 tokens, 1.2 s", "status": "done"}
     assert found[0]["content"] == plain("q", source=True)
-    for message, text in zip(found, ["q", "So.", "4"], strict=True):
+    for message, text in zip(found[:3], ["q", "So.", "4"], strict=True):
         assert message["content"] == rendered(text) or message is found[0]
         assert f'<span class="source">{text}</span>' in message["content"]
 
@@ -241,4 +244,14 @@ def test_a_thought_that_goes_on_is_open_and_half_a_tag_is_not_shown() -> None:
 def test_what_is_not_well_formed_is_shown_and_said() -> None:
     said, remark = contents("Just 4 <b>", "done")
     assert said == rendered("Just 4 <b>")
-    assert remark == '<div class="remark">not well-formed: no &lt;think&gt;</div>'
+    assert remark == '<div class="facts"><span class="chip warn">not well-formed: no &lt;think&gt;</span></div>'
+
+
+def test_an_answer_says_whose_it_is_how_fast_it_came_and_whether_it_is_right() -> None:
+    facts = {"model": "/runs/<b>mine", "tokens": 30, "seconds": 1.5, "verdict": "right"}
+    *_, said = messages("q", answer("<think>a</think> <answer>4</answer>", **facts), WORDS)
+    chips = re.findall(r'class="chip (\w*)">(.*?)</span>', said["content"])
+    assert chips == [
+        ("model", "&lt;b&gt;mine"), ("", "30 tokens · 20 tokens/s"), ("", "thought for 1.2 s"), ("good", "well-formed"),
+        ("good", "right"),
+    ]  # fmt: skip

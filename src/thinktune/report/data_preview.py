@@ -85,6 +85,11 @@ def _chat_of(config: Config) -> Any:
     return make_chat(read_tokenizer(resolved, config.load), {**resolved.settings, **config.data.chat_settings})
 
 
+def prepared_data(config: Config) -> Prepared:
+    """Prepare the data of a training, as `show` does and with its errors."""
+    return prepare(config, _chat_of(config))
+
+
 def first_batch(config: Config) -> Iterator[tuple[str, Kind]]:
     """Yield the text that `show` prints of one batch, piece by piece, each with its use in training.
 

@@ -33,6 +33,7 @@ class Answer:
     think_tokens: int = 0
     think_seconds: float = 0.0
     error: str = ""
+    verdict: str = ""  # right or wrong, where the answer is known
     waiting: int = field(default=0, compare=False)
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""Batch files answered in the background, one after the other. A job is a folder, so that it outlives page and server.
+"""Question files answered in the background, one after the other, by one model after the other. A job is a folder,
+so that it outlives page and server.
 
-In it: `questions.jsonl` as it was uploaded, `job.json` with model, profile and state, and the result file with its
-journal. A job that was running when a server ended goes on when the next one starts.
+In it: `questions.jsonl` as it was uploaded, `job.json` with models, profile and state, and the result file of each
+model with its journal: `results.json`, `results-1.json`, … A job that was running when a server ended goes on with the
+next.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -27,6 +29,7 @@ from thinktune.inference.batch import infer
 from thinktune.inference.batch_file import Item, read_batch_file
 from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.inference.profiles import samplings
+from thinktune.studio.known_answers import golds_of
 from thinktune.studio.model_pool import Pool, reason
 
 State = Literal["running", "done", "stopped", "failed"]
@@ -36,10 +39,10 @@ MOST_ITEMS = 20_000
 
 @dataclass(frozen=True)
 class Job:
-    """The contents of job.json. `total` counts completions."""
+    """The contents of job.json. `total` counts the completions of all models."""
 
     name: str
-    model: str
+    models: tuple[str, ...]
     profile: Profile
     think_budget: int | None
     total: int
@@ -55,6 +58,8 @@ class Jobs:
         self._pool = pool
         self._handles: dict[str, RequestHandle] = {}
         self._lock = threading.Lock()
+        self._began: dict[str, tuple[float, int]] = {}  # when a job began to run here, and the answers it had then
+        self._items: dict[str, tuple[list[Item], dict[str, Any]]] = {}  # of the job looked at last
         self._waiting: SimpleQueue[str | None] = SimpleQueue()
         self._worker: threading.Thread | None = None
 
@@ -92,7 +97,7 @@ class Jobs:
             raise UsageError(f"there is no job {name!r}")
         return job
 
-    def add(self, file: Path, model: str, profile: Profile, think_budget: int | None) -> Job:
+    def add(self, file: Path, models: Sequence[str], profile: Profile, think_budget: int | None) -> Job:
         """Copy a batch file into a new job, and run it when its turn comes.
 
         Raises:
@@ -101,8 +106,9 @@ class Jobs:
             UsageError: there is no such model.
         """
         items = check(file, profile, think_budget)
-        if model not in self._pool.names():
-            raise UsageError(f"the studio has no model {model!r}")
+        models = tuple(dict.fromkeys(models))
+        if unknown := set(models) - set(self._pool.names()):
+            raise UsageError(f"the studio has no model {min(unknown)!r}")
         stem = re.sub(r"[^\w.-]+", "-", file.stem).strip("-.")[:40] or "batch"
         with self._lock:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{stem}"
@@ -110,7 +116,8 @@ class Jobs:
                 name += "-1"
             (self._folder / name).mkdir(parents=True)
         shutil.copyfile(file, self._folder / name / "questions.jsonl")
-        job = Job(name, model, profile, think_budget, sum(item.sampling.n for item in items))
+        total = len(models) * sum(item.sampling.n for item in items)
+        job = Job(name, models, profile, think_budget, total)
         self._write(job)
         self._enqueue(name)
         return job
@@ -130,14 +137,43 @@ class Jobs:
             self._write(replace(job, state="running", error=""))
             self._enqueue(name)
 
-    def result(self, name: str) -> Path | None:
-        """Return the result file, if it is there."""
-        file = self._folder / self.get(name).name / "results.json"
-        return file if file.exists() else None
+    def files(self, job: Job) -> list[Path]:
+        """Return the result file of each model, whether it is there or not."""
+        names = (f"results-{at}.json" if at else "results.json" for at in range(len(job.models)))
+        return [self._folder / job.name / name for name in names]
+
+    def results(self, name: str) -> list[tuple[int, Path]]:
+        """Return the result files that are there, with their model's place."""
+        return [(at, file) for at, file in enumerate(self.files(self.get(name))) if file.exists()]
+
+    def items(self, name: str) -> list[Item]:
+        """Return the items of a job, as they were uploaded."""
+        return self._read_items(name)[0]
+
+    def golds(self, name: str) -> dict[str, Any]:
+        """Return the gold records of a job's file, by id."""
+        return self._read_items(name)[1]
+
+    def _read_items(self, name: str) -> tuple[list[Item], dict[str, Any]]:
+        found = self._items.get(name)
+        if found is None:
+            job = self.get(name)
+            file = self._folder / job.name / "questions.jsonl"
+            found = check(file, job.profile, job.think_budget), golds_of(file)
+            self._items = {name: found}
+        return found
 
     def done(self, name: str) -> int:
         """Count the finished completions."""
-        return count_lines(self._folder / name / "results.journal.jsonl")
+        return sum(count_lines(_journal(file)) for file in self.files(self.get(name)))
+
+    def seconds_left(self, name: str) -> float | None:
+        """Return the seconds that a running job still takes at its speed so far; None if that is not known yet."""
+        began, before = self._began.get(name, (0.0, 0))
+        done = self.done(name)
+        if not began or done <= before:
+            return None
+        return (time.monotonic() - began) / (done - before) * max(0, self.get(name).total - done)
 
     def _enqueue(self, name: str) -> None:
         self._handles[name] = RequestHandle()
@@ -155,8 +191,10 @@ class Jobs:
         folder = self._folder / name
         try:
             items = check(folder / "questions.jsonl", job.profile, job.think_budget)
-            opened = self._pool.open(job.model, self._handles[name])
-            infer(opened, items, folder / "results.json", name=job.model, console=Console(quiet=True))
+            self._began[name] = time.monotonic(), self.done(name)
+            for model, out in zip(job.models, self.files(job), strict=True):
+                opened = self._pool.open(model, self._handles[name])
+                infer(opened, items, out, name=model, console=Console(quiet=True))
         except Interrupted:
             return  # by `stop`, which has said so, or by the end of the server, after which it goes on
         except ThinktuneError as error:
@@ -169,8 +207,10 @@ class Jobs:
     def _read(self, name: str) -> Job | None:
         file = self._folder / name / "job.json"
         try:
-            return Job(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):  # not there, or not ours
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            models = [fields.pop("model")] if "model" in fields else fields["models"]  # earlier jobs have one
+            return Job(**{**fields, "models": tuple(models)})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or not ours
             return None
 
     def _write(self, job: Job) -> None:
@@ -191,6 +231,18 @@ def check(file: Path, profile: Profile = "default", think_budget: int | None = N
     if len(items) > MOST_ITEMS:
         raise BatchFileError(f"{file.name} has more than {MOST_ITEMS:,} items", hint="use thinktune infer")
     return items
+
+
+def faults(file: Path) -> list[str]:
+    """Return the faults of a batch file's lines, with their numbers; none if it cannot be read line by line."""
+    try:
+        return [item.problem for item in read_batch_file(file, skip_bad=True) if item.problem]
+    except BatchFileError:
+        return []
+
+
+def _journal(result: Path) -> Path:
+    return result.with_name(f"{result.stem}.journal.jsonl")
 
 
 def types_of(items: list[Item]) -> Iterator[str]:

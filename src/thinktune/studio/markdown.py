@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -76,9 +77,12 @@ def plain(text: str, kind: str = "said", *, source: bool = False) -> str:
         kind: its class on the page.
         source: it is a message, whose copy button is to take it.
     """
-    clean = escape(PRIVATE.sub("\ufffd", text))
-    kept = f'<span class="source">{clean}</span>' if source else ""
-    return _in_one_line(f'<div class="{kind}">{clean}{kept}</div>') if text.strip() else ""
+    kept = f'<span class="source">{_safe(text)}</span>' if source else ""
+    return _in_one_line(f'<div class="{kind}">{_safe(text)}{kept}</div>') if text.strip() else ""
+
+
+def _safe(text: str) -> str:
+    return escape(PRIVATE.sub("\ufffd", text))
 
 
 def _in_one_line(html: str) -> str:
@@ -92,8 +96,10 @@ def messages(question: str, answer: dict[str, Any] | None, words: Words) -> Iter
     if answer is None:
         return
     yield from reply(answer, words)
-    if remark := _remark(answer, words):
-        yield {"role": "assistant", "content": plain(remark, "remark")}
+    if answer["error"]:
+        yield {"role": "assistant", "content": plain(str(answer["error"]), "remark")}
+    if facts := _facts(answer, words):
+        yield {"role": "assistant", "content": facts}
 
 
 def reply(answer: dict[str, Any], words: Words, *, fold_open: bool = True) -> Iterator[dict[str, Any]]:
@@ -161,12 +167,23 @@ def without_half_tag(text: str) -> str:
     return text[:start] if half else text
 
 
-def _remark(answer: dict[str, Any], words: Words) -> str:
-    if answer["state"] == "running":
-        return ""
+def _facts(answer: dict[str, Any], words: Words) -> str:
+    """Render what is known of an answer: its model, speed and thought, and how it ended."""
+    chips = [("model", Path(answer["model"]).name or answer["model"])] if answer["model"] else []
+    if answer["tokens"] and answer["seconds"]:
+        chips.append(("", words("speed", tokens=answer["tokens"], speed=answer["tokens"] / answer["seconds"])))
+    if answer["text"].lstrip().startswith("<think>") and "</think>" in answer["text"]:
+        chips.append(("", words("thought_for", seconds=answer["think_seconds"])))
+    chips += [(kind, words(text, **values)) for kind, text, values in _badges(answer)]
+    shown = "".join(f'<span class="chip {kind}">{_safe(text)}</span>' for kind, text in chips)
+    return _in_one_line(f'<div class="facts">{shown}</div>') if chips else ""
+
+
+def _badges(answer: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]:
     if answer["state"] == "stopped":
-        return f"{words('stopped')}: {words('cut')}"
-    if answer["error"]:
-        return str(answer["error"])
-    problem = tags.parse(answer["text"]).problem
-    return words("malformed", problem=problem) if problem else ""
+        yield "bad", "cut", {}
+    if answer["state"] == "done":
+        problem = tags.parse(answer["text"]).problem
+        yield ("warn", "malformed", {"problem": problem}) if problem else ("good", "well_formed", {})
+    if answer["verdict"] in ("right", "wrong"):
+        yield ("good", "is_right", {}) if answer["verdict"] == "right" else ("bad", "is_wrong", {})

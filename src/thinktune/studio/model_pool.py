@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,11 +65,29 @@ class Pool:
         """The model that is being loaded now."""
 
     def names(self) -> list[str]:
-        """List every model that may be asked: those given, then the runs that have an adapter, newest first."""
+        """List every model that may be asked: those given, then the runs that have an adapter, newest first, then the
+        base models of these."""
+        tuned = self.tuned()
+        return list(dict.fromkeys([*self._references, *tuned, *filter(None, map(base_of, tuned))]))
+
+    def tuned(self) -> list[str]:
+        """List the runs that have an adapter, newest first."""
         adapters = [*self._runs.glob("*/adapter"), *self._runs.glob("*/*/adapter")]  # those of sweeps too
         found = [folder.parent for folder in adapters if is_adapter(folder)]
-        found.sort(key=lambda run: -(run / "adapter").stat().st_mtime)
-        return list(dict.fromkeys([*self._references, *map(str, found)]))
+        return [str(run) for run in sorted(found, key=lambda run: -(run / "adapter").stat().st_mtime)]
+
+    def choices(self) -> list[tuple[str, str]]:
+        """Return the name that people see and the reference of each model: a run has that of its folder."""
+        return [(self.shown(name), name) for name in self.names()]
+
+    def shown(self, reference: str) -> str:
+        path = Path(reference)
+        return str(path.relative_to(self._runs)) if path.is_relative_to(self._runs) else reference
+
+    def pair(self) -> tuple[str, str]:
+        """Return the models that a page begins with: the newest run and its base, or the first model and ""."""
+        newest = next(iter(self.tuned()), None)
+        return (newest, base_of(newest) or "") if newest else (self.names()[0], "")
 
     def open(self, reference: str, handle: RequestHandle) -> Opened:
         """Open a model for one caller: one in memory (see `take`), or one behind a server.
@@ -150,6 +169,15 @@ class Pool:
 
         loaded = load_model(base, load=self._settings.load, quantize=self._settings.quantize)
         return SharedModel(faithful_engine(loaded, find_model(base, self._settings).fingerprint))
+
+
+def base_of(run: str) -> str | None:
+    """Return the reference of the model that a run was trained on, as its adapter has it written down."""
+    try:
+        base = json.loads((Path(run) / "adapter" / "thinktune.json").read_text(encoding="utf-8")).get("base_model")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return base if isinstance(base, str) and base else None
 
 
 def reason(error: ThinktuneError) -> str:

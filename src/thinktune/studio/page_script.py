@@ -1,12 +1,33 @@
-"""The page's own script: the keys of the rating tab, and the copy buttons."""
+"""The page's own script: questions before something is thrown away, names of icons, keys of rating, copy buttons."""
 
 from __future__ import annotations
 
-SCRIPT = """() => {
-    const verdicts = {"1": "left", "2": "right", "3": "both-good", "4": "both-bad",
-        ArrowLeft: "left", ArrowRight: "right"};
-    const wide = (element) => element && element !== document.body && element !== document.documentElement
-        && (element.scrollWidth > element.clientWidth + 1 || wide(element.parentElement));
+import json
+
+from thinktune.studio.translations import TEXTS
+
+_ASKED = {
+    "chat-delete": "ask_delete",
+    "chat-left": "ask_empty",
+    "chat-right": "ask_empty",
+    "rate-delete": "ask_delete_study",
+}
+"""Texts of the questions before a click: on a button of that id, or on the trash of a side."""
+
+_SCRIPT = """() => {
+    const asked = __ASKED__, chinese = navigator.language.toLowerCase().startsWith("zh") ? 1 : 0;
+    document.addEventListener("click", (event) => {
+        const button = event.target.closest("#chat-left .top-panel button, #chat-right .top-panel button, button[id]");
+        const texts = button && asked[button.id || button.closest("#chat-left, #chat-right")?.id];
+        if (!texts || confirm(texts[chinese])) return;
+        event.stopImmediatePropagation();
+        event.preventDefault();
+    }, true);
+    document.addEventListener("pointerover", (event) => {
+        const button = event.target.closest?.("button.icon");
+        if (button && !button.title) button.title = button.textContent.trim();
+    });
+    const verdicts = {"1": "left", "2": "right", "3": "both-good", "4": "both-bad"};
     const shown = () => document.getElementById("rate-progress")?.innerText;
     let last = -Infinity, rated = null;
     document.addEventListener("keydown", (event) => {
@@ -14,7 +35,6 @@ SCRIPT = """() => {
         const button = verdicts[event.key] && document.getElementById("rate-" + verdicts[event.key]);
         if (writing || event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
         if (!button || !button.offsetParent) return;
-        if (event.key.startsWith("Arrow") && wide(event.target)) return;
         event.preventDefault();
         if (event.timeStamp - last < 600) return;  // nobody has read the next pair
         button.click();
@@ -67,4 +87,6 @@ SCRIPT = """() => {
         }
     }).observe(document.body, {subtree: true, childList: true, attributes: true, attributeFilter: ["aria-label"]});
 }"""
-"""Up and down scroll; left and right rate, but not from within elements that scroll sideways."""
+SCRIPT = _SCRIPT.replace(
+    "__ASKED__", json.dumps({where: TEXTS[text] for where, text in _ASKED.items()}, ensure_ascii=False)
+)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.studio.batch_jobs import Jobs
+from thinktune.studio.known_answers import KnownAnswers
 from thinktune.studio.model_pool import Pool
 from thinktune.studio.training_jobs import Trainings
 
@@ -71,6 +72,7 @@ class Studio:
         runs: the folder of run folders; the studio keeps its own files in its `studio/`.
         may_train: whether the page may start trainings, of `data` besides that of hubs.
         opened: set when a page has come up in a browser.
+        known: the questions whose answer is known.
     """
 
     def __init__(self, pool: Pool, runs: Path, *, may_train: bool, data: Sequence[str] = ()) -> None:
@@ -80,6 +82,7 @@ class Studio:
         self.may_train = may_train
         self.opened = threading.Event()
         self.sessions = Sessions()
+        self.known = KnownAnswers(runs)
         self.jobs = Jobs(self.folder / "batch", pool)
         self.trainings = Trainings(runs, self.folder / "trainings", models=pool.names, data=data)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -18,7 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
-from thinktune.config import Infer, Sampling
+from thinktune.config import SEED, Infer, Sampling
 from thinktune.errors import RunFolderError, UsageError
 from thinktune.evaluation.ratings import (
     Judgements,
@@ -38,7 +39,9 @@ from thinktune.inference.profiles import samplings
 from thinktune.records import read_records
 from thinktune.report.compare import read_scores
 from thinktune.run_folder import RunFolder
+from thinktune.studio.answer_table import Row
 from thinktune.studio.batch_jobs import count_lines
+from thinktune.studio.known_answers import golds_of, is_right
 from thinktune.studio.model_pool import Pool
 
 _NAME = re.compile(r"[\w][\w .-]{0,63}")
@@ -52,6 +55,7 @@ class Question:
     prompt: str
     answers: dict[str, str]
     correct: dict[str, bool | None]
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,17 @@ class Study:
             pairs.append(Pair(question, *sides))
         return pairs
 
-    def next(self, rater: str) -> tuple[Pair | None, int, int]:
-        """Return the first pair that a rater has not judged, the number of judged ones, and their total."""
+    def next(self, rater: str, skipped: Sequence[tuple[str, str, str]] = ()) -> tuple[Pair | None, int, int]:
+        """Return the first pair that a rater has not judged, the number of judged ones, and their total.
+
+        Args:
+            skipped: id and sides of pairs that come after all others, in this order.
+        """
         pairs = self.pairs(rater)
         done = {(each.item, each.first, each.second) for each in self.ratings.all() if each.rater == rater}
         rest = [pair for pair in pairs if (pair.question.id, *sorted((pair.left, pair.right))) not in done]
+        places = {pair: place for place, pair in enumerate(skipped)}
+        rest.sort(key=lambda pair: places.get((pair.question.id, pair.left, pair.right), -1))
         return (rest[0] if rest else None), len(pairs) - len(rest), len(pairs)
 
     def rate(self, rater: str, pair: Pair, verdict: Verdict, comment: str) -> None:
@@ -134,6 +144,13 @@ def names(folder: Path) -> list[str]:
     """List the studies in a folder that are ready, newest first."""
     found = [file.parent for file in folder.glob("*/answers.jsonl")]
     return [study.name for study in sorted(found, key=lambda study: -study.stat().st_mtime)]
+
+
+def throw_away(study: Path) -> None:
+    """Move a study out of the list, into the folder `deleted` beside all studies: ratings are people's work."""
+    bin_ = study.parent.parent / "deleted"
+    bin_.mkdir(exist_ok=True)
+    study.rename(bin_ / f"{time.strftime('%Y%m%d-%H%M%S')} {study.name}")
 
 
 def new_folder(folder: Path, name: str) -> Path:
@@ -173,6 +190,7 @@ def study_of_scores(folder: Path, runs: Sequence[Path], *, seed: int) -> Study:
             next(iter(answers.values()))[item]["prompt"],
             {name: lines[item]["completion"] for name, lines in answers.items()},
             {name: lines[item]["correct"] for name, lines in answers.items()},
+            str(next(iter(answers.values()))[item].get("reference") or ""),
         )
         for item in shared
     ]
@@ -203,6 +221,7 @@ def study_of_models(
         raise UsageError("a comparison needs two models or more")
     settings: dict[str, Sampling] = {name: each.changed(n=1) for name, each in samplings(Infer(), seed).items()}
     items = read_batch_file(questions or BUILTIN, samplings=settings)
+    golds = golds_of(questions or BUILTIN)
     answers: dict[str, dict[str, str]] = {}
     for number, model in enumerate(models):
         tell(model)
@@ -210,11 +229,39 @@ def study_of_models(
         infer(pool.open(model, handle), items, out, name=model, console=Console(quiet=True))
         answers[model] = dict(_texts(out))
     found = [
-        Question(str(item.id), _prompt(item), {model: texts[str(item.id)] for model, texts in answers.items()}, {})
+        _question(item, {model: texts[str(item.id)] for model, texts in answers.items()}, golds.get(str(item.id)))
         for item in items
         if all(str(item.id) in texts for texts in answers.values())
     ]
     return _write(folder, found, {"models": list(models), "seed": seed, "source": "models"})
+
+
+def study_of_rows(folder: Path, models: Sequence[str], rows: Sequence[Row], name: str) -> Study:
+    """Make a study of answers that models have given to a question file.
+
+    Args:
+        folder: the folder of studies.
+        name: the beginning of its name.
+
+    Raises:
+        UsageError: fewer than two models, or no row that all have answered.
+    """
+    if len(models) < 2:
+        raise UsageError("a comparison needs two models or more")
+    taken = {each.name for each in folder.glob("*")}
+    chosen = next(each for each in (name, *(f"{name} {n}" for n in range(2, 10_000))) if each not in taken)
+    questions = [
+        Question(
+            row.id,
+            row.prompt,
+            dict(zip(models, map(str, row.answers), strict=True)),
+            dict(zip(models, row.right, strict=True)) if None not in row.right else {},
+            row.reference,
+        )
+        for row in rows
+        if None not in row.answers
+    ]
+    return _write(folder / chosen, questions, {"models": list(models), "seed": SEED, "source": "models"})
 
 
 def finished(folder: Path, model: int) -> int:
@@ -227,6 +274,11 @@ def _texts(out: Path) -> Iterator[tuple[str, str]]:
         content = result.get("content")
         if content is not None:
             yield str(result["id"]), content if isinstance(content, str) else content[0]
+
+
+def _question(item: Item, answers: dict[str, str], gold: dict[str, Any] | None) -> Question:
+    correct = {model: is_right(item.type, text, gold) for model, text in answers.items()} if gold else {}
+    return Question(str(item.id), _prompt(item), answers, correct, str((gold or {}).get("reference", "")))
 
 
 def _prompt(item: Item) -> str:

@@ -1,7 +1,7 @@
 """Trainings as processes of their own: started, stopped and resumed from the page, and still there when it is not.
 
-A training is `python -m thinktune train CONFIG`, the command line that the page shows. Its config, its output and
-its process id lie in the studio's folder, so that the next server finds it again.
+A training is `python -m thinktune train CONFIG`, or `run` where it is to be scored as well: the command line that the
+page shows. Its config, its output and its process id lie in the studio's folder, so that the next server finds it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,9 +27,12 @@ from thinktune.files import write_json, write_text
 from thinktune.records import MetricsLine, read_records
 from thinktune.run_folder import RunFolder
 from thinktune.studio.allowed_settings import require_allowed
+from thinktune.studio.progress import Progress, read_progress
 
 State = Literal["trained", "training", "unfinished"]
 _NAME = re.compile(r"\w[\w.-]{0,63}")
+ROW_FILES = (".jsonl", ".json", ".csv", ".parquet")
+"""Names of files that rows are read from."""
 _LOG_TAIL = 20_000  # bytes
 
 
@@ -57,7 +61,7 @@ class Trainings:
             models, data: those that a training may use besides those of configs and hubs.
         """
         self._models = models
-        self._data = data
+        self._given = tuple(data)
         self._runs = runs
         self._folder = folder
         self._children: list[subprocess.Popen[bytes]] = []
@@ -76,8 +80,41 @@ class Trainings:
             raise UsageError(f"there is no run {name!r}")
         return self._read(name)
 
-    def plan(self, name: str, config: Path, settings: Sequence[str]) -> tuple[Config, list[str]]:
+    @property
+    def uploads(self) -> Path:
+        """The folder of data that were uploaded from the page."""
+        return self._folder.parent / "data"
+
+    def data(self) -> list[str]:
+        """List the data of this machine that trainings may use: those given at the start, and uploaded ones."""
+        return [*self._given, *(str(file) for file in sorted(self.uploads.glob("*")))]
+
+    def take_data(self, file: Path) -> str:
+        """Keep an uploaded file of rows, and return its reference.
+
+        Raises:
+            UsageError: it is no file of rows by its name.
+        """
+        if file.suffix not in ROW_FILES:
+            raise UsageError(f"{file.name} is no file of rows", hint=f"rows are in {', '.join(ROW_FILES)}")
+        stem = re.sub(r"[^\w.-]+", "-", file.stem).strip("-.")[:60] or "rows"
+        self.uploads.mkdir(parents=True, exist_ok=True)
+        names = (f"{stem}{number or ''}{file.suffix}" for number in range(1000))
+        kept = next(self.uploads / name for name in names if not _differs(self.uploads / name, file))
+        shutil.copyfile(file, kept)
+        return str(kept)
+
+    def configs(self) -> list[tuple[str, str]]:
+        """List the runs whose config a training may begin with: name, and path of the config."""
+        return [(run.name, str(run.folder.config)) for run in self.all() if run.folder.config.is_file()]
+
+    def plan(
+        self, name: str, config: Path, settings: Sequence[str], *, score: bool = False
+    ) -> tuple[Config, list[str]]:
         """Return the config of a training that would go to the run `name`, and its command line.
+
+        Args:
+            score: also merge the model and score it.
 
         Raises:
             ConfigError, UsageError: settings or the name cannot be used, or not from here.
@@ -86,12 +123,12 @@ class Trainings:
         if any(setting.partition("=")[0].strip() == "output" for setting in settings):
             raise ConfigError("output is the name of the run", hint="take it out of the further settings")
         chosen = load_config(config, [*settings, f"output={json.dumps(str(out))}"])
-        require_allowed(chosen, load_config(config), self._models(), self._data)
-        command = ["thinktune", "train", str(config), *settings, f"output={out}"]
+        require_allowed(chosen, load_config(config), self._models(), self.data())
+        command = ["thinktune", "run" if score else "train", str(config), *settings, f"output={out}"]
         return chosen, command
 
-    def start(self, name: str, config: Path, settings: Sequence[str]) -> None:
-        """Start a training.
+    def start(self, name: str, config: Path, settings: Sequence[str], *, score: bool = False) -> None:
+        """Start a training, and score the model after it if asked to.
 
         Raises:
             RunFolderError: there is a run of that name.
@@ -102,7 +139,28 @@ class Trainings:
             raise RunFolderError(f"there is a run {name} already", hint="choose another name, or resume it")
         file = self._file(name, "yaml")
         write_text(file, dump_config(chosen))
-        self._launch(name, [str(file)])
+        self._launch(name, "run" if score else "train", [str(file)])
+
+    def score(self, name: str) -> None:
+        """Merge a trained run, and score it and its base as its config says.
+
+        Raises:
+            RunFolderError: it is not trained, or at work.
+            UsageError: its config names no problems.
+        """
+        run = self.get(name)
+        if run.state != "trained":
+            raise RunFolderError(f"{name} is {run.state}", hint="only a trained run can be scored")
+        if run.folder.read_config().eval.data is None:
+            raise UsageError(f"the config of {name} names no problems to be scored on", hint="thinktune eval does it")
+        self._launch(name, "run", [str(run.folder.config)])
+
+    def progress(self, run: Run) -> Progress:
+        """Return how far a run has come."""
+        file = self._file(run.name, "log")
+        logged = file.stat().st_mtime if file.exists() else 0.0
+        works = run.state == "training"
+        return read_progress(run.folder, run.last("step"), self.log(run.name), logged, runs=works)
 
     def resume(self, name: str) -> None:
         """Resume a training from its newest checkpoint.
@@ -113,7 +171,8 @@ class Trainings:
         run = self.get(name)
         if run.state != "unfinished":
             raise RunFolderError(f"{name} is {run.state}", hint="only an unfinished training can be resumed")
-        self._launch(name, [str(run.folder.config), "--resume"])
+        scored = self._record(name).get("verb") == "run"  # which goes on by itself
+        self._launch(name, "run" if scored else "train", [str(run.folder.config), *([] if scored else ["--resume"])])
 
     def stop(self, name: str) -> None:
         """Ask the training to save a checkpoint and end."""
@@ -125,12 +184,19 @@ class Trainings:
         for child in self._children:
             child.poll()  # so that one that has ended does not stay as a zombie
         try:
-            record = json.loads(self._file(name, "json").read_text(encoding="utf-8"))
+            record = self._record(name)
             process = psutil.Process(record["pid"])
             same = abs(process.create_time() - record["created"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except (OSError, ValueError, KeyError, psutil.Error):
+        except (KeyError, psutil.Error):
             return None
         return process if same else None
+
+    def _record(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads(self._file(name, "json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def log(self, name: str) -> str:
         """Return the end of a training's output."""
@@ -141,11 +207,11 @@ class Trainings:
             stream.seek(max(0, file.stat().st_size - _LOG_TAIL))
             return stream.read().decode("utf-8", "replace")
 
-    def _launch(self, name: str, arguments: Sequence[str]) -> None:
+    def _launch(self, name: str, verb: str, arguments: Sequence[str]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._file(name, "log").open("wb") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "thinktune", "train", *arguments],
+                [sys.executable, "-m", "thinktune", verb, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -153,7 +219,7 @@ class Trainings:
             )
         self._children.append(child)
         created = psutil.Process(child.pid).create_time()
-        write_json(self._file(name, "json"), {"pid": child.pid, "created": created})
+        write_json(self._file(name, "json"), {"pid": child.pid, "created": created, "verb": verb})
 
     def _names(self) -> set[str]:
         """List run folders, those of sweeps too, by their path; and those about to become one."""
@@ -180,6 +246,10 @@ class Trainings:
 def in_words(command: Sequence[str]) -> str:
     """Write a command line as it is typed."""
     return shlex.join(command)
+
+
+def _differs(kept: Path, file: Path) -> bool:
+    return kept.exists() and kept.read_bytes() != file.read_bytes()
 
 
 def _checked(name: str) -> str:

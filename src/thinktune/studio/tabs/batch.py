@@ -1,23 +1,31 @@
-"""The tab for batch files: drop one, see its check, run it, take the result."""
+"""The tab for question files: models answer one file, in one table, with what is right, and where they differ."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from thinktune.errors import ThinktuneError
+from thinktune.files import write_text
 from thinktune.inference.profiles import PROFILES
-from thinktune.studio.batch_jobs import Job, check, types_of
+from thinktune.studio.answer_table import OUTCOMES, PAGE, AnswerTable, Row, counts, filtered, read_texts, render
+from thinktune.studio.batch_jobs import Job, check, faults, types_of
+from thinktune.studio.known_answers import golds_of
 from thinktune.studio.markdown import plain
 from thinktune.studio.model_pool import reason
+from thinktune.studio.run_view import duration, table
 from thinktune.studio.state import Studio, download
+from thinktune.studio.study import names, study_of_rows
 from thinktune.studio.translations import Words, label
 
-_SHOWN = 20  # items of the check
+_SHOWN = 5  # items of the check
 _LONGEST = 300  # characters of a prompt there
+_FAULTS = 200  # faulty lines that are listed
 
 
 class BatchTab:
@@ -25,93 +33,185 @@ class BatchTab:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
+        self._table = AnswerTable()
         self._build()
 
     def _build(self) -> None:
-        names = self._studio.pool.names()
-        with gr.Row():
-            with gr.Column():
+        pair = [model for model in self._studio.pool.pair() if model]
+        with gr.Row(elem_id="batch-new"):
+            with gr.Column(min_width=280):
                 self.file = gr.File(
                     label=label("batch_file"), file_types=[".jsonl", ".json", ".txt"], height=140, elem_id="batch-file"
                 )
-            with gr.Column():
-                self.model = gr.Dropdown(names, value=names[0], label=label("model"), elem_id="batch-model")
+            with gr.Column(min_width=280):
+                self.models = gr.Dropdown(
+                    self._studio.pool.choices(), value=pair, multiselect=True, label=label("models"),
+                    elem_id="batch-models",
+                )  # fmt: skip
                 with gr.Row():
                     self.profile = gr.Dropdown(list(PROFILES), value="default", label=label("profile"))
                     self.budget = gr.Number(0, precision=0, minimum=0, label=label("think_budget"))
-        self.checked = gr.Markdown(elem_id="batch-check", latex_delimiters=[])
-        self.items = gr.Dataframe(interactive=False, show_label=False, visible=False, wrap=True, elem_id="batch-items")
-        self.run = gr.Button(label("run_batch"), variant="primary", elem_id="batch-run")
-        with gr.Row():
-            self.job = gr.Dropdown([], label=label("job"), elem_id="batch-job")
-            self.stop = gr.Button(label("stop"), variant="stop", elem_id="batch-stop")
-            self.go_on = gr.Button(label("go_on"), elem_id="batch-go-on")
-        self.state = gr.Markdown(elem_id="batch-state", latex_delimiters=[])
-        self.result = gr.File(label=label("result_file"), interactive=False, height=90, elem_id="batch-result")
+                self.run = gr.Button(label("run_batch"), variant="primary", elem_id="batch-run")
+        self.checked = gr.HTML(elem_id="batch-check")
+        with gr.Row(elem_id="batch-job-row"):
+            self.job = gr.Dropdown([], label=label("job"), elem_id="batch-job", scale=3)
+            self.stop = gr.Button(
+                label("stop"), variant="stop", elem_id="batch-stop", elem_classes="icon stop", size="md", scale=0
+            )
+            self.go_on = gr.Button(
+                label("go_on"), elem_id="batch-go-on", elem_classes="icon next", size="md", scale=0
+            )  # fmt: skip
+        self.state = gr.HTML(elem_id="batch-state")
+        with gr.Row(elem_id="batch-filters"):
+            self.kind = gr.Dropdown([(label("any_type"), "")], value="", label=label("item_type"), elem_id="batch-kind")
+            self.outcome = gr.Dropdown(
+                [(label(f"outcome_{each}"), each) for each in OUTCOMES], value="all", label=label("show_rows"),
+                elem_id="batch-outcome",
+            )  # fmt: skip
+            self.search = gr.Textbox(label=label("search"), elem_id="batch-search", max_length=200)
+            self.page = gr.Number(1, precision=0, minimum=1, label=label("page"), elem_id="batch-page", min_width=80)
+        self.answers = gr.HTML(elem_id="batch-answers")
+        with gr.Row(elem_id="batch-after"):
+            self.rate = gr.Button(label("rate_these"), elem_id="batch-rate", elem_classes="icon check", size="md")
+            self.save = gr.Button(label("save_table"), elem_id="batch-save", elem_classes="icon save", size="md")
+        self.remark = gr.HTML(elem_id="batch-remark")
+        self.result = gr.File(label=label("result_file"), interactive=False, height=110, elem_id="batch-result",
+                              file_count="multiple")  # fmt: skip
         self.known = gr.State("")
-        self.timer = gr.Timer(1.0)
+        self.timer = gr.Timer(1.5)
         self._connect()
 
     def _connect(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
         settings: list[Any] = [self.file, self.profile, self.budget]
         for changed in settings:
-            changed.change(self.check, settings, [self.checked, self.items], **quiet)
-        told = [self.state, self.result, self.known]
-        added = [self.checked, self.job]
-        self.run.click(self.add, [*settings, self.model], added, **quiet)
-        self.job.change(self.tell, [self.job], told, **quiet)
+            changed.change(self.check, settings, self.checked, **quiet)
+        self.view = [self.job, self.kind, self.outcome, self.search, self.page]
+        told = [self.state, self.answers, self.result, self.known]
+        self.run.click(self.add, [*settings, self.models], [self.checked, self.job], **quiet)
+        self.job.change(self.types, self.job, self.kind, **quiet).then(self.tell, self.view, told, **quiet)
+        for changed in (self.kind, self.outcome, self.search, self.page):
+            changed.change(self.show_rows, self.view, self.answers, trigger_mode="always_last", **quiet)
         self.stop.click(self.stop_job, self.job, None, **quiet)
         self.go_on.click(self.go_on_with, self.job, None, **quiet)
-        self.timer.tick(self.watch, [self.job, self.known], told, **quiet)
+        self.save.click(self.save_rows, self.view, [self.result, self.remark], **quiet)
+        self.timer.tick(self.watch, [*self.view, self.known], told, **quiet)
 
     def show(self) -> tuple[Any, ...]:
         """Fill the tab when the page opens. Outputs: jobs, models."""
         found = [job.name for job in self._studio.jobs.all()]
-        return gr.update(choices=found, value=found[0] if found else None), gr.update(choices=self._studio.pool.names())
+        return (
+            gr.update(choices=found, value=found[0] if found else None),
+            gr.update(choices=self._studio.pool.choices()),
+        )
 
-    def check(self, file: str | None, profile: Any, budget: float | None, request: gr.Request) -> tuple[Any, ...]:
+    def check(self, file: str | None, profile: Any, budget: float | None, request: gr.Request) -> str:
         words = Words(request)
         if file is None:
-            return "", gr.update(visible=False)
+            return ""
         try:
             items = check(Path(file), profile, int(budget or 0) or None)
         except ThinktuneError as error:
-            return plain(reason(error)), gr.update(visible=False)
-        rows = [[str(item.id), item.type, item.messages[-1]["content"][:_LONGEST]] for item in items[:_SHOWN]]
-        headers = [words("item_id"), words("item_type"), words("prompt")]
-        text = words("checked", items=len(items), types=", ".join(types_of(items)))
-        return text, gr.update(visible=True, value={"headers": headers, "data": rows})
+            return _fault_list(faults(Path(file)), words) or plain(reason(error), "error")
+        golds = golds_of(file)
+        text = words("checked", items=len(items), types=", ".join(types_of(items)), golds=len(golds))
+        heads = [words("item_id"), words("item_type"), words("prompt"), words("reference")]
+        rows = [
+            [
+                str(item.id),
+                item.type,
+                item.messages[-1]["content"][:_LONGEST],
+                str(golds.get(str(item.id), {}).get("reference", ""))[:_LONGEST],
+            ]
+            for item in items[:_SHOWN]
+        ]
+        return f"<p>{escape(text)}</p>{table(heads, rows)}"
 
     def add(
-        self, file: str | None, profile: Any, budget: float | None, model: str, request: gr.Request
+        self, file: str | None, profile: Any, budget: float | None, models: list[str], request: gr.Request
     ) -> tuple[Any, ...]:
-        if file is None:
-            return Words(request)("file_first"), gr.skip()
+        if file is None or not models:
+            return plain(Words(request)("file_first"), "error"), gr.skip()
         try:
-            job = self._studio.jobs.add(Path(file), model, profile, int(budget or 0) or None)
+            job = self._studio.jobs.add(Path(file), models, profile, int(budget or 0) or None)
         except ThinktuneError as error:
-            return plain(reason(error)), gr.skip()
+            return _fault_list(faults(Path(file)), Words(request)) or plain(reason(error), "error"), gr.skip()
         return gr.skip(), gr.update(choices=[each.name for each in self._studio.jobs.all()], value=job.name)
 
-    def tell(self, name: str | None, request: gr.Request) -> tuple[Any, ...]:
-        """Report the progress of a job, and its result when there is one."""
-        if not name:
-            return "", None, ""
-        job = self._studio.jobs.get(name)
-        result = self._studio.jobs.result(name) if job.state == "done" else None
-        return _line(job, self._studio.jobs.done(name), Words(request)), result and _download(name, result), _key(job)
+    def types(self, name: str | None, request: gr.Request) -> Any:
+        """Return the types of a job's items, to choose from."""
+        kinds = sorted({item.type for item in self._studio.jobs.items(name)}) if name else []
+        return gr.update(choices=[(Words(request)("any_type"), ""), *kinds], value="")
 
-    def watch(self, name: str | None, known: str, request: gr.Request) -> tuple[Any, ...]:
-        """Do as `tell`, but return the file only when something has changed."""
+    def tell(
+        self, name: str | None, kind: str, outcome: Any, search: str, page: float, request: gr.Request
+    ) -> tuple[Any, ...]:
+        """Report the progress of a job, its answers so far, and its result files when they are there."""
         if not name:
-            return gr.skip(), gr.skip(), gr.skip()
+            return "", "", None, ""
+        words = Words(request)
+        jobs = self._studio.jobs
+        job = jobs.get(name)
+        rows = self._rows(job)
+        shown = render(filtered(rows, kind, outcome, search), self._short(job), int(page or 1) - 1, words)
+        results = [_copy(result, f"{name}{'' if not at else f'-{at}'}.json") for at, result in jobs.results(name)]
+        told = _line(job, jobs.done(name), jobs.seconds_left(name), words) + counts(rows, self._short(job), words)
+        return told, shown, results or None, self._key(job)
+
+    def watch(
+        self, name: str | None, kind: str, outcome: Any, search: str, page: float, known: str, request: gr.Request
+    ) -> tuple[Any, ...]:
+        """Do as `tell`, but only when something has changed."""
+        if not name or known == self._key(self._studio.jobs.get(name)):
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        return self.tell(name, kind, outcome, search, page, request)
+
+    def show_rows(
+        self, name: str | None, kind: str, outcome: Any, search: str, page: float, request: gr.Request
+    ) -> str:
+        if not name:
+            return ""
         job = self._studio.jobs.get(name)
-        if known == _key(job) and job.state != "running":
-            return gr.skip(), gr.skip(), gr.skip()
-        if job.state == "running":
-            return _line(job, self._studio.jobs.done(name), Words(request)), gr.skip(), _key(job)
-        return self.tell(name, request)
+        rows = filtered(self._rows(job), kind, outcome, search)
+        words = Words(request)
+        pages = max(1, -(-len(rows) // PAGE))
+        at = min(int(page or 1), pages)
+        found = words("rows_found", count=len(rows), page=at, pages=pages)
+        return f"<p>{escape(found)}</p>{render(rows, self._short(job), at - 1, words)}"
+
+    def save_rows(
+        self, name: str | None, kind: str, outcome: Any, search: str, page: float, request: gr.Request
+    ) -> tuple[Any, ...]:
+        """Offer the rows that are shown as JSON lines."""
+        if not name:
+            return gr.skip(), ""
+        job = self._studio.jobs.get(name)
+        file = download(f"{name}-table.jsonl")
+        lines = (
+            {
+                "id": row.id, "type": row.type, "prompt": row.prompt, "reference": row.reference or None,
+                "answers": dict(zip(job.models, row.answers, strict=True)),
+                "right": dict(zip(job.models, row.right, strict=True)),
+            }
+            for row in filtered(self._rows(job), kind, outcome, search)
+        )  # fmt: skip
+        write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        return [str(file)], ""
+
+    def rate_rows(
+        self, name: str | None, kind: str, outcome: Any, search: str, page: float, request: gr.Request
+    ) -> tuple[Any, ...]:
+        """Make a study of the rows that are shown. Outputs: remark, the studies, their explanation, the page's tabs."""
+        if not name:
+            return "", gr.skip(), gr.skip(), gr.skip()
+        folder = self._studio.folder / "studies"
+        job = self._studio.jobs.get(name)
+        try:
+            made = study_of_rows(folder, job.models, filtered(self._rows(job), kind, outcome, search), name)
+        except ThinktuneError as error:
+            return plain(reason(error), "error"), gr.skip(), gr.skip(), gr.skip()
+        studies = gr.update(choices=names(folder), value=made.folder.name)
+        return "", studies, gr.update(visible=False), gr.Tabs(selected="rate")
 
     def stop_job(self, name: str | None) -> None:
         if name:
@@ -121,17 +221,33 @@ class BatchTab:
         if name:
             self._studio.jobs.go_on(name)
 
+    def _rows(self, job: Job) -> list[Row]:
+        jobs = self._studio.jobs
+        texts = [read_texts(file) for file in jobs.files(job)]
+        return list(self._table.rows(job.name, jobs.items(job.name), jobs.golds(job.name), texts))
 
-def _line(job: Job, done: int, words: Words) -> str:
-    state = words(f"state_{job.state}", error=job.error)
-    return plain(f"{job.model} · {words('job_state', state=state, done=min(done, job.total), total=job.total)}")
+    def _short(self, job: Job) -> list[str]:
+        return [self._studio.pool.shown(model) for model in job.models]
+
+    def _key(self, job: Job) -> str:
+        return f"{job.name} {job.state} {self._studio.jobs.done(job.name)}"
 
 
-def _key(job: Job) -> str:
-    return f"{job.name} {job.state}"
+def _line(job: Job, done: int, left: float | None, words: Words) -> str:
+    done = min(done, job.total)
+    state = words("job_state", state=words(f"state_{job.state}", error=job.error), done=done, total=job.total)
+    time = f" · {words('left_over', time=duration(left))}" if left is not None and job.state == "running" else ""
+    bar = f'<progress aria-label="{escape(state)}" value="{done}" max="{job.total}"></progress>'
+    return f'<p role="status">{escape(state + time)}</p><div class="run-bar">{bar}</div>'
 
 
-def _download(name: str, result: Path) -> str:
-    file = download(f"{name}.json")
+def _fault_list(problems: list[str], words: Words) -> str:
+    items = "".join(f"<li>{escape(each)}</li>" for each in problems[:_FAULTS])
+    title = words("faulty_lines", count=len(problems))
+    return f'<div class="error" role="alert"><b>{escape(title)}</b><ul>{items}</ul></div>' if problems else ""
+
+
+def _copy(result: Path, name: str) -> str:
+    file = download(name)
     shutil.copyfile(result, file)
     return str(file)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -20,7 +22,16 @@ from thinktune.studio.formulas import LATEX
 from thinktune.studio.markdown import plain, reply
 from thinktune.studio.model_pool import reason
 from thinktune.studio.state import Studio, download
-from thinktune.studio.study import Pair, Study, finished, names, new_folder, study_of_models, study_of_scores
+from thinktune.studio.study import (
+    Pair,
+    Study,
+    finished,
+    names,
+    new_folder,
+    study_of_models,
+    study_of_scores,
+    throw_away,
+)
 from thinktune.studio.translations import Words, label
 
 _VERDICTS: dict[str, Verdict] = {
@@ -28,6 +39,15 @@ _VERDICTS: dict[str, Verdict] = {
 }  # fmt: skip
 _LOOK_SECONDS = 0.5
 _MOST_COMMENT = 2000  # characters
+
+
+@dataclass(frozen=True)
+class _View:
+    """What a rater wants to see of a pair, and the pairs put off."""
+
+    thinking: bool
+    reference: bool
+    skipped: list[Any]
 
 
 class RateTab:
@@ -48,26 +68,48 @@ class RateTab:
     def _build(self) -> None:
         found = names(self._folder)
         self.shown = gr.State(None)  # id of the question and both models, on the server
-        with gr.Row():
+        self.skipped = gr.State([])  # the pairs that the rater has put off, as `shown`
+        self.explained = gr.Markdown(label("explain_study"), elem_id="rate-explained", visible=not found)
+        with gr.Row(elem_id="rate-setup"):
             self.rater = gr.Textbox(label=label("rater"), max_length=60, elem_id="rate-rater")
             self.study = gr.Dropdown(
                 found, value=found[0] if found else None, label=label("study"), elem_id="rate-study"
             )
-            self.thinking = gr.Checkbox(False, label=label("show_thinking"), elem_id="rate-thinking")
-            self.begin = gr.Button(label("begin"), variant="primary", elem_id="rate-begin")
-            self.undo = gr.Button(label("undo"), elem_id="rate-undo")
-        self.progress = gr.Markdown(elem_id="rate-progress", latex_delimiters=[])
-        with gr.Column(visible=False) as self.panel:
-            self.prompt = gr.Markdown(elem_id="rate-prompt", latex_delimiters=LATEX, container=True)
-            with gr.Row():
+            with gr.Column(min_width=160, scale=0, elem_id="rate-shown"):
+                self.thinking = gr.Checkbox(
+                    False, label=label("show_thinking"), elem_id="rate-thinking", container=False
+                )
+                self.with_reference = gr.Checkbox(
+                    False, label=label("show_reference"), elem_id="rate-with-reference", container=False
+                )
+            self.begin = gr.Button(label("begin"), variant="primary", elem_id="rate-begin", min_width=150, scale=0)
+            self.delete = gr.Button(
+                label("delete_study"), elem_id="rate-delete", elem_classes="icon quiet trash", size="sm", scale=0
+            )
+        with gr.Column(visible=False, elem_id="rate-panel") as self.panel:
+            self.prompt = gr.Markdown(elem_id="rate-prompt", latex_delimiters=[], container=True)
+            self.reference = gr.Markdown(elem_id="rate-reference", latex_delimiters=LATEX)
+            with gr.Row(elem_id="rate-pair"):
                 self.left = self._answer("left_answer", "rate-left-answer")
                 self.right = self._answer("right_answer", "rate-right-answer")
-            self.comment = gr.Textbox(label=label("comment"), max_length=_MOST_COMMENT, elem_id="rate-comment")
-            with gr.Row():
+        with gr.Column(elem_id="rate-bar"):
+            with gr.Row(visible=False, elem_id="rate-verdicts") as self.verdicts:
                 self.buttons = {
                     key: gr.Button(label(key), elem_id=f"rate-{key.replace('_', '-')}", min_width=120)
                     for key in _VERDICTS
                 }
+            with gr.Row(elem_id="rate-below"):
+                self.progress = gr.Markdown(elem_id="rate-progress", latex_delimiters=[])
+                self.comment = gr.Textbox(
+                    label=label("comment"), max_length=_MOST_COMMENT, elem_id="rate-comment", visible=False,
+                    placeholder=label("comment"), show_label=False, container=False, min_width=160,
+                )  # fmt: skip
+                self.undo = gr.Button(
+                    label("undo"), elem_id="rate-undo", elem_classes="icon quiet again", size="sm", scale=0
+                )
+                self.skip = gr.Button(
+                    label("skip"), elem_id="rate-skip", elem_classes="icon quiet next", size="sm", scale=0
+                )
         with gr.Accordion(label("results"), open=False, elem_id="rate-results"):
             self.show_results = gr.Button(label("show_results"), elem_id="rate-show-results")
             self.results = gr.Dataframe(
@@ -85,14 +127,17 @@ class RateTab:
         )  # fmt: skip
 
     def _build_preparation(self) -> None:
-        models = self._studio.pool.names()
+        models = [model for model in self._studio.pool.pair() if model]
         with gr.Accordion(label("new_study"), open=False, elem_id="rate-new"):
             with gr.Row():
-                self.name = gr.Textbox(label=label("study_name"), max_length=64, elem_id="rate-name")
+                self.models = gr.Dropdown(
+                    self._studio.pool.choices(), value=models, multiselect=True, label=label("study_models"),
+                    elem_id="rate-models",
+                )  # fmt: skip
+                self.name = gr.Textbox(
+                    self.suggest(models), label=label("study_name"), max_length=64, elem_id="rate-name"
+                )
                 self.seed = gr.Number(SEED, precision=0, label=label("seed"))
-            self.models = gr.Dropdown(
-                models, value=models[:2], multiselect=True, label=label("study_models"), elem_id="rate-models"
-            )
             self.from_scores = gr.Checkbox(False, label=label("from_scores"), elem_id="rate-from-scores")
             self.questions = gr.File(
                 label=label("questions"), file_types=[".jsonl", ".json", ".txt"], height=120, elem_id="rate-questions"
@@ -105,55 +150,102 @@ class RateTab:
 
     def _connect(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-        pair = [self.progress, self.panel, self.prompt, self.left, self.right, self.comment, self.shown]
-        asked = [self.rater, self.study, self.thinking]
+        pair = [
+            self.progress, self.panel, self.verdicts, self.prompt, self.reference, self.left, self.right, self.comment,
+            self.shown,
+        ]  # fmt: skip
+        asked = [self.rater, self.study, self.thinking, self.with_reference, self.skipped]
         self.begin.click(self.show_next, asked, pair, **quiet)
         self.begin.click(lambda rater: {"name": rater}, self.rater, self.rater_kept, **quiet)
-        self.thinking.change(self.show_next, asked, pair, **quiet)
+        self.begin.click(lambda: [], None, self.skipped, **quiet)
+        for shown in (self.thinking, self.with_reference):
+            shown.input(self.show_again, asked, pair, **quiet)
+        self.skip.click(self.put_off, [self.skipped, self.shown], self.skipped, **quiet).then(
+            self.show_next, asked, pair, **quiet
+        )
+        self.delete.click(self.delete_study, self.study, [self.study, self.explained, *pair], **quiet)
+        self.models.change(self.suggest, self.models, self.name, **quiet)
         for key, button in self.buttons.items():
             button.click(self._rater_of(_VERDICTS[key]), [*asked, self.comment, self.shown], pair, **quiet)
         self.undo.click(self.take_back, asked, pair, **quiet)
         self.show_results.click(self.tell_results, self.study, [self.results, self.count, self.file], **quiet)
         making = [self.name, self.models, self.questions, self.seed, self.from_scores]
-        self.prepare.click(self.make, making, [self.prepared, self.study], **quiet)
+        self.prepare.click(self.make, making, [self.prepared, self.study, self.explained], **quiet)
         self.stop.click(self.stop_making, None, None, queue=False, show_progress="hidden", api_visibility="private")
 
     def show(self, kept: Any) -> tuple[Any, ...]:
-        """Fill the tab when the page opens. Outputs: rater, study, models."""
+        """Fill the tab when the page opens. Outputs: rater, study, models, explanation."""
         found = names(self._folder)
-        models = self._studio.pool.names()
+        models = self._studio.pool.choices()
         # Nothing kept leaves the field as it is: the person may have been quicker.
         rater = kept.get("name") if isinstance(kept, dict) else None
-        return str(rater) if rater else gr.skip(), gr.update(choices=found), gr.update(choices=models)
+        return (
+            str(rater) if rater else gr.skip(),
+            gr.update(choices=found),
+            gr.update(choices=models),
+            gr.update(visible=not found),
+        )
 
-    def show_next(self, rater: str, study: str | None, thinking: bool, request: gr.Request) -> tuple[Any, ...]:
+    def suggest(self, models: list[str]) -> str:
+        """Return a name for a study of these models that is not taken."""
+        short = [re.sub(r"[^\w.-]+", "-", self._studio.pool.shown(model).rpartition(":")[2])[-24:] for model in models]
+        name = " vs ".join(short[:2]).strip(" .-") or "study"
+        taken = names(self._folder)
+        return next(each for each in (name, *(f"{name} {n}" for n in range(2, 1000))) if each not in taken)
+
+    def put_off(self, skipped: list[Any], shown: Any) -> list[Any]:
+        """Put the pair that is shown behind all others."""
+        return [*[each for each in skipped if each != shown], shown] if shown else skipped
+
+    def delete_study(self, study: str | None, request: gr.Request) -> tuple[Any, ...]:
+        """Take a study off the list. Its folder is moved to `studio/deleted`: ratings are people's work."""
+        if study:
+            throw_away(self._open(study).folder)
+        left = names(self._folder)
+        found = gr.update(choices=left, value=left[0] if left else None)
+        return found, gr.update(visible=not left), *_nothing("")
+
+    def show_next(
+        self, rater: str, study: str | None, thinking: bool, reference: bool, skipped: list[Any], request: gr.Request
+    ) -> tuple[Any, ...]:
         words = Words(request)
         if not rater.strip() or not study:
-            return (words("name_yourself"), gr.update(visible=False), "", [], [], "", None)
-        return self._next(self._open(study), rater.strip(), thinking, words)
+            return _nothing(words("name_yourself"))
+        return self._next(self._open(study), rater.strip(), _View(thinking, reference, skipped), words)
 
-    def take_back(self, rater: str, study: str | None, thinking: bool, request: gr.Request) -> tuple[Any, ...]:
+    def show_again(
+        self, rater: str, study: str | None, thinking: bool, reference: bool, skipped: list[Any], request: gr.Request
+    ) -> tuple[Any, ...]:
+        """Show the pair with or without thoughts and reference, if there is one."""
+        if not rater.strip() or not study:
+            return tuple(gr.skip() for _ in _nothing(""))
+        return self.show_next(rater, study, thinking, reference, skipped, request)
+
+    def take_back(
+        self, rater: str, study: str | None, thinking: bool, reference: bool, skipped: list[Any], request: gr.Request
+    ) -> tuple[Any, ...]:
         """Remove the rater's last rating, and show its pair again."""
         words = Words(request)
         if not rater.strip() or not study:
-            return (words("name_yourself"), *[gr.skip()] * 6)
+            return (words("name_yourself"), *[gr.skip()] * 8)
         opened = self._open(study)
         if opened.ratings.take_back(rater.strip()) is None:
-            return (plain(words("nothing_to_undo", rater=rater.strip())), *[gr.skip()] * 6)
-        return self._next(opened, rater.strip(), thinking, words)
+            return (plain(words("nothing_to_undo", rater=rater.strip())), *[gr.skip()] * 8)
+        return self._next(opened, rater.strip(), _View(thinking, reference, skipped), words)
 
     def _rater_of(self, verdict: Verdict) -> Any:
         def rate(
-            rater: str, study: str | None, thinking: bool, comment: str, shown: Any, request: gr.Request
-        ) -> tuple[Any, ...]:
+            rater: str, study: str | None, thinking: bool, reference: bool, skipped: list[Any], comment: str,
+            shown: Any, request: gr.Request,
+        ) -> tuple[Any, ...]:  # fmt: skip
             words = Words(request)
             if not shown or not study or not rater.strip():
-                return (words("name_yourself"), *[gr.skip()] * 6)
+                return (words("name_yourself"), *[gr.skip()] * 8)
             opened = self._open(study)
             item, left, right = shown
             question = next(each for each in opened.questions if each.id == item)
             opened.rate(rater.strip(), Pair(question, left, right), verdict, comment[:_MOST_COMMENT])
-            return self._next(opened, rater.strip(), thinking, words)
+            return self._next(opened, rater.strip(), _View(thinking, reference, skipped), words)
 
         return rate
 
@@ -162,15 +254,17 @@ class RateTab:
             raise gr.Error("there is no such study")
         return Study(self._folder / name)
 
-    def _next(self, study: Study, rater: str, thinking: bool, words: Words) -> tuple[Any, ...]:
-        pair, done, total = study.next(rater)
+    def _next(self, study: Study, rater: str, view: _View, words: Words) -> tuple[Any, ...]:
+        pair, done, total = study.next(rater, [tuple(each) for each in view.skipped])
         if pair is None:
-            text = plain(words("all_rated", rater=rater))
-            return (text, gr.update(visible=False), "", [], [], "", None)
+            return _nothing(plain(words("all_rated", rater=rater)))
         text = plain(words("progress", done=done, total=total, rater=rater))
-        sides = [_shown(pair.question.answers[model], thinking, words) for model in (pair.left, pair.right)]
+        sides = [_shown(pair.question.answers[model], view.thinking, words) for model in (pair.left, pair.right)]
+        reference = pair.question.reference or words("no_reference")
+        told = plain(words("reference_is", reference=reference), "reference") if view.reference else ""
+        seen = gr.update(visible=True)
         shown = (pair.question.id, pair.left, pair.right)
-        return (text, gr.update(visible=True), plain(pair.question.prompt), *sides, "", shown)
+        return text, seen, seen, plain(pair.question.prompt), told, *sides, gr.update(visible=True, value=""), shown
 
     def tell_results(self, name: str | None, request: gr.Request) -> tuple[Any, ...]:
         words = Words(request)
@@ -228,19 +322,26 @@ class RateTab:
                     if asking:
                         done = finished(folder, len(asking) - 1)
                         facts = words("preparing", model=asking[-1], done=done, total=total)
-                        yield plain(facts), gr.skip()
+                        yield plain(facts), gr.skip(), gr.skip()
             if isinstance(outcome, ThinktuneError):
                 raise outcome
             found = names(self._folder)
-            yield words("prepared", count=len(outcome.questions)), gr.update(choices=found, value=folder.name)
+            chosen = gr.update(choices=found, value=folder.name)
+            yield words("prepared", count=len(outcome.questions)), chosen, gr.update(visible=False)
         except ThinktuneError as error:
-            yield plain(reason(error)), gr.skip()
+            yield plain(reason(error)), gr.skip(), gr.skip()
         finally:
             handle.stop()
             self._studio.sessions.close(session, handle)
 
     def stop_making(self, request: gr.Request) -> None:
         self._studio.sessions.stop(f"study {request.session_hash}")
+
+
+def _nothing(text: str) -> tuple[Any, ...]:
+    """Return the outputs of a tab without a pair, and a text."""
+    hidden = gr.update(visible=False)
+    return text, hidden, hidden, "", "", [], [], gr.update(visible=False, value=""), None
 
 
 def _shown(text: str, thinking: bool, words: Words) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The form that starts a training, with its command line and its config."""
+"""The form that starts a training, with its command line, its config, its plan, and a look at its data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from typing import Any
 import gradio as gr
 
 from thinktune.config import Config, dump_config, load_config
-from thinktune.errors import ThinktuneError
+from thinktune.errors import ThinktuneError, UsageError
 from thinktune.notices import muted
+from thinktune.studio import run_view
 from thinktune.studio.markdown import plain
 from thinktune.studio.model_pool import reason
 from thinktune.studio.state import Studio
-from thinktune.studio.training_jobs import in_words
-from thinktune.studio.translations import label
+from thinktune.studio.training_jobs import ROW_FILES, in_words
+from thinktune.studio.translations import Words, label
 
 _NAME = "studio-run"
+_EXAMPLES = 5  # of the preview
+_LONGEST = 600  # characters of each of their parts
 
 
 class TrainingForm:
@@ -27,46 +30,73 @@ class TrainingForm:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        with gr.Accordion(label("training"), open=False, elem_id="train-form"):
-            if studio.may_train:
-                self._build()
-            else:
-                gr.Markdown(label("no_training_here"))
+        if studio.may_train:
+            self._build()
+        else:
+            gr.Markdown(label("no_training_here"))
 
     def _build(self) -> None:
-        configs = [str(file) for file in shipped_configs()]
-        first = next((file for file in configs if file.endswith("quickstart.yaml")), configs[0])
+        first = next((file for _, file in self._configs() if file.endswith("quickstart.yaml")), self._configs()[0][1])
         filled = _fields(load_config(first))
+        with gr.Row(elem_id="train-form"):
+            with gr.Column(min_width=320):
+                self._build_fields(first, filled)
+            with gr.Column(min_width=320):
+                gr.Markdown(label("plan_beside"), elem_classes="section")
+                self.memory = gr.Markdown(elem_id="train-memory", latex_delimiters=[])
+                self.problem = gr.Markdown(elem_id="train-problem", latex_delimiters=[])
+                with gr.Row():
+                    self.start_scored = gr.Button(
+                        label("start_scored"), variant="primary", elem_id="train-start-scored"
+                    )
+                    self.start = gr.Button(label("start"), elem_id="train-start")
+                command, config, _ = self.tell(first, _NAME, *filled, "")
+                self.command = gr.Code(
+                    command, label=label("command"), language="shell", interactive=False, elem_id="train-command"
+                )
+                self.yaml = gr.Code(
+                    config, label=label("yaml"), language="yaml", interactive=False, max_lines=14, elem_id="train-yaml"
+                )
+        self.preview = gr.HTML(elem_id="train-preview")
+        self._connect()
+
+    def _build_fields(self, first: str, filled: list[Any]) -> None:
         with gr.Row():
-            self.config = gr.Dropdown(
-                [(Path(file).stem, file) for file in configs],
-                value=first,
-                label=label("config"),
-                elem_id="train-config",
-            )
+            self.config = gr.Dropdown(self._configs(), value=first, label=label("config"), elem_id="train-config")
             self.name = gr.Textbox(_NAME, label=label("run_name"), max_length=64, elem_id="train-name")
-        with gr.Row():
-            self.model = gr.Textbox(filled[0], label=label("model"), elem_id="train-model")
-            self.source = gr.Textbox(filled[1], label=label("data_source"), elem_id="train-source")
+        self.model = gr.Textbox(filled[0], label=label("model"), elem_id="train-model")
+        self.file = gr.File(
+            label=label("upload_rows"), file_types=list(ROW_FILES), height=110, elem_id="train-file"
+        )  # fmt: skip
+        self.source = gr.Dropdown(
+            self._sources(filled[1]), value=filled[1], allow_custom_value=True, label=label("data_source"),
+            elem_id="train-source",
+        )  # fmt: skip
         with gr.Row():
             self.sample = gr.Number(filled[2], precision=0, minimum=0, label=label("sample"), elem_id="train-sample")
             self.steps = gr.Number(filled[3], precision=0, minimum=0, label=label("max_steps"), elem_id="train-steps")
+        with gr.Row():
             self.rank = gr.Number(filled[4], precision=0, minimum=1, label="LoRA r", elem_id="train-rank")
             self.rate = gr.Number(filled[5], minimum=0, label=label("learning_rate"), elem_id="train-rate")
-        command, config, _ = self.tell(first, _NAME, *filled, "")
         self.overrides = gr.Textbox(label=label("overrides"), lines=3, elem_id="train-overrides")
-        self.command = gr.Code(
-            command, label=label("command"), language="shell", interactive=False, elem_id="train-command"
-        )
-        self.yaml = gr.Code(
-            config, label=label("yaml"), language="yaml", interactive=False, max_lines=16, elem_id="train-yaml"
-        )
-        self.problem = gr.Markdown(elem_id="train-problem", latex_delimiters=[])
         with gr.Row():
-            self.estimate = gr.Button(label("estimate"), elem_id="train-estimate")
-            self.start = gr.Button(label("start"), variant="primary", elem_id="train-start")
-        self.memory = gr.Markdown(elem_id="train-memory", latex_delimiters=[])
-        self._connect()
+            self.look = gr.Button(label("preview"), elem_id="train-look", size="md")
+            self.estimate = gr.Button(label("estimate"), elem_id="train-estimate", size="md")
+
+    def _configs(self) -> list[tuple[str, str]]:
+        """List shipped configs, then those of runs: the name that people see, and the file."""
+        shipped = [(file.stem, str(file)) for file in shipped_configs()]
+        return [*shipped, *((f"runs/{name}", file) for name, file in self._studio.trainings.configs())]
+
+    def _sources(self, *more: str) -> list[tuple[str, str]]:
+        found = dict.fromkeys(["builtin:arithmetic", *self._studio.trainings.data(), *filter(None, more)])
+        return [(Path(each).name if Path(each).exists() else each, each) for each in found]
+
+    def _config_of(self, file: str) -> Path:
+        """Return a config that is offered."""
+        if file not in {each for _, each in self._configs()}:
+            raise UsageError(f"there is no config {Path(file).name}")
+        return Path(file)
 
     @property
     def inputs(self) -> list[Any]:
@@ -77,40 +107,106 @@ class TrainingForm:
 
     def _connect(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-        self.config.change(lambda file: _fields(load_config(_shipped(file))), self.config, self.inputs[2:8], **quiet)
+        self.config.change(self.fill, self.config, self.inputs[2:8], **quiet)
+        self.file.upload(self.take_file, self.file, [self.source, self.problem], **quiet)
         # One event for all fields, and its last word holds: an answer to an earlier state must not come after it.
         changes = [field.change for field in self.inputs]
         told = [self.command, self.yaml, self.problem]
         gr.on(changes, self.tell, self.inputs, told, trigger_mode="always_last", **quiet)
         self.estimate.click(self.plan, self.inputs, self.memory, **{**quiet, "show_progress": "full"})
+        self.look.click(self.show_data, self.inputs, self.preview, **{**quiet, "show_progress": "full"})
 
-    def started(self, then: Callable[[str], Any], outputs: list[Any]) -> None:
+    def started(self, then: Callable[..., Any], outputs: list[Any]) -> None:
         """Call `then` with the name of each training that is started."""
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        self.start.click(self.begin, self.inputs, self.problem, **quiet).success(then, self.name, outputs, **quiet)
+        for button, act in ((self.start, self.begin), (self.start_scored, self.begin_scored)):
+            button.click(act, self.inputs, self.problem, **quiet).success(then, self.name, outputs, **quiet)
+
+    def show(self) -> tuple[Any, ...]:
+        """Fill the form when the page opens: configs, a name that is free, data."""
+        return gr.update(choices=self._configs()), self._free_name(_NAME), gr.update(choices=self._sources())
+
+    def begin_with(self, run: str) -> tuple[Any, ...]:
+        """Return the tab, the config and a name for a training like a run's."""
+        config = next((file for name, file in self._studio.trainings.configs() if name == run), None)
+        if config is None:
+            return gr.skip(), gr.skip(), gr.skip()
+        name = self._free_name(Path(run).name)
+        return gr.Tabs(selected="train"), gr.update(choices=self._configs(), value=config), name
+
+    def _free_name(self, name: str) -> str:
+        taken = {run.name for run in self._studio.trainings.all()}
+        return next(each for each in (name, *(f"{name}-{n}" for n in range(2, 10_000))) if each not in taken)
+
+    def fill(self, file: str) -> list[Any]:
+        try:
+            filled = _fields(load_config(self._config_of(file)))
+        except ThinktuneError as error:
+            raise gr.Error(escape(reason(error))) from None
+        return [filled[0], gr.update(choices=self._sources(filled[1]), value=filled[1]), *filled[2:]]
+
+    def take_file(self, file: str | None) -> tuple[Any, str]:
+        if file is None:
+            return gr.skip(), ""
+        try:
+            kept = self._studio.trainings.take_data(Path(file))
+        except ThinktuneError as error:
+            return gr.skip(), plain(reason(error))
+        return gr.update(choices=self._sources(), value=kept), ""
 
     def tell(self, file: str, name: str, *fields: Any) -> tuple[str, str, str]:
         """Return the command line and the config of the form, or its errors."""
         try:
-            config, command = self._studio.trainings.plan(name, _shipped(file), list(_settings(file, *fields)))
+            config, command = self._plan(file, name, *fields, score=True)
         except ThinktuneError as error:
-            return "", "", plain(reason(error))
+            return "", "", plain(reason(error), "error")
         return in_words(command), dump_config(config), ""
+
+    def _plan(self, file: str, name: str, *fields: Any, score: bool = False) -> tuple[Config, list[str]]:
+        base = self._config_of(file)
+        return self._studio.trainings.plan(name, base, list(_settings(base, *fields)), score=score)
 
     def plan(self, file: str, name: str, *fields: Any) -> str:
         """Predict memory and time of the training. The model's configuration, no more, may have to be downloaded."""
         from thinktune.planner.plan import plan_config
 
         try:
-            config, _ = self._studio.trainings.plan(name, _shipped(file), list(_settings(file, *fields)))
+            config, _ = self._plan(file, name, *fields)
             with muted():
                 return plain(plan_config(config).line())
         except ThinktuneError as error:
-            return plain(reason(error))
+            return plain(reason(error), "error")
+
+    def show_data(self, request: gr.Request, file: str, name: str, *fields: Any) -> str:
+        """Read the data as the training would, and render how many rows are kept, why others are dropped, and a few
+        examples. The model's tokenizer, no more, may have to be downloaded."""
+        from thinktune.report.data_preview import prepared_data
+
+        words = Words(request)
+        try:
+            config, _ = self._plan(file, name, *fields)
+            with muted():
+                data = prepared_data(config)
+        except ThinktuneError as error:
+            return plain(reason(error), "error")
+        rows = [
+            [example.messages[-1]["content"], example.think, example.answer]
+            for example in (tokens.example for tokens in data.train[:_EXAMPLES])
+        ]
+        heads = [words(key) for key in ("prompt", "thought_column", "answer_column")]
+        shown = [[str(text or "")[:_LONGEST] for text in row] for row in rows]
+        return run_view.data_account(data.report.to_dict(), words) + run_view.table(heads, shown)
 
     def begin(self, file: str, name: str, *fields: Any) -> str:
+        return self._begin(file, name, *fields, score=False)
+
+    def begin_scored(self, file: str, name: str, *fields: Any) -> str:
+        return self._begin(file, name, *fields, score=True)
+
+    def _begin(self, file: str, name: str, *fields: Any, score: bool) -> str:
         try:
-            self._studio.trainings.start(name, _shipped(file), list(_settings(file, *fields)))
+            base = self._config_of(file)
+            self._studio.trainings.start(name, base, list(_settings(base, *fields)), score=score)
         except ThinktuneError as error:
             raise gr.Error(escape(reason(error))) from None
         return ""
@@ -123,10 +219,6 @@ def shipped_configs() -> list[Path]:
     return sorted(folder.glob("*.yaml"))
 
 
-def _shipped(file: str) -> Path:
-    return next(each for each in shipped_configs() if str(each) == file)
-
-
 def _fields(config: Config) -> list[Any]:
     source = config.data.source if isinstance(config.data.source, str) else ""
     train = config.train
@@ -136,10 +228,10 @@ def _fields(config: Config) -> list[Any]:
 _KEYS = ("model", "data.source", "data.sample", "train.max_steps", "lora.r", "train.learning_rate")
 
 
-def _settings(file: str, *fields: Any) -> Iterator[str]:
+def _settings(config: Path, *fields: Any) -> Iterator[str]:
     """Return the form's changes to its config, as they would be written on the command line."""
     *values, further = fields
-    before: Sequence[Any] = _fields(load_config(_shipped(file)))
+    before: Sequence[Any] = _fields(load_config(config))
     for key, old, new in zip(_KEYS, before, values, strict=True):
         if new is not None and new != old:
             yield f"{key}={new if new or key not in ('data.sample', 'train.max_steps') else 'null'}"
