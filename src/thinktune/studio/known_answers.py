@@ -71,7 +71,10 @@ class KnownAnswers:
 
 def is_right(kind: str, answer: str, gold: dict[str, Any]) -> bool | None:
     """Score an answer with the format forgiven; None if its type is not scored on the page, or cannot be."""
-    if kind not in _SCORED or ((fault := TASKS[kind].gold_fault) and fault(gold)):
+    if kind not in _SCORED:
+        return None
+    fault = TASKS[kind].gold_fault
+    if fault is not None and fault(gold):
         return None
     score = TASKS[kind].score(answer, gold, "stop")
     return None if score.correct is None else score.correct or bool(score.lenient)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from html import escape
 from pathlib import Path
@@ -99,9 +100,9 @@ class BatchTab:
 
     def show(self) -> tuple[Any, ...]:
         """Fill the tab when the page opens. Outputs: jobs, models."""
-        found = [job.name for job in self._studio.jobs.all()]
+        found = self._jobs()
         return (
-            gr.update(choices=found, value=found[0] if found else None),
+            gr.update(choices=found, value=found[0][1] if found else None),
             gr.update(choices=self._studio.pool.choices()),
         )
 
@@ -136,7 +137,7 @@ class BatchTab:
             job = self._studio.jobs.add(Path(file), models, profile, int(budget or 0) or None)
         except ThinktuneError as error:
             return _fault_list(faults(Path(file)), Words(request)) or plain(reason(error), "error"), gr.skip()
-        return gr.skip(), gr.update(choices=[each.name for each in self._studio.jobs.all()], value=job.name)
+        return gr.skip(), gr.update(choices=self._jobs(), value=job.name)
 
     def types(self, name: str | None, request: gr.Request) -> Any:
         """Return the types of a job's items, to choose from."""
@@ -207,7 +208,7 @@ class BatchTab:
         folder = self._studio.folder / "studies"
         job = self._studio.jobs.get(name)
         try:
-            made = study_of_rows(folder, job.models, filtered(self._rows(job), kind, outcome, search), name)
+            made = study_of_rows(folder, job.models, filtered(self._rows(job), kind, outcome, search), _stem(name))
         except ThinktuneError as error:
             return plain(reason(error), "error"), gr.skip(), gr.skip(), gr.skip()
         studies = gr.update(choices=names(folder), value=made.folder.name)
@@ -221,6 +222,10 @@ class BatchTab:
         if name:
             self._studio.jobs.go_on(name)
 
+    def _jobs(self) -> list[tuple[str, str]]:
+        """List the jobs: file and time as people read them, and the name."""
+        return [(f"{_stem(job.name)} · {_time(job.name)}", job.name) for job in self._studio.jobs.all()]
+
     def _rows(self, job: Job) -> list[Row]:
         jobs = self._studio.jobs
         texts = [read_texts(file) for file in jobs.files(job)]
@@ -231,6 +236,16 @@ class BatchTab:
 
     def _key(self, job: Job) -> str:
         return f"{job.name} {job.state} {self._studio.jobs.done(job.name)}"
+
+
+def _stem(job: str) -> str:
+    """Return the name of the file that a job was made of: jobs are called DATE-TIME-FILE."""
+    return job.split("-", 2)[-1]
+
+
+def _time(job: str) -> str:
+    found = re.match(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)", job)
+    return "{}-{}-{} {}:{}".format(*found.groups()) if found else job
 
 
 def _line(job: Job, done: int, left: float | None, words: Words) -> str:

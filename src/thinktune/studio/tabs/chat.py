@@ -185,9 +185,9 @@ class ChatTab:
         else:
             first, second = pair if pair != self._pair else ("", "")
         # A choice that is not told is left as it is: the person may have been quicker.
-        chosen = {"value": first} if first in names else {}
-        opened = {"visible": bool(second)} if turns or second else {}
-        beside = {"value": second} if second in names or (turns and not second) else {}
+        chosen: dict[str, Any] = {"value": first} if first in names else {}
+        opened: dict[str, Any] = {"visible": bool(second)} if turns or second else {}
+        beside: dict[str, Any] = {"value": second} if second in names or (turns and not second) else {}
         left, right = ("welcome_tuned", "welcome_base") if pair[1] else ("welcome_alone", "welcome_alone")
         return (
             gr.update(value=side_shown(turns, 0, words), placeholder=f"## {words('welcome')}\n\n{words(left)}"),
@@ -250,7 +250,7 @@ class ChatTab:
         """Show another conversation of the list."""
         self._drop(request)
         words = Words(request)
-        found = next((each for each in listed(kept) if id_of(each) == chosen), {"turns": []})
+        found: dict[str, Any] = next((each for each in listed(kept) if id_of(each) == chosen), {"turns": []})
         turns = turns_of(found)
         return gr.skip(), found, side_shown(turns, 0, words), side_shown(turns, 1, words), ""
 

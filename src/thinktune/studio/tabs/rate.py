@@ -127,7 +127,8 @@ class RateTab:
         )  # fmt: skip
 
     def _build_preparation(self) -> None:
-        models = [model for model in self._studio.pool.pair() if model]
+        pair = [model for model in self._studio.pool.pair() if model]
+        models = pair if len(pair) > 1 else self._studio.pool.names()[:2]
         with gr.Accordion(label("new_study"), open=False, elem_id="rate-new"):
             with gr.Row():
                 self.models = gr.Dropdown(
@@ -346,8 +347,7 @@ def _nothing(text: str) -> tuple[Any, ...]:
 
 def _shown(text: str, thinking: bool, words: Words) -> list[dict[str, Any]]:
     answer = {"text": text, "state": "done", "think_tokens": 0, "think_seconds": 0.0}
-    found = reply(answer, words, fold_open=False)
-    found = list(found)
+    found = list(reply(answer, words, fold_open=False))
     # Of a model that has thought and said nothing, the thought is all there is to be judged.
     messages = [message for message in found if thinking or "metadata" not in message] or found
     for message in messages:

@@ -113,6 +113,10 @@ class TrainingForm:
         changes = [field.change for field in self.inputs]
         told = [self.command, self.yaml, self.problem]
         gr.on(changes, self.tell, self.inputs, told, trigger_mode="always_last", **quiet)
+        gr.on(
+            [self.config.change, self.model.blur, self.steps.change, self.rank.change, self.source.change],
+            self.plan_nearby, self.inputs, self.memory, trigger_mode="always_last", **quiet,
+        )  # fmt: skip
         self.estimate.click(self.plan, self.inputs, self.memory, **{**quiet, "show_progress": "full"})
         self.look.click(self.show_data, self.inputs, self.preview, **{**quiet, "show_progress": "full"})
 
@@ -176,6 +180,11 @@ class TrainingForm:
                 return plain(plan_config(config).line())
         except ThinktuneError as error:
             return plain(reason(error), "error")
+
+    def plan_nearby(self, file: str, name: str, model: str, *fields: Any) -> Any:
+        """Predict memory and time of a training whose model is on this machine, for which nothing is downloaded."""
+        near = model.startswith("builtin:") or Path(model).is_dir()
+        return self.plan(file, name, model, *fields) if near else ""
 
     def show_data(self, request: gr.Request, file: str, name: str, *fields: Any) -> str:
         """Read the data as the training would, and render how many rows are kept, why others are dropped, and a few
