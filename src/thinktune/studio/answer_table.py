@@ -105,9 +105,9 @@ def read_texts(result: Path) -> dict[str, str]:
     return texts
 
 
-def filtered(rows: Sequence[Row], kind: str, outcome: Outcome, search: str) -> list[Row]:
+def filtered(rows: Sequence[Row], kind: str, outcome: Outcome, search: str | None) -> list[Row]:
     """Return the rows of a type ("": any), an outcome, and with a text somewhere in them."""
-    wanted = search.strip().casefold()
+    wanted = (search or "").strip().casefold()
     return [
         row
         for row in rows

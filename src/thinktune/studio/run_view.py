@@ -46,7 +46,9 @@ def head(run: Run, progress: Progress, words: Words) -> str:
     bar = f'<progress aria-label="{escape(parts[0])}"{value}></progress>' if runs else ""
     error = f'<p class="error" role="alert">{escape(progress.error)}</p>' if progress.error else ""
     kind = _KINDS.get(progress.phase, "warn")
-    classes = f"run-head phase-{progress.phase} {'works' if runs else 'rests'}"
+    may = {"failed": "resumable", "stopped": "resumable", "done": "whole", "trained": "whole"}
+    may_now = may.get(progress.phase, "works")
+    classes = f"run-head phase-{progress.phase} {may_now}"
     title = f'<h2>{escape(run.name)}</h2><span class="chip {kind}" role="status">{escape(" · ".join(parts))}</span>'
     return f'<div class="{classes}">{title}</div><div class="run-bar">{bar}</div>{error}'
 

@@ -76,8 +76,10 @@ class BatchTab:
             self.rate = gr.Button(label("rate_these"), elem_id="batch-rate", elem_classes="icon check", size="md")
             self.save = gr.Button(label("save_table"), elem_id="batch-save", elem_classes="icon save", size="md")
         self.remark = gr.HTML(elem_id="batch-remark")
-        self.result = gr.File(label=label("result_file"), interactive=False, height=110, elem_id="batch-result",
-                              file_count="multiple")  # fmt: skip
+        self.result = gr.File(
+            label=label("result_file"), interactive=False, visible=False, height=110, elem_id="batch-result",
+            file_count="multiple",
+        )  # fmt: skip
         self.known = gr.State("")
         self.timer = gr.Timer(1.5)
         self._connect()
@@ -149,7 +151,7 @@ class BatchTab:
     ) -> tuple[Any, ...]:
         """Report the progress of a job, its answers so far, and its result files when they are there."""
         if not name:
-            return "", "", None, ""
+            return "", "", gr.update(value=None, visible=False), ""
         words = Words(request)
         jobs = self._studio.jobs
         job = jobs.get(name)
@@ -157,7 +159,7 @@ class BatchTab:
         shown = render(filtered(rows, kind, outcome, search), self._short(job), int(page or 1) - 1, words)
         results = [_copy(result, f"{name}{'' if not at else f'-{at}'}.json") for at, result in jobs.results(name)]
         told = _line(job, jobs.done(name), jobs.seconds_left(name), words) + counts(rows, self._short(job), words)
-        return told, shown, results or None, self._key(job)
+        return told, shown, gr.update(value=results or None, visible=bool(results)), self._key(job)
 
     def watch(
         self, name: str | None, kind: str, outcome: Any, search: str, page: float, known: str, request: gr.Request
@@ -197,7 +199,7 @@ class BatchTab:
             for row in filtered(self._rows(job), kind, outcome, search)
         )  # fmt: skip
         write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        return [str(file)], ""
+        return gr.update(value=[str(file)], visible=True), ""
 
     def rate_rows(
         self, name: str | None, kind: str, outcome: Any, search: str, page: float, request: gr.Request

@@ -51,12 +51,10 @@ class TrainingForm:
                     )
                     self.start = gr.Button(label("start"), elem_id="train-start")
                 command, config, _ = self.tell(first, _NAME, *filled, "")
-                self.command = gr.Code(
-                    command, label=label("command"), language="shell", interactive=False, elem_id="train-command"
-                )
-                self.yaml = gr.Code(
-                    config, label=label("yaml"), language="yaml", interactive=False, max_lines=14, elem_id="train-yaml"
-                )
+                gr.Markdown(label("command"), elem_classes="section")
+                self.command = gr.HTML(command, elem_id="train-command")
+                gr.Markdown(label("yaml"), elem_classes="section")
+                self.yaml = gr.HTML(config, elem_id="train-yaml")
         self.preview = gr.HTML(elem_id="train-preview")
         self._connect()
 
@@ -164,7 +162,7 @@ class TrainingForm:
             config, command = self._plan(file, name, *fields, score=True)
         except ThinktuneError as error:
             return "", "", plain(reason(error), "error")
-        return in_words(command), dump_config(config), ""
+        return _code(in_words(command)), _code(dump_config(config)), ""
 
     def _plan(self, file: str, name: str, *fields: Any, score: bool = False) -> tuple[Config, list[str]]:
         base = self._config_of(file)
@@ -219,6 +217,10 @@ class TrainingForm:
         except ThinktuneError as error:
             raise gr.Error(escape(reason(error))) from None
         return ""
+
+
+def _code(text: str) -> str:
+    return f'<pre class="code" tabindex="0">{escape(text)}</pre>'
 
 
 def shipped_configs() -> list[Path]:
