@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,12 @@ class Pool:
         adapters = [*self._runs.glob("*/adapter"), *self._runs.glob("*/*/adapter")]  # those of sweeps too
         found = [folder.parent for folder in adapters if is_adapter(folder)]
         return [str(run) for run in sorted(found, key=lambda run: -(run / "adapter").stat().st_mtime)]
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Hold up the loading of models: two threads that import transformers at once fail."""
+        with self._lock:
+            yield
 
     def choices(self) -> list[tuple[str, str]]:
         """Return the name that people see and the reference of each model: a run has that of its folder."""

@@ -190,7 +190,7 @@ class RunPage:
         try:
             config = self._studio.trainings.get(name).folder.read_config()
             words = Words(request)
-            with muted():
+            with muted(), self._studio.pool.resting():
                 pieces = [(text, words(kind)) for text, kind in first_batch(config)]
             return gr.update(value=pieces, color_map={words(kind): color for kind, color in _COLORS.items()}), ""
         except ThinktuneError as error:

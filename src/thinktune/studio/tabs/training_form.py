@@ -174,7 +174,7 @@ class TrainingForm:
 
         try:
             config, _ = self._plan(file, name, *fields)
-            with muted():
+            with muted(), self._studio.pool.resting():
                 return plain(plan_config(config).line())
         except ThinktuneError as error:
             return plain(reason(error), "error")
@@ -192,7 +192,7 @@ class TrainingForm:
         words = Words(request)
         try:
             config, _ = self._plan(file, name, *fields)
-            with muted():
+            with muted(), self._studio.pool.resting():
                 data = prepared_data(config)
         except ThinktuneError as error:
             return plain(reason(error), "error")
