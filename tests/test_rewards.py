@@ -213,7 +213,12 @@ def test_ones_own_functions_are_parts_like_others() -> None:
 
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize(
-    ("function", "bad", "again"), [("raises", "bad", 1), ("ends", "bad", 0), ("sleeps", "slow", 0)]
+    ("function", "bad", "again"),
+    [
+        ("raises", "bad", 1),
+        pytest.param("ends", "bad", 0, marks=pytest.mark.slow),
+        pytest.param("sleeps", "slow", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_function_that_fails_leaves_that_completion_undecided_and_is_told_once(
     function: str, bad: str, again: int, caplog: pytest.LogCaptureFixture
