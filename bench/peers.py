@@ -37,7 +37,7 @@ def peer(task: Task, kind: Peer) -> Result:
     if kind.liger:
         _require("liger-kernel")
     on_gpu = torch.cuda.is_available()
-    arguments: dict[str, Any] = {"device_map": {"": 0}} if on_gpu else {}
+    arguments: dict[str, Any] = {"device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}} if on_gpu else {}
     if kind.base != "none":
         _require("bitsandbytes")
         arguments["quantization_config"] = _bitsandbytes(kind.base)
@@ -100,7 +100,7 @@ def train_peer(task: Task, kind: Peer, model: Any, tokenizer: Any) -> Result:
     documents = [ids for step in steps for ids in step]
     equal = len({len(ids) for ids in documents}) == 1
     rows = work.rows if equal else 1  # documents of other lengths would be padded
-    accumulation = len(steps[0]) // rows
+    accumulation = len(steps[0]) // rows // int(os.environ.get("WORLD_SIZE", 1))  # bench/scaling.py starts several
     columns = {"input_ids": documents, "labels": documents, "attention_mask": [[1] * len(ids) for ids in documents]}
     result = Result(_label(kind, trl))
 

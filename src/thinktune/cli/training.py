@@ -166,6 +166,7 @@ def plan(
     fit: Annotated[
         bool, typer.Option("--fit", help="find the fastest settings that fit, with the same optimizer steps")
     ] = False,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, metavar="N", help="GPUs that share each step")] = 1,
     json: AsJson = False,
 ) -> None:
     """Predict a training's memory, speed and duration.
@@ -175,7 +176,7 @@ def plan(
     prepare_libraries()
     from thinktune.planner.table import show
 
-    show(load(config, overrides), gpu=gpu, fitted=fit, json=json)
+    show(load(config, overrides), gpu=gpu, fitted=fit, json=json, gpus=gpus)
     if not json:
         suggest((command("run", config, *overrides or []), "train, merge and score it"))
 

@@ -34,6 +34,9 @@ CPU_LAUNCH_SECONDS = 12e-6
 GRAPHED_KERNEL_SECONDS, GRAPHED_STEP_SECONDS = 2.4e-6, 2.5e-3
 FILLED_UP = 1.04  # tokens of a batch that fills up a graph, of those it had
 EIGHT_BIT_SECONDS = 50e-6  # of the host, for each of its tensors, to step an 8-bit optimizer
+# Bytes/s of an all-reduce between GPUs of a host, by their NVLink or over PCIe, and seconds that hosts are apart.
+LINK_BANDWIDTH = {True: 300e9, False: 12e9}
+JITTER_SECONDS = 2e-3
 HOST_BANDWIDTH = 20e9  # bytes/s between GPU and pinned main memory
 CPU_PRODUCT_SHARE = 0.7  # share of matrix products in the time of a CPU
 
@@ -337,6 +340,11 @@ class CostModel:
             return 0.0
         calls = 0 if self.optimizer == "adamw" else 2 * len(self.adapted) * EIGHT_BIT_SECONDS
         return 2e-3 + calls + moved / (BANDWIDTH_SHARE * self.hardware.bandwidth)
+
+    def adding_seconds(self, gpus: int) -> float:
+        """Estimate the seconds to add up the gradients of all GPUs: a ring moves them twice, but for one share."""
+        moved = 2 * (gpus - 1) / gpus * 4 * self.adapter_parameters
+        return JITTER_SECONDS + moved / LINK_BANDWIDTH[self.hardware.linked]
 
     def _layer_seconds(self, batch: Batch, level: str, chunks: int, *, graphed: bool) -> float:
         computing = self._computing_seconds(batch, level, chunks)

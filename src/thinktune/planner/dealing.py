@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+
+from thinktune.planner.cost_model import Batch
+
+_STEPS = 100
+"""Optimizer steps that are drawn to see how evenly packs fall."""
 
 
 def deal(packs: Sequence[int], costs: Sequence[float], ranks: int) -> list[list[int]]:
@@ -29,3 +35,20 @@ def deal(packs: Sequence[int], costs: Sequence[float], ranks: int) -> list[list[
 def share(count: int, ranks: int) -> int:
     """Return how many of `count` packs a rank has at most."""
     return -(-count // ranks)
+
+
+def waiting_seconds(packs: Sequence[Batch], slopes: tuple[float, float], rows: int, ranks: int) -> float:
+    """Estimate the mean seconds of a step by which the rank with most to do is behind the mean, over drawn steps.
+
+    Args:
+        packs: a sample of those of an epoch.
+        slopes: seconds of a token and of a pair of tokens that attend.
+        rows: packs of an optimizer step.
+    """
+    draw, costs = random.Random(0), [slopes[0] * pack.tokens + slopes[1] * pack.attended for pack in packs]
+    behind = 0.0
+    for _ in range(_STEPS):
+        step = draw.sample(range(len(packs)), rows) if rows <= len(packs) else draw.choices(range(len(packs)), k=rows)
+        loads = [sum(costs[pack] for pack in own) for own in deal(step, costs, ranks)]
+        behind += max(loads) - sum(loads) / ranks
+    return behind / _STEPS

@@ -30,6 +30,7 @@ class Hardware:
         bandwidth: bytes/s of its memory.
         source: origin of the figures.
         rated: whether the rates are those of this device; else they only tell which of two ways is faster.
+        linked: whether several of them in a host are joined by NVLink.
     """
 
     name: str
@@ -40,7 +41,11 @@ class Hardware:
     source: str
     kind: str = "cuda"
     rated: bool = True
+    linked: bool = False
 
+
+_LINKED = ("B200", "H200", "H100", "A100", "A100 40GB")
+"""Kinds that are sold on boards with NVLink between them."""
 
 CONTEXT = int(0.6 * GIB)
 """Bytes of GPU memory for the driver, the CUDA context and the libraries' kernels, before any tensor."""
@@ -48,7 +53,7 @@ CONTEXT = int(0.6 * GIB)
 
 def _gpu(name: str, gib: float, bf16: float, fp8: float, gigabytes: float, source: str) -> Hardware:
     memory = int(gib * GIB) - CONTEXT
-    return Hardware(name, memory, bf16 * 1e12, fp8 * 1e12, gigabytes * 1e9, source)
+    return Hardware(name, memory, bf16 * 1e12, fp8 * 1e12, gigabytes * 1e9, source, linked=name in _LINKED)
 
 
 _TABLE = (

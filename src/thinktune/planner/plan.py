@@ -18,7 +18,7 @@ from thinktune.errors import ThinktuneError, UsageError
 from thinktune.imports import importing
 from thinktune.notices import muted
 from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
-from thinktune.planner.dealing import share
+from thinktune.planner.dealing import share, waiting_seconds
 from thinktune.planner.hardware import GIB, Hardware, find_gpu, hardware_here
 from thinktune.planner.known_models import known_config
 from thinktune.planner.model_shape import ModelShape, shape_of
@@ -45,6 +45,8 @@ class Plan:
         packs, accumulation: packs a forward pass takes, and passes that an optimizer step adds up on each GPU.
         gpus: over which the packs of an optimizer step are dealt.
         slopes: seconds of a token and of a pair of tokens that attend, by which they are.
+        efficiency: tokens/s of all GPUs together, of so many times those of one with the same batches.
+        waits: the seconds of a step that GPUs wait for the slowest, and those for the gradients to be added up.
         fused: whether fused/ runs the decoder layers.
         graphed: whether forward and backward passes are run from CUDA graphs.
         parts: bytes by part; "peak" is their peak, "logits" and "workspace" are never there together.
@@ -72,6 +74,8 @@ class Plan:
     graphed: bool = False
     gpus: int = 1
     slopes: tuple[float, float] = (1.0, 0.0)
+    efficiency: float = 1.0
+    waits: tuple[float, float] = (0.0, 0.0)
 
     def cost(self, pack: Batch) -> float:
         """Estimate the seconds that a pack adds to those of a GPU."""
@@ -88,6 +92,7 @@ class Plan:
         """Say the plan in a line."""
         speed = f", about {self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else ""
         hours = f", {duration(self.hours)}" if self.hours else ""
+        speed += f" ({self.efficiency:.0%} of {self.gpus} times one GPU)" if speed and self.gpus > 1 else ""
         return (
             f"plan: {self.parts['peak'] / GIB:.1f} of {self.limit / GIB:.1f} GiB"
             f"{'' if self.fits else ' (does not fit)'}{speed}{hours}; {self.describe()}"
@@ -252,9 +257,14 @@ def _plan(
 ) -> Plan:
     rows = config.train.batch_size * config.train.accumulation
     accumulation = share(rows, gpus) // at_once
-    longest, mean = packs.longest(at_once), packs.mean(at_once)
-    seconds = accumulation * cost.seconds(mean, memory) + cost.optimizer_seconds()
-    step_tokens = mean.tokens * rows / at_once
+    longest, mean = packs.longest(at_once), packs.mean(rows / gpus / accumulation)
+    slopes, waits = cost.slopes(memory), (0.0, 0.0)
+    seconds = alone = accumulation * cost.seconds(mean, memory) + cost.optimizer_seconds()
+    if gpus > 1:
+        waits = waiting_seconds(packs.packs, slopes, rows, gpus), cost.adding_seconds(gpus)
+        seconds += sum(waits)
+        alone = rows / at_once * cost.seconds(packs.mean(at_once), memory) + cost.optimizer_seconds()
+    step_tokens = packs.mean(rows).tokens
     steps = config.train.max_steps
     if steps is None and packs.count is not None:
         steps = math.ceil(math.ceil(packs.count / rows) * config.train.epochs)
@@ -280,7 +290,9 @@ def _plan(
         data=packs.source,
         graphed=graphed,
         gpus=gpus,
-        slopes=cost.slopes(memory),
+        slopes=slopes,
+        efficiency=alone / gpus / seconds,
+        waits=waits,
     )
 
 
@@ -347,12 +359,13 @@ def _levels(counts: dict[Level, int]) -> tuple[Level, ...]:
     return tuple(level for level, count in counts.items() for _ in range(count))
 
 
-def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False) -> Plan:
+def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False, gpus: int = 1) -> Plan:
     """Plan a training from the model's configuration, without its weights, as `thinktune plan` does.
 
     Args:
         gpu: a name or a size to plan for; None: this machine's device.
         fitted: look for better settings (`--fit`).
+        gpus: of this kind, over which each optimizer step is spread.
 
     Raises:
         ThinktuneError: the model's configuration cannot be had, or `gpu` is not known.
@@ -369,13 +382,15 @@ def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False)
             hardware = replace(hardware, memory=min(hardware.memory, int(config.train.memory * GIB)))
     shape, packs = _read_model_and_data(config)
     if config.method == "grpo":
+        if gpus > 1:
+            raise UsageError("method: grpo runs on one GPU", hint="no --gpus")
         if fitted:
             raise UsageError(
                 "with method: grpo, batches follow from the memory: there is nothing to fit", hint="no --fit"
             )
         packs, count = rollout_packs(config)
         config = in_rollout_packs(config, count)
-    plan = (fit if fitted else plan_as_configured)(config, shape, packs, hardware, width=width)
+    plan = (fit if fitted else plan_as_configured)(config, shape, packs, hardware, width=width, gpus=gpus)
     return plan if hardware.rated else replace(plan, tokens_per_second=None, hours=None)
 
 

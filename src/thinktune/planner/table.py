@@ -14,10 +14,15 @@ from thinktune.planner.fused_models import FUSED_MAX_RANK, FUSED_MODELS
 from thinktune.planner.hardware import GIB
 from thinktune.planner.plan import Plan, duration, plan_config
 
+EFFICIENT = 0.95
+"""Of several GPUs: below, the plan says what to change."""
+_ENOUGH_PACKS = 4
+"""A GPU and step: dealt by cost, packs of any lengths then keep all GPUs busy but for some 2%."""
 
-def show(config: Config, *, gpu: str | None, fitted: bool, json: bool) -> None:
+
+def show(config: Config, *, gpu: str | None, fitted: bool, json: bool, gpus: int = 1) -> None:
     """Print the plan to stdout, as a table or as JSON."""
-    plan = plan_config(config, gpu=gpu, fitted=fitted)
+    plan = plan_config(config, gpu=gpu, fitted=fitted, gpus=gpus)
     overrides = plan.overrides(config) if fitted else []
     if json:
         print(dumps({**asdict(plan), "overrides": overrides}, indent=2, ensure_ascii=False))
@@ -29,7 +34,7 @@ def show(config: Config, *, gpu: str | None, fitted: bool, json: bool) -> None:
 
 
 def _table(plan: Plan) -> Table:
-    table = Table("memory", "GiB", "of", title=f"{plan.model} on {plan.hardware}", title_justify="left")
+    table = Table("memory", "GiB", "of", title=f"{plan.model} on {_hardware(plan)}", title_justify="left")
     table.columns[1].justify = "right"
     meanings = {
         "weights": f"the frozen base{'' if plan.quantize == 'none' else ', ' + plan.quantize}",
@@ -48,6 +53,30 @@ def _table(plan: Plan) -> Table:
     return table
 
 
+def _hardware(plan: Plan) -> str:
+    return plan.hardware if plan.gpus == 1 else f"each of {plan.gpus} GPUs: {plan.hardware}"
+
+
+def _on_several(plan: Plan) -> Iterator[str]:
+    """Say how well several GPUs are used, and what to change where that is not well."""
+    apart, adding = plan.waits
+    yield (
+        f"{plan.gpus} GPUs: {plan.efficiency:.1%} of {plan.gpus} times one; a step waits {1e3 * apart:.0f} ms for the "
+        f"slowest GPU, and {1e3 * adding:.1f} ms for gradients"
+    )
+    if plan.efficiency >= EFFICIENT or plan.tokens_per_second is None:
+        return
+    own, seconds = plan.packs * plan.accumulation, plan.step_tokens / plan.tokens_per_second
+    if own < _ENOUGH_PACKS and apart > (1 - EFFICIENT) / 2 * seconds:
+        yield (
+            f"{own} pack{'s' * (own > 1)} a GPU and step: with {_ENOUGH_PACKS} or more they would be busier. Raise "
+            "train.accumulation; or halve train.pack_length (not below data.max_length), with twice the packs a step"
+        )
+    else:
+        few = f"{plan.step_tokens / plan.gpus:,.0f} tokens a GPU and step are few"
+        yield f"{few}: raise train.accumulation, or use fewer GPUs"
+
+
 def _remarks(plan: Plan, overrides: list[str], fitted: bool) -> Iterator[str]:
     yield "fits" if plan.fits else f"does not fit into {plan.limit / GIB:.1f} GiB"
     yield plan.describe()
@@ -62,6 +91,8 @@ def _remarks(plan: Plan, overrides: list[str], fitted: bool) -> Iterator[str]:
     else:
         length = f"{plan.steps:,} steps, {duration(plan.hours)}" if plan.hours and plan.steps else "unknown length"
         yield f"speed: about {plan.tokens_per_second:,.0f} tokens/s; {length}"
+    if plan.gpus > 1 and plan.tokens_per_second is not None:
+        yield from _on_several(plan)
     if fitted:
         yield "use: " + (" ".join(overrides) or "the config as it is")
     elif not plan.fits:

@@ -17,6 +17,7 @@ from thinktune.run_folder import RunFolder, library_versions
 from thinktune.training.adapter_coverage import coverage_table, uncovered
 from thinktune.training.metrics_file import MetricsFile
 from thinktune.training.peak_memory import peak_memory_gib
+from thinktune.training.ranks import agree
 from thinktune.training.trainer import ThinkTrainer
 
 
@@ -29,7 +30,7 @@ def run_record(
     metrics: MetricsFile,
     seconds: float,
 ) -> dict[str, Any]:
-    """Collect the facts of a training that has ended, for run.json.
+    """Collect the facts of a training that has ended, for run.json; on all of its ranks.
 
     Args:
         seconds: since the command began, loading included.
@@ -54,7 +55,7 @@ def run_record(
         "train_seconds": round(meter.seconds, 2),
         "wall_seconds": round(seconds, 2),
         "tokens_per_second": round(meter.tokens / max(meter.seconds, 1e-9), 1),
-        "peak_memory_gib": round(peak_memory_gib(), 2),
+        "peak_memory_gib": round(agree(peak_memory_gib(), max), 2),
         "predicted_memory_gib": round(plan.parts["peak"] / GIB, 2),
         "setup": plan.describe(),
         "uncovered": uncovered(model, config.lora.targets),

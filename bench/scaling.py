@@ -1,0 +1,257 @@
+"""Training on N GPUs beside one: speed, losses and memory of the same optimizer steps, against the plan. One table.
+
+    python bench/scaling.py --gpus 1,2,4                       # every cell, in under 9 minutes on 4 H100
+    python bench/scaling.py --gpus 1,2,4 --cells bf16,packed
+    python bench/scaling.py --gpus 1,2 --shape tiny --length 128 --rows 12 --packs 2 --device cpu
+
+Each row is `thinktune train --gpus N` itself, on random weights of the given shape. `bf16` and `fp8`: the same 64 rows
+a step on every number of GPUs. `packed`: long reasoning in packs of 16,384 tokens, 4 packs a GPU and step on the most
+GPUs, the same packs on fewer. `trl-liger`: TRL with Liger's kernels on DDP, 8 rows a GPU (weak scaling, as its users
+have it).
+
+tokens/s is that of the steps after the first three, on the trainer's clock; `of N x 1` its share of N times that of
+one GPU, beside what the plan says; `peak` the most that any GPU had in use, beside the plan's; loss and norm the
+largest difference to one GPU in any of the steps, relative for norms. A cell is not begun where `--seconds` would not
+suffice for it, by what it took on fewer GPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from contest import LEARNING_RATE, MAX_NORM, WARM_UP, Missing, Task
+from train import machine
+from workload import SHAPES, TARGETS, Workload, model_folder, write_rows
+
+PACK = 16384
+CELLS = ("bf16", "fp8", "packed", "trl-liger")
+PEER_ROWS = 8
+"""A GPU and step."""
+
+
+@dataclass
+class Row:
+    """What a training did: `first` seconds until its first step, and the most memory in GiB."""
+
+    rate: float
+    losses: list[float]
+    norms: list[float]
+    peak: float
+    first: float
+    label: str
+    planned_peak: float | None = None
+    planned_rate: float | None = None
+    planned_efficiency: float | None = None
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("--gpus", default="1,2,4", help="numbers of GPUs, the first of them the baseline")
+    cli.add_argument("--cells", default=",".join(CELLS))
+    cli.add_argument("--shape", choices=SHAPES, default="3b")
+    cli.add_argument("--rows", type=int, default=64, help="rows a step of bf16 and fp8")
+    cli.add_argument("--length", type=int, default=1500, help="tokens of each")
+    cli.add_argument("--packs", type=int, default=4, help="packs a GPU and step of packed, on the most GPUs")
+    cli.add_argument("--rank", type=int, default=8)
+    cli.add_argument("--steps", type=int, default=8)
+    cli.add_argument("--device", default="auto")
+    cli.add_argument("--seconds", type=float, default=530, help="until nothing is begun any more")
+    cli.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "thinktune-bench")
+    cli.add_argument("--json", type=Path, help="write everything measured into this file too")
+    cli.add_argument("--peer", help=argparse.SUPPRESS)  # in the processes of a peer: the task's file
+    args = cli.parse_args()
+    if args.peer:
+        run_peer(Path(args.peer))
+        return
+    end, counts = time.monotonic() + args.seconds, [int(count) for count in args.gpus.split(",")]
+    args.folder.mkdir(parents=True, exist_ok=True)
+    model_folder(args.shape, args.folder)
+    print(f"{args.shape}, rank {args.rank}, {args.steps} steps, on {args.gpus} of {machine()}")
+    columns = ("GPUs", "tokens/s", "planned", "of N x 1", "planned", "peak GiB", "planned", "loss", "norm", "first s")
+    print(f"{'':10}" + "".join(f"{column:>10}" for column in columns), flush=True)
+    found: dict[str, dict[int, Any]] = {}
+    for cell in args.cells.split(","):
+        took, rows = 0.0, found.setdefault(cell, {})
+        for count in counts:
+            left, started = end - time.monotonic(), time.monotonic()
+            if took > left:
+                print(f"{cell:10}{count:>10}  not begun: {left:.0f} s are left", flush=True)
+                continue
+            rows[count] = run(cell, count, max(counts), args, left)
+            took = time.monotonic() - started
+            print(line(cell, count, rows, counts[0]), flush=True)
+    if args.json:
+        values = {cell: {count: vars(row) for count, row in rows.items()} for cell, rows in found.items()}
+        args.json.write_text(json.dumps(values, indent=2, default=str), encoding="utf-8")
+
+
+def line(cell: str, count: int, rows: dict[int, Any], base: int) -> str:
+    row, one = rows[count], rows.get(base)
+    if isinstance(row, Exception):
+        return f"{cell:10}{count:>10}  {row}"
+    label = (
+        "" if count != base else f"\n{'':10}  {row.label}\n{'':10}  losses {' '.join(f'{x:.4f}' for x in row.losses)}"
+    )
+    against = isinstance(one, Row) and count != base
+    efficiency = f"{row.rate * base / count / one.rate:.1%}" if against else "-"
+    same = against and not cell.startswith("trl")  # a peer has other rows on more GPUs
+    loss = f"{max(abs(x - y) for x, y in zip(row.losses, one.losses, strict=True)):.4f}" if same else "-"
+    norm = f"{max(abs(x / y - 1) for x, y in zip(row.norms, one.norms, strict=True)):.2%}" if same else "-"
+    planned = "-" if row.planned_efficiency is None else f"{row.planned_efficiency:.1%}"
+    cells = (f"{row.rate:,.0f}", number(row.planned_rate, 0), efficiency, planned)
+    cells += (f"{row.peak:.2f}", number(row.planned_peak, 2), loss, norm, f"{row.first:.1f}")
+    return f"{cell:10}{count:>10}" + "".join(f"{each:>10}" for each in cells) + label
+
+
+def number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def run(cell: str, count: int, most: int, args: argparse.Namespace, seconds: float) -> Row | Exception:
+    """Train a cell on so many GPUs; what went wrong is its line of the table."""
+    try:
+        if cell.startswith("trl"):
+            return peer(cell, count, args, seconds)
+        return ours(cell, count, most, args, seconds)
+    except (RuntimeError, subprocess.TimeoutExpired) as error:
+        return error
+
+
+def ours(cell: str, count: int, most: int, args: argparse.Namespace, seconds: float) -> Row:
+    packed = cell == "packed"
+    packs = args.packs * most
+    lengths = reasoning(packs * args.steps) if packed else [args.length] * (args.rows * args.steps)
+    data = args.folder / f"scaling-{'packed' if packed else 'rows'}-{len(lengths)}-{max(lengths)}.jsonl"
+    if not data.exists():
+        write_rows(data, lengths)
+    batch = min(8, args.rows)
+    split = (
+        {"batch_size": 1, "accumulation": packs}
+        if packed
+        else {"batch_size": batch, "accumulation": args.rows // batch}
+    )
+    with tempfile.TemporaryDirectory(prefix="scaling-", dir=args.folder) as place:
+        config = {
+            "model": str(model_folder(args.shape, args.folder)),
+            "output": f"{place}/run",
+            "quantize": "fp8" if cell == "fp8" else "none",
+            "load": {"device": args.device},
+            "lora": {"r": args.rank, "alpha": 2 * args.rank, "targets": list(TARGETS)},
+            "data": {"source": str(data), "max_length": PACK if packed else args.length, "eval_fraction": 0.0},
+            "train": {
+                "batch_size": batch,
+                "accumulation": step // batch,
+                "packing": packed,
+                "pack_length": PACK if packed else None,
+                "learning_rate": LEARNING_RATE,
+                "scheduler": "constant",
+                "warmup_steps": 0,
+                "max_grad_norm": MAX_NORM,
+                "max_steps": args.steps,
+                "save_every": 10**6,
+            },
+            "ask": {"questions": []},
+        }
+        file = Path(place) / "scaling.yaml"
+        file.write_text(json.dumps(config), encoding="utf-8")
+        several = ["--gpus", str(count)] if count > 1 else []
+        began = time.time()
+        call([sys.executable, "-m", "thinktune", "train", str(file), *several], Path(place) / "log", seconds)
+        return read(Path(place) / "run", time.time() - began)
+
+
+def reasoning(packs: int) -> list[int]:
+    """Lengths of long reasoning that fill so many packs, and some: a median of 4,500 tokens, 95% below 14,000."""
+    draw, lengths = random.Random(1), [PACK]
+    while sum(lengths) < 1.15 * packs * PACK:
+        lengths.append(min(PACK, max(64, round(4500 * draw.lognormvariate(0, 0.69)))))
+    return lengths
+
+
+def call(command: list[str], log: Path, seconds: float) -> None:
+    """Run a command in a session of its own, and all of it ended when its time is over."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()  # its processes end with it
+            raise RuntimeError(f"took more than {seconds:.0f} s") from None
+    if status:
+        last = [text for text in log.read_text(encoding="utf-8", errors="replace").splitlines() if text.strip()]
+        raise RuntimeError(f"status {status}: {' | '.join(last[-3:])[-300:]}")
+
+
+def read(folder: Path, seconds: float) -> Row:
+    """Read what a run folder says."""
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    record, plan = (json.loads((folder / name).read_text()) for name in ("run.json", "plan.json"))
+    before = [0, *(line["tokens"] for line in lines)]
+    steps = [(line["tokens"] - start, line) for start, line in zip(before, lines, strict=False)]
+    steady = steps[WARM_UP:] or steps
+    took = sum(tokens / line["tokens_per_second"] for tokens, line in steady)
+    planned = plan["plan"]
+    return Row(
+        rate=sum(tokens for tokens, _ in steady) / took,
+        losses=[line["loss"] for line in lines],
+        norms=[line["grad_norm"] for line in lines],
+        peak=record["peak_memory_gib"],
+        first=seconds - record["train_seconds"],
+        label=record["setup"],
+        planned_peak=planned["parts"]["peak"] / 2**30,
+        planned_rate=planned["tokens_per_second"],
+        planned_efficiency=planned["efficiency"] if planned["gpus"] > 1 else None,
+    )
+
+
+def peer(cell: str, count: int, args: argparse.Namespace, seconds: float) -> Row:
+    """Run a peer of bench/train.py in a process a GPU, started by torchrun."""
+    rows = min(PEER_ROWS, args.rows)
+    task = {"name": cell, "shape": args.shape, "rank": args.rank, "limit": None, "folder": str(args.folder)}
+    task["workload"] = asdict(Workload(rows, count, args.length, args.steps))
+    with tempfile.TemporaryDirectory(prefix="scaling-", dir=args.folder) as place:
+        file = Path(place) / "task.json"
+        file.write_text(json.dumps(task), encoding="utf-8")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        began = time.time()
+        call([*command, __file__, "--peer", str(file)], Path(place) / "log", seconds)
+        answer = json.loads(file.with_suffix(".answer").read_text(encoding="utf-8"))
+    if "missing" in answer:
+        raise RuntimeError(answer["missing"])
+    return Row(
+        rate=answer["rate"],
+        losses=answer["losses"],
+        norms=answer["norms"],
+        peak=answer["allocated"],
+        first=time.time() - began - sum(answer["times"]),
+        label=f"{answer['label']}, DDP, {rows} rows a GPU",
+    )
+
+
+def run_peer(file: Path) -> None:
+    """Run a peer in one of its processes, and leave what the first one measured beside the task's file."""
+    from peers import PEERS
+    from peers import peer as train_peer
+
+    values = json.loads(file.read_text(encoding="utf-8"))
+    task = Task(**{**values, "workload": Workload(**values["workload"]), "started": time.time()})
+    try:
+        answer = vars(train_peer(task, PEERS[task.name]))
+    except (Missing, ModuleNotFoundError) as error:
+        answer = {"missing": str(error)}
+    if os.environ["RANK"] == "0":
+        file.with_suffix(".answer").write_text(json.dumps(answer), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
