@@ -134,12 +134,7 @@ def ours(cell: str, count: int, most: int, args: argparse.Namespace, seconds: fl
     data = args.folder / f"scaling-{'packed' if packed else 'rows'}-{len(lengths)}-{max(lengths)}.jsonl"
     if not data.exists():
         write_rows(data, lengths)
-    batch = min(8, args.rows)
-    split = (
-        {"batch_size": 1, "accumulation": packs}
-        if packed
-        else {"batch_size": batch, "accumulation": args.rows // batch}
-    )
+    batch, step = (1, packs) if packed else (min(8, args.rows), args.rows)
     with tempfile.TemporaryDirectory(prefix="scaling-", dir=args.folder) as place:
         config = {
             "model": str(model_folder(args.shape, args.folder)),
