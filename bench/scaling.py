@@ -99,9 +99,8 @@ def line(cell: str, count: int, rows: dict[int, Any], base: int) -> str:
     row, one = rows[count], rows.get(base)
     if isinstance(row, Exception):
         return f"{cell:10}{count:>10}  {row}"
-    label = (
-        "" if count != base else f"\n{'':10}  {row.label}\n{'':10}  losses {' '.join(f'{x:.4f}' for x in row.losses)}"
-    )
+    label = f"\n{'':10}  {row.label}"
+    label += f"\n{'':10}  losses {' '.join(f'{loss:.4f}' for loss in row.losses)}" * (count == base)
     against = isinstance(one, Row) and count != base
     efficiency = f"{row.rate * base / count / one.rate:.1%}" if against else "-"
     same = against and not cell.startswith("trl")  # a peer has other rows on more GPUs
