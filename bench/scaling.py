@@ -1,7 +1,7 @@
 """Training on N GPUs beside one: speed, losses and memory of the same optimizer steps, against the plan. One table.
 
     python bench/scaling.py --gpus 1,2,4                       # every cell, in under 9 minutes on 4 H100
-    python bench/scaling.py --gpus 1,2,4 --cells bf16,packed
+    python bench/scaling.py --gpus 1,2,4 --cells bf16,fp8:1+4,packed:1+4 --abreast    # in 5 minutes
     python bench/scaling.py --gpus 1,2 --shape tiny --length 128 --rows 12 --packs 2 --device cpu
 
 Each row is `thinktune train --gpus N` itself, on random weights of the given shape. `bf16` and `fp8`: the same 64 rows
@@ -12,7 +12,7 @@ have it).
 tokens/s is that of the steps after the first three, on the trainer's clock; `of N x 1` its share of N times that of
 one GPU, beside what the plan says; `peak` the most that any GPU had in use, beside the plan's; loss and norm the
 largest difference to one GPU in any of the steps, relative for norms. A cell is not begun where `--seconds` would not
-suffice for it, by what it took on fewer GPUs.
+suffice for it, by what it took on fewer GPUs. With `--abreast` the baselines run side by side, a GPU each.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ class Row:
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--gpus", default="1,2,4", help="numbers of GPUs, the first of them the baseline")
-    cli.add_argument("--cells", default=",".join(CELLS))
+    cli.add_argument("--cells", default=",".join(CELLS), help="NAME or NAME:1+4, comma-separated")
+    cli.add_argument("--abreast", action="store_true", help="run the baselines side by side")
     cli.add_argument("--shape", choices=SHAPES, default="3b")
     cli.add_argument("--rows", type=int, default=64, help="rows a step of bf16 and fp8")
     cli.add_argument("--length", type=int, default=1500, help="tokens of each")
@@ -73,21 +75,37 @@ def main() -> None:
     if args.peer:
         run_peer(Path(args.peer))
         return
-    end, counts = time.monotonic() + args.seconds, [int(count) for count in args.gpus.split(",")]
+    end = time.monotonic() + args.seconds
+    cells = {}
+    for cell in args.cells.split(","):
+        name, _, counts = cell.partition(":")
+        cells[name] = [int(count) for count in (counts.replace("+", ",") or args.gpus).split(",")]
+    most = max(max(counts) for counts in cells.values())
     args.folder.mkdir(parents=True, exist_ok=True)
     model_folder(args.shape, args.folder)
+    for cell in cells:
+        rows_of(cell, most, args)
     print(f"{args.shape}, rank {args.rank}, {args.steps} steps, on {args.gpus} of {machine()}")
     columns = ("GPUs", "tokens/s", "planned", "of N x 1", "planned", "peak GiB", "planned", "loss", "norm", "first s")
     print(f"{'':10}" + "".join(f"{column:>10}" for column in columns), flush=True)
-    found: dict[str, dict[int, Any]] = {}
-    for cell in args.cells.split(","):
-        took, rows = 0.0, found.setdefault(cell, {})
-        for count in counts:
+    found: dict[str, dict[int, Any]] = {cell: {} for cell in cells}
+    if args.abreast:
+        with ThreadPoolExecutor(len(cells)) as pool:
+            begun = {
+                cell: pool.submit(run, cell, counts[0], most, args, args.seconds, gpu=number)
+                for number, (cell, counts) in enumerate(cells.items())
+            }
+            for cell, future in begun.items():
+                found[cell][cells[cell][0]] = future.result()
+                print(line(cell, cells[cell][0], found[cell], cells[cell][0]), flush=True)
+    for cell, counts in cells.items():
+        took, rows = 0.0, found[cell]
+        for count in counts[args.abreast :]:
             left, started = end - time.monotonic(), time.monotonic()
             if took > left:
                 print(f"{cell:10}{count:>10}  not begun: {left:.0f} s are left", flush=True)
                 continue
-            rows[count] = run(cell, count, max(counts), args, left)
+            rows[count] = run(cell, count, most, args, left)
             took = time.monotonic() - started
             print(line(cell, count, rows, counts[0]), flush=True)
     if args.json:
@@ -116,24 +134,32 @@ def number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def run(cell: str, count: int, most: int, args: argparse.Namespace, seconds: float) -> Row | Exception:
-    """Train a cell on so many GPUs; what went wrong is its line of the table."""
+def run(
+    cell: str, count: int, most: int, args: argparse.Namespace, seconds: float, gpu: int | None = None
+) -> Row | Exception:
+    """Train a cell on so many GPUs, or on that one; what went wrong is its line of the table."""
     try:
         if cell.startswith("trl"):
-            return peer(cell, count, args, seconds)
-        return ours(cell, count, most, args, seconds)
+            return peer(cell, count, args, seconds, gpu)
+        return ours(cell, count, most, args, seconds, gpu)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         return error
 
 
-def ours(cell: str, count: int, most: int, args: argparse.Namespace, seconds: float) -> Row:
+def rows_of(cell: str, most: int, args: argparse.Namespace) -> Path:
+    """Return the file of a cell's rows, made if it is not there."""
     packed = cell == "packed"
-    packs = args.packs * most
-    lengths = reasoning(packs * args.steps) if packed else [args.length] * (args.rows * args.steps)
-    data = args.folder / f"scaling-{'packed' if packed else 'rows'}-{len(lengths)}-{max(lengths)}.jsonl"
-    if not data.exists():
-        write_rows(data, lengths)
-    batch, step = (1, packs) if packed else (min(8, args.rows), args.rows)
+    lengths = reasoning(args.packs * most * args.steps) if packed else [args.length] * (args.rows * args.steps)
+    file: Path = args.folder / f"scaling-{'packed' if packed else 'rows'}-{len(lengths)}-{max(lengths)}.jsonl"
+    if not file.exists():
+        write_rows(file, lengths)
+    return file
+
+
+def ours(cell: str, count: int, most: int, args: argparse.Namespace, seconds: float, gpu: int | None) -> Row:
+    packed = cell == "packed"
+    batch, step = (1, args.packs * most) if packed else (min(8, args.rows), args.rows)
+    length = PACK if packed else args.length
     with tempfile.TemporaryDirectory(prefix="scaling-", dir=args.folder) as place:
         config = {
             "model": str(model_folder(args.shape, args.folder)),
@@ -141,7 +167,11 @@ def ours(cell: str, count: int, most: int, args: argparse.Namespace, seconds: fl
             "quantize": "fp8" if cell == "fp8" else "none",
             "load": {"device": args.device},
             "lora": {"r": args.rank, "alpha": 2 * args.rank, "targets": list(TARGETS)},
-            "data": {"source": str(data), "max_length": PACK if packed else args.length, "eval_fraction": 0.0},
+            "data": {
+                "source": str(rows_of(cell, most, args)),
+                "max_length": PACK if packed else args.length,
+                "eval_fraction": 0.0,
+            },
             "train": {
                 "batch_size": batch,
                 "accumulation": step // batch,
@@ -160,7 +190,7 @@ def ours(cell: str, count: int, most: int, args: argparse.Namespace, seconds: fl
         file.write_text(json.dumps(config), encoding="utf-8")
         several = ["--gpus", str(count)] if count > 1 else []
         began = time.time()
-        call([sys.executable, "-m", "thinktune", "train", str(file), *several], Path(place) / "log", seconds)
+        call([sys.executable, "-m", "thinktune", "train", str(file), *several], Path(place) / "log", seconds, gpu)
         return read(Path(place) / "run", time.time() - began)
 
 
@@ -172,10 +202,11 @@ def reasoning(packs: int) -> list[int]:
     return lengths
 
 
-def call(command: list[str], log: Path, seconds: float) -> None:
-    """Run a command in a session of its own, and all of it ended when its time is over."""
+def call(command: list[str], log: Path, seconds: float, gpu: int | None) -> None:
+    """Run a command in a session of its own, on that GPU or on all, and all of it ended when its time is over."""
+    seen = os.environ if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=seen, start_new_session=True)
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -208,7 +239,7 @@ def read(folder: Path, seconds: float) -> Row:
     )
 
 
-def peer(cell: str, count: int, args: argparse.Namespace, seconds: float) -> Row:
+def peer(cell: str, count: int, args: argparse.Namespace, seconds: float, gpu: int | None) -> Row:
     """Run a peer of bench/train.py in a process a GPU, started by torchrun."""
     rows = min(PEER_ROWS, args.rows)
     task = {"name": cell, "shape": args.shape, "rank": args.rank, "limit": None, "folder": str(args.folder)}
@@ -218,7 +249,7 @@ def peer(cell: str, count: int, args: argparse.Namespace, seconds: float) -> Row
         file.write_text(json.dumps(task), encoding="utf-8")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         began = time.time()
-        call([*command, __file__, "--peer", str(file)], Path(place) / "log", seconds)
+        call([*command, __file__, "--peer", str(file)], Path(place) / "log", seconds, gpu)
         answer = json.loads(file.with_suffix(".answer").read_text(encoding="utf-8"))
     if "missing" in answer:
         raise RuntimeError(answer["missing"])
