@@ -159,7 +159,6 @@ def rows_of(cell: str, most: int, args: argparse.Namespace) -> Path:
 def ours(cell: str, count: int, most: int, args: argparse.Namespace, seconds: float, gpu: int | None) -> Row:
     packed = cell == "packed"
     batch, step = (1, args.packs * most) if packed else (min(8, args.rows), args.rows)
-    length = PACK if packed else args.length
     with tempfile.TemporaryDirectory(prefix="scaling-", dir=args.folder) as place:
         config = {
             "model": str(model_folder(args.shape, args.folder)),
