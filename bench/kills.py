@@ -63,7 +63,6 @@ class Training:
         self.folder, self.log, self._gpus = place / name, place / f"{name}.log", args.gpus
         self._draw = random.Random(name)
         self._last, self._size = 0, 12 * (args.times + 2)
-        step = {"batch_size": 2, "accumulation": 2, "packing": False}
         config = {
             "model": str(model_folder("tiny", args.folder)),
             "output": str(self.folder),

@@ -1,7 +1,7 @@
 """Training on N GPUs beside one: speed, losses and memory of the same optimizer steps, against the plan. One table.
 
-    python bench/scaling.py --gpus 1,2,4                       # every cell, in under 9 minutes on 4 H100
-    python bench/scaling.py --gpus 1,2,4 --cells bf16,fp8:1+4,packed:1+4 --abreast    # in 5 minutes
+    python bench/scaling.py                                    # every cell, in under 9 minutes on 4 H100
+    python bench/scaling.py --cells bf16:1+4+2,fp8:1+4,packed:1+4 --abreast    # in 5 minutes
     python bench/scaling.py --gpus 1,2 --shape tiny --length 128 --rows 12 --packs 2 --device cpu
 
 Each row is `thinktune train --gpus N` itself, on random weights of the given shape. `bf16` and `fp8`: the same 64 rows
@@ -11,8 +11,9 @@ have it).
 
 tokens/s is that of the steps after the first three, on the trainer's clock; `of N x 1` its share of N times that of
 one GPU, beside what the plan says; `peak` the most that any GPU had in use, beside the plan's; loss and norm the
-largest difference to one GPU in any of the steps, relative for norms. A cell is not begun where `--seconds` would not
-suffice for it, by what it took on fewer GPUs. With `--abreast` the baselines run side by side, a GPU each.
+largest difference to one GPU in any of the steps, relative for norms. With `--abreast` the baselines run side by side,
+a GPU each. Whatever runs when `--seconds` are over is cut off; a row that failed has the last words of the command,
+each with the seconds since its start, and so has every row in the file of `--json`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from contest import LEARNING_RATE, MAX_NORM, WARM_UP, Missing, Task
@@ -50,6 +52,7 @@ class Row:
     peak: float
     first: float
     label: str
+    said: list[str]
     planned_peak: float | None = None
     planned_rate: float | None = None
     planned_efficiency: float | None = None
@@ -57,7 +60,7 @@ class Row:
 
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("--gpus", default="1,2,4", help="numbers of GPUs, the first of them the baseline")
+    cli.add_argument("--gpus", default="1,4,2", help="numbers of GPUs, the first of them the baseline")
     cli.add_argument("--cells", default=",".join(CELLS), help="NAME or NAME:1+4, comma-separated")
     cli.add_argument("--abreast", action="store_true", help="run the baselines side by side")
     cli.add_argument("--shape", choices=SHAPES, default="3b")
@@ -66,8 +69,9 @@ def main() -> None:
     cli.add_argument("--packs", type=int, default=4, help="packs a GPU and step of packed, on the most GPUs")
     cli.add_argument("--rank", type=int, default=8)
     cli.add_argument("--steps", type=int, default=8)
+    cli.add_argument("--limit", type=float, default=70, help="GiB of each GPU that training may take")
     cli.add_argument("--device", default="auto")
-    cli.add_argument("--seconds", type=float, default=530, help="until nothing is begun any more")
+    cli.add_argument("--seconds", type=float, default=530, help="until whatever runs is cut off")
     cli.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "thinktune-bench")
     cli.add_argument("--json", type=Path, help="write everything measured into this file too")
     cli.add_argument("--peer", help=argparse.SUPPRESS)  # in the processes of a peer: the task's file
@@ -99,24 +103,21 @@ def main() -> None:
                 found[cell][cells[cell][0]] = future.result()
                 print(line(cell, cells[cell][0], found[cell], cells[cell][0]), flush=True)
     for cell, counts in cells.items():
-        took, rows = 0.0, found[cell]
         for count in counts[args.abreast :]:
-            left, started = end - time.monotonic(), time.monotonic()
-            if took > left:
-                print(f"{cell:10}{count:>10}  not begun: {left:.0f} s are left", flush=True)
-                continue
-            rows[count] = run(cell, count, most, args, left)
-            took = time.monotonic() - started
-            print(line(cell, count, rows, counts[0]), flush=True)
+            found[cell][count] = run(cell, count, most, args, end - time.monotonic())
+            print(line(cell, count, found[cell], counts[0]), flush=True)
     if args.json:
-        values = {cell: {count: vars(row) for count, row in rows.items()} for cell, rows in found.items()}
-        args.json.write_text(json.dumps(values, indent=2, default=str), encoding="utf-8")
+        values = {
+            cell: {count: vars(row) if isinstance(row, Row) else str(row) for count, row in rows.items()}
+            for cell, rows in found.items()
+        }
+        args.json.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
 def line(cell: str, count: int, rows: dict[int, Any], base: int) -> str:
     row, one = rows[count], rows.get(base)
     if isinstance(row, Exception):
-        return f"{cell:10}{count:>10}  {row}"
+        return f"{cell:10}{count:>10}  " + str(row).replace("\n", f"\n{'':10}  ")
     label = f"\n{'':10}  {row.label}"
     label += f"\n{'':10}  losses {' '.join(f'{loss:.4f}' for loss in row.losses)}" * (count == base)
     against = isinstance(one, Row) and count != base
@@ -142,7 +143,7 @@ def run(
         if cell.startswith("trl"):
             return peer(cell, count, args, seconds, gpu)
         return ours(cell, count, most, args, seconds, gpu)
-    except (RuntimeError, subprocess.TimeoutExpired) as error:
+    except RuntimeError as error:
         return error
 
 
@@ -180,6 +181,8 @@ def ours(cell: str, count: int, most: int, args: argparse.Namespace, seconds: fl
                 "scheduler": "constant",
                 "warmup_steps": 0,
                 "max_grad_norm": MAX_NORM,
+                "memory": args.limit,
+                "on_oom": "retry",
                 "max_steps": args.steps,
                 "save_every": 10**6,
             },
@@ -189,8 +192,8 @@ def ours(cell: str, count: int, most: int, args: argparse.Namespace, seconds: fl
         file.write_text(json.dumps(config), encoding="utf-8")
         several = ["--gpus", str(count)] if count > 1 else []
         began = time.time()
-        call([sys.executable, "-m", "thinktune", "train", str(file), *several], Path(place) / "log", seconds, gpu)
-        return read(Path(place) / "run", time.time() - began)
+        said = call([sys.executable, "-u", "-m", "thinktune", "train", str(file), *several], seconds, gpu)
+        return read(Path(place) / "run", time.time() - began, said)
 
 
 def reasoning(packs: int) -> list[int]:
@@ -201,22 +204,37 @@ def reasoning(packs: int) -> list[int]:
     return lengths
 
 
-def call(command: list[str], log: Path, seconds: float, gpu: int | None) -> None:
-    """Run a command in a session of its own, on that GPU or on all, and all of it ended when its time is over."""
+def call(command: list[str], seconds: float, gpu: int | None) -> list[str]:
+    """Run a command, on that GPU or on all, and return the lines that it prints, each with the seconds since its start.
+
+    Raises:
+        RuntimeError: it failed, or all of it was ended when its time was over; with its last lines.
+    """
     seen = os.environ if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=seen, start_new_session=True)
-        try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()  # its processes end with it
-            raise RuntimeError(f"took more than {seconds:.0f} s") from None
+    began, said = time.monotonic(), list[str]()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=seen, text=True, errors="replace"
+    )
+
+    def listen() -> None:
+        said.extend(
+            f"{time.monotonic() - began:6.1f} s {text.rstrip()[:150]}" for text in process.stdout if text.strip()
+        )
+
+    listener = Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        status = process.wait(max(1.0, seconds))
+    except subprocess.TimeoutExpired:
+        process.kill()  # its processes end with it
+        raise RuntimeError("\n".join([f"cut off after {seconds:.0f} s", *said[-8:]])) from None
+    listener.join(5)
     if status:
-        last = [text for text in log.read_text(encoding="utf-8", errors="replace").splitlines() if text.strip()]
-        raise RuntimeError(f"status {status}: {' | '.join(last[-3:])[-300:]}")
+        raise RuntimeError("\n".join([f"status {status}", *said[-8:]]))
+    return said
 
 
-def read(folder: Path, seconds: float) -> Row:
+def read(folder: Path, seconds: float, said: list[str]) -> Row:
     """Read what a run folder says."""
     lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
     record, plan = (json.loads((folder / name).read_text()) for name in ("run.json", "plan.json"))
@@ -232,6 +250,7 @@ def read(folder: Path, seconds: float) -> Row:
         peak=record["peak_memory_gib"],
         first=seconds - record["train_seconds"],
         label=record["setup"],
+        said=said,
         planned_peak=planned["parts"]["peak"] / 2**30,
         planned_rate=planned["tokens_per_second"],
         planned_efficiency=planned["efficiency"] if planned["gpus"] > 1 else None,
@@ -248,7 +267,7 @@ def peer(cell: str, count: int, args: argparse.Namespace, seconds: float, gpu: i
         file.write_text(json.dumps(task), encoding="utf-8")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         began = time.time()
-        call([*command, __file__, "--peer", str(file)], Path(place) / "log", seconds, gpu)
+        said = call([*command, __file__, "--peer", str(file)], seconds, gpu)
         answer = json.loads(file.with_suffix(".answer").read_text(encoding="utf-8"))
     if "missing" in answer:
         raise RuntimeError(answer["missing"])
@@ -259,6 +278,7 @@ def peer(cell: str, count: int, args: argparse.Namespace, seconds: float, gpu: i
         peak=answer["allocated"],
         first=time.time() - began - sum(answer["times"]),
         label=f"{answer['label']}, DDP, {rows} rows a GPU",
+        said=said,
     )
 
 
