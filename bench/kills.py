@@ -62,7 +62,7 @@ class Training:
     def __init__(self, place: Path, name: str, args: argparse.Namespace) -> None:
         self.folder, self.log, self._gpus = place / name, place / f"{name}.log", args.gpus
         self._draw = random.Random(name)
-        self._last, self._size = 0, 12 * (args.times + 2)
+        self._size = 12 * (args.times + 2)
         config = {
             "model": str(model_folder("tiny", args.folder)),
             "output": str(self.folder),
@@ -88,11 +88,11 @@ class Training:
 
     def die(self, kind: str, number: int) -> float:
         """Train for some steps, kill it, and return the seconds until all its processes are gone."""
+        wanted = self.steps() + self._draw.randint(1, 11)  # beyond those that it will cut off
         self.start()
-        wanted = self.steps() // _EVERY * _EVERY + self._draw.randint(1, 11)
         while self.steps() < wanted:
             assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.02)
+            time.sleep(0.05)
         ranks = [pid for pid in self.processes() if pid != self.process.pid]
         assert len(ranks) == self._gpus, ranks
         victim = self.process.pid if kind == "agent" else self._draw.choice(ranks)
