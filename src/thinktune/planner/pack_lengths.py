@@ -39,7 +39,7 @@ class PackLengths:
     count: int | None
     source: str
 
-    def mean(self, count: int) -> Batch:
+    def mean(self, count: float) -> Batch:
         """Return the average batch of so many packs."""
         return Batch.joined(self.packs, count / len(self.packs))
 

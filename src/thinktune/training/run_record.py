@@ -36,6 +36,7 @@ def run_record(
         seconds: since the command began, loading included.
     """
     model, meter = trainer.model, trainer.meter
+    peak: float = agree(peak_memory_gib(), max)
     trainable, total = model.get_nb_trainable_parameters()
     return {
         "model": config.model,
@@ -55,7 +56,7 @@ def run_record(
         "train_seconds": round(meter.seconds, 2),
         "wall_seconds": round(seconds, 2),
         "tokens_per_second": round(meter.tokens / max(meter.seconds, 1e-9), 1),
-        "peak_memory_gib": round(agree(peak_memory_gib(), max), 2),
+        "peak_memory_gib": round(peak, 2),
         "predicted_memory_gib": round(plan.parts["peak"] / GIB, 2),
         "setup": plan.describe(),
         "uncovered": uncovered(model, config.lora.targets),
