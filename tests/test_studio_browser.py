@@ -189,7 +189,7 @@ def test_two_models_answer_a_study_which_is_rated_blind(browser: Any, tmp_path: 
     seen = set()
     for done in range(4):
         wait_for_text(page, "#rate-progress", f"{done} of 4")
-        seen.add(page.inner_text("#rate-prompt").strip())
+        seen.add(page.inner_text("#rate-prompt").strip().splitlines()[-1])  # after Gradio's hidden "processing"
         sides = [page.inner_text(f"#rate-{side}-answer") for side in ("left", "right")]
         assert all(side.strip() for side in sides)
         assert not any(name in side for name in (str(tiny_model), str(other)) for side in sides)

@@ -126,7 +126,10 @@ class TrainingForm:
 
     def show(self) -> tuple[Any, ...]:
         """Fill the form when the page opens: configs, a name that is free, data."""
-        return gr.update(choices=self._configs()), self._free_name(_NAME), gr.update(choices=self._sources())
+        free = self._free_name(_NAME)
+        # A name that is free stays as it is: the person may have been quicker.
+        name = gr.skip() if free == _NAME else free
+        return gr.update(choices=self._configs()), name, gr.update(choices=self._sources())
 
     def begin_with(self, run: str) -> tuple[Any, ...]:
         """Return the tab, the config and a name for a training like a run's."""
