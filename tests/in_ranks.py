@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from thinktune.errors import ThinktuneError
 
-_TIMEOUT = 120
+_TIMEOUT = 100
 
 
 class Outcome(NamedTuple):
