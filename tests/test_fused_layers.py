@@ -172,7 +172,12 @@ def with_the_same_masks(model: PeftModel, probability: float) -> PeftModel:
     ("kind", "memory", "changes"),
     [
         ("qwen2", RecomputePolicy(), {}),
-        ("qwen3", RecomputePolicy(("full",), mlp_chunks=2), {"targets": ["q_proj", "v_proj", "o_proj", "down_proj"]}),
+        pytest.param(
+            "qwen3",
+            RecomputePolicy(("full",), mlp_chunks=2),
+            {"targets": ["q_proj", "v_proj", "o_proj", "down_proj"]},
+            marks=pytest.mark.slow,
+        ),
         ("qwen3", RecomputePolicy(("mlp",), mlp_chunks=2), {"r": 40}),
     ],
 )
@@ -187,6 +192,7 @@ def test_dropout_is_that_of_peft_on_the_input_of_every_adapter(
     assert_same(fused, make(kind, **changes))
 
 
+@pytest.mark.slow
 def test_a_backward_pass_draws_what_its_own_forward_pass_drew() -> None:
     fused = make("llama", lora_dropout=0.3)
     fuse_layers(fused, RecomputePolicy(("full",)))
@@ -256,6 +262,7 @@ def test_weights_that_lay_beside_low_rank_matrices_are_given_back_without_a_seco
     assert all(part.untyped_storage().nbytes() == 0 for part in parts)
 
 
+@pytest.mark.slow
 def test_an_eight_bit_base_is_made_whole_for_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frozen_projection, "_multiplies_fp8", lambda layers: False)  # as on GPUs before Hopper
     fused = make("qwen2", quantise=True)

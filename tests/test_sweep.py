@@ -141,6 +141,7 @@ def count_requests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@pytest.mark.slow
 def test_a_second_call_trains_and_loads_nothing(tiny_model: Path, tmp_path: Path) -> None:
     file = make_file(tiny_model, tmp_path)
     first = quietly(file, "lora.r=2,4")

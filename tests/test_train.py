@@ -135,7 +135,14 @@ def test_a_half_written_checkpoint_is_not_resumed_from(finished: Path, tiny_mode
     assert_same_outcome(run, finished)
 
 
-@pytest.mark.parametrize("length", [{"max_steps": 6}, {"epochs": 1.5}, {"epochs": 1}])
+@pytest.mark.parametrize(
+    "length",
+    [
+        {"max_steps": 6},
+        pytest.param({"epochs": 1.5}, marks=pytest.mark.slow),
+        pytest.param({"epochs": 1}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_training_that_was_killed_behind_its_last_step_does_no_other_one(
     tiny_model: Path, tmp_path: Path, length: dict[str, Any]
 ) -> None:
@@ -245,6 +252,7 @@ def test_only_so_many_checkpoints_are_kept(finished: Path) -> None:
     assert len(whole_checkpoints(finished / "checkpoints")) == 2
 
 
+@pytest.mark.slow
 def test_lines_that_span_a_checkpoint_are_the_same_after_resuming(tiny_model: Path, tmp_path: Path) -> None:
     every = {"epochs": 4, "log_every": 5, "save_every": 4}
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "First steps": ("quickstart", "init", "doctor", "demo"),
-    "Data and training": ("config", "data", "plan", "train", "run", "sweep", "collect"),
+    "Data and training": ("config", "data", "plan", "train", "run", "sweep", "collect", "pairs"),
     "Models": ("ask", "infer", "serve", "merge", "verify", "export", "push"),
     "Scores": ("eval", "score", "harness", "compare", "report"),
     "Files": ("clean",),
