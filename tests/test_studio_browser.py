@@ -266,7 +266,7 @@ def test_a_training_is_started_watched_stopped_and_resumed(page: Any, studio: tu
     page.click("#run-stop")
     page.wait_for_selector(".run-head.phase-stopped")
     page.click("#run-train-again")
-    page.wait_for_function("document.querySelector('#train-name textarea, #train-name input').value === 'mine-2'")
+    page.wait_for_function("document.querySelector('#train-name textarea, #train-name input')?.value === 'mine-2'")
 
 
 def test_a_runs_page_shows_its_scores_what_changed_and_its_report(page: Any) -> None:

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from conftest import make_tiny_model, make_tiny_tokenizer
+from test_graphed_passes import tokens_of
 from thinktune.config import Load
 from thinktune.data import Tokens, prepare
 from thinktune.data.examples import Example
@@ -580,7 +581,7 @@ def test_the_proof_leaves_no_trace(tiny_model: Path, tmp_path: Path, monkeypatch
     proved = []
 
     def train_after_proof(trainer: Any, **arguments: Any) -> Any:
-        proved.append(warm_up_step(trainer, [trainer.train_dataset[0]["documents"]]))
+        proved.append(warm_up_step(trainer, tokens_of([40, 20], 3)))
         assert all(parameter.grad is None for parameter in trainer.model.parameters())
         return original(trainer, **arguments)
 
