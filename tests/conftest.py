@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,21 @@ def make_base_model(folder: Path) -> Path:
     tokenizer.eos_token = "<|endoftext|>"
     tokenizer.save_pretrained(folder)
     return folder
+
+
+Write = Callable[..., str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write rows to a JSON lines file and return its name."""
+
+    def write_rows(rows: list[Any], name: str = "rows.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    return write_rows
 
 
 @pytest.fixture(scope="session")

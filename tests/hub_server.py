@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def _file(self, name: str, **headers: str) -> None:
@@ -188,14 +188,6 @@ class _Push(_Handler):
 
     def _take(self, path: str) -> None:
         raise NotImplementedError
-
-    def _json(self, status: int, values: Any, **headers: str) -> None:
-        body = json.dumps(values).encode()
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
 
 
 class _HuggingFacePush(_Push):

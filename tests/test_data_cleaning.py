@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from conftest import Write
 from thinktune.config import Config, Format, Load, parse_config
 from thinktune.data import Example, Prepared, load_examples, prepare
 from thinktune.data.decontamination import ProblemIndex
@@ -34,21 +34,6 @@ def chat() -> Chat:
     from conftest import make_tiny_tokenizer
 
     return Chat(make_tiny_tokenizer())
-
-
-Write = Callable[..., str]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Write rows to a JSON lines file and return its name."""
-
-    def write_rows(rows: list[Any], name: str = "rows.jsonl") -> str:
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return str(path)
-
-    return write_rows
 
 
 def example(question: str = QUESTION, think: str = THINK, answer: str = "1080", row: int = 1) -> Example:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from conftest import Write
 from thinktune.config import Config, Data, Format, Load, Source, parse_config
 from thinktune.data import Prepared, load_examples, pack, prepare
 from thinktune.data.prepare import shares
@@ -30,21 +30,6 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="module")
 def chat(tokenizer: Any) -> Chat:
     return Chat(tokenizer)
-
-
-Write = Callable[..., str]
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Write rows to a JSON lines file and return its name."""
-
-    def write_rows(rows: list[Any], name: str = "rows.jsonl") -> str:
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return str(path)
-
-    return write_rows
 
 
 def row(number: int, words: int = 3) -> dict[str, str]:

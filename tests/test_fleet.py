@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from thinktune.workflows.parallel_sweep import sweep_in_parallel
 from thinktune.workflows.sweep import sweep
 from training import adapter_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")]
+pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parent
 LOAD = Load(device="cpu", dtype="float32")
