@@ -12,11 +12,13 @@ class Parts:
 
     Attributes:
         loading_peak: bytes on the GPU while the model was loaded; 0 on a CPU.
+        at_mark: called with the name of each part as it ends.
     """
 
     def __init__(self, began: float) -> None:
         self.seconds: dict[str, float] = {}
         self.loading_peak = 0
+        self.at_mark: Callable[[str], None] = lambda part: None
         self._last = self._began = began
 
     def mark(self, part: str) -> None:
@@ -25,6 +27,7 @@ class Parts:
             now = time.time()
             self.seconds[part] = now - self._last
             self._last = now
+            self.at_mark(part)
 
     @property
     def ended(self) -> bool:
@@ -92,6 +95,7 @@ def watch_training(began: float, after_first_step: Callable[[Parts], None] = lam
             (base_model_cache, "prepare", "data"),
             (training, "adapter_to_train", "checks of the data"),
             (training, "resolve_plan", "adapter, plan"),
+            (training, "compile_kernels", "kernels compiled"),
             (training, "examine_in_float32", "check in float32"),
             (training, "examine_as_set_up", "check as set up"),
             (training, "warm_up_step", "warm-up step"),

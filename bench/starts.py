@@ -2,11 +2,14 @@
 
     python bench/starts.py                            # the built-in model and data, in float32
     python bench/starts.py CONFIG load.device=cuda    # another config, with settings over it
+    python bench/starts.py --shape 3b                 # configs/article.yaml on random weights of Qwen2.5-3B's shape
     python bench/starts.py --verbs                    # plan, data, doctor, ask, infer and eval, to their ends
     python bench/starts.py --vllm MODEL               # vLLM, as `infer` starts it, by the lines of its log
 
-Every call is a process of its own, and the one before the first is not counted: it fills the caches of files. Medians,
-with the least and the most; a call that shares its cores with other work is better told by its CPU seconds.
+Every call is a process of its own. The first one, which has no compiled kernels yet and fills the caches of files, is
+told apart from the later ones: of these medians, with the least and the most. `--calls 0.3` adds, for the first and the
+last training, the calls in which the main thread was seen for so many seconds, within each part. A call that shares its
+cores with other work is better told by its CPU seconds.
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ from resource import RUSAGE_CHILDREN, getrusage
 from statistics import median
 from tempfile import TemporaryDirectory, gettempdir
 
+from calls import CallTree
 from parts import Parts, watch_training
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+ARTICLE = CONFIG.with_name("article.yaml")
 QUESTION = [{"role": "user", "content": "Calculate the area of a circle with radius 3 and explain every step."}]
 _LONG = 0.5  # seconds
 BEGAN = "THINKTUNE_BENCH_BEGAN"  # the time of the command, for the process that it starts
@@ -37,34 +42,58 @@ def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("config", nargs="?", default=str(CONFIG))
     cli.add_argument("overrides", nargs="*", help="KEY=VALUE")
-    cli.add_argument("--repeats", type=int, default=5)
+    cli.add_argument("--shape", help="configs/article.yaml on a model of bench/workload.py with random weights")
+    cli.add_argument("--repeats", type=int, default=5, help="calls after the first")
+    cli.add_argument("--calls", type=float, default=0.0, metavar="SECONDS", help="the calls that took so long")
     cli.add_argument("--verbs", action="store_true", help="other verbs instead of train")
     cli.add_argument("--vllm", metavar="MODEL", help="the start of vLLM on this model instead")
     cli.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    options = cli.parse_args()
-    overrides = options.overrides or (["load.dtype=float32"] if options.config == str(CONFIG) else [])
+    options = cli.parse_intermixed_args()
+    config, overrides = options.config, options.overrides
+    if options.shape and not options.child:
+        config, overrides = str(ARTICLE), [*shipped(options.shape), *overrides]
+    elif not overrides and config == str(CONFIG):
+        overrides = ["load.dtype=float32"]
     if options.child:
-        train_one_step(options.config, overrides)
+        train_one_step(config, overrides, options.calls)
     elif options.vllm:
         print_vllm(options.vllm, options.repeats)
     elif options.verbs:
         print_verbs(options.repeats)
     else:
-        print_train(options.config, overrides, options.repeats)
+        print_train(config, overrides, options.repeats, options.calls)
 
 
-def print_train(config: str, overrides: list[str], repeats: int) -> None:
-    """Print the seconds of each part of a training's start."""
+def shipped(shape: str) -> list[str]:
+    """Make a model and 400 rows of 1,500 tokens where they are not there, and return the settings that name them."""
+    made = "from pathlib import Path; import sys; from workload import model_folder, write_rows; "
+    made += "folder = model_folder(sys.argv[1]); print(folder); rows = folder.parent / 'starts.jsonl'; "
+    made += "rows.exists() or write_rows(rows, [1500] * 400)"
+    command = [sys.executable, "-c", made, shape]
+    folder = subprocess.run(command, cwd=Path(__file__).parent, check=True, stdout=subprocess.PIPE, text=True).stdout
+    model = Path(folder.splitlines()[-1])
+    return [f"model={model}", f"data.source={model.parent / 'starts.jsonl'}", "data.sample=null"]
+
+
+def print_train(config: str, overrides: list[str], repeats: int, calls: float) -> None:
+    """Print the seconds of each part of a training's start: of the first one, and of later ones."""
     runs = []
-    for _ in range(repeats + 1):
-        command = [sys.executable, __file__, config, *overrides, "--child"]
-        environment = {**os.environ, BEGAN: str(time.time())}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode or not done.stdout:
-            sys.exit(done.stderr)
-        runs.append(json.loads(done.stdout.splitlines()[-1]))
-    for part in runs[0]:
-        print_seconds(part, [run[part] for run in runs[1:]])
+    with TemporaryDirectory() as kernels:
+        for number in range(repeats + 1):
+            command = [sys.executable, __file__, config, *overrides, "--child", f"--calls={calls}"]
+            environment = {**os.environ, "TRITON_CACHE_DIR": kernels, BEGAN: str(time.time())}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            if done.returncode or not done.stdout:
+                sys.exit(done.stderr)
+            *found, last = done.stdout.splitlines()
+            runs.append(json.loads(last))
+            print(f"training {number + 1}: {runs[-1]['all']:.1f} s to the end of its first step", flush=True)
+            if calls and number in (0, repeats):
+                print("\n".join(found), flush=True)
+    print(f"{'':28}  first   later")
+    for part, first in runs[0].items():
+        later = [run[part] for run in runs[1:]] or [first]
+        print(f"{part:28} {first:6.2f}  {median(later):6.2f} s  ({min(later):.2f} to {max(later):.2f})", flush=True)
 
 
 def print_vllm(model: str, repeats: int) -> None:
@@ -153,15 +182,26 @@ def print_seconds(name: str, seconds: list[float]) -> None:
     print(f"{name:28} {median(seconds):6.2f} s  ({min(seconds):.2f} to {max(seconds):.2f})", flush=True)
 
 
-def train_one_step(config: str, overrides: list[str]) -> None:
-    """Run `thinktune train` to the end of its first optimizer step, and print the seconds of its parts as JSON."""
+def train_one_step(config: str, overrides: list[str], calls: float) -> None:
+    """Run `thinktune train` to the end of its first optimizer step, and print the seconds of its parts as JSON.
+
+    Args:
+        calls: print calls that took so many seconds, too; 0: none.
+    """
+    tree = CallTree() if calls else None
     from thinktune.cli import app
 
     def end(parts: Parts) -> None:
+        if tree is not None:
+            tree.end()
+            for part in parts.seconds:
+                print(f"{part}\n" + "\n".join(f"    {line}" for line in tree.lines(part, calls)))
         print(json.dumps({**parts.seconds, "all": parts.all}), flush=True)
         os._exit(0)
 
-    watch_training(float(os.environ[BEGAN]), end)
+    parts = watch_training(float(os.environ[BEGAN]), end)
+    if tree is not None:
+        parts.at_mark = tree.end_part
     with TemporaryDirectory() as folder:
         quick = ["train.max_steps=1", "ask.questions=[]", f"output={folder}/run"]
         app(["train", config, *overrides, *quick])
