@@ -98,11 +98,17 @@ class _Setup(TypedDict):
     graphed: NotRequired[bool]
 
 
+class _Rate(TypedDict):
+    value: float
+    rule: str | None
+
+
 class _Plan(TypedDict):
     __pydantic_config__ = _LENIENT  # type: ignore[misc]
     hardware: Any
     gpus: NotRequired[int]
     slopes: NotRequired[tuple[float, float]]
+    rate: NotRequired[_Rate]
 
 
 class PlanRecord(TypedDict):

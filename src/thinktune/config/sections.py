@@ -108,7 +108,10 @@ class Train(Section):
     pack_length: int | None = Field(
         None, ge=16, description="max tokens of a pack; never below data.max_length, which null stands for"
     )
-    learning_rate: float = Field(2e-4, gt=0, description="peak learning rate")
+    learning_rate: Annotated[
+        Annotated[Literal["auto"], Tag(NAME)] | Annotated[float, Field(gt=0), Tag(LIST)],
+        Discriminator(lambda value: NAME if value == "auto" else LIST),
+    ] = Field(2e-4, description="peak learning rate; auto: by model family, hidden size, rows a step and method")
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "cosine"
     warmup_steps: float = Field(0.03, ge=0, description="optimizer steps, or below 1 a fraction of all steps")
     weight_decay: float = Field(0.0, ge=0)

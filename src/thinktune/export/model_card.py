@@ -144,13 +144,13 @@ def _training(config: Config, record: dict[str, Any]) -> Iterator[str]:
     lora, train = config.lora, config.train
     sources = ", ".join(_named(source.source) for source in config.data.sources)
     targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
+    rate = record.get("learning_rate", train.learning_rate)  # the number of auto
     yield "\n## Training\n"
     rows = {
         "data": f"{sources}; {record['tokens']:,} tokens, {record['trained_tokens']:,} of them trained",
         "adapter": f"rank {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, targets {targets}",
         "parameters trained": f"{record['trainable_parameters']:,} of {record['parameters']:,}",
-        "optimisation": f"{record['steps']:,} steps, learning rate {train.learning_rate:g}, {train.scheduler}, seed "
-        f"{record['seed']}",
+        "optimisation": f"{record['steps']:,} steps, learning rate {rate}, {train.scheduler}, seed {record['seed']}",
         "base weights": f"{record['dtype']}"
         + ("" if config.quantize == "none" else f", quantised to {config.quantize}"),
         "final loss": f"{record['final_loss']:.4f} nats a trained token",

@@ -33,11 +33,13 @@ class PackLengths:
     Attributes:
         count: packs of an epoch; None: unknown.
         source: origin of the lengths, in words.
+        documents: mean number of documents in a pack; None: unknown.
     """
 
     packs: tuple[Batch, ...]
     count: int | None
     source: str
+    documents: float | None = None
 
     def mean(self, count: float) -> Batch:
         """Return the average batch of so many packs."""
@@ -54,7 +56,8 @@ def measure_packs(
 ) -> PackLengths:
     """Measure packs (indexes of examples); `of`: the number of examples that they stand for (None: their own)."""
     count = len(packs) if of is None else math.ceil(len(packs) * of / len(examples))
-    return PackLengths(tuple(_measure([examples[index] for index in pack]) for pack in packs), count, source)
+    measured = tuple(_measure([examples[index] for index in pack]) for pack in packs)
+    return PackLengths(measured, count, source, documents=sum(map(len, packs)) / len(packs))
 
 
 def _measure(pack: Sequence[Tokens]) -> Batch:

@@ -21,6 +21,7 @@ from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
 from thinktune.planner.dealing import share, waiting_seconds
 from thinktune.planner.hardware import GIB, Hardware, find_gpu, hardware_here
 from thinktune.planner.known_models import known_config
+from thinktune.planner.learning_rate import LearningRate, learning_rate
 from thinktune.planner.model_shape import ModelShape, shape_of
 from thinktune.planner.pack_lengths import PackLengths, in_rollout_packs, longest_packs, read_packs, rollout_packs
 from thinktune.planner.recompute_policy import Level, RecomputePolicy
@@ -71,6 +72,7 @@ class Plan:
     steps: int | None
     hours: float | None
     data: str
+    rate: LearningRate
     graphed: bool = False
     gpus: int = 1
     slopes: tuple[float, float] = (1.0, 0.0)
@@ -167,8 +169,9 @@ def plan_as_configured(
         may_fuse: False where fused/ has said that it cannot run this model's layers.
         may_graph: False where layers are run on one document at a time, which no CUDA graph can follow.
     """
+    config = _continued(config)
     choices = _packs_at_once(config, gpus)
-    cost = cost_model_of(_continued(config), shape, hardware, width=width)
+    cost = cost_model_of(config, shape, hardware, width=width)
     cost = replace(cost, may_fuse=may_fuse and cost.may_fuse, may_graph=may_graph)
     wanted = config.train.offload_checkpoints
 
@@ -195,11 +198,12 @@ def fit(
 
     A less precise base is taken only where it is clearly faster than every more precise one that fits.
     """
+    config = _continued(config)
     choices = _divisors(share(config.train.batch_size * config.train.accumulation, gpus))
     bases = _MORE_PRECISE if hardware.kind == "cuda" else (config.quantize,)
     best: Plan | None = None
     for base in bases:
-        cost = cost_model_of(_continued(config.model_copy(update={"quantize": base})), shape, hardware, width=width)
+        cost = cost_model_of(config.model_copy(update={"quantize": base}), shape, hardware, width=width)
         if base == "fp8" and not cost.in_fp8:
             continue  # int8 is as small, and faster then
         offloads = (False, True) if cost.fused else (False,)
@@ -211,7 +215,7 @@ def fit(
 
 
 def _continued(config: Config) -> Config:
-    """Put the rank, dropout and targets of the adapter of `lora.init` in the place of the config's."""
+    """Put the rank, scale, dropout and targets of the adapter of `lora.init` in the place of the config's."""
     from thinktune.models import resolve
     from thinktune.models.folder import ADAPTER_CONFIG, read_json
 
@@ -224,6 +228,7 @@ def _continued(config: Config) -> Config:
     told = read_json(adapter / ADAPTER_CONFIG)
     ranks = [told.get("r", config.lora.r), *(told.get("rank_pattern") or {}).values()]
     own = {"r": max(ranks), "dropout": told.get("lora_dropout", 0.0), "experts": bool(told.get("target_parameters"))}
+    own |= {"alpha": told.get("lora_alpha", config.lora.alpha), "use_rslora": bool(told.get("use_rslora"))}
     if isinstance(told.get("target_modules"), list):  # PEFT knows patterns too
         own["targets"] = told["target_modules"]
     return config.model_copy(update={"lora": config.lora.model_copy(update=own)})
@@ -288,6 +293,7 @@ def _plan(
         steps=steps,
         hours=steps * seconds / 3600 if steps is not None else None,
         data=packs.source,
+        rate=learning_rate(config, cost.shape, packs),
         graphed=graphed,
         gpus=gpus,
         slopes=slopes,

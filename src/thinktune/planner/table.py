@@ -86,6 +86,7 @@ def _remarks(plan: Plan, overrides: list[str], fitted: bool) -> Iterator[str]:
             f"and the model types {', '.join(FUSED_MODELS)}"
         )
     yield f"data: {plan.data}; {plan.step_tokens:,.0f} tokens an optimizer step"
+    yield plan.rate.line()
     if plan.tokens_per_second is None:
         yield "speed: not told by a size; name a GPU, such as --gpu rtx4090"
     else:

@@ -349,14 +349,16 @@ def differing_settings(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any
 
 
 def read_settings(folder: RunFolder) -> dict[str, Any]:
-    """Read the config of a run, with its keys joined by dots.
+    """Read the config of a run, with its keys joined by dots, and the learning rate that `auto` stood for.
 
     Raises:
-        ConfigError: it is damaged.
+        ConfigError, RunFolderError: it is damaged.
     """
     settings = _flat(read_values(folder.config))
     if "model" not in settings:
         raise ConfigError(f"{folder.config} is damaged: it names no model")
+    if settings.get("train.learning_rate") == "auto" and folder.is_trained:
+        settings["train.learning_rate"] = read_record(folder.record, RunRecord).get("learning_rate", "auto")
     return settings
 
 

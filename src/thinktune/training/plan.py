@@ -9,9 +9,11 @@ from typing import Any
 from peft import PeftModel
 
 from thinktune.config import Config
+from thinktune.errors import RunFolderError
 from thinktune.files import write_json
 from thinktune.models import Loaded
 from thinktune.planner.hardware import hardware_here
+from thinktune.planner.learning_rate import LearningRate
 from thinktune.planner.model_shape import shape_of
 from thinktune.planner.pack_lengths import PackLengths
 from thinktune.planner.plan import Plan, plan_as_configured
@@ -49,14 +51,24 @@ def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, packs: PackLe
 
 
 def recorded_plan(run: RunFolder, config: Config, plan: Plan) -> Plan:
-    """Return the plan with the split and the recomputation that this run began with, on as many GPUs of the same kind
-    and with like settings.
+    """Return the plan with the learning rate that this run began with, and with its split and recomputation, on as many
+    GPUs of the same kind and with like settings.
 
     The split of packs over batches decides in which order numbers are added: a resumed training repeats it bit by bit.
+
+    Raises:
+        RunFolderError: the plan, which has the number that `learning_rate: auto` stood for, is missing or damaged.
     """
     if not run.plan.exists():
+        if plan.rate.rule is not None and any(run.checkpoints.glob("*")):
+            raise RunFolderError(
+                f"{run.plan} is missing: for train.learning_rate, it has the number of auto",
+                hint="restore it from a copy, or make the run anew",
+            )
         return plan
     values = read_record(run.plan, PlanRecord)
+    if (rate := values["plan"].get("rate")) is not None:
+        plan = replace(plan, rate=LearningRate(rate["value"], rate["rule"]))
     asked = _asked(config)
     before = {name: value for name, value in values["asked"].items() if name in asked}  # an earlier version had more
     if before != asked or values["plan"]["hardware"] != plan.hardware or values["plan"].get("gpus", 1) != plan.gpus:

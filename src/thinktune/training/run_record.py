@@ -59,6 +59,8 @@ def run_record(
         "peak_memory_gib": round(peak, 2),
         "predicted_memory_gib": round(plan.parts["peak"] / GIB, 2),
         "setup": plan.describe(),
+        "learning_rate": plan.rate.value,
+        "learning_rate_rule": plan.rate.rule,
         "uncovered": uncovered(model, config.lora.targets),
         "evaluation_seconds": round(sum(line.get("eval_seconds", 0.0) for line in metrics.lines), 2),
         "final_loss": metrics.final_loss(),

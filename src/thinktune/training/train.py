@@ -278,6 +278,8 @@ class _Attempt:
         if self.resume:
             plan = by_first(lambda: recorded_plan(self.run, config, plan))
         console.print(plan.line(), highlight=False)
+        if plan.rate.rule is not None:
+            console.print(plan.rate.line(), highlight=False)
         for warning in _warnings(config, loaded, self.prepared, plan):
             console.print(warning, style="yellow", highlight=False)
         return plan

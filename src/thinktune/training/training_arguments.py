@@ -58,7 +58,7 @@ def training_arguments(
         "gradient_accumulation_steps": plan.accumulation,
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,
-        "learning_rate": settings.learning_rate,
+        "learning_rate": plan.rate.value,
         "lr_scheduler_type": settings.scheduler,
         "warmup_steps": settings.warmup_steps,
         "weight_decay": settings.weight_decay,

@@ -162,10 +162,7 @@ def _text(
         ("train:", ""),
         (f"  pack_length: {pack_length}", f"tokens a step: about {steps:,} steps in all"),
         (f"  epochs: {epochs}", "how often each row is seen; watch the scores before taking more"),
-        (
-            f"  learning_rate: {'1e-3' if small else '2e-4'}",
-            "1e-3 suits models of 0.1B parameters, 2e-4 those above 1B",
-        ),
+        ("  learning_rate: auto", "by model, adapter and rows a step; thinktune plan shows the number and its rule"),
         ("", ""),
         ("ask:", ""),
         ("  questions:", "answered when training ends; these are held out" if test else "answered when training ends"),

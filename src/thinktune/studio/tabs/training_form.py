@@ -75,7 +75,7 @@ class TrainingForm:
             self.steps = gr.Number(filled[3], precision=0, minimum=0, label=label("max_steps"), elem_id="train-steps")
         with gr.Row():
             self.rank = gr.Number(filled[4], precision=0, minimum=1, label="LoRA r", elem_id="train-rank")
-            self.rate = gr.Number(filled[5], minimum=0, label=label("learning_rate"), elem_id="train-rate")
+            self.rate = gr.Textbox(filled[5], label=label("learning_rate"), max_length=16, elem_id="train-rate")
         self.overrides = gr.Textbox(label=label("overrides"), lines=3, elem_id="train-overrides")
         with gr.Row():
             self.look = gr.Button(label("preview"), elem_id="train-look", size="md")
@@ -178,7 +178,8 @@ class TrainingForm:
         try:
             config, _ = self._plan(file, name, *fields)
             with muted(), self._studio.pool.resting():
-                return plain(plan_config(config).line())
+                planned = plan_config(config)
+            return plain(f"{planned.line()}; {planned.rate.line()}")
         except ThinktuneError as error:
             return plain(reason(error), "error")
 
@@ -236,7 +237,8 @@ def shipped_configs() -> list[Path]:
 def _fields(config: Config) -> list[Any]:
     source = config.data.source if isinstance(config.data.source, str) else ""
     train = config.train
-    return [config.model, source, config.data.sample or 0, train.max_steps or 0, config.lora.r, train.learning_rate]
+    rate = str(train.learning_rate)
+    return [config.model, source, config.data.sample or 0, train.max_steps or 0, config.lora.r, rate]
 
 
 _KEYS = ("model", "data.source", "data.sample", "train.max_steps", "lora.r", "train.learning_rate")
