@@ -2,7 +2,7 @@
 
     python bench/reinforce.py                       # a: built-in model, b: 3B, c: 3B within 16 GiB (nf4 and fp8)
     python bench/reinforce.py --cells a,b --steps 6
-    python bench/reinforce.py --learn --seeds 1,2,3 # strict greedy accuracy on 400 unseen problems, before and after
+    python bench/reinforce.py --learn --seeds 3     # strict greedy accuracy on 400 unseen problems, before and after
     python bench/reinforce.py --cells tiny --steps 3        # on a CPU
 
 Every cell is `thinktune train` with `method: grpo` in a process of its own. Cell a trains quickstart's adapter first
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,7 +40,8 @@ CELLS: dict[str, dict[str, Any]] = {
 _PROFILED = 24
 """Number of the step of decoding whose kernels are printed."""
 PHASES = ("generating", "scoring", "training")
-UNSEEN = 400
+_MEMORY = 22
+"""GiB of a GPU for each of several trainings at a time."""
 
 
 def main() -> None:
@@ -48,7 +49,8 @@ def main() -> None:
     cli.add_argument("--cells", default="a,b,c-nf4,c-fp8", help=", ".join(CELLS))
     cli.add_argument("--steps", type=int, default=7)
     cli.add_argument("--learn", action="store_true", help="train 60 steps and score instead")
-    cli.add_argument("--seeds", default="1")
+    cli.add_argument("--seeds", type=int, default=1, help="how many, side by side")
+    cli.add_argument("--unseen", type=int, default=400, help="problems of the scores of --learn")
     cli.add_argument("--profile", action="store_true", help="print the kernels of some decoded tokens, too")
     cli.add_argument("--init", type=Path, help="go on from this run or adapter in cell a")
     cli.add_argument("--set", action="append", default=[], help="a setting of the config, as SECTION.NAME=VALUE")
@@ -63,7 +65,9 @@ def main() -> None:
     else:
         columns = "".join(f"{phase:>12}" for phase in (*PHASES, "step"))
         print(
-            f"{'cell':8}{columns}{'tokens':>9}{'drawn':>7}{'trained':>9}{'mismatch':>10}{'peak GiB':>10}{'set up':>9}"
+            f"{'cell':8}{columns}{'tokens':>9}{'drawn':>7}{'trained':>9}{'equal':>7}{'mismatch':>10}{'peak GiB':>10}"
+            f"{'set up':>9}",
+            flush=True,
         )
         for cell in args.cells.split(","):
             started = time.monotonic()
@@ -86,22 +90,44 @@ def run_cell(cell: str, args: argparse.Namespace) -> None:
 
 
 def print_row(cell: str, args: argparse.Namespace, seconds: float) -> None:
-    file = args.folder / f"reinforce-{cell}" / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    rest = lines[2:] or lines
-    if not rest:
+    run = args.folder / f"reinforce-{cell}"
+    if not (run / "metrics.jsonl").exists():
         return
-    before = [0, *(line["tokens"] for line in lines)]
-    steps = [(line["tokens"] - one) / line["tokens_per_second"] for one, line in zip(before, lines, strict=False)]
-    phases = [median(line[f"rl/seconds_{phase}"] for line in rest) for phase in PHASES]
-    phases.append(median(steps[2:] or steps))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rest = lines[2:] or lines
+    steps = seconds_of_steps(lines)
     named = [median(line[f"rl/{name}"] for line in rest) for name in ("tokens", "drawn", "groups")]
+    mismatch = median(line.get("rl/mismatch", 0.0) for line in rest)
     print(
-        f"{cell:8}{''.join(f'{each:>12.3f}' for each in phases)}{named[0]:>9.0f}{named[1]:>7.0f}{named[2]:>9.0f}"
-        f"{median(line['rl/mismatch'] for line in rest):>10.5f}{max(line['memory_gib'] for line in lines):>10.1f}"
-        f"{seconds - sum(steps):>9.1f}",
+        f"{cell:8}{phases(lines)}{named[0]:>9.0f}{named[1]:>7.0f}{named[2]:>9.0f}{equal_groups(run):>7}"
+        f"{mismatch:>10.5f}{max(line['memory_gib'] for line in lines):>10.1f}{seconds - sum(steps):>9.1f}",
         flush=True,
     )
+
+
+def phases(lines: list[dict[str, Any]]) -> str:
+    """Format the median seconds of each phase, and of a step."""
+    medians = [median(line[f"rl/seconds_{phase}"] for line in lines[2:] or lines) for phase in PHASES]
+    return "".join(
+        f"{each:>12.3f}" for each in (*medians, median(seconds_of_steps(lines)[2:] or seconds_of_steps(lines)))
+    )
+
+
+def seconds_of_steps(lines: list[dict[str, Any]]) -> list[float]:
+    """Compute each step's seconds by its tokens and their rate, or, where nothing was trained, by its phases."""
+    before = [0, *(line["tokens"] for line in lines)]
+    return [
+        (line["tokens"] - one) / line["tokens_per_second"]
+        if line["tokens"] > one
+        else sum(line[f"rl/seconds_{phase}"] for phase in PHASES)
+        for one, line in zip(before, lines, strict=False)
+    ]
+
+
+def equal_groups(run: Path) -> int:
+    """Count the groups trained whose rewards are all equal."""
+    groups = [json.loads(line) for file in run.glob("rollouts/*.jsonl") for line in file.read_text().splitlines()[1:]]
+    return sum(len({each["reward"] for each in group["rollouts"]}) < 2 for group in groups if not group["spare"])
 
 
 def train_cell(args: argparse.Namespace) -> None:
@@ -185,55 +211,71 @@ def never_end_and_draw_rewards() -> None:
 
 
 def profile_decoding() -> None:
-    """Have the time of decoding said, and the kernels of one burst of tokens."""
+    """Have the seconds of each part of a step said, and the kernels of one burst of tokens."""
     import atexit
 
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     from thinktune.inference.engines.hf.batch import Batch
+    from thinktune.inference.engines.hf.decoder import Decoder
+    from thinktune.inference.engines.hf.engine import TransformersEngine
+    from thinktune.training.reinforce import reinforce_trainer
+    from thinktune.training.reinforce.drawing import _Batch
+    from thinktune.training.reinforce.reinforce_trainer import ReinforceTrainer
+    from thinktune.training.reinforce.rollouts import RolloutJournal
 
-    step, change = Batch.step, Batch.change
-    seconds: dict[str, list[float]] = {"change": [], "step after one": [], "other step": []}
-    changed = False
+    seconds: dict[str, list[float]] = {}
+    on_gpu = torch.cuda.is_available()
 
-    def timed_change(self: Batch, *args: Any) -> None:
-        nonlocal changed
-        started = time.monotonic()
-        change(self, *args)
-        changed = True
-        seconds["change"].append(time.monotonic() - started)
+    def time_calls(owner: Any, name: str, label: str = "", *, wait: bool = False) -> None:
+        inner = getattr(owner, name)
 
-    def timed_step(self: Batch) -> None:
-        nonlocal changed
-        started, kind = time.monotonic(), "step after one" if changed else "other step"
-        changed = False
-        if len(seconds["other step"]) != _PROFILED:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if wait and on_gpu:
+                torch.cuda.synchronize()
+            started = time.monotonic()
+            result = inner(*args, **kwargs)
+            if wait and on_gpu:
+                torch.cuda.synchronize()
+            seconds.setdefault(label or name, []).append(time.monotonic() - started)
+            return result
+
+        setattr(owner, name, timed)
+
+    for name in ("prefill", "change", "step"):
+        time_calls(Batch, name, wait=name != "step")
+    time_calls(Decoder, "accept_several")
+    time_calls(TransformersEngine, "complete")
+    time_calls(_Batch, "take", "take, with waits for scores")
+    time_calls(RolloutJournal, "write", "journal")
+    for name in ("_take", "_batches", "_backward", "_divergence"):
+        time_calls(ReinforceTrainer, name, wait=True)
+    time_calls(reinforce_trainer, "policy_facts", wait=True)
+    time_calls(ReinforceTrainer, "training_step", wait=True)
+    step, count = Batch.step, 0
+
+    def profiled_step(self: Batch) -> None:
+        nonlocal count
+        count += 1
+        if count != _PROFILED:
             step(self)
-            seconds[kind].append(time.monotonic() - started)
             return
-        with profile(
-            activities=[ProfilerActivity.CUDA, *[ProfilerActivity.CPU] * (not torch.cuda.is_available())]
-        ) as seen:
+        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
             step(self)
-        seconds["other step"].append(0.0)
-        on = "device" if torch.cuda.is_available() else "cpu"
         print(
             f"PROFILE of {len(self.rows)} rows, {self.width} columns, a burst of tokens: ms and number of each kernel"
         )
-        events = sorted(seen.key_averages(), key=lambda each: -getattr(each, f"self_{on}_time_total"))
-        for each in events[:25]:
-            print(f"PROFILE {getattr(each, f'self_{on}_time_total') / 1e3:9.2f}{each.count:8}  {each.key[:100]}")
+        by = f"self_{'device' if on_gpu else 'cpu'}_time_total"
+        for each in sorted(seen.key_averages(), key=lambda each: -getattr(each, by))[:25]:
+            print(f"PROFILE {getattr(each, by) / 1e3:9.2f}{each.count:8}  {each.key[:100]}")
 
     def tell() -> None:
-        for kind, each in seconds.items():
-            if each:
-                print(
-                    f"PROFILE {kind}: {len(each)}, median {median(each) * 1e3:.1f} ms, sum {sum(each):.2f} s",
-                    flush=True,
-                )
+        for name, each in seconds.items():
+            told = f"{len(each):6} times, median {median(each) * 1e3:8.2f} ms, most {max(each) * 1e3:8.1f} ms"
+            print(f"PROFILE {name:30}{told}, sum {sum(each):7.2f} s", flush=True)
 
-    Batch.step, Batch.change = timed_step, timed_change  # type: ignore[method-assign]
+    Batch.step = profiled_step  # type: ignore[method-assign]
     atexit.register(tell)
 
 
@@ -251,30 +293,42 @@ def learn(args: argparse.Namespace) -> None:
     """Print strict greedy accuracy on unseen problems before and after each seed's training."""
     begun = quickstart(args)
     shipped = Path(__file__).parents[1] / "configs" / "quickstart-grpo.yaml"
-    print(f"{'':10}{'accuracy':>10}{'95% interval':>18}{'well-formed':>13}{'tokens':>8}{'seconds':>9}", flush=True)
-    score("before", begun, args)
-    for seed in args.seeds.split(","):
-        run = args.folder / f"reinforce-learn-{seed}"
-        started = time.monotonic()
-        settings = [f"seed={seed}", f"lora.init={begun}", f"output={run}", "ask.questions=[]", *args.set]
+    several = [f"train.memory={_MEMORY}"] * (args.seeds > 1)
+
+    def train(seed: int) -> Path:
+        run: Path = args.folder / f"reinforce-learn-{seed}"
+        settings = [f"seed={seed}", f"lora.init={begun}", f"output={run}", "ask.questions=[]", *several, *args.set]
         thinktune("train", str(shipped), *settings, "--overwrite")
-        score(f"seed {seed}", run, args, time.monotonic() - started)
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        at = [0, len(lines) // 4, len(lines) // 2, 3 * len(lines) // 4, len(lines) - 1]
-        told = ", ".join(f"{lines[each]['rl/accuracy']:.3f}" for each in at)
-        print(f"{'':10}sampled accuracy at steps {', '.join(str(each + 1) for each in at)}: {told}", flush=True)
+        return run
+
+    columns = "".join(f"{phase:>12}" for phase in (*PHASES, "step"))
+    print(
+        f"{'':10}{'accuracy':>10}{'95% interval':>18}{'well-formed':>13}{'tokens':>8}{columns}{'equal':>7}", flush=True
+    )
+    with ThreadPoolExecutor() as pool:
+        before = pool.submit(score, "before", begun, args)
+        runs = list(pool.map(train, range(1, args.seeds + 1)))
+        print(before.result(), flush=True)
+        for run, scores in zip(
+            runs, pool.map(score, [run.name[10:] for run in runs], runs, [args] * len(runs)), strict=True
+        ):
+            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            at = [0, len(lines) // 4, len(lines) // 2, 3 * len(lines) // 4, len(lines) - 1]
+            told = ", ".join(f"{lines[each]['rl/accuracy']:.3f}" for each in at)
+            print(f"{scores}{phases(lines)}{equal_groups(run):>7}")
+            print(f"{'':10}sampled accuracy at steps {', '.join(str(each + 1) for each in at)}: {told}", flush=True)
 
 
-def score(name: str, run: Path, args: argparse.Namespace, seconds: float = 0.0) -> None:
+def score(name: str, run: Path, args: argparse.Namespace) -> str:
+    """Score a run on unseen problems; return a row of the table."""
     out = args.folder / f"reinforce-scores-{run.name}"
-    limits = ["--sample", str(UNSEEN), "--max-tokens", "200", "--out", str(out), "--engine", "transformers"]
+    limits = ["--sample", str(args.unseen), "--max-tokens", "200", "--out", str(out), "--engine", "transformers"]
     thinktune("eval", str(run), "builtin:arithmetic", *limits, "--overwrite")
     found = json.loads((out / "summary.json").read_text())
     low, high = found["accuracy_interval"]
-    print(
+    return (
         f"{name:10}{found['accuracy']:>10.1%}{f'{low:.1%} to {high:.1%}':>18}{found['format_rate']:>13.1%}"
-        f"{found['mean_tokens']:>8.0f}{seconds:>9.0f}",
-        flush=True,
+        f"{found['mean_tokens']:>8.0f}"
     )
 
 

@@ -12,9 +12,10 @@ from conftest import make_tiny_tokenizer
 from test_fused_layers import DEVICE, make
 from thinktune.config import Sampling
 from thinktune.inference.engines.base import Request
+from thinktune.inference.engines.detokenizer import Detokenizer
 from thinktune.inference.engines.hf import sampler as sampler_module
 from thinktune.inference.engines.hf.block_sums import block_sums
-from thinktune.inference.engines.hf.decoder import Row
+from thinktune.inference.engines.hf.decoder import Decoder, Row
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.hf.sampler import Sampler
 from thinktune.planner.recompute_policy import RecomputePolicy
@@ -41,6 +42,26 @@ def drawn(model: Any) -> list[tuple[tuple[int, ...], list[float]]]:
     requests = [Request(str(at), list(range(5, 9 + 3 * at)), sampling, logprobs=True) for at in range(2)]
     found = sorted(engine.generate(requests), key=lambda each: (each.request_id, each.index))
     return [(tuple(each.token_ids), list(each.logprobs)) for each in found]
+
+
+@pytest.mark.parametrize("stop", [(), ("e",)])
+def test_tokens_noted_together_end_a_row_where_single_ones_do(stop: tuple[str, ...]) -> None:
+    ends = frozenset(range(2, 14))
+    detokenizer = Detokenizer(make_tiny_tokenizer(), ends, 400)
+    decoder = Decoder(None, detokenizer, ends, 400, 99, None, torch.device("cpu"))
+    request = Request("1", [1], Sampling(temperature=1.0, stop=stop), logprobs=True)
+    together, singly = ([Row(request, at, 10 + at) for at in range(30)] for _ in range(2))
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        bursts = torch.rand(16, 3, 30, generator=generator, dtype=torch.float64)
+        bursts[:, 0] = (400 * bursts[:, 0]).floor()
+        bursts[:, 2] = (bursts[:, 2] > 0.01).double()
+        decoder.accept_several(together, bursts)
+        for token in bursts:
+            decoder.accept_several(singly, token[None])
+        for one, other in zip(together, singly, strict=True):
+            assert (one.ids, one.logprobs, one.reason) == (other.ids, other.logprobs, other.reason)
+    assert {row.reason for row in together} == {"stop", "length", "error"}
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])

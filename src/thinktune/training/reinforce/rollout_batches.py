@@ -14,7 +14,7 @@ from thinktune.config import Rl
 from thinktune.data import Tokens, pack
 from thinktune.training.collator import PackedCollator
 from thinktune.training.reinforce.objective import Fact, shares
-from thinktune.training.reinforce.rollouts import Drawn
+from thinktune.training.reinforce.rollouts import Drawn, Group, Rollout
 
 
 @dataclass
@@ -57,24 +57,23 @@ def rollout_batches(
     lengths = [len(documents[index]) for index in chosen]
     packs = pack(lengths, capacity) if capacity else [[at] for at in range(len(chosen))]
     for members in ([chosen[at] for at in each] for each in packs):
-        rows = [
-            _facts(rollout, weights[index], group.step < drawn.step, place)
-            for place, index in enumerate(members)
-            for group, rollout in [pairs[index]]
-        ]
+        facts = _facts([pairs[index] for index in members], [weights[index] for index in members], drawn.step)
         trained = [len(pairs[index][1].ids) for index in members]
-        batches.append(RolloutBatch(collate([{"documents": members}]), torch.cat(rows, dim=1), members, trained))
+        batches.append(RolloutBatch(collate([{"documents": members}]), facts, members, trained))
     return batches
 
 
-def _facts(rollout: Any, share: float, stale: bool, place: int) -> torch.Tensor:
-    facts = torch.empty(len(Fact), len(rollout.ids), dtype=torch.float32)
-    facts[Fact.ADVANTAGE] = rollout.advantage
-    facts[Fact.SHARE] = share
-    facts[Fact.SAMPLED] = torch.tensor(rollout.logprobs, dtype=torch.float32)
+def _facts(pairs: Sequence[tuple[Group, Rollout]], shares: Sequence[float], step: int) -> torch.Tensor:
+    """Compute the facts of the tokens of some completions, one after the other."""
+    of_rollout = torch.full((len(Fact), len(pairs)), math.nan)
+    of_rollout[Fact.ADVANTAGE] = torch.tensor([rollout.advantage for _, rollout in pairs])
+    of_rollout[Fact.SHARE] = torch.tensor(shares)
+    of_rollout[Fact.SEQUENCE] = torch.arange(len(pairs))
+    lengths = torch.tensor([len(rollout.ids) for _, rollout in pairs])
+    of_rollout[Fact.LENGTH] = lengths
+    facts = of_rollout.repeat_interleave(lengths, dim=1)
+    facts[Fact.SAMPLED] = torch.tensor([each for _, rollout in pairs for each in rollout.logprobs])
     # The policy that drew an older one is known by the engine's numbers alone.
-    facts[Fact.OLD] = facts[Fact.SAMPLED] if stale else math.nan
-    facts[Fact.REFERENCE] = math.nan
-    facts[Fact.SEQUENCE] = place
-    facts[Fact.LENGTH] = len(rollout.ids)
+    stale = torch.tensor([group.step < step for group, _ in pairs]).repeat_interleave(lengths)
+    facts[Fact.OLD] = torch.where(stale, facts[Fact.SAMPLED], math.nan)
     return facts

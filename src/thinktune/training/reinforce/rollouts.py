@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,8 @@ class RolloutJournal:
     def write(self, drawn: Drawn) -> None:
         head = {"step": drawn.step, "next": drawn.next, "facts": drawn.facts}
         lines: list[dict[str, Any]] = [head]
-        lines += [{"spare": False, **asdict(group)} for group in drawn.groups]
-        lines += [{"spare": True, **asdict(group)} for group in drawn.spare]
+        lines += [_line(group, spare=False) for group in drawn.groups]
+        lines += [_line(group, spare=True) for group in drawn.spare]
         with telling_full_disk(self._folder):
             write_json_lines(self.file(drawn.step), lines)
 
@@ -147,6 +147,11 @@ class RolloutJournal:
 
 def _texts(rollouts: Iterable[Rollout]) -> Iterable[Rollout]:
     return (replace(each, ids=(), logprobs=()) for each in rollouts)
+
+
+def _line(group: Group, *, spare: bool) -> dict[str, Any]:
+    # Not by `asdict`, which copies each of a step's hundred thousand numbers.
+    return {"spare": spare, **vars(group), "rollouts": [vars(each) for each in group.rollouts]}
 
 
 def _group(line: dict[str, Any]) -> Group:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -100,11 +101,27 @@ class Decoder:
 
     def accept_several(self, rows: Sequence[Row], drawn: torch.Tensor) -> None:
         """Note several tokens of each row, up to the one that ends it: `(tokens, 3, rows)` of `Sampler.draw`."""
-        for ids, logprobs, usable in drawn.tolist():
-            for row, token, logprob, sound in zip(rows, ids, logprobs, usable, strict=True):
-                if row.reason is None:
-                    row.logprobs.append(logprob)
-                    self._append(row, int(token), bool(sound))
+        tokens, logprobs, usable = drawn.permute(1, 2, 0).cpu()
+        ends = torch.isin(tokens, self._ends) | (usable == 0)
+        ends[:, -1] = True
+        first = ends.int().argmax(-1).tolist()
+        several = zip(rows, first, tokens.long().tolist(), logprobs.tolist(), usable.bool().tolist(), strict=True)
+        for row, end, *drawn_for in several:
+            if row.reason is not None:
+                continue
+            # Tokens that cannot end it, unless they complete a stop string, are noted at once.
+            plain = 0 if row.sampling.stop else min(end, row.limit - len(row.ids) - 1)
+            row.ids += drawn_for[0][:plain]
+            row.logprobs += drawn_for[1][:plain]
+            for token, logprob, sound in zip(*(each[plain : end + 1] for each in drawn_for), strict=True):
+                row.logprobs.append(logprob)
+                self._append(row, token, sound)
+                if row.reason is not None:
+                    break
+
+    @cached_property
+    def _ends(self) -> torch.Tensor:
+        return torch.tensor(sorted(self.stop_ids), dtype=torch.float64)
 
     def _append(self, row: Row, token: int, usable: bool) -> None:
         if not usable:
