@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from conftest import make_tiny_tokenizer
-from thinktune.config import Load
+from thinktune.config import Dpo, Load, Rl
 from thinktune.data import Tokens
 from thinktune.data.examples import Example
 from thinktune.models import load_model
@@ -25,6 +25,10 @@ from thinktune.training.fused.fuse_model import fuse_layers
 from thinktune.training.fused.kernels.dropout import Dropout, dropped, threshold_of
 from thinktune.training.fused.packed_attention import packed_documents
 from thinktune.training.fused.support import why_not_fused
+from thinktune.training.methods.dpo import pair_losses
+from thinktune.training.model_with_loss import ModelWithLoss
+from thinktune.training.preference_trainer import PreferenceTrainer
+from thinktune.training.reinforce.objective import Fact, Objective
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -32,6 +36,7 @@ CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config,
 LENGTHS = [19, 2, 30]
 TOKEN_KEYS = torch.randint(0, 2**31, (sum(LENGTHS),), generator=torch.Generator().manual_seed(5), dtype=torch.int32)
 SEED = 17
+NOBODY = Example((), "", "", 1, "test")
 
 
 def make(
@@ -97,6 +102,43 @@ def assert_same(fused: PeftModel, plain: PeftModel) -> None:
         torch.testing.assert_close(
             grads[name], grad, atol=1e-4 * scale, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def gradients_of(policy: ModelWithLoss, inputs: dict[str, Any], method: str) -> tuple[float, torch.Tensor]:
+    """The loss of pairs, or of a policy, over a batch of documents, and the gradients of all that is trained."""
+    policy.zero_grad()
+    generator = torch.Generator().manual_seed(3)
+    if method == "dpo":
+        sums, lengths = PreferenceTrainer._logprobs(policy, inputs)
+        reference = -5 * lengths + torch.randn(len(lengths), generator=generator).to(lengths)
+        loss = pair_losses(Dpo(beta=0.5), sums, reference, lengths).losses.sum()
+    else:
+        logprobs = -policy(**inputs, reduction="none", temperature=0.9)
+        facts = torch.ones(len(Fact), len(logprobs))
+        facts[Fact.ADVANTAGE] = torch.randn(len(logprobs), generator=generator)
+        facts[Fact.OLD] = -5 + 0.3 * torch.randn(len(logprobs), generator=generator)
+        facts[Fact.SAMPLED] = facts[Fact.OLD] + 0.1
+        facts[Fact.REFERENCE] = -5.0
+        loss = Objective(Rl(beta=0.1, epsilon=5.0))(logprobs, facts.to(logprobs.device))
+    loss.backward()
+    return float(loss.detach()), torch.cat([each.grad.flatten() for each in policy.trained if each.grad is not None])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dpo", "grpo"])
+def test_losses_of_log_probabilities_are_those_of_plain_peft(method: str) -> None:
+    plain, fused = make("llama"), make("llama")
+    fuse_layers(fused, RecomputePolicy())
+    documents = [Tokens(array("i", range(3, 3 + length)), 1, NOBODY) for length in (19, 7, 24, 12)]
+    inputs = PackedCollator(documents)([{"documents": [0, 1, 2, 3]}])
+    inputs = {name: value.to(DEVICE) if torch.is_tensor(value) else value for name, value in inputs.items()}
+    found = []
+    for model in (plain, fused):
+        with packed_documents(model.get_base_model()):
+            found.append(gradients_of(ModelWithLoss(model), inputs, method))
+    (expected, gradients), (loss, ours) = found
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert 0 < (ours - gradients).norm() < 1e-4 * gradients.norm()
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

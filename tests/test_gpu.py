@@ -15,14 +15,18 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import make_tiny_model, make_tiny_tokenizer
+from test_dpo import dpo_config, pair_rows
 from test_engine_hybrids import FAMILIES, make, requests_of
 from test_engine_hybrids import answers as tokens_of
 from test_engine_sampling import Row
 from test_fidelity import make_family
 from test_fused_families import FAMILIES as FUSED_FAMILIES
 from test_fused_families import SIZES
+from test_fused_layers import gradients_of
+from test_reinforce import reinforced
 from thinktune.config import Load, Sampling
 from thinktune.data import prepare
+from thinktune.files import write_json_lines
 from thinktune.inference.engines import EngineSettings, Request, open_engine
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.hf.sampler import Sampler, row_noise
@@ -193,6 +197,47 @@ def test_checkpoints_in_main_memory_change_no_gradient(model: Path, tmp_path: Pa
         offloaded = torch.cat([*gradients(tuned, RecomputePolicy(("full",), offload=True))])
     assert kept.norm() > 0
     assert (offloaded - kept).norm() < 1e-3 * kept.norm()
+
+
+@pytest.mark.parametrize("method", ["dpo", "grpo"])
+def test_losses_of_log_probabilities_are_the_same_on_fused_layers(model: Path, tmp_path: Path, method: str) -> None:
+    config = make_config(model, tmp_path / "run", load=BFLOAT16, data={"eval_fraction": 0})
+    loaded = load_model(config.model, load=config.load)
+    examples = prepare(config, loaded.chat).train
+    inputs = PackedCollator(examples)([{"documents": list(range(len(examples)))}])
+    inputs = {name: value.to(DEVICE) if torch.is_tensor(value) else value for name, value in inputs.items()}
+    with adapter_to_train(loaded, config) as tuned:
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        plan = resolve_plan(tuned, config, loaded, measure_packs(examples, [[index] for index in range(len(examples))]))
+        assert plan.fused
+        found = []
+        for fused in (False, True):
+            with set_up(tuned, loaded, replace(plan, fused=fused)):
+                found.append(gradients_of(ModelWithLoss(tuned), inputs, method))
+    (expected, gradients), (loss, ours) = found
+    assert loss == pytest.approx(expected, rel=0.02)
+    assert 0 < (ours - gradients).norm() < 0.05 * gradients.norm()
+
+
+@pytest.mark.parametrize("method", ["dpo", "grpo"])
+def test_preferences_and_rewards_are_trained_on_fused_layers(model: Path, tmp_path: Path, method: str) -> None:
+    train = {"max_steps": 2, "learning_rate": 1e-3, "pack_length": 512}
+    if method == "dpo":
+        write_json_lines(tmp_path / "pairs.jsonl", pair_rows())
+        run = dpo_config(model, tmp_path / "run", tmp_path / "pairs.jsonl", load=BFLOAT16, train=train)
+    else:
+        run = reinforced(model, tmp_path / "run", steps=2, load=BFLOAT16)
+    quietly(run)
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["plan"]["fused"]
+    first, last = metrics_of(tmp_path / "run")[:2]
+    if method == "dpo":
+        assert first["loss"] == pytest.approx(0.6931, abs=0.02)
+        assert abs(first["dpo/chosen"]) < 0.05
+    else:
+        assert first["rl/mismatch"] < 0.05
+        assert first["rl/groups"] == last["rl/groups"] == 2
 
 
 @pytest.mark.parametrize(("quantize", "dropout"), [("none", 0.0), ("none", 0.1), ("fp8", 0.0), ("nf4", 0.0)])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from in_ranks import in_ranks
 from thinktune.config import Config, Rl, parse_config
 from thinktune.errors import ConfigError, DataError, RunFolderError
 from thinktune.planner.pack_lengths import rollout_packs
@@ -22,11 +23,12 @@ LENGTH = {"prompts": 2, "num_generations": 8, "max_completion_length": 16, "over
 REWARDS = {"rewards": {"length": 1.0, "answer": 1.0}, "length_buffer": 16}
 
 
-def reinforced(model: Path, output: Path, *, steps: int = 3, **rl: Any) -> Config:
+def reinforced(model: Path, output: Path, *, steps: int = 3, load: dict[str, str] | None = None, **rl: Any) -> Config:
     return make_config(
         model,
         output,
         method="grpo",
+        load=load or {},
         data={"sample": 30, "eval_fraction": 0},
         train={"max_steps": steps, "save_every": 2, "learning_rate": 1e-3, "warmup_steps": 0, "pack_length": None},
         rl={**LENGTH, **REWARDS, **rl},
@@ -81,6 +83,24 @@ def test_a_stopped_reinforcement_goes_on_to_the_same_adapter(
                 quietly(parts, resume=at > 0)
     quietly(parts, resume=True)
     assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manner", MANNERS, ids=str)
+def test_several_processes_draw_and_learn_what_one_does(manner: str, tiny_model: Path, tmp_path: Path) -> None:
+    alone, several = tmp_path / "alone", tmp_path / "several"
+    quietly(reinforced(tiny_model, alone, **MANNERS[manner]))
+    outcomes = in_ranks(2, quietly, reinforced(tiny_model, several, **MANNERS[manner]))
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    for line, other in zip(metrics_of(several), metrics_of(alone), strict=True):
+        assert line == pytest.approx(other, rel=1e-4, abs=1e-6)
+    ours, theirs = adapter_of(several), adapter_of(alone)
+    assert all((ours[name] - theirs[name]).norm() <= 1e-4 * theirs[name].norm() for name in theirs)
+    steps = RolloutJournal(alone / "rollouts").steps()
+    for one, other in ((RolloutJournal(run / "rollouts").read(step) for run in (several, alone)) for step in steps):
+        assert one is not None
+        assert other is not None
+        assert [each.ids for _, each in one.rollouts()] == [each.ids for _, each in other.rollouts()]
 
 
 def failing_after(calls: int, function: Any) -> Any:

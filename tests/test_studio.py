@@ -10,6 +10,7 @@ import string
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -49,6 +50,7 @@ from thinktune.studio.tabs.training_form import shipped_configs
 from thinktune.studio.training_jobs import Run, Trainings
 from thinktune.studio.translations import TEXTS, Words
 from thinktune.studio.waiting_questions import WaitingQuestions
+from thinktune.training.reinforce.rollouts import Drawn, Group, Rollout, RolloutJournal
 
 WORDS = Words(None)
 QUICKSTART = next(file for file in shipped_configs() if file.stem == "quickstart")
@@ -606,7 +608,15 @@ def test_a_runs_page_escapes_what_the_run_says_and_shows_changes_first(tmp_path:
     ]  # fmt: skip
     run = Run("<b>x", folder, "trained", [])
     told = run_view.head(run, Progress("failed", error="<i>bad"), WORDS) + run_view.facts(run, {}, WORDS)
-    page = shown + told + run_view.scores(folder, WORDS) + run_view.files_of(folder, WORDS)
+    assert run_view.rollouts(folder, WORDS) == ""
+    rollout = Rollout((), (), "<img src=y>", "stop", "right", {"answer": 1.0}, 1.0, True, 5)
+    for step in range(1, 8):
+        group = Group(0, 0, step, "<b>x", (rollout, replace(rollout, reward=0.0)))
+        RolloutJournal(folder.rollouts).write(Drawn(step, [group], [], 1, {"reward": 0.5}))
+    drawn = run_view.rollouts(folder, WORDS)
+    assert re.findall(r"<h4>step (\d)</h4>", drawn) == ["1", "3", "5", "7"]
+    assert drawn.count("&lt;img src=y&gt;") == 8
+    page = shown + told + drawn + run_view.scores(folder, WORDS) + run_view.files_of(folder, WORDS)
     assert not re.search("<(b>x|img|i>bad)", page)
     assert "33.3%" in run_view.scores(folder, WORDS) or "66.7%" in run_view.scores(folder, WORDS)
 

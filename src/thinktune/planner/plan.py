@@ -388,8 +388,6 @@ def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False,
             hardware = replace(hardware, memory=min(hardware.memory, int(config.train.memory * GIB)))
     shape, packs = _read_model_and_data(config)
     if config.method == "grpo":
-        if gpus > 1:
-            raise UsageError("method: grpo runs on one GPU", hint="no --gpus")
         if fitted:
             raise UsageError(
                 "with method: grpo, batches follow from the memory: there is nothing to fit", hint="no --fit"

@@ -13,6 +13,7 @@ from typing import Any
 from thinktune import tags
 from thinktune.evaluation.problems import place_of
 from thinktune.report.compare import read_scores, read_settings
+from thinktune.report.rollout_samples import rollout_samples
 from thinktune.run_folder import RunFolder
 from thinktune.studio.progress import Progress
 from thinktune.studio.training_jobs import Run
@@ -134,6 +135,24 @@ def _sample(old: dict[str, Any] | None, new: dict[str, Any], words: Words) -> st
         f'<details class="sample"><summary>{chip} {escape(question)}</summary>{reference}'
         f'<div class="beside">{texts}</div></details>'
     )
+
+
+def rollouts(folder: RunFolder, words: Words) -> str:
+    """Render completions that a reinforcement drew, a column for each of several steps; "" for a run that drew none."""
+    columns = "".join(
+        f"<div><h4>{escape(words('step'))} {step['step']}</h4>"
+        f"<p>{escape(', '.join(f'{name} {value:.3g}' for name, value in step['facts'].items()))}</p>"
+        f"{''.join(map(_group, step['groups']))}</div>"
+        for step in rollout_samples(folder)
+    )
+    return f'<h3>{escape(words("rollouts"))}</h3><div class="beside">{columns}</div>' if columns else ""
+
+
+def _group(group: dict[str, Any]) -> str:
+    drawn = "".join(
+        f'<p>{escape(each["told"])}</p><pre class="text">{escape(each["text"])}</pre>' for each in group["rollouts"]
+    )
+    return f'<details class="sample"><summary>{escape(group["prompt"][:_LONGEST])}</summary>{drawn}</details>'
 
 
 def data_account(report: dict[str, Any], words: Words) -> str:

@@ -54,7 +54,7 @@ from thinktune.training.adapter_coverage import uncovered
 from thinktune.training.base_model_cache import BaseModelCache, checksum
 from thinktune.training.checkpoints import newest_whole
 from thinktune.training.compiled_kernels import compile_kernels
-from thinktune.training.dealt_batches import dealt_batches
+from thinktune.training.dealt_batches import dealt_batches, nothing_dealt
 from thinktune.training.eval_callback import GenerationEvalCallback, checkup_problems
 from thinktune.training.fidelity import examine_as_set_up, examine_in_float32
 from thinktune.training.methods.dpo import DPO
@@ -125,7 +125,7 @@ def train(
         OutOfMemory: with the settings to change.
         ThinktuneError: from loading the model and the data.
     """
-    if config.method != "sft" and here().size > 1:
+    if config.method == "dpo" and here().size > 1:
         raise UsageError(f"method: {config.method} runs on one GPU", hint="without --gpus, and without torchrun")
     _require_loggers(config)
     check_trainer_fields(config)
@@ -416,14 +416,16 @@ def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan, stop: St
     }
     data = prepared.train, prepared.packs, prepared.held_out
     if isinstance(prepared, PreparedProblems):
+        method = GRPO(len(prepared.train), config.rl)
         trainer: ThinkTrainer = ReinforceTrainer(
             model,
-            GRPO(len(prepared.train), config.rl),
+            method,
             arguments(plan=replace(plan, packs=1, accumulation=1)),
             config=config,
             prepared=prepared,
             capacity=batch_capacity(config, prepared, plan),
             journal=RolloutJournal(run.rollouts),
+            dealt=nothing_dealt(method.steps) if here().size > 1 else None,
             **common,
         )
     elif config.method == "dpo":

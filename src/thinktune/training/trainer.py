@@ -212,13 +212,16 @@ class ThinkTrainer(Trainer):
 
     def _add_up_ranks(self, dealt: DealtBatches) -> None:
         """Make one step of the batches of all ranks, and stop after it where one of them is asked to."""
-        nothing = torch.zeros((), device=self.args.device)
-        own = nothing if self._own_loss is None else self._own_loss
-        loss, stops = self.model_with_loss.add_up_ranks(own.float(), nothing + self._stop.requested)
+        loss = self._add_up(torch.zeros((), device=self.args.device) if self._own_loss is None else self._own_loss)
         self._own_loss = None
-        self._stop.agreed = stops
         size = dealt.size(self.state.global_step)
         self.meter.add(int(size.tokens), int(size.trained), loss)
+
+    def _add_up(self, own: torch.Tensor) -> torch.Tensor:
+        """Add up the gradients of all ranks and their requests to stop; return the sum of their losses."""
+        requested = torch.full((), float(self._stop.requested), device=self.args.device)
+        loss, self._stop.agreed = self.model_with_loss.add_up_ranks(own.float(), requested)
+        return loss
 
     def _weighted(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch with its tokens' weights, and the seed of the optimizer step's dropout."""

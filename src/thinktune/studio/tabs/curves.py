@@ -14,6 +14,8 @@ CURVES = {
     "loss": ("training_loss", "loss"),
     "eval_loss": ("held_out_loss", "held-out"),
     "eval_accuracy": ("right_rate", "right"),
+    "rl/accuracy": ("drawn_right", "drawn-right"),
+    "rl/reward": ("reward", "reward"),
 }
 """Keys of metrics.jsonl: their text, and the end of their element's id."""
 _POINTS = 400  # of one curve
@@ -30,7 +32,7 @@ def plot(text: str, name: str) -> gr.LinePlot:
 def curve(runs: Sequence[Run], key: str) -> Any:
     import pandas
 
-    scale = 100 if key == "eval_accuracy" else 1
+    scale = 100 if key.endswith("accuracy") else 1
     points = []
     for run in runs:
         lines = [line for line in run.metrics if key in line]

@@ -67,6 +67,7 @@ class RunPage:
                 self.facts = gr.HTML(elem_id="run-facts")
         with gr.Row(elem_id="run-curves"):
             self.curves = [plot(text, f"run-{name}") for text, name in CURVES.values()]
+        self.rollouts = gr.HTML(elem_id="run-rollouts")
         with gr.Accordion(label("samples"), open=True, elem_id="run-samples-box"):
             self.samples = gr.HTML(elem_id="run-samples")
         with gr.Accordion(label("data_report"), open=False):
@@ -94,7 +95,8 @@ class RunPage:
     @property
     def shown(self) -> list[Any]:
         return [
-            self.head, self.log, *self.curves, self.scores, self.facts, self.samples, self.data, self.files, self.known,
+            self.head, self.log, *self.curves, self.rollouts, self.scores, self.facts, self.samples, self.data,
+            self.files, self.known,
         ]  # fmt: skip
 
     def _connect(self) -> None:
@@ -126,8 +128,9 @@ class RunPage:
         if key.split()[0] != known.partition(" ")[0]:
             return self._tell(name, words)
         log = _last_lines(self._studio.trainings.log(name))
-        rest = [gr.skip()] * (len(self.shown) - 3 - len(self.curves))
-        return head, log, *(curve([run], name) for name in CURVES), *rest, key
+        rest = [gr.skip()] * (len(self.shown) - 4 - len(self.curves))
+        rollouts = run_view.rollouts(run.folder, words)
+        return head, log, *(curve([run], name) for name in CURVES), rollouts, *rest, key
 
     def _head(self, name: str, words: Words) -> tuple[Run, str, str]:
         trainings = self._studio.trainings
@@ -138,7 +141,7 @@ class RunPage:
 
     def _tell(self, name: str, words: Words) -> tuple[Any, ...]:
         if not name:
-            return ("", "", *[gr.skip()] * len(self.curves), "", "", "", "", "", "")
+            return ("", "", *[gr.skip()] * len(self.curves), "", "", "", "", "", "", "")
         try:
             run, key, head = self._head(name, words)
             folder = run.folder
@@ -148,6 +151,7 @@ class RunPage:
                 head,
                 _last_lines(self._studio.trainings.log(name)),
                 *(curve([run], each) for each in CURVES),
+                run_view.rollouts(folder, words),
                 run_view.scores(folder, words),
                 run_view.facts(run, record, words),
                 run_view.changed(folder, words),
@@ -157,7 +161,7 @@ class RunPage:
             )
         except (ThinktuneError, OSError, ValueError, KeyError) as error:  # a record that somebody has damaged
             text = reason(error) if isinstance(error, ThinktuneError) else f"{type(error).__name__}: {error}"
-            return (plain(text, "error"), "", *[gr.skip()] * len(self.curves), "", "", "", "", "", "")
+            return (plain(text, "error"), "", *[gr.skip()] * len(self.curves), "", "", "", "", "", "", "")
 
     def _act(self, what: str) -> Any:
         def act(name: str) -> str:

@@ -11,17 +11,21 @@ from thinktune.config import Rl
 
 
 class GRPO:
-    """Gives rows that stand for the optimizer steps of an epoch; `ReinforceTrainer` makes their batches."""
+    """Gives rows that stand for the optimizer steps of an epoch; `ReinforceTrainer` makes their batches.
+
+    Attributes:
+        steps: of an epoch.
+    """
 
     def __init__(self, problems: int, rl: Rl) -> None:
         """
         Args:
             problems: how many there are; an epoch asks each about once.
         """
-        self._steps = math.ceil(problems / rl.prompts) * rl.num_iterations
+        self.steps = math.ceil(problems / rl.prompts) * rl.num_iterations
 
     def train_rows(self) -> list[dict[str, Any]]:
-        return [{"row": number} for number in range(self._steps)]
+        return [{"row": number} for number in range(self.steps)]
 
     def held_out_rows(self) -> None:
         return None

@@ -5,6 +5,9 @@ A group whose rewards are all equal has no advantage, and so no gradient: anothe
 is known, while the rest is still decoded (dynamic sampling, DAPO). About as many as that will take are begun at once.
 All that are begun are finished before any is chosen, by the order of their prompts: to take those that end first would
 prefer short completions.
+
+Several ranks draw the same prompts as one would, each some of them, and have all groups in the end; the prompts that
+take the place of others are then dealt when all ranks have finished those before.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from thinktune.errors import GenerationError
 from thinktune.inference.engines.base import Completion, Request, RequestSource
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.scoring.rewards import Reward, Rewards
+from thinktune.training.ranks import gathered, here
 from thinktune.training.reinforce.objective import advantages
 from thinktune.training.reinforce.problems import PreparedProblems
 from thinktune.training.reinforce.rollouts import Drawn, Group, Rollout
@@ -66,11 +70,17 @@ class RolloutSampler:
         expected = _EXPECTED if before is None else before.facts["expected_signal"]
         batch = _Batch(self, step, 0 if before is None else before.next)
         batch.begin(self._count(rl.prompts - len(kept), expected), most=self._most(0))
-        while batch.requests.ready:
+        while batch.begun > len(batch.groups):
+            own = []
             with closing(self._engine.generate(batch.requests)) as completions:
-                for completion in completions:
-                    if (group := batch.take(completion)) is not None and not group.has_signal:
+                for group in filter(None, map(batch.take, completions)):
+                    own.append(group)
+                    if not group.has_signal and here().size == 1:
                         batch.begin(1, most=self._most(batch.begun))
+            new = [group for each in gathered(own) for group in each]
+            batch.groups += new
+            if here().size > 1:
+                batch.begin(sum(not group.has_signal for group in new), most=self._most(batch.begun))
         usable = sorted((each for each in batch.groups if each.has_signal), key=lambda each: each.number)
         usable = [*kept, *usable]
         facts = _facts(batch.groups, self._rewards.names)
@@ -118,7 +128,7 @@ class RolloutSampler:
 
 
 class _Batch:
-    """The groups of a step in the making."""
+    """The groups of a step in the making: those that are begun, on whatever rank, and those that all ranks know."""
 
     def __init__(self, sampler: RolloutSampler, step: int, first: int) -> None:
         self._sampler = sampler
@@ -134,11 +144,13 @@ class _Batch:
     def begin(self, count: int, *, most: int) -> None:
         for _ in range(min(count, most)):
             number = self.first + self.begun
+            self.begun += 1
+            if number % here().size != here().rank:
+                continue
             problem, request = self._sampler.request(self._step, number)
             self._problems[request.id] = problem
             self._arrived[request.id] = []
             self.requests.ready.append(request)
-            self.begun += 1
 
     def take(self, completion: Completion) -> Group | None:
         """Have a completion scored; return its group if it was the last of it.
@@ -159,9 +171,7 @@ class _Batch:
         rollouts = tuple(_rollout(each, reward.result()) for each, reward in arrived)
         self.waited += time.monotonic() - started
         prompt = str(self._sampler._prepared.problems[problem].gold.get("prompt", ""))
-        group = Group(problem, int(name.partition("/")[2]), self._step, prompt, rollouts)
-        self.groups.append(group)
-        return group
+        return Group(problem, int(name.partition("/")[2]), self._step, prompt, rollouts)
 
 
 class _Requests(RequestSource):

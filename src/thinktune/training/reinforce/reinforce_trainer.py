@@ -1,8 +1,13 @@
-"""The trainer of `method: grpo`: a step draws its rollouts, or reads those of the journal, and trains on them."""
+"""The trainer of `method: grpo`: a step draws its rollouts, or reads those of the journal, and trains on them.
+
+Of several ranks, each has all rollouts and the same batches, and takes some of these through the model.
+"""
 
 from __future__ import annotations
 
+import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +17,10 @@ from safetensors.torch import load_file, save_file
 from thinktune.config import Config
 from thinktune.errors import RunFolderError
 from thinktune.files import replacing, telling_full_disk
+from thinktune.planner.dealing import deal
 from thinktune.training.checkpoints import whole_checkpoints
 from thinktune.training.fused.generation import generating
+from thinktune.training.ranks import by_first, gathered, here
 from thinktune.training.reinforce.drawing import RolloutSampler
 from thinktune.training.reinforce.objective import Fact, Objective
 from thinktune.training.reinforce.problems import PreparedProblems
@@ -25,6 +32,8 @@ from thinktune.training.trainer import ThinkTrainer
 
 _WATCHED = 16
 """One completion in so many is also scored by the adapter that training began with."""
+_UNEVEN = 1.05
+"""Tokens of a rank's batch, over its share: completions are not split."""
 
 
 class ReinforceTrainer(ThinkTrainer):
@@ -69,19 +78,23 @@ class ReinforceTrainer(ThinkTrainer):
         drawn = self._take(number)
         started = time.monotonic()
         batches = self._batches(drawn)
+        sizes = [float(batch.inputs["input_ids"].numel()) for batch in batches]
+        own = deal(range(len(batches)), sizes, here().size)[here().rank]
         if iteration:
             self._add_old(batches, number)
         if self._rl.beta:
-            self._add_reference(batches)
+            self._add_reference(batches, own)
         model.train()
-        passes = [self._backward(model, batch) for batch in batches]
-        loss = sum((loss for loss, _ in passes), torch.zeros((), device=self.args.device))
-        logprobs = [each for _, each in passes]
+        passes = {index: self._backward(model, batches[index]) for index in own}
+        loss = sum((loss for loss, _ in passes.values()), torch.zeros((), device=self.args.device))
+        if here().size > 1:
+            loss = self._add_up(loss)
+        logprobs = self._of_all_ranks({index: each for index, (_, each) in passes.items()})
         if self._rl.num_iterations > 1 and not iteration:
             self._keep_old(logprobs, number)
         trained = sum(map(len, logprobs))
         # Weighed by its tokens, so that the line of several steps has their mean.
-        self.meter.add(sum(batch.inputs["input_ids"].numel() for batch in batches), trained, loss * trained)
+        self.meter.add(int(sum(sizes)), trained, loss * trained)
         self._facts = {**drawn.facts, "groups": len(drawn.groups)}
         if batches:
             self._facts |= policy_facts(batches, logprobs, self._rl)
@@ -94,25 +107,42 @@ class ReinforceTrainer(ThinkTrainer):
         if self._drawn is not None and self._drawn.step == number:
             return self._drawn
         before = self._drawn
-        if before is None and number > 1 and (before := self._journal.read(number - 1)) is None:
+        if before is None and number > 1 and (before := self._read(number - 1)) is None:
             raise RunFolderError(f"{self._journal.file(number - 1)} is missing", hint="start anew with --overwrite")
-        drawn = self._journal.read(number)
+        drawn = self._read(number)
         if drawn is None:
             _free_if_scarce(self.args.device)
             with generating(self.model):
                 drawn = self.sampler.draw(number, before)
-            self._journal.write(drawn)
+            by_first(partial(self._journal.write, drawn))
             _free_if_scarce(self.args.device)
         self._drawn = drawn
         return drawn
 
+    def _read(self, number: int) -> Drawn | None:
+        return by_first(lambda: self._journal.read(number))
+
     def _batches(self, drawn: Drawn) -> list[RolloutBatch]:
-        capacity = self._capacity if self._packing else 0
-        batches = rollout_batches(drawn, self._prepared.train, self._rl, capacity)
+        batches = rollout_batches(drawn, self._prepared.train, self._rl, self._room(drawn) if self._packing else 0)
         for batch in batches:
             batch.inputs.update(self._prepare_inputs(batch.inputs))
             batch.facts = batch.facts.to(self.args.device)
         return batches
+
+    def _room(self, drawn: Drawn) -> int:
+        """Return the tokens of a batch: as planned, or fewer, so that there is one for every rank."""
+        if here().size == 1:
+            return self._capacity
+        prompts = self._prepared.train
+        sizes = [prompts[group.problem].context + len(rollout.ids) for group, rollout in drawn.rollouts()]
+        return min(self._capacity, max([*sizes, math.ceil(_UNEVEN * sum(sizes) / here().size)]))
+
+    def _of_all_ranks(self, own: dict[int, torch.Tensor]) -> list[torch.Tensor]:
+        """Return numbers of each batch, known to the rank that has it, in the order of the batches."""
+        if here().size > 1:
+            parts = gathered({index: each.cpu() for index, each in own.items()})
+            own = {index: each.to(self.args.device) for part in parts for index, each in part.items()}
+        return [own[index] for index in range(len(own))]
 
     def _backward(self, model: Any, batch: RolloutBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Add the gradients of a batch; return its part of the loss, and the log-probabilities of its tokens."""
@@ -125,13 +155,15 @@ class ReinforceTrainer(ThinkTrainer):
 
     def _keep_old(self, logprobs: list[torch.Tensor], number: int) -> None:
         self._old = logprobs
-        file = self._old_file(number)
+        by_first(lambda: self._write_old(self._old_file(number)))
+
+    def _write_old(self, file: Path) -> None:
         with telling_full_disk(file), replacing(file) as temporary:
-            save_file({str(at): each.cpu() for at, each in enumerate(logprobs)}, temporary)
+            save_file({str(at): each.cpu() for at, each in enumerate(self._old)}, temporary)
 
     def _add_old(self, batches: list[RolloutBatch], number: int) -> None:
         if not self._old:  # this process has not made the first of the steps
-            saved = load_file(self._old_file(number))
+            saved = by_first(lambda: load_file(self._old_file(number)))
             self._old = [saved[str(at)].to(self.args.device) for at in range(len(saved))]
         for batch, old in zip(batches, self._old, strict=True):
             given = batch.facts[Fact.OLD]
@@ -140,16 +172,19 @@ class ReinforceTrainer(ThinkTrainer):
     def _old_file(self, number: int) -> Path:
         return self._journal.file(number).with_suffix(".safetensors")
 
-    def _add_reference(self, batches: list[RolloutBatch]) -> None:
+    def _add_reference(self, batches: list[RolloutBatch], own: list[int]) -> None:
         with self._start.in_place():
-            for batch in batches:
-                batch.facts[Fact.REFERENCE] = self._start.logprobs(batch.inputs)
+            known = {index: self._start.logprobs(batches[index].inputs) for index in own}
+        for batch, logprobs in zip(batches, self._of_all_ranks(known), strict=True):
+            batch.facts[Fact.REFERENCE] = logprobs
 
     def _divergence(self, drawn: Drawn, batches: list[RolloutBatch], logprobs: list[torch.Tensor]) -> float:
         """Estimate the divergence from the adapter that training began with: by all tokens where it is in the loss,
         else by those of some completions."""
         if self._rl.beta:
             return divergence(torch.cat(logprobs), torch.cat([batch.facts[Fact.REFERENCE] for batch in batches]))
+        if not here().is_first:  # which writes it down
+            return 0.0
         of_rollout = {
             index: part
             for batch, seen in zip(batches, logprobs, strict=True)
@@ -167,7 +202,7 @@ class ReinforceTrainer(ThinkTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if self.args.should_save and (kept := whole_checkpoints(Path(self.args.output_dir))):
+        if here().is_first and (kept := whole_checkpoints(Path(self.args.output_dir))):
             # The first step after the oldest checkpoint also reads the file of the one before it.
             self._journal.shorten(kept[0][0] // self._rl.num_iterations)
 
