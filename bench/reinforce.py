@@ -22,9 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from thinktune.files import write_json_lines
@@ -42,6 +42,8 @@ _PROFILED = 24
 PHASES = ("generating", "scoring", "training")
 _MEMORY = 22
 """GiB of a GPU for each of several trainings at a time."""
+_PROGRESS = 20.0
+"""Seconds between two looks at trainings that are running."""
 
 
 def main() -> None:
@@ -307,7 +309,11 @@ def learn(args: argparse.Namespace) -> None:
     )
     with ThreadPoolExecutor() as pool:
         before = pool.submit(score, "before", begun, args)
-        runs = list(pool.map(train, range(1, args.seeds + 1)))
+        trainings = [pool.submit(train, seed + 1) for seed in range(args.seeds)]
+        while not all(each.done() for each in trainings):  # so that something is known if time runs out
+            wait(trainings, timeout=_PROGRESS)
+            print("\n".join(filter(None, map(progress, sorted(args.folder.glob("reinforce-learn-*"))))), flush=True)
+        runs = [each.result() for each in trainings]
         print(before.result(), flush=True)
         for run, scores in zip(
             runs, pool.map(score, [run.name[10:] for run in runs], runs, [args] * len(runs)), strict=True
@@ -317,6 +323,16 @@ def learn(args: argparse.Namespace) -> None:
             told = ", ".join(f"{lines[each]['rl/accuracy']:.3f}" for each in at)
             print(f"{scores}{phases(lines)}{equal_groups(run):>7}")
             print(f"{'':10}sampled accuracy at steps {', '.join(str(each + 1) for each in at)}: {told}", flush=True)
+
+
+def progress(run: Path) -> str:
+    """Tell how far a training is, and how many completions of its last steps are right."""
+    file = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    if not lines:
+        return ""
+    last = fmean(line["rl/accuracy"] for line in lines[-5:])
+    return f"{run.name[10:]}: step {len(lines)}, {last:.3f} of the completions of the last steps are right"
 
 
 def score(name: str, run: Path, args: argparse.Namespace) -> str:

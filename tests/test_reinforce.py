@@ -97,10 +97,14 @@ def test_several_processes_draw_and_learn_what_one_does(manner: str, tiny_model:
     ours, theirs = adapter_of(several), adapter_of(alone)
     assert all((ours[name] - theirs[name]).norm() <= 1e-4 * theirs[name].norm() for name in theirs)
     steps = RolloutJournal(alone / "rollouts").steps()
-    for one, other in ((RolloutJournal(run / "rollouts").read(step) for run in (several, alone)) for step in steps):
-        assert one is not None
-        assert other is not None
-        assert [each.ids for _, each in one.rollouts()] == [each.ids for _, each in other.rollouts()]
+    assert steps == [1, 2, 3]
+    for step in steps:
+        ids = []
+        for run in (several, alone):
+            drawn = RolloutJournal(run / "rollouts").read(step)
+            assert drawn is not None
+            ids.append([each.ids for _, each in drawn.rollouts()])
+        assert ids[0] == ids[1]
 
 
 def failing_after(calls: int, function: Any) -> Any:

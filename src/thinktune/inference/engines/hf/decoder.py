@@ -105,19 +105,22 @@ class Decoder:
         ends = torch.isin(tokens, self._ends) | (usable == 0)
         ends[:, -1] = True
         first = ends.int().argmax(-1).tolist()
-        several = zip(rows, first, tokens.long().tolist(), logprobs.tolist(), usable.bool().tolist(), strict=True)
-        for row, end, *drawn_for in several:
+        drawn_for = tokens.long().tolist(), logprobs.tolist(), usable.bool().tolist()
+        for row, end, *own in zip(rows, first, *drawn_for, strict=True):
+            if row.reason is None:
+                self._extend(row, end, *own)
+
+    def _extend(self, row: Row, end: int, ids: list[int], logprobs: list[float], usable: list[bool]) -> None:
+        """Note the tokens drawn for a row up to that at index `end`, which ends it unless one before does."""
+        # Those before cannot, unless they complete a stop string.
+        plain = 0 if row.sampling.stop else min(end, row.limit - len(row.ids) - 1)
+        row.ids += ids[:plain]
+        row.logprobs += logprobs[:plain]
+        for at in range(plain, end + 1):
+            row.logprobs.append(logprobs[at])
+            self._append(row, ids[at], usable[at])
             if row.reason is not None:
-                continue
-            # Tokens that cannot end it, unless they complete a stop string, are noted at once.
-            plain = 0 if row.sampling.stop else min(end, row.limit - len(row.ids) - 1)
-            row.ids += drawn_for[0][:plain]
-            row.logprobs += drawn_for[1][:plain]
-            for token, logprob, sound in zip(*(each[plain : end + 1] for each in drawn_for), strict=True):
-                row.logprobs.append(logprob)
-                self._append(row, token, sound)
-                if row.reason is not None:
-                    break
+                return
 
     @cached_property
     def _ends(self) -> torch.Tensor:
