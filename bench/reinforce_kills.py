@@ -55,6 +55,7 @@ def main() -> None:
             kills += 1
             journaled = sorted(int(file.stem[5:]) for file in run.rollouts.glob("step-*.jsonl"))
             steps.append(journaled[-1] if journaled else 0)
+            print(f"kill {kills}: rollouts of {steps[-1]} steps journaled", flush=True)
             continue
         if kills >= args.kills:
             wait_for(child)
