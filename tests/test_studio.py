@@ -577,6 +577,7 @@ def test_the_form_stands_for_a_command_line(trainings: Trainings, config: Path, 
         ("", True, "starting"),
         ("loading m\n", True, "preparing"),
         ("train ───\nloading\n", True, "training"),
+        ("train ───\ntrained 40 steps\n", True, "asking"),
         ("train ───\nmerge ───\n", True, "merging"),
         ("train ───\nmerge ───\neval tuned ───\n", True, "scoring"),
         ("eval base ───\n", True, "scoring_base"),
@@ -589,7 +590,9 @@ def test_the_form_stands_for_a_command_line(trainings: Trainings, config: Path, 
 def test_the_phase_of_a_training_is_told(log: str, runs: bool, phase: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: m\neval:\n  data: d\n  sample: 12\n")
     (tmp_path / "plan.json").write_text('{"plan": {"steps": 40}}')
-    found = read_progress(RunFolder(tmp_path), 7 if phase == "training" else None, log, 0.0, runs=runs)
+    if phase == "asking":
+        (tmp_path / "run.json").write_text("{}")
+    found = read_progress(RunFolder(tmp_path), 7 if phase in ("training", "asking") else None, log, 0.0, runs=runs)
     assert found.phase == phase
     if phase == "training":
         assert (found.done, found.total, found.seconds_left) == (7, 40, None)
@@ -635,6 +638,17 @@ def test_uploaded_rows_may_be_trained_on_and_nothing_else_of_the_machine(trainin
         trainings.plan("x", QUICKSTART, [f"data.source={file}"])
     with pytest.raises(UsageError):
         trainings.take_data(tmp_path / "x.py")
+
+
+def test_metrics_are_read_again_when_they_have_changed_and_not_otherwise(trainings: Trainings, runs: Path) -> None:
+    file = runs / "tuned/metrics.jsonl"
+    file.write_text('{"step": 1, "loss": 2.5}\n')
+    first = trainings.get("tuned")
+    assert trainings.get("tuned").metrics is first.metrics
+    file.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.25}\n')
+    assert (first.last("step"), trainings.get("tuned").last("step")) == (1, 2)
+    file.unlink()
+    assert trainings.get("tuned").metrics == []
 
 
 def test_a_half_written_line_of_metrics_is_left_out(trainings: Trainings, runs: Path) -> None:

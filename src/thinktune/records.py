@@ -7,6 +7,7 @@ checked; further ones pass, so that runs of other versions can be read too.
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, NotRequired, Required
 
@@ -168,10 +169,16 @@ def read_records(file: Path, shape: Any) -> list[Any]:
     return [_checked(line, shape, f"{file}, line {at}") for at, line in enumerate(lines[:-1], start=1) if line.strip()]
 
 
+@cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    """Make the validator of a shape, once: this takes longer than reading hundreds of lines."""
+    return TypeAdapter(shape)
+
+
 def _checked(text: bytes, shape: Any, where: str) -> Any:
     try:
         value = json.loads(text)
-        TypeAdapter(shape).validate_python(value)
+        _adapter(shape).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])

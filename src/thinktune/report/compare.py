@@ -274,10 +274,15 @@ def _read_run(folder: RunFolder, name: str) -> Candidate:
 
 def read_scores(folder: RunFolder, model: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Read summary and samples of the run's `base` or `tuned` model; None and nothing if it was not scored."""
+    summary = read_summary(folder, model)
+    return summary, read_records(folder.eval / model / "samples.jsonl", SampleLine) if summary is not None else []
+
+
+def read_summary(folder: RunFolder, model: str) -> dict[str, Any] | None:
+    """Read the summary of the run's `base` or `tuned` model; None if it was not scored."""
     file = folder.eval / model / "summary.json"
-    if not file.exists():
-        return None, []
-    return read_record(file, EvalSummary), read_records(file.with_name("samples.jsonl"), SampleLine)
+    summary: dict[str, Any] | None = read_record(file, EvalSummary) if file.exists() else None
+    return summary
 
 
 def _base_models(folders: list[RunFolder], tuned: list[Candidate]) -> list[Candidate]:

@@ -58,7 +58,7 @@ def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
         page.chat.click(page.chat_models, runs.run, [tabs, chat.first, chat.second], **quiet)
         if studio.may_train:
             demo.load(form.show, None, [form.config, form.name, form.source], **quiet)
-            form.started(runs.open, [runs.run, tabs])
+            form.started(runs.open, tabs, runs.opened)
             page.again.click(form.begin_with, runs.run, [tabs, form.config, form.name], **quiet)
         demo.unload(chat.leave)
     demo.queue(default_concurrency_limit=None, max_size=200)

@@ -12,8 +12,8 @@ from thinktune.run_folder import RunFolder
 from thinktune.studio.batch_jobs import count_lines
 
 Phase = Literal[
-    "starting", "preparing", "training", "merging", "verifying", "answering", "scoring", "scoring_base", "done",
-    "stopped", "failed", "trained",
+    "starting", "preparing", "training", "asking", "merging", "verifying", "answering", "scoring", "scoring_base",
+    "done", "stopped", "failed", "trained",
 ]  # fmt: skip
 _RULE = re.compile(r"^(train|merge|verify|infer|eval tuned|eval base) ─", re.MULTILINE)
 _PHASES: dict[str, Phase] = {
@@ -48,8 +48,8 @@ def read_progress(folder: RunFolder, step: int | None, log: str, logged: float, 
     if not runs:
         return _ended(folder, log, finished=bool(rules) and rules[-1] == "eval base")
     phase = _PHASES[rules[-1]] if rules else ("preparing" if log.strip() else "starting")
-    if phase == "preparing" and step and not folder.is_trained:
-        return _training(folder, step, log, logged)
+    if phase == "preparing" and step:
+        return Progress("asking") if folder.is_trained else _training(folder, step, log, logged)
     if phase in ("scoring", "scoring_base"):
         model = "tuned" if phase == "scoring" else "base"
         done = sum(count_lines(file) for file in (folder.eval / model).glob("*journal.jsonl"))

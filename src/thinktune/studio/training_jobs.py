@@ -65,6 +65,7 @@ class Trainings:
         self._runs = runs
         self._folder = folder
         self._children: list[subprocess.Popen[bytes]] = []
+        self._metrics: dict[Path, tuple[tuple[int, ...], list[dict[str, Any]]]] = {}
 
     def all(self) -> list[Run]:
         """List every run, newest first; one that is being prepared too."""
@@ -231,7 +232,18 @@ class Trainings:
     def _read(self, name: str) -> Run:
         run = RunFolder(self._runs / name)
         state: State = "training" if self.process(name) else "trained" if run.is_trained else "unfinished"
-        return Run(name, run, state, read_records(run.metrics, MetricsLine))
+        return Run(name, run, state, self._read_metrics(run.metrics))
+
+    def _read_metrics(self, file: Path) -> list[dict[str, Any]]:
+        """Read metrics.jsonl, unless it is as it was: every open page asks for that of all runs every second or two."""
+        try:
+            stat = file.stat()
+        except FileNotFoundError:
+            return []
+        state = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if file not in self._metrics or self._metrics[file][0] != state:
+            self._metrics[file] = state, read_records(file, MetricsLine)
+        return self._metrics[file][1]
 
     def _file(self, name: str, kind: str) -> Path:
         return self._folder / f"{quote(name, safe='')}.{kind}"

@@ -219,6 +219,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "phase_starting": ("starting", "正在启动"),
     "phase_preparing": ("preparing model and data", "正在准备模型与数据"),
     "phase_training": ("training, step", "训练中，步"),
+    "phase_asking": ("trained, answering its first questions", "训练完成，正在试答"),
     "phase_merging": ("merging", "正在合并"),
     "phase_verifying": ("verifying the merged model", "正在校验合并后的模型"),
     "phase_answering": ("answering", "正在回答"),

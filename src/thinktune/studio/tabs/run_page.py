@@ -115,7 +115,7 @@ class RunPage:
 
     def tell(self, name: str, request: gr.Request) -> tuple[Any, ...]:
         """Fill the page with a run. Outputs: remark, file, mask, and all that is shown."""
-        return "", gr.update(value=None, visible=False), None, *self._tell(name, Words(request))
+        return "", gr.update(value=None, visible=False), None, *self.fill(name, Words(request))
 
     def watch(self, name: str, known: str, request: gr.Request) -> tuple[Any, ...]:
         """Update what changes while a run works; everything when its phase has changed."""
@@ -126,7 +126,7 @@ class RunPage:
         if key == known:
             return tuple(gr.skip() for _ in self.shown)
         if key.split()[0] != known.partition(" ")[0]:
-            return self._tell(name, words)
+            return self.fill(name, words)
         log = _last_lines(self._studio.trainings.log(name))
         rest = [gr.skip()] * (len(self.shown) - 4 - len(self.curves))
         rollouts = run_view.rollouts(run.folder, words)
@@ -139,7 +139,8 @@ class RunPage:
         key = f"{progress.phase} {name} {progress.done} {round(progress.seconds_left or 0)} {progress.error}"
         return run, key, run_view.head(run, progress, words)
 
-    def _tell(self, name: str, words: Words) -> tuple[Any, ...]:
+    def fill(self, name: str, words: Words) -> tuple[Any, ...]:
+        """Return the values of all that is `shown`."""
         if not name:
             return ("", "", *[gr.skip()] * len(self.curves), "", "", "", "", "", "", "")
         try:

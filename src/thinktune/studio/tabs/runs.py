@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from thinktune.report.compare import differing_settings, read_scores, read_settings
+from thinktune.report.compare import differing_settings, read_settings, read_summary
 from thinktune.studio.state import Studio
 from thinktune.studio.tabs.curves import CURVES, colors, curve, plot
 from thinktune.studio.tabs.run_page import RunPage
@@ -65,10 +65,17 @@ class RunsTab:
         tabs = gr.Tabs(selected="runs") if wanted in names else gr.skip()
         return _table(runs, words), gr.update(choices=names, value=names[:2]), one, tabs
 
-    def open(self, name: str, request: gr.Request) -> tuple[Any, Any]:
-        """Show a run that has just been started. Outputs: the run, and the tabs of the page."""
+    @property
+    def opened(self) -> list[Any]:
+        """The components that `open` fills."""
+        return [self.run, self.listing, self.page_column, *self.page.shown]
+
+    def open(self, name: str, words: Words) -> tuple[Any, ...]:
+        """Show a run that has just been started: all in one answer, as each further one waits for a machine that is
+        busy by now."""
         names = [run.name for run in self._studio.trainings.all()]
-        return gr.update(choices=[(Words(request)("all_runs"), ""), *names], value=name), gr.Tabs(selected="runs")
+        run = gr.update(choices=[(words("all_runs"), ""), *names], value=name)
+        return run, gr.update(visible=False), gr.update(visible=True), *self.page.fill(name, words)
 
     def choose(self, chosen: gr.SelectData) -> Any:
         """Open the run of the row that was clicked."""
@@ -110,7 +117,7 @@ def _row(run: Run, words: Words) -> Iterator[str]:
     for key in ("loss", "eval_loss"):
         value = run.last(key)
         yield "" if value is None else f"{value:.4f}"
-    summary = read_scores(run.folder, "tuned")[0] or {}
+    summary = read_summary(run.folder, "tuned") or {}
     for key, during in (("accuracy", "eval_accuracy"), ("format_rate", "eval_format_rate")):
         value = summary.get(key, run.last(during))
         yield "" if value is None else f"{value:.1%}"

@@ -118,11 +118,22 @@ class TrainingForm:
         self.estimate.click(self.plan, self.inputs, self.memory, **{**quiet, "show_progress": "full"})
         self.look.click(self.show_data, self.inputs, self.preview, **{**quiet, "show_progress": "full"})
 
-    def started(self, then: Callable[..., Any], outputs: list[Any]) -> None:
-        """Call `then` with the name of each training that is started."""
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        for button, act in ((self.start, self.begin), (self.start_scored, self.begin_scored)):
-            button.click(act, self.inputs, self.problem, **quiet).success(then, self.name, outputs, **quiet)
+    def started(self, show: Callable[[str, Words], tuple[Any, ...]], tabs: gr.Tabs, outputs: list[Any]) -> None:
+        """Show each training that is started, on the tab of runs: `show` fills `outputs` with it."""
+
+        def begin(*, score: bool) -> Callable[..., Any]:
+            def act(request: gr.Request, *form: Any) -> tuple[Any, ...]:
+                if problem := self.begin(*form, score=score):
+                    return problem, gr.skip(), *(gr.skip() for _ in outputs)
+                return "", gr.Tabs(selected="runs"), *show(form[1].strip(), Words(request))
+
+            return act
+
+        for button, score in ((self.start, False), (self.start_scored, True)):
+            button.click(
+                begin(score=score), self.inputs, [self.problem, tabs, *outputs],
+                show_progress="hidden", api_visibility="private", concurrency_limit=None,
+            )  # fmt: skip
 
     def show(self) -> tuple[Any, ...]:
         """Fill the form when the page opens: configs, a name that is free, data."""
@@ -208,18 +219,13 @@ class TrainingForm:
         shown = [[str(text or "")[:_LONGEST] for text in row] for row in rows]
         return run_view.data_account(data.report.to_dict(), words) + run_view.table(heads, shown)
 
-    def begin(self, file: str, name: str, *fields: Any) -> str:
-        return self._begin(file, name, *fields, score=False)
-
-    def begin_scored(self, file: str, name: str, *fields: Any) -> str:
-        return self._begin(file, name, *fields, score=True)
-
-    def _begin(self, file: str, name: str, *fields: Any, score: bool) -> str:
+    def begin(self, file: str, name: str, *fields: Any, score: bool) -> str:
+        """Start the training, and return the problem that keeps it from starting."""
         try:
             base = self._config_of(file)
             self._studio.trainings.start(name, base, list(_settings(base, *fields)), score=score)
         except ThinktuneError as error:
-            raise gr.Error(escape(reason(error))) from None
+            return plain(reason(error), "error")
         return ""
 
 
