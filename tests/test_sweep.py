@@ -17,12 +17,13 @@ from rich.console import Console
 
 from conftest import make_tiny_model
 from thinktune.config import Config, dump_config, load_config, parse_config
+from thinktune.config.grid import split_values
 from thinktune.errors import ConfigError, Interrupted, ThinktuneError
 from thinktune.models import load_model
 from thinktune.training.adapter import adapter_to_ask, adapter_to_train
 from thinktune.training.base_model_cache import BaseModelCache, checksum
 from thinktune.training.train import train
-from thinktune.workflows.sweep import Swept, plan_sweep, split_values, sweep
+from thinktune.workflows.sweep import Swept, plan_sweep, sweep
 from training import adapter_of
 
 

@@ -16,10 +16,11 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 
 from thinktune.config import Config
+from thinktune.config.sections import REWARDS
 from thinktune.errors import ConfigError
 
-_TEXTS = {"data.split", "data.source.split", "data.system", "format.template", "lora.targets", "ask.questions",
-          "ask.sampling.stop", "eval.split", "eval.sampling.stop"}  # fmt: skip
+_TEXTS = {"data.split", "data.source.split", "data.system", "format.template", "lora.targets", "rl.stop",
+          "ask.questions", "ask.sampling.stop", "eval.split", "eval.sampling.stop"}  # fmt: skip
 """Settings that are text, and are read as nothing else."""
 _REFUSED = {"load.trust_remote_code", "train.report_to", "train.trainer", "infer"}
 """Settings not free although their type is: remote code, loggers that send data out, a section beyond the form."""
@@ -47,7 +48,7 @@ def require_allowed(config: Config, shipped: Config, models: Collection[str], da
             continue
         if key in ("model", "data.source", "data.source.source", "eval.data", "lora.init"):
             known = models if key in ("model", "lora.init") else data
-            if value is not None and value not in known and not _is_remote(str(value), hub=key != "lora.init"):
+            if value is not None and value not in known and not is_remote(str(value), hub=key != "lora.init"):
                 raise ConfigError(
                     f"{key}: {value!r} is not of a hub, and the studio was not started with it",
                     hint=f"{_HINT}, or name it when the studio is started (MODEL, --data)",
@@ -55,11 +56,14 @@ def require_allowed(config: Config, shipped: Config, models: Collection[str], da
         elif key == "load.device":
             if not _DEVICE.match(str(value)):
                 raise ConfigError(f"{key}: {value!r} is not auto, cpu or cuda:N")
+        elif key == "rl.rewards":
+            if own := [name for name in value if name not in REWARDS]:
+                raise ConfigError(f"rl.rewards: {own[0]} is code of your own", hint=_HINT)
         elif key not in _TEXTS and not _is_plain(field):
             raise ConfigError(f"{key} cannot be set from the page", hint=_HINT)
 
 
-def _is_remote(reference: str, *, hub: bool) -> bool:
+def is_remote(reference: str, *, hub: bool) -> bool:
     """Return whether a reference names a model on a hub or a built-in one, and no file of this machine."""
     return bool(_BUILTIN.match(reference)) or (hub and bool(_HUB.match(reference)) and not Path(reference).exists())
 

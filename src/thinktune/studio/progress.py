@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,13 +14,14 @@ from thinktune.studio.batch_jobs import count_lines
 
 Phase = Literal[
     "starting", "preparing", "training", "asking", "merging", "verifying", "answering", "scoring", "scoring_base",
-    "done", "stopped", "failed", "trained",
+    "sweeping", "swept", "done", "stopped", "failed", "trained",
 ]  # fmt: skip
 _RULE = re.compile(r"^(train|merge|verify|infer|eval tuned|eval base) ─", re.MULTILINE)
 _PHASES: dict[str, Phase] = {
     "train": "preparing", "merge": "merging", "verify": "verifying", "infer": "answering", "eval tuned": "scoring",
     "eval base": "scoring_base",
 }  # fmt: skip
+_MEMBER = re.compile(r"^(\d+) of (\d+): .* ─", re.MULTILINE)
 _STEP = re.compile(r"^step (\d+)/(\d+) .*?(\d+) s\s+left", re.MULTILINE | re.DOTALL)
 _ERROR = re.compile(r"^thinktune: (.*?)(?=^\S|\Z)|^(\w*Error: .*)$", re.MULTILINE | re.DOTALL)
 _STOPPED = "a checkpoint is saved"
@@ -59,6 +61,23 @@ def read_progress(folder: RunFolder, step: int | None, log: str, logged: float, 
     return Progress(phase)
 
 
+def read_sweep(trained: Sequence[bool], log: str, *, runs: bool) -> Progress:
+    """Return how far a sweep has come.
+
+    Args:
+        trained: whether each member that was begun is.
+        log, runs: as for `read_progress`.
+    """
+    found = _MEMBER.findall(log)
+    at, total = map(int, found[-1]) if found else (None, None)
+    if runs:
+        return Progress("sweeping", at, total) if at else Progress("preparing" if log.strip() else "starting")
+    if _STOPPED not in log and (error := find_error(log)):
+        return Progress("failed", error=error)
+    whole = bool(trained) and all(trained) and at == total
+    return Progress("swept" if whole else "stopped", sum(trained), total)
+
+
 def _training(folder: RunFolder, step: int, log: str, logged: float) -> Progress:
     total, left = _planned_steps(folder), None
     if found := _STEP.findall(log):
@@ -71,11 +90,17 @@ def _training(folder: RunFolder, step: int, log: str, logged: float) -> Progress
 def _ended(folder: RunFolder, log: str, *, finished: bool) -> Progress:
     if _STOPPED in log:
         return Progress("stopped")
-    if found := _ERROR.findall(log):
-        return Progress("failed", error=next(filter(None, found[-1])).strip())
+    if error := find_error(log):
+        return Progress("failed", error=error)
     if (folder.eval / "tuned/summary.json").exists() or finished:
         return Progress("done")
     return Progress("trained") if folder.is_trained else Progress("stopped")
+
+
+def find_error(log: str) -> str:
+    """Return the last error that a command has written; "" if there is none."""
+    found = _ERROR.findall(log)
+    return next(filter(None, found[-1])).strip() if found else ""
 
 
 def _planned_steps(folder: RunFolder) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from thinktune import tags
 from thinktune.evaluation.problems import place_of
-from thinktune.report.compare import read_scores, read_settings
+from thinktune.report.compare import read_scores, read_settings, read_summary
 from thinktune.report.rollout_samples import rollout_samples
 from thinktune.run_folder import RunFolder
 from thinktune.studio.progress import Progress
@@ -25,7 +25,7 @@ _SETTINGS = (
     "method", "model", "data.source", "data.sample", "data.max_length", "lora.r", "lora.alpha", "lora.targets",
     "train.learning_rate", "train.epochs", "train.max_steps", "train.batch_size", "quantize", "seed",
 )  # fmt: skip
-_KINDS = {"failed": "bad", "done": "good", "trained": "good", "stopped": "warn"}
+_KINDS = {"failed": "bad", "done": "good", "trained": "good", "swept": "good", "stopped": "warn"}
 
 
 def duration(seconds: float) -> str:
@@ -47,7 +47,7 @@ def head(run: Run, progress: Progress, words: Words) -> str:
     bar = f'<progress aria-label="{escape(parts[0])}"{value}></progress>' if runs else ""
     error = f'<p class="error" role="alert">{escape(progress.error)}</p>' if progress.error else ""
     kind = _KINDS.get(progress.phase, "warn")
-    may = {"failed": "resumable", "stopped": "resumable", "done": "whole", "trained": "whole"}
+    may = {"failed": "resumable", "stopped": "resumable", "done": "whole", "trained": "whole", "swept": ""}
     may_now = may.get(progress.phase, "works")
     classes = f"run-head phase-{progress.phase} {may_now}"
     title = f'<h2>{escape(run.name)}</h2><span class="chip {kind}" role="status">{escape(" · ".join(parts))}</span>'
@@ -84,6 +84,17 @@ def scores(folder: RunFolder, words: Words) -> str:
         rows.append(f'<tr><th scope="row">{escape(words(f"rate_{key}"))}</th>{cells}</tr>')
     heads = "".join(f'<th scope="col">{escape(words(f"side_{name}"))}</th>' for name in found)
     return f'<table class="scores"><thead><tr><td></td>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def members(runs: Sequence[Run], words: Words) -> str:
+    """Render the members of a sweep that were begun: state, loss, and the share that is right."""
+    rows = []
+    for run in runs:
+        loss, summary = run.last("loss"), read_summary(run.folder, "tuned")
+        right = f"{summary['accuracy']:.1%}" if summary and "accuracy" in summary else ""
+        state = words(f"state_{run.state}")
+        rows.append((run.folder.path.name, state, "" if loss is None else f"{loss:.4f}", right))
+    return table([words(key) for key in ("name", "state", "loss", "accuracy")], rows)
 
 
 def _bar(summary: Any, key: str, name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.studio.batch_jobs import Jobs
+from thinktune.studio.collecting_jobs import Collections
 from thinktune.studio.known_answers import KnownAnswers
 from thinktune.studio.model_pool import Pool
 from thinktune.studio.training_jobs import Trainings
@@ -85,6 +86,9 @@ class Studio:
         self.known = KnownAnswers(runs)
         self.jobs = Jobs(self.folder / "batch", pool)
         self.trainings = Trainings(runs, self.folder / "trainings", models=pool.names, data=data)
+        self.collections = Collections(
+            self.folder / "collecting", self.trainings.uploads, models=pool.names, data=self.trainings.data
+        )
 
 
 def download(name: str) -> Path:

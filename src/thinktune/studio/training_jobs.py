@@ -1,7 +1,7 @@
-"""Trainings as processes of their own: started, stopped and resumed from the page, and still there when it is not.
+"""Trainings and sweeps: started, stopped and resumed from the page, and still there when it is not.
 
-A training is `python -m thinktune train CONFIG`, or `run` where it is to be scored as well: the command line that the
-page shows. Its config, its output and its process id lie in the studio's folder, so that the next server finds it.
+A training is `thinktune train CONFIG`, `run` where it is to be scored as well, or `sweep`: the command line that the
+page shows.
 """
 
 from __future__ import annotations
@@ -10,30 +10,26 @@ import json
 import re
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, unquote
-
-import psutil
 
 from thinktune.config import Config, dump_config, load_config
+from thinktune.config.grid import Member, plan_grid, split_values
 from thinktune.errors import ConfigError, RunFolderError, UsageError
-from thinktune.files import write_json, write_text
+from thinktune.files import write_text
 from thinktune.records import MetricsLine, read_records
 from thinktune.run_folder import RunFolder
 from thinktune.studio.allowed_settings import require_allowed
-from thinktune.studio.progress import Progress, read_progress
+from thinktune.studio.processes import Processes
+from thinktune.studio.progress import Progress, read_progress, read_sweep
 
-State = Literal["trained", "training", "unfinished"]
+State = Literal["trained", "training", "unfinished", "sweep"]
 _NAME = re.compile(r"\w[\w.-]{0,63}")
 ROW_FILES = (".jsonl", ".json", ".csv", ".parquet")
 """Names of files that rows are read from."""
-_LOG_TAIL = 20_000  # bytes
+_MOST_MEMBERS = 64  # of a sweep
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,11 @@ class Run:
         """Return the newest value of a key in metrics.jsonl."""
         return next((line[key] for line in reversed(self.metrics) if key in line), None)
 
+    @property
+    def sweeps(self) -> bool:
+        """Whether it is the folder of a sweep's members, and no run itself."""
+        return self.state == "sweep"
+
 
 class Trainings:
     """Every run in a folder, and the processes that train them."""
@@ -63,8 +64,7 @@ class Trainings:
         self._models = models
         self._given = tuple(data)
         self._runs = runs
-        self._folder = folder
-        self._children: list[subprocess.Popen[bytes]] = []
+        self.processes = Processes(folder)
         self._metrics: dict[Path, tuple[tuple[int, ...], list[dict[str, Any]]]] = {}
 
     def all(self) -> list[Run]:
@@ -84,11 +84,12 @@ class Trainings:
     @property
     def uploads(self) -> Path:
         """The folder of data that were uploaded from the page."""
-        return self._folder.parent / "data"
+        return self._runs / "studio/data"
 
     def data(self) -> list[str]:
-        """List the data of this machine that trainings may use: those given at the start, and uploaded ones."""
-        return [*self._given, *(str(file) for file in sorted(self.uploads.glob("*")))]
+        """List the data of this machine that trainings may use: given at the start, uploaded, or collected."""
+        files = [file for file in sorted(self.uploads.glob("*")) if file.suffix in ROW_FILES]
+        return [*self._given, *(str(file) for file in files if ".journal" not in file.suffixes)]
 
     def take_data(self, file: Path) -> str:
         """Keep an uploaded file of rows, and return its reference.
@@ -98,7 +99,7 @@ class Trainings:
         """
         if file.suffix not in ROW_FILES:
             raise UsageError(f"{file.name} is no file of rows", hint=f"rows are in {', '.join(ROW_FILES)}")
-        stem = re.sub(r"[^\w.-]+", "-", file.stem).strip("-.")[:60] or "rows"
+        stem = re.sub(r"[^\w-]+", "-", file.stem).strip("-")[:60] or "rows"
         self.uploads.mkdir(parents=True, exist_ok=True)
         names = (f"{stem}{number or ''}{file.suffix}" for number in range(1000))
         kept = next(self.uploads / name for name in names if not _differs(self.uploads / name, file))
@@ -110,12 +111,13 @@ class Trainings:
         return [(run.name, str(run.folder.config)) for run in self.all() if run.folder.config.is_file()]
 
     def plan(
-        self, name: str, config: Path, settings: Sequence[str], *, score: bool = False
+        self, name: str, config: Path, settings: Sequence[str], *, score: bool = False, grid: Sequence[str] = ()
     ) -> tuple[Config, list[str]]:
         """Return the config of a training that would go to the run `name`, and its command line.
 
         Args:
             score: also merge the model and score it.
+            grid: `key=value,value` to sweep over: the config is that of all members, without it.
 
         Raises:
             ConfigError, UsageError: settings or the name cannot be used, or not from here.
@@ -124,23 +126,28 @@ class Trainings:
         if any(setting.partition("=")[0].strip() == "output" for setting in settings):
             raise ConfigError("output is the name of the run", hint="take it out of the further settings")
         chosen = load_config(config, [*settings, f"output={json.dumps(str(out))}"])
-        require_allowed(chosen, load_config(config), self._models(), self.data())
-        command = ["thinktune", "run" if score else "train", str(config), *settings, f"output={out}"]
-        return chosen, command
+        shipped = load_config(config)
+        require_allowed(chosen, shipped, self._models(), self.data())
+        for member in _members(config, settings, grid):
+            require_allowed(member.config, shipped, self._models(), self.data())
+        verb = "sweep" if grid else "run" if score else "train"
+        return chosen, ["thinktune", verb, str(config), *settings, *grid, f"output={out}"]
 
-    def start(self, name: str, config: Path, settings: Sequence[str], *, score: bool = False) -> None:
-        """Start a training, and score the model after it if asked to.
+    def start(
+        self, name: str, config: Path, settings: Sequence[str], *, score: bool = False, grid: Sequence[str] = ()
+    ) -> None:
+        """Start a training, and score the model after it if asked to; or a sweep. Arguments as for `plan`.
 
         Raises:
             RunFolderError: there is a run of that name.
             ConfigError, UsageError: see `plan`.
         """
-        chosen, _ = self.plan(name, config, settings)
-        if RunFolder(chosen.run_folder).exists or self.process(name):
+        chosen, command = self.plan(name, config, settings, score=score, grid=grid)
+        if RunFolder(chosen.run_folder).exists or self.processes.running(name):
             raise RunFolderError(f"there is a run {name} already", hint="choose another name, or resume it")
-        file = self._file(name, "yaml")
+        file = self.processes.file(name, "yaml")
         write_text(file, dump_config(chosen))
-        self._launch(name, "run" if score else "train", [str(file)])
+        self.processes.launch(name, command[1], [str(file), *grid])
 
     def score(self, name: str) -> None:
         """Merge a trained run, and score it and its base as its config says.
@@ -154,14 +161,21 @@ class Trainings:
             raise RunFolderError(f"{name} is {run.state}", hint="only a trained run can be scored")
         if run.folder.read_config().eval.data is None:
             raise UsageError(f"the config of {name} names no problems to be scored on", hint="thinktune eval does it")
-        self._launch(name, "run", [str(run.folder.config)])
+        self.processes.launch(name, "run", [str(run.folder.config)])
 
     def progress(self, run: Run) -> Progress:
         """Return how far a run has come."""
-        file = self._file(run.name, "log")
+        log = self.log(run.name)
+        if run.sweeps:
+            done = [member.folder.is_trained for member in self.members(run.name)]
+            return read_sweep(done, log, runs=self.processes.running(run.name) is not None)
+        file = self.processes.file(self._owner(run.name), "log")
         logged = file.stat().st_mtime if file.exists() else 0.0
-        works = run.state == "training"
-        return read_progress(run.folder, run.last("step"), self.log(run.name), logged, runs=works)
+        return read_progress(run.folder, run.last("step"), log, logged, runs=run.state == "training")
+
+    def members(self, sweep: str) -> list[Run]:
+        """List the runs of a sweep that were begun."""
+        return [self._read(name) for name in sorted(self._names()) if name.startswith(f"{sweep}/")]
 
     def resume(self, name: str) -> None:
         """Resume a training from its newest checkpoint.
@@ -169,69 +183,45 @@ class Trainings:
         Raises:
             RunFolderError: it is running, or trained to its end.
         """
-        run = self.get(name)
+        run, record = self.get(name), self.processes.record(name)
+        if run.sweeps and not self.processes.running(name):
+            self.processes.launch(name, "sweep", record["arguments"])
+            return
         if run.state != "unfinished":
             raise RunFolderError(f"{name} is {run.state}", hint="only an unfinished training can be resumed")
-        scored = self._record(name).get("verb") == "run"  # which goes on by itself
-        self._launch(name, "run" if scored else "train", [str(run.folder.config), *([] if scored else ["--resume"])])
+        scored = record.get("verb") == "run"  # which goes on by itself
+        arguments = [str(run.folder.config), *([] if scored else ["--resume"])]
+        self.processes.launch(name, "run" if scored else "train", arguments)
 
     def stop(self, name: str) -> None:
-        """Ask the training to save a checkpoint and end."""
-        if process := self.process(name):
-            process.send_signal(signal.SIGTERM)
-
-    def process(self, name: str) -> psutil.Process | None:
-        """Return the process that trains a run now; not one that was given the same number later."""
-        for child in self._children:
-            child.poll()  # so that one that has ended does not stay as a zombie
-        try:
-            record = self._record(name)
-            process = psutil.Process(record["pid"])
-            same = abs(process.create_time() - record["created"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except (KeyError, psutil.Error):
-            return None
-        return process if same else None
-
-    def _record(self, name: str) -> dict[str, Any]:
-        try:
-            found = json.loads(self._file(name, "json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        """Ask the training to save a checkpoint and end; of a member, its sweep."""
+        self.processes.stop(self._owner(name))
 
     def log(self, name: str) -> str:
         """Return the end of a training's output."""
-        file = self._file(name, "log")
-        if not file.exists():
-            return ""
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - _LOG_TAIL))
-            return stream.read().decode("utf-8", "replace")
+        return self.processes.log(self._owner(name))
 
-    def _launch(self, name: str, verb: str, arguments: Sequence[str]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with self._file(name, "log").open("wb") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "thinktune", verb, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C for the server is not for the training
-            )
-        self._children.append(child)
-        created = psutil.Process(child.pid).create_time()
-        write_json(self._file(name, "json"), {"pid": child.pid, "created": created, "verb": verb})
+    def _owner(self, name: str) -> str:
+        """Return the name of the command that trains a run: its own, or its sweep's."""
+        sweep, _, member = name.rpartition("/")
+        return sweep if member and not self.processes.record(name) and self.processes.record(sweep) else name
 
     def _names(self) -> set[str]:
-        """List run folders, those of sweeps too, by their path; and those about to become one."""
+        """List run folders, those of sweeps' members too, by their path; sweeps; and those about to become a run."""
         configs = [*self._runs.glob("*/config.yaml"), *self._runs.glob("*/*/config.yaml")]
         found = {str(file.parent.relative_to(self._runs)) for file in configs}
-        started = (unquote(file.stem) for file in self._folder.glob("*.json"))
-        return found | {name for name in started if self.process(name)}
+        return found | {name for name in self.processes.names() if self.processes.running(name) or self._sweeps(name)}
+
+    def _sweeps(self, name: str) -> bool:
+        return self.processes.record(name).get("verb") == "sweep" and (self._runs / name).is_dir()
 
     def _read(self, name: str) -> Run:
         run = RunFolder(self._runs / name)
-        state: State = "training" if self.process(name) else "trained" if run.is_trained else "unfinished"
+        state: State = "trained" if run.is_trained else "unfinished"
+        if self.processes.record(name).get("verb") == "sweep":
+            state = "sweep"
+        elif self.processes.running(owner := self._owner(name)) and (owner == name or not run.is_trained):
+            state = "training"
         return Run(name, run, state, self._read_metrics(run.metrics))
 
     def _read_metrics(self, file: Path) -> list[dict[str, Any]]:
@@ -245,19 +235,25 @@ class Trainings:
             self._metrics[file] = state, read_records(file, MetricsLine)
         return self._metrics[file][1]
 
-    def _file(self, name: str, kind: str) -> Path:
-        return self._folder / f"{quote(name, safe='')}.{kind}"
-
     def _changed(self, name: str) -> float:
         for file in (self._runs / name / "metrics.jsonl", self._runs / name / "config.yaml"):
             if file.exists():
                 return file.stat().st_mtime
-        return self._file(name, "json").stat().st_mtime
+        return self.processes.file(name, "json").stat().st_mtime
 
 
 def in_words(command: Sequence[str]) -> str:
     """Write a command line as it is typed."""
     return shlex.join(command)
+
+
+def _members(config: Path, settings: Sequence[str], grid: Sequence[str]) -> list[Member]:
+    if not grid:
+        return []
+    for setting in settings:
+        if len(split_values(setting.partition("=")[2])) > 1:
+            raise ConfigError(f"{setting}: commas make several values of it", hint="put the value in quotes")
+    return plan_grid(config, [*settings, *grid], most=_MOST_MEMBERS)
 
 
 def _differs(kept: Path, file: Path) -> bool:

@@ -20,13 +20,14 @@ from rich.console import Console
 
 from thinktune.cluster import cause_of, connect, import_ray
 from thinktune.config import Config
+from thinktune.config.grid import Member
 from thinktune.errors import DiskFull, Interrupted
 from thinktune.inference.engines import EngineSettings
 from thinktune.inference.engines.fleet.opening import choose_crew
 from thinktune.report.html import write_report
 from thinktune.run_folder import RunFolder
 from thinktune.training.base_model_cache import BaseModelCache
-from thinktune.workflows.sweep import Member, Swept, evaluate_member, in_a_line, plan_sweep, score, train_member
+from thinktune.workflows.sweep import Swept, evaluate_member, in_a_line, plan_sweep, score, train_member
 
 _RETRIES = 3  # of a task whose process or machine is lost
 _SAVING_SECONDS = 300.0  # in which a step ends and a checkpoint is written

@@ -125,7 +125,7 @@ class RunPage:
         run, key, head = self._head(name, words)
         if key == known:
             return tuple(gr.skip() for _ in self.shown)
-        if key.split()[0] != known.partition(" ")[0]:
+        if run.sweeps or key.split()[0] != known.partition(" ")[0]:
             return self.fill(name, words)
         log = _last_lines(self._studio.trainings.log(name))
         rest = [gr.skip()] * (len(self.shown) - 4 - len(self.curves))
@@ -146,6 +146,7 @@ class RunPage:
         try:
             run, key, head = self._head(name, words)
             folder = run.folder
+            members = self._studio.trainings.members(name) if run.sweeps else []
             record = read_record(folder.record, RunRecord) if folder.is_trained else {}
             report = json.loads(folder.data_report.read_text("utf-8")) if folder.data_report.exists() else None
             return (
@@ -153,7 +154,7 @@ class RunPage:
                 _last_lines(self._studio.trainings.log(name)),
                 *(curve([run], each) for each in CURVES),
                 run_view.rollouts(folder, words),
-                run_view.scores(folder, words),
+                run_view.members(members, words) if members else run_view.scores(folder, words),
                 run_view.facts(run, record, words),
                 run_view.changed(folder, words),
                 run_view.data_account(report, words) if report else "",

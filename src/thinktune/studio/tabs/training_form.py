@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 
-from thinktune.config import Config, dump_config, load_config
+from thinktune.config import Config, Dpo, Method, dump_config, load_config
 from thinktune.errors import ThinktuneError, UsageError
 from thinktune.notices import muted
 from thinktune.studio import run_view
 from thinktune.studio.markdown import plain
 from thinktune.studio.model_pool import reason
 from thinktune.studio.state import Studio
+from thinktune.studio.tabs.collecting_form import CollectingForm
 from thinktune.studio.training_jobs import ROW_FILES, in_words
 from thinktune.studio.translations import Words, label
 
@@ -41,6 +42,7 @@ class TrainingForm:
         with gr.Row(elem_id="train-form"):
             with gr.Column(min_width=320):
                 self._build_fields(first, filled)
+                self._build_methods(filled)
             with gr.Column(min_width=320):
                 gr.Markdown(label("plan_beside"), elem_classes="section")
                 self.memory = gr.Markdown(elem_id="train-memory", latex_delimiters=[])
@@ -50,32 +52,54 @@ class TrainingForm:
                         label("start_scored"), variant="primary", elem_id="train-start-scored"
                     )
                     self.start = gr.Button(label("start"), elem_id="train-start")
-                command, config, _ = self.tell(first, _NAME, *filled, "")
+                command, config, _ = self.tell(first, _NAME, *filled, "", "")
                 gr.Markdown(label("command"), elem_classes="section")
                 self.command = gr.HTML(command, elem_id="train-command")
                 gr.Markdown(label("yaml"), elem_classes="section")
                 self.yaml = gr.HTML(config, elem_id="train-yaml")
         self.preview = gr.HTML(elem_id="train-preview")
         self._connect()
+        CollectingForm(self._studio, self.refresh_sources, self.source)
 
     def _build_fields(self, first: str, filled: list[Any]) -> None:
         with gr.Row():
             self.config = gr.Dropdown(self._configs(), value=first, label=label("config"), elem_id="train-config")
             self.name = gr.Textbox(_NAME, label=label("run_name"), max_length=64, elem_id="train-name")
-        self.model = gr.Textbox(filled[0], label=label("model"), elem_id="train-model")
+        self.method = gr.Radio(
+            [(label(f"method_{name}"), name) for name in get_args(Method)], value=filled[0], label=label("method"),
+            elem_id="train-method",
+        )  # fmt: skip
+        self.model = gr.Textbox(filled[1], label=label("model"), elem_id="train-model")
         self.file = gr.File(
             label=label("upload_rows"), file_types=list(ROW_FILES), height=110, elem_id="train-file"
         )  # fmt: skip
         self.source = gr.Dropdown(
-            self._sources(filled[1]), value=filled[1], allow_custom_value=True, label=label("data_source"),
+            self._sources(filled[2]), value=filled[2], allow_custom_value=True, label=label("data_source"),
             elem_id="train-source",
         )  # fmt: skip
         with gr.Row():
-            self.sample = gr.Number(filled[2], precision=0, minimum=0, label=label("sample"), elem_id="train-sample")
-            self.steps = gr.Number(filled[3], precision=0, minimum=0, label=label("max_steps"), elem_id="train-steps")
+            self.sample = gr.Number(filled[3], precision=0, minimum=0, label=label("sample"), elem_id="train-sample")
+            self.steps = gr.Number(filled[4], precision=0, minimum=0, label=label("max_steps"), elem_id="train-steps")
         with gr.Row():
-            self.rank = gr.Number(filled[4], precision=0, minimum=1, label="LoRA r", elem_id="train-rank")
-            self.rate = gr.Textbox(filled[5], label=label("learning_rate"), max_length=16, elem_id="train-rate")
+            self.rank = gr.Number(filled[5], precision=0, minimum=1, label="LoRA r", elem_id="train-rank")
+            self.rate = gr.Textbox(filled[6], label=label("learning_rate"), max_length=20, elem_id="train-rate")
+
+    def _build_methods(self, filled: list[Any]) -> None:
+        """Build the fields of the other methods, which show when theirs is chosen, and those of all."""
+        prompts, completions, longest, rewards, loss, beta = filled[7:]
+        with gr.Column(visible=filled[0] == "grpo", elem_id="train-grpo") as self.grpo:
+            with gr.Row():
+                self.prompts = gr.Number(prompts, precision=0, minimum=1, label=label("prompts"))
+                self.completions = gr.Number(completions, precision=0, minimum=2, label=label("completions"))
+                self.longest = gr.Number(longest, precision=0, minimum=1, label=label("completion_tokens"))
+            self.rewards = gr.Textbox(rewards, label=label("rewards"), elem_id="train-rewards")
+        with gr.Row(visible=filled[0] == "dpo", elem_id="train-dpo") as self.dpo:
+            losses = get_args(Dpo.model_fields["loss_type"].annotation)
+            self.loss = gr.Dropdown(list(losses), value=loss, label=label("dpo_loss"), elem_id="train-loss")
+            self.beta = gr.Number(beta, minimum=0, label="beta")
+        self.grid = gr.Textbox(
+            label=label("sweep"), lines=1, max_lines=6, placeholder="lora.r=4,8,16", elem_id="train-sweep"
+        )
         self.overrides = gr.Textbox(label=label("overrides"), lines=3, elem_id="train-overrides")
         with gr.Row():
             self.look = gr.Button(label("preview"), elem_id="train-look", size="md")
@@ -86,9 +110,14 @@ class TrainingForm:
         shipped = [(file.stem, str(file)) for file in shipped_configs()]
         return [*shipped, *((f"runs/{name}", file) for name, file in self._studio.trainings.configs())]
 
-    def _sources(self, *more: str) -> list[tuple[str, str]]:
-        found = dict.fromkeys(["builtin:arithmetic", *self._studio.trainings.data(), *filter(None, more)])
-        return [(Path(each).name if Path(each).exists() else each, each) for each in found]
+    def _sources(self, value: str = "", count: int = 0, words: Words | None = None) -> list[tuple[str, str]]:
+        found = dict.fromkeys(["builtin:arithmetic", *self._studio.trainings.data(), *filter(None, [value])])
+        named = [(Path(each).name if Path(each).exists() else each, each) for each in found]
+        return [((words or Words(None))("sources_of_config", count=count), ""), *named] if count else named
+
+    def refresh_sources(self, source: str) -> Any:
+        """Offer rows that have been collected, too."""
+        return gr.update(choices=self._sources(source))
 
     def _config_of(self, file: str) -> Path:
         """Return a config that is offered."""
@@ -99,20 +128,27 @@ class TrainingForm:
     @property
     def inputs(self) -> list[Any]:
         return [
-            self.config, self.name, self.model, self.source, self.sample, self.steps, self.rank, self.rate,
-            self.overrides,
+            self.config, self.name, self.method, self.model, self.source, self.sample, self.steps, self.rank, self.rate,
+            self.prompts, self.completions, self.longest, self.rewards, self.loss, self.beta, self.grid, self.overrides,
         ]  # fmt: skip
 
     def _connect(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-        self.config.change(self.fill, self.config, self.inputs[2:8], **quiet)
+        self.config.change(self.fill, self.config, self.inputs[2:-2], **quiet)
+        self.method.change(
+            lambda method: (gr.update(visible=method == "grpo"), gr.update(visible=method == "dpo")), self.method,
+            [self.grpo, self.dpo], **quiet,
+        )  # fmt: skip
         self.file.upload(self.take_file, self.file, [self.source, self.problem], **quiet)
         # One event for all fields, and its last word holds: an answer to an earlier state must not come after it.
         changes = [field.change for field in self.inputs]
         told = [self.command, self.yaml, self.problem]
         gr.on(changes, self.tell, self.inputs, told, trigger_mode="always_last", **quiet)
         gr.on(
-            [self.config.change, self.model.blur, self.steps.change, self.rank.change, self.source.change],
+            [
+                self.config.change, self.method.change, self.model.blur, self.steps.change, self.rank.change,
+                self.source.change,
+            ],
             self.plan_nearby, self.inputs, self.memory, trigger_mode="always_last", **quiet,
         )  # fmt: skip
         self.estimate.click(self.plan, self.inputs, self.memory, **{**quiet, "show_progress": "full"})
@@ -154,12 +190,14 @@ class TrainingForm:
         taken = {run.name for run in self._studio.trainings.all()}
         return next(each for each in (name, *(f"{name}-{n}" for n in range(2, 10_000))) if each not in taken)
 
-    def fill(self, file: str) -> list[Any]:
+    def fill(self, file: str, request: gr.Request) -> list[Any]:
         try:
-            filled = _fields(load_config(self._config_of(file)))
+            config = load_config(self._config_of(file))
         except ThinktuneError as error:
             raise gr.Error(escape(reason(error))) from None
-        return [filled[0], gr.update(choices=self._sources(filled[1]), value=filled[1]), *filled[2:]]
+        method, model, source, *rest = _fields(config)
+        several = 0 if source else len(config.data.sources)
+        return [method, model, gr.update(choices=self._sources(source, several, Words(request)), value=source), *rest]
 
     def take_file(self, file: str | None) -> tuple[Any, str]:
         if file is None:
@@ -180,7 +218,8 @@ class TrainingForm:
 
     def _plan(self, file: str, name: str, *fields: Any, score: bool = False) -> tuple[Config, list[str]]:
         base = self._config_of(file)
-        return self._studio.trainings.plan(name, base, list(_settings(base, *fields)), score=score)
+        settings, grid = _settings(base, *fields)
+        return self._studio.trainings.plan(name, base, settings, score=score, grid=grid)
 
     def plan(self, file: str, name: str, *fields: Any) -> str:
         """Predict memory and time of the training. The model's configuration, no more, may have to be downloaded."""
@@ -194,10 +233,10 @@ class TrainingForm:
         except ThinktuneError as error:
             return plain(reason(error), "error")
 
-    def plan_nearby(self, file: str, name: str, model: str, *fields: Any) -> Any:
+    def plan_nearby(self, file: str, name: str, method: str, model: str, *fields: Any) -> Any:
         """Predict memory and time of a training whose model is on this machine, for which nothing is downloaded."""
         near = model.startswith("builtin:") or Path(model).is_dir()
-        return self.plan(file, name, model, *fields) if near else ""
+        return self.plan(file, name, method, model, *fields) if near else ""
 
     def show_data(self, request: gr.Request, file: str, name: str, *fields: Any) -> str:
         """Read the data as the training would, and render how many rows are kept, why others are dropped, and a few
@@ -223,7 +262,8 @@ class TrainingForm:
         """Start the training, and return the problem that keeps it from starting."""
         try:
             base = self._config_of(file)
-            self._studio.trainings.start(name, base, list(_settings(base, *fields)), score=score)
+            settings, grid = _settings(base, *fields)
+            self._studio.trainings.start(name, base, settings, score=score, grid=grid)
         except ThinktuneError as error:
             return plain(reason(error), "error")
         return ""
@@ -240,21 +280,47 @@ def shipped_configs() -> list[Path]:
     return sorted(folder.glob("*.yaml"))
 
 
+_KEYS = (
+    "method", "model", "data.source", "data.sample", "train.max_steps", "lora.r", "train.learning_rate", "rl.prompts",
+    "rl.num_generations", "rl.max_completion_length", "rl.rewards", "dpo.loss_type", "dpo.beta",
+)  # fmt: skip
+"""Settings with a field of their own, in the order of the fields."""
+_OF_METHOD = {"rl": "grpo", "dpo": "dpo"}
+
+
 def _fields(config: Config) -> list[Any]:
+    """Return the values of the fields; "" for several sources, which the config keeps."""
     source = config.data.source if isinstance(config.data.source, str) else ""
-    train = config.train
-    rate = str(train.learning_rate)
-    return [config.model, source, config.data.sample or 0, train.max_steps or 0, config.lora.r, rate]
+    train, rl, dpo = config.train, config.rl, config.dpo
+    rewards = ", ".join(f"{name}: {weight:g}" for name, weight in rl.rewards.items())
+    return [
+        config.method, config.model, source, config.data.sample or 0, train.max_steps or 0, config.lora.r,
+        str(train.learning_rate), rl.prompts, rl.num_generations, rl.max_completion_length, rewards, dpo.loss_type,
+        dpo.beta,
+    ]  # fmt: skip
 
 
-_KEYS = ("model", "data.source", "data.sample", "train.max_steps", "lora.r", "train.learning_rate")
-
-
-def _settings(config: Path, *fields: Any) -> Iterator[str]:
-    """Return the form's changes to its config, as they would be written on the command line."""
-    *values, further = fields
-    before: Sequence[Any] = _fields(load_config(config))
+def _settings(config: Path, *fields: Any) -> tuple[list[str], list[str]]:
+    """Return the form's changes to its config, as on the command line, and those to sweep over."""
+    *values, grid, further = fields
+    method = values[0]
+    base = load_config(config)
+    before: Sequence[Any] = _fields(base)
+    changes = []
     for key, old, new in zip(_KEYS, before, values, strict=True):
-        if new is not None and new != old:
-            yield f"{key}={new if new or key not in ('data.sample', 'train.max_steps') else 'null'}"
-    yield from (line.strip() for line in (further or "").splitlines() if line.strip())
+        if new is None or new == old or _OF_METHOD.get(key.partition(".")[0], method) != method:
+            continue
+        value = f"{{{new}}}" if key == "rl.rewards" else new
+        changes.append(f"{key}={value if value or key not in ('data.sample', 'train.max_steps') else 'null'}")
+    if method == "grpo" != base.method:  # which has neither a held-out loss nor batches beside those of rl.*
+        needed = {"data.eval_fraction": 0, "train.batch_size": 1, "train.accumulation": 1}
+        values_now = {"data": base.data, "train": base.train}
+        for key, value in needed.items():
+            section, name = key.split(".")
+            if getattr(values_now[section], name) != value:
+                changes.append(f"{key}={value}")
+    return [*changes, *_lines(further)], _lines(grid)
+
+
+def _lines(text: str | None) -> list[str]:
+    return [line.strip() for line in (text or "").splitlines() if line.strip()]

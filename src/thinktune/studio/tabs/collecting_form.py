@@ -1,0 +1,123 @@
+"""The form that collects rows from a model's own right answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from thinktune.errors import ThinktuneError
+from thinktune.studio.collecting_jobs import Collecting, Order
+from thinktune.studio.markdown import plain
+from thinktune.studio.model_pool import reason
+from thinktune.studio.state import Studio
+from thinktune.studio.training_jobs import in_words
+from thinktune.studio.translations import Words, label
+
+_CHIPS = {"running": "warn", "done": "good", "stopped": "warn", "failed": "bad"}
+
+
+class CollectingForm:
+    """Builds the form, and shows how far the newest collection has come.
+
+    Args:
+        refresh: gives the update of `sources`, the component that offers data, when there are new rows.
+    """
+
+    def __init__(self, studio: Studio, refresh: Callable[[str], Any], sources: gr.Dropdown) -> None:
+        self._studio = studio
+        self._refresh = refresh
+        with gr.Accordion(label("collect"), open=False, elem_id="collect-box"):
+            self._build()
+        self._connect(sources)
+
+    def _build(self) -> None:
+        names = self._studio.pool.choices()
+        gr.Markdown(label("collect_about"))
+        with gr.Row():
+            self.model = gr.Dropdown(names, value=names[0][1], label=label("model"), elem_id="collect-model")
+            self.data = gr.Dropdown(
+                self._data(), value="builtin:arithmetic", allow_custom_value=True, label=label("problems_source"),
+                elem_id="collect-data",
+            )  # fmt: skip
+            self.rows = gr.Textbox("collected", label=label("rows_name"), max_length=64, elem_id="collect-name")
+        with gr.Row():
+            self.count = gr.Number(500, precision=0, minimum=0, label=label("problems_count"), elem_id="collect-count")
+            self.each = gr.Number(8, precision=0, minimum=1, label=label("completions"), elem_id="collect-each")
+            self.longest = gr.Number(
+                512, precision=0, minimum=1, label=label("completion_tokens"), elem_id="collect-tokens"
+            )
+        self.pairs = gr.Checkbox(label=label("with_pairs"), elem_id="collect-pairs")
+        self.command = gr.HTML(elem_id="collect-command")
+        with gr.Row(elem_id="collect-actions"):
+            self.start = gr.Button(label("collect_start"), variant="primary", elem_id="collect-start")
+            self.stop = gr.Button(label("stop"), elem_id="collect-stop")
+        self.remark = gr.Markdown(elem_id="collect-remark", latex_delimiters=[])
+        self.state = gr.HTML(elem_id="collect-state")
+        self.known = gr.State("")
+        self.timer = gr.Timer(1.0)
+
+    def _data(self) -> list[str]:
+        return ["builtin:arithmetic", *self._studio.trainings.data()]
+
+    @property
+    def _inputs(self) -> list[Any]:
+        return [self.rows, self.model, self.data, self.count, self.each, self.longest, self.pairs]
+
+    def _connect(self, sources: gr.Dropdown) -> None:
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+        fields = [field.change for field in self._inputs]
+        gr.on(fields, self.tell, self._inputs, [self.command, self.remark], trigger_mode="always_last", **quiet)
+        watched = [self.state, self.known, self.model, self.data, sources]
+        watch = {"fn": self.watch, "inputs": [self.known, sources], "outputs": watched, **quiet}
+        self.start.click(self.begin, self._inputs, self.remark, **quiet).then(**watch)
+        self.stop.click(self.end, None, self.remark, **quiet)
+        self.timer.tick(**watch)
+
+    def tell(self, *fields: Any) -> tuple[str, str]:
+        """Return the command line of the form, or its errors."""
+        try:
+            command = self._studio.collections.command(_order(*fields))
+        except ThinktuneError as error:
+            return "", plain(reason(error), "error")
+        return f'<pre class="code" tabindex="0">{escape(in_words(command))}</pre>', ""
+
+    def begin(self, *fields: Any) -> str:
+        try:
+            self._studio.collections.start(_order(*fields))
+        except ThinktuneError as error:
+            return plain(reason(error), "error")
+        return ""
+
+    def end(self) -> str:
+        if newest := self._studio.collections.newest():
+            self._studio.collections.stop(newest.name)
+        return ""
+
+    def watch(self, known: str, source: str, request: gr.Request) -> tuple[Any, ...]:
+        """Show the newest collection, where it has changed. Outputs: state, known, models, data, and `sources`."""
+        newest = self._studio.collections.newest()
+        key = str(newest or "")
+        if key == known:
+            return tuple(gr.skip() for _ in range(5))
+        models, data = gr.update(choices=self._studio.pool.choices()), gr.update(choices=self._data())
+        return _state(newest, Words(request)), key, models, data, self._refresh(source)
+
+
+def _state(newest: Collecting | None, words: Words) -> str:
+    if newest is None:
+        return ""
+    parts = [newest.name, words(f"collect_{newest.state}")]
+    if newest.total:
+        parts.append(words("n_of_n", done=newest.done, total=newest.total))
+    error = f'<p class="error" role="alert">{escape(newest.error)}</p>' if newest.error else ""
+    return f'<span class="chip {_CHIPS[newest.state]}" role="status">{escape(" · ".join(parts))}</span>{error}'
+
+
+def _order(name: str, model: str, data: str, problems: Any, completions: Any, tokens: Any, pairs: bool) -> Order:
+    return Order(
+        (name or "").strip(), model or "", (data or "").strip(), int(problems or 0), int(completions or 1),
+        int(tokens or 1), bool(pairs),
+    )  # fmt: skip

@@ -1,0 +1,172 @@
+"""The training form without a browser: methods, sweeps, several sources, and rows that are collected."""
+
+from __future__ import annotations
+
+import html
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from thinktune.config import load_config
+from thinktune.errors import ConfigError, UsageError
+from thinktune.studio.collecting_jobs import Order
+from thinktune.studio.model_pool import Pool
+from thinktune.studio.progress import read_sweep
+from thinktune.studio.state import Studio
+from thinktune.studio.tabs.training_form import TrainingForm, _fields, shipped_configs
+from thinktune.studio.translations import TEXTS
+
+QUICKSTART = next(str(file) for file in shipped_configs() if file.stem == "quickstart")
+
+
+@pytest.fixture
+def studio(tmp_path: Path, tiny_model: Path) -> Studio:
+    runs = tmp_path / "runs"
+    return Studio(Pool([str(tiny_model)], runs), runs, may_train=True, data=[str(tmp_path / "rows.jsonl")])
+
+
+@pytest.fixture
+def form(studio: Studio) -> TrainingForm:
+    with gr.Blocks():
+        return TrainingForm(studio)
+
+
+def ask(form: TrainingForm, file: str, *, grid: str = "", further: str = "", **changes: Any) -> tuple[str, str]:
+    """Return the command line of the form with some fields changed, and its problem."""
+    names = ("method", "model", "source", "sample", "steps", "rank", "rate", "prompts", "completions", "longest",
+             "rewards", "loss", "beta")  # fmt: skip
+    fields = dict(zip(names, _fields(load_config(file)), strict=True)) | changes
+    command, _, problem = form.tell(file, "new", *fields.values(), grid, further)
+    return html.unescape(command), problem
+
+
+@pytest.mark.parametrize("file", shipped_configs(), ids=lambda file: file.stem)
+def test_a_config_that_is_not_changed_is_started_without_settings(file: Path, form: TrainingForm) -> None:
+    command, problem = ask(form, str(file))
+    assert not problem
+    assert command.count("=") == command.count("output=") + command.count('="')
+
+
+@pytest.mark.parametrize(
+    ("changes", "told", "left_out"),
+    [
+        ({"method": "dpo", "loss": "ipo", "beta": 0.2, "prompts": 4},
+         "method=dpo dpo.loss_type=ipo dpo.beta=0.2", "rl."),
+        ({"method": "grpo", "prompts": 4, "rewards": "answer: 1, format: 0.5", "beta": 0.2},
+         "method=grpo rl.prompts=4 'rl.rewards={answer: 1, format: 0.5}'", "dpo"),
+        ({"rate": "1e-4", "sample": 0}, "data.sample=null train.learning_rate=1e-4", "rl."),
+    ],
+)  # fmt: skip
+def test_each_method_has_its_own_settings_and_no_others(
+    changes: dict[str, Any], told: str, left_out: str, form: TrainingForm
+) -> None:
+    command, problem = ask(form, QUICKSTART, **changes)
+    assert not problem
+    assert f" {told} " in command
+    assert left_out not in command
+
+
+def test_rewards_of_ones_own_belong_on_the_command_line(form: TrainingForm) -> None:
+    command, problem = ask(form, QUICKSTART, method="grpo", rewards="os:system: 1.0")
+    assert command == ""
+    assert "code of your own" in problem
+
+
+def test_several_sources_are_kept_as_they_are_and_named(form: TrainingForm, studio: Studio) -> None:
+    run = studio.runs / "mixed"
+    run.mkdir(parents=True)
+    sources = "[{source: a/b, weight: 2}, {source: builtin:arithmetic}]"
+    (run / "config.yaml").write_text(f"model: builtin:smollm2\ndata: {{source: {sources}}}\n")
+    file = str(run / "config.yaml")
+    command, problem = ask(form, file, rank=4)
+    assert not problem
+    assert "data.source" not in command
+    source = form.fill(file, None)[2]  # type: ignore[arg-type]
+    assert source["value"] == ""
+    assert source["choices"][0] == ("2 sources of the config", "")
+
+
+def test_a_sweep_is_told_and_each_of_its_members_checked(form: TrainingForm) -> None:
+    command, problem = ask(form, QUICKSTART, grid="lora.r=4,8\ntrain.seed=1,2", rate="1e-4")
+    assert not problem
+    assert "thinktune sweep" in command
+    assert "train.learning_rate=1e-4 lora.r=4,8 train.seed=1,2 output=" in command
+    for grid, why in (
+        ("model=builtin:smollm2,/etc", "not of a hub"),
+        ("lora.r=4", "nothing to sweep over"),
+        (f"train.seed={','.join(map(str, range(100)))}", "64 is the most"),
+        ("output=a,b", "cannot be swept"),
+    ):
+        assert why in html.unescape(ask(form, QUICKSTART, grid=grid)[1])
+    assert "several values" in html.unescape(ask(form, QUICKSTART, grid="lora.r=4,8", further="data.system=a,b")[1])
+
+
+@pytest.mark.parametrize(
+    ("trained", "log", "runs", "phase", "done", "total"),
+    [
+        ([], "", True, "starting", None, None),
+        ([True, False], "1 of 3: r=4 ───\n2 of 3: r=8 ───\n", True, "sweeping", 2, 3),
+        ([True, True, True], "3 of 3: r=16 ───\n", False, "swept", 3, 3),
+        ([True, False], "2 of 3: r=8 ───\nthinktune: r=8: stopped; a checkpoint is saved\n", False, "stopped", 1, 3),
+        ([True, False, True], "3 of 3: r=16 ───\nthinktune: 1 of 3 members failed\n", False, "failed", None, None),
+    ],
+)
+def test_the_phase_of_a_sweep_is_told(
+    trained: list[bool], log: str, runs: bool, phase: str, done: int | None, total: int | None
+) -> None:
+    found = read_sweep(trained, log, runs=runs)
+    assert (found.phase, found.done, found.total) == (phase, done, total)
+    assert f"phase_{phase}" in TEXTS
+
+
+def order(studio: Studio, **changes: Any) -> Order:
+    settings = {"name": "mine", "model": studio.pool.names()[0], "data": "builtin:arithmetic", "problems": 3,
+                "completions": 2, "max_tokens": 8, "pairs": False}  # fmt: skip
+    return Order(**{**settings, **changes})
+
+
+def test_rows_are_collected_from_known_models_and_data_only(studio: Studio) -> None:
+    command = studio.collections.command(order(studio, pairs=True))
+    assert command[:2] == ["thinktune", "collect"]
+    assert command[-2:] == ["--pairs", str(studio.trainings.uploads / "mine-pairs.jsonl")]
+    for changes in ({"model": "/etc"}, {"data": "/etc/passwd"}, {"data": "http://127.0.0.1/"}):
+        with pytest.raises(ConfigError):
+            studio.collections.command(order(studio, **changes))
+    for name in ("../x", "a/b", "", "x.journal"):
+        with pytest.raises(UsageError):
+            studio.collections.command(order(studio, name=name))
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_collection_that_finds_nothing_right_says_so_and_a_sweep_lists_its_members(
+    studio: Studio, tiny_model: Path, tmp_path: Path
+) -> None:
+    studio.collections.start(order(studio))
+    assert studio.collections.newest().state == "running"  # type: ignore[union-attr]
+    file = tmp_path / "tiny.yaml"
+    file.write_text(f"model: {tiny_model}\ndata: {{sample: 8, max_length: 512}}\ntrain: {{max_steps: 2}}\n")
+    trainings = studio.trainings
+    trainings.start("grid", file, [], grid=["lora.r=2,4"])
+    assert trainings.get("grid").sweeps
+    assert trainings.progress(trainings.get("grid")).phase == "starting"
+    wait_for(lambda: not trainings.processes.running("grid"))
+    assert trainings.progress(trainings.get("grid")).phase == "swept"
+    assert [(run.name, run.state) for run in trainings.members("grid")] == [
+        ("grid/r=2", "trained"), ("grid/r=4", "trained"),
+    ]  # fmt: skip
+    wait_for(lambda: studio.collections.newest().state != "running")  # type: ignore[union-attr]
+    newest = studio.collections.newest()
+    assert newest is not None
+    assert (newest.state, json.dumps(newest.error) != '""') == ("failed", True)
