@@ -9,15 +9,17 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from test_compare import write_run, write_scores
 from thinktune.errors import ConfigError, RunFolderError
 from thinktune.report import html
-from thinktune.report.compare import compare
+from thinktune.report.compare import COLUMNS, compare, sentences
 from thinktune.report.html import MOST_PROBLEMS, write_comparison, write_report
-from thinktune.report.translations import CHINESE
+from thinktune.report.translations import CHINESE, in_chinese
+from thinktune.scoring.base import Outcome
 
 HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -229,3 +231,28 @@ def test_every_own_text_of_the_pages_has_a_chinese_one() -> None:
     for template in sorted((Path(html.__file__).parent / "templates").glob("*.html")):
         texts = re.findall(r'say\("([^"]+)"\)', template.read_text(encoding="utf-8"))
         assert [text for text in texts if text not in CHINESE] == []
+
+
+def test_outcomes_columns_and_conclusions_have_chinese_texts(tmp_path: Path) -> None:
+    comparison = compare([write_run(tmp_path / "run", tuned="rrrrrrrrrw", base="wwwwwwwrww")], ["tuned"])
+    texts = [*get_args(Outcome), *sentences(comparison), "more than one </answer>", "rows.jsonl, row 7, sample 2"]
+    texts += [heading for heading, _ in COLUMNS if heading != "GiB"]
+    assert [text for text in texts if in_chinese(text) is None] == []
+    assert in_chinese("my own words") is None
+
+
+@pytest.mark.parametrize(
+    ("english", "chinese"),
+    [
+        ("base was not scored", "base 未评分"),
+        ("1 h 2 min 3 s", "1 小时 2 分 3 秒"),
+        ("4,884,480 of 139,399,488 (3.50%)", "139,399,488 中的 4,884,480（3.50%）"),
+        (
+            "a is 3.0 points below b, which may be luck: they cannot be told apart "
+            "(95% interval -1.0 to 7.0; 20 problems)",
+            "a 比 b 低 3.0 个百分点，可能出于偶然，两者无法区分（95% 置信区间 -1.0 至 7.0；20 道题）",
+        ),
+    ],
+)
+def test_numbers_and_names_stay_in_a_chinese_text(english: str, chinese: str) -> None:
+    assert in_chinese(english) == chinese

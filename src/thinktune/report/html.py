@@ -22,7 +22,7 @@ from thinktune.records import DataRecord, RunRecord, read_record
 from thinktune.report import plots
 from thinktune.report.compare import COLUMNS, NOT_SCORED, Candidate, Comparison, compare, sentences
 from thinktune.report.rollout_samples import rollout_samples
-from thinktune.report.translations import CHINESE
+from thinktune.report.translations import in_chinese
 from thinktune.run_folder import RunFolder
 from thinktune.training import plots as training_plots
 
@@ -90,7 +90,7 @@ def _render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     script = (files("thinktune.report") / "templates" / "page.js").read_text(encoding="utf-8")
-    environment.globals["chinese"] = CHINESE
+    environment.globals["chinese"] = in_chinese
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return environment.get_template(template).render(script=script, script_digest=digest, **values)
 

@@ -174,16 +174,16 @@ def _facts(answer: dict[str, Any], words: Words) -> str:
         chips.append(("", words("speed", tokens=answer["tokens"], speed=answer["tokens"] / answer["seconds"])))
     if answer["text"].lstrip().startswith("<think>") and "</think>" in answer["text"]:
         chips.append(("", words("thought_for", seconds=answer["think_seconds"])))
-    chips += [(kind, words(text, **values)) for kind, text, values in _badges(answer)]
+    chips += [(kind, words(text, **values)) for kind, text, values in _badges(answer, words)]
     shown = "".join(f'<span class="chip {kind}">{_safe(text)}</span>' for kind, text in chips)
     return _in_one_line(f'<div class="facts">{shown}</div>') if chips else ""
 
 
-def _badges(answer: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]:
+def _badges(answer: dict[str, Any], words: Words) -> Iterator[tuple[str, str, dict[str, str]]]:
     if answer["state"] == "stopped":
         yield "bad", "cut", {}
     if answer["state"] == "done":
         problem = tags.parse(answer["text"]).problem
-        yield ("warn", "malformed", {"problem": problem}) if problem else ("good", "well_formed", {})
+        yield ("warn", "malformed", {"problem": words.fault(problem)}) if problem else ("good", "well_formed", {})
     if answer["verdict"] in ("right", "wrong"):
         yield ("good", "is_right", {}) if answer["verdict"] == "right" else ("bad", "is_wrong", {})

@@ -10,6 +10,8 @@ from typing import Any
 
 import gradio as gr
 
+from thinktune.report.translations import in_chinese
+
 TEXTS: dict[str, tuple[str, str]] = {
     "about": (
         "Chat with models side by side, rate them blind, answer files, watch and start trainings.",
@@ -216,6 +218,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     "size": ("size", "大小"),
     "n_of_n": ("{done} of {total}", "{total} 中的 {done}"),
     "left_over": ("{time} left", "剩余 {time}"),
+    "hours": ("{hours} h {minutes:02} min", "{hours} 小时 {minutes:02} 分"),
+    "minutes": ("{minutes} min {seconds:02} s", "{minutes} 分 {seconds:02} 秒"),
+    "seconds": ("{seconds} s", "{seconds} 秒"),
     "phase_starting": ("starting", "正在启动"),
     "phase_preparing": ("preparing model and data", "正在准备模型与数据"),
     "phase_training": ("training, step", "训练中，步"),
@@ -225,8 +230,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "phase_answering": ("answering", "正在回答"),
     "phase_scoring": ("scoring", "正在评分"),
     "phase_scoring_base": ("scoring the base model", "正在评测基座模型"),
-    "phase_sweeping": ("sweep, training", "扫描中，训练"),
-    "phase_swept": ("sweep done", "扫描完成"),
+    "phase_sweeping": ("sweep, training", "参数扫描中，训练"),
+    "phase_swept": ("sweep done", "参数扫描完成"),
     "phase_done": ("trained and scored", "已训练并评分"),
     "phase_trained": ("trained, not scored", "已训练，未评分"),
     "phase_stopped": ("stopped", "已停止"),
@@ -242,10 +247,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "completion_tokens": ("Most tokens of a completion", "回答的最大 token 数"),
     "rewards": ("Rewards and their weights", "奖励及权重"),
     "dpo_loss": ("Loss", "损失函数"),
-    "sources_of_config": ("{count} sources of the config", "配置中的 {count} 个来源"),
+    "sources_of_config": ("the config's own sources", "配置中的数据来源"),
     "sweep": (
         "Sweep (empty: one training): values to try in all combinations",
-        "扫描（留空为单次训练）：取值的所有组合",
+        "参数扫描（留空则为单次训练）：逐一尝试所有取值组合",
     ),
     "collect": ("Collect rows from a model's own answers", "从模型自己的回答收集数据"),
     "collect_about": (
@@ -269,7 +274,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "state_trained": ("trained", "已完成"),
     "state_training": ("training", "训练中"),
     "state_unfinished": ("unfinished", "未完成"),
-    "state_sweep": ("sweep", "扫描"),
+    "state_sweep": ("sweep", "参数扫描"),
     "training_loss": ("Training loss", "训练损失"),
     "held_out_loss": ("Held-out loss", "留出集损失"),
     "right_rate": ("Right, %", "正确率，%"),
@@ -335,6 +340,10 @@ class Words:
     def __init__(self, request: gr.Request | None) -> None:
         wanted = request.headers.get("accept-language", "") if request is not None else ""
         self.chinese = wanted.lower().startswith("zh")
+
+    def fault(self, problem: str) -> str:
+        """Say why a completion is not well-formed."""
+        return (in_chinese(problem) if self.chinese else None) or problem
 
     def __call__(self, key: str, **values: object) -> str:
         return TEXTS[key][self.chinese].format(**values)

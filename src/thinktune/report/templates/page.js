@@ -4,6 +4,10 @@
   const show = language => {
     document.documentElement.lang = language;
     button.textContent = language === "zh" ? "English" : "中文";
+    for (const each of document.querySelectorAll("[data-zh]")) {
+      each.dataset.en ??= each.textContent;
+      each.textContent = each.dataset[language];
+    }
   };
   button.hidden = false;
   button.addEventListener("click", () => show(document.documentElement.lang === "zh" ? "en" : "zh"));
@@ -31,7 +35,7 @@ addEventListener("beforeprint", () => {
       problem.hidden = !fits || (wanted !== "" && !problem.textContent.toLowerCase().includes(wanted));
       count += !problem.hidden;
     }
-    shown.textContent = count + " of " + problems.length;
+    shown.textContent = count + " / " + problems.length;
   };
   form.hidden = false;
   form.addEventListener("input", update);
