@@ -18,6 +18,7 @@ from typing import Any
 from thinktune.config import SEED, Data, Format, Load, load_config
 from thinktune.data import DataReport, Example, load_examples
 from thinktune.data.files import read_path
+from thinktune.data.packing import pack
 from thinktune.data.report import setting_that_keeps
 from thinktune.data.tokens import Tokens, tokenize
 from thinktune.errors import UsageError
@@ -141,8 +142,9 @@ def _text(
     total = sum(kept) / len(lengths) * len(train)
     small = model == builtin.NAME
     pack_length = max(max_length, min(_up(total / _STEPS), 512 if small else 8192))
-    epochs = max(1, min(_MOST_EPOCHS, math.ceil(_STEPS * pack_length / total)))
-    steps = math.ceil(total * epochs / pack_length)
+    packs = len(pack(kept, pack_length)) / len(lengths) * len(train)  # of a few rows, many are not filled
+    epochs = max(1, min(_MOST_EPOCHS, math.ceil(_STEPS / packs)))
+    steps = math.ceil(packs * epochs)
     answer_tokens = _up(1.25 * max(each.trained for each in tokens if len(each) <= max_length))
     questions = sorted((each.messages[-1]["content"] for each in test or train), key=len)[: min(3, len(train))]
     lines = [
