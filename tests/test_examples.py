@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from thinktune.config import Load, load_config
 from thinktune.data import load_examples
@@ -51,3 +56,20 @@ def test_the_own_reward_counts() -> None:
         assert reward("q", "<think>5 minutes</think> <answer>1</answer>", {}) == 1.0
     finally:
         reward.close()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy("rows.jsonl", tmp_path)
+    monkeypatch.setenv("MODEL", str(tiny_model))
+    monkeypatch.setenv("STEPS", "2")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    notebook = nbformat.read("first_steps.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = ["".join(out.get("text", "") for out in cell.get("outputs", [])) for cell in notebook.cells]
+    assert "40 rows read, 40 kept" in printed[1]
+    assert (tmp_path / "runs/rows/report.html").exists()
+    assert printed[-1].startswith("base: ")
+    assert "tuned: " in printed[-1]
