@@ -88,7 +88,7 @@ def test_several_sources_are_kept_as_they_are_and_named(form: TrainingForm, stud
     assert "data.source" not in command
     source = form.fill(file, None)[2]  # type: ignore[arg-type]
     assert source["value"] == ""
-    assert source["choices"][0] == ("2 sources of the config", "")
+    assert source["choices"][0] == ("the config's own sources", "")
 
 
 def test_a_sweep_is_told_and_each_of_its_members_checked(form: TrainingForm) -> None:

@@ -77,6 +77,18 @@ _SCRIPT = """() => {
         document.execCommand("copy");
         area.remove();
     }, true);
+    // What Gradio leaves without a name, or out of the keyboard's reach: scrolling parts, empty boxes, folded thoughts.
+    const mend = () => {
+        for (const each of document.querySelectorAll(".bubble-wrap")) each.tabIndex = 0;
+        for (const each of document.querySelectorAll(".empty[aria-label]")) each.setAttribute("role", "img");
+        for (const button of document.querySelectorAll(".message .title .arrow > button")) {
+            const title = button.closest(".title"), name = title.innerText.trim();
+            title.removeAttribute("role");
+            title.removeAttribute("tabindex");
+            if (button.ariaLabel !== name) button.ariaLabel = name;
+        }
+    };
+    new MutationObserver(mend).observe(document.body, {subtree: true, childList: true});
     // Gradio names a message by its source, which is HTML here: who listens to the page gets the text instead.
     const named = "[data-testid=user], [data-testid=bot]";
     new MutationObserver((changes) => {

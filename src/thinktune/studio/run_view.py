@@ -28,10 +28,12 @@ _SETTINGS = (
 _KINDS = {"failed": "bad", "done": "good", "trained": "good", "swept": "good", "stopped": "warn"}
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float, words: Words) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    if hours:
+        return words("hours", hours=hours, minutes=minutes)
+    return words("minutes", minutes=minutes, seconds=rest) if minutes else words("seconds", seconds=rest)
 
 
 def head(run: Run, progress: Progress, words: Words) -> str:
@@ -41,7 +43,7 @@ def head(run: Run, progress: Progress, words: Words) -> str:
         total = progress.total
         parts.append(words("n_of_n", done=progress.done, total=total) if total else f"{progress.done:,}")
     if progress.seconds_left is not None:
-        parts.append(words("left_over", time=duration(progress.seconds_left)))
+        parts.append(words("left_over", time=duration(progress.seconds_left, words)))
     value = f' value="{progress.done}" max="{progress.total}"' if progress.done is not None and progress.total else ""
     runs = progress.phase not in _KINDS
     bar = f'<progress aria-label="{escape(parts[0])}"{value}></progress>' if runs else ""
@@ -59,13 +61,17 @@ def facts(run: Run, record: dict[str, Any], words: Words) -> str:
     settings = read_settings(run.folder) if run.folder.config.exists() else {}
     rows = [(key, settings[key]) for key in _SETTINGS if settings.get(key) is not None]
     took = [
-        (words("took"), duration(record["train_seconds"])) if "train_seconds" in record else None,
+        (words("took"), duration(record["train_seconds"], words)) if "train_seconds" in record else None,
         (words("step"), f"{record['steps']:,}") if "steps" in record else None,
         (words("tokens_per_second"), f"{record['tokens_per_second']:,.0f}") if "tokens_per_second" in record else None,
         (words("memory"), f"{record['peak_memory_gib']} GiB") if "peak_memory_gib" in record else None,
         (words("loss"), f"{record['final_loss']:.3f}") if "final_loss" in record else None,
     ]
-    return _pairs([*filter(None, took), *((key, str(value)) for key, value in rows)])
+    return _pairs([*filter(None, took), *((key, _shown(value)) for key, value in rows)])
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
@@ -193,7 +199,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def files_of(folder: RunFolder, words: Words) -> str:
     """Render the files of a run, folders with their size."""
     rows = []
-    for path in sorted(folder.path.iterdir()) if folder.path.is_dir() else []:
+    visible = [path for path in folder.path.glob("*") if not path.name.startswith(".")]
+    for path in sorted(visible):
         found = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
         size = sum(each.stat().st_size for each in found)
         rows.append((f"{path.name}/" if path.is_dir() else path.name, _size(size)))

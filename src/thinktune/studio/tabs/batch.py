@@ -253,9 +253,10 @@ def _time(job: str) -> str:
 def _line(job: Job, done: int, left: float | None, words: Words) -> str:
     done = min(done, job.total)
     state = words("job_state", state=words(f"state_{job.state}", error=job.error), done=done, total=job.total)
-    time = f" · {words('left_over', time=duration(left))}" if left is not None and job.state == "running" else ""
+    time = f" · {words('left_over', time=duration(left, words))}" if left is not None and job.state == "running" else ""
     bar = f'<progress aria-label="{escape(state)}" value="{done}" max="{job.total}"></progress>'
-    return f'<p role="status">{escape(state + time)}</p><div class="run-bar">{bar}</div>'
+    kind = "resumable" if job.state in ("stopped", "failed") else job.state
+    return f'<p role="status" class="job-{kind}">{escape(state + time)}</p><div class="run-bar">{bar}</div>'
 
 
 def _fault_list(problems: list[str], words: Words) -> str:

@@ -26,7 +26,7 @@ class CollectingForm:
         refresh: gives the update of `sources`, the component that offers data, when there are new rows.
     """
 
-    def __init__(self, studio: Studio, refresh: Callable[[str], Any], sources: gr.Dropdown) -> None:
+    def __init__(self, studio: Studio, refresh: Callable[[str | None, Words], Any], sources: gr.Dropdown) -> None:
         self._studio = studio
         self._refresh = refresh
         with gr.Accordion(label("collect"), open=False, elem_id="collect-box"):
@@ -96,14 +96,15 @@ class CollectingForm:
             self._studio.collections.stop(newest.name)
         return ""
 
-    def watch(self, known: str, source: str, request: gr.Request) -> tuple[Any, ...]:
+    def watch(self, known: str, source: str | None, request: gr.Request) -> tuple[Any, ...]:
         """Show the newest collection, where it has changed. Outputs: state, known, models, data, and `sources`."""
         newest = self._studio.collections.newest()
         key = str(newest or "")
         if key == known:
             return tuple(gr.skip() for _ in range(5))
         models, data = gr.update(choices=self._studio.pool.choices()), gr.update(choices=self._data())
-        return _state(newest, Words(request)), key, models, data, self._refresh(source)
+        words = Words(request)
+        return _state(newest, words), key, models, data, self._refresh(source, words)
 
 
 def _state(newest: Collecting | None, words: Words) -> str:

@@ -19,7 +19,7 @@ CURVES = {
 }
 """Keys of metrics.jsonl: their text, and the end of their element's id."""
 _POINTS = 400  # of one curve
-_RUN_COLORS = ("#17694b", "#c2570c", "#2563eb", "#a855f7", "#dc2626", "#0891b2", "#ca8a04", "#db2777")
+_RUN_COLORS = ("#2d8a67", "#d9730d", "#3b82f6", "#a855f7", "#e5484d", "#0a98b8", "#b58a0b", "#e0529c")  # on both themes
 
 
 def plot(text: str, name: str) -> gr.LinePlot:

@@ -21,6 +21,7 @@ from thinktune.inference.batch_file import BUILTIN, read_batch_file
 from thinktune.studio.formulas import LATEX
 from thinktune.studio.markdown import plain, reply
 from thinktune.studio.model_pool import reason
+from thinktune.studio.run_view import table
 from thinktune.studio.state import Studio, download
 from thinktune.studio.study import (
     Pair,
@@ -82,7 +83,7 @@ class RateTab:
                 self.with_reference = gr.Checkbox(
                     False, label=label("show_reference"), elem_id="rate-with-reference", container=False
                 )
-            self.begin = gr.Button(label("begin"), variant="primary", elem_id="rate-begin", min_width=150, scale=0)
+            self.begin = gr.Button(label("begin"), variant="primary", elem_id="rate-begin", min_width=170, scale=0)
             self.delete = gr.Button(
                 label("delete_study"), elem_id="rate-delete", elem_classes="icon quiet trash", size="sm", scale=0
             )
@@ -112,11 +113,11 @@ class RateTab:
                 )
         with gr.Accordion(label("results"), open=False, elem_id="rate-results"):
             self.show_results = gr.Button(label("show_results"), elem_id="rate-show-results")
-            self.results = gr.Dataframe(
-                interactive=False, show_label=False, elem_id="rate-table", wrap=True, column_widths=["60%", "40%"]
-            )
+            self.results = gr.HTML(elem_id="rate-table")
             self.count = gr.Markdown(elem_id="rate-count")
-            self.file = gr.File(label=label("ratings_file"), interactive=False, height=90, elem_id="rate-file")
+            self.file = gr.File(
+                label=label("ratings_file"), interactive=False, visible=False, height=90, elem_id="rate-file"
+            )
         self._build_preparation()
         self._connect()
 
@@ -269,12 +270,10 @@ class RateTab:
 
     def tell_results(self, name: str | None, request: gr.Request) -> tuple[Any, ...]:
         words = Words(request)
-        if not name:
-            return [], words("no_ratings"), None
-        study = self._open(name)
-        results = study.results()
-        if not results["ratings"]:
-            return [], words("no_ratings"), None
+        study = self._open(name) if name else None
+        results = study.results() if study else {"ratings": 0}
+        if study is None or not results["ratings"]:
+            return "", words("no_ratings"), gr.update(visible=False)
         rows = [[words("win_rate", model=one, other=two), _rate(rate, words)] for one, two, rate in results["wins"]]
         for model, strength in sorted(results["strengths"].items(), key=lambda item: -item[1]):
             rows.append([words("strength", model=model), f"{strength:+.2f}"])
@@ -284,7 +283,7 @@ class RateTab:
         count = words("count_ratings", count=results["ratings"], raters=results["raters"])
         if results["old_display"]:
             count = f"{count}; {words('old_display', count=results['old_display'])}"
-        return {"headers": ["", ""], "data": rows}, count, _download(study)
+        return table([words("what"), words("results")], rows), count, gr.update(value=_download(study), visible=True)
 
     def make(
         self, name: str, models: list[str], file: str | None, seed: int, from_scores: bool, request: gr.Request

@@ -39,6 +39,7 @@ class TrainingForm:
     def _build(self) -> None:
         first = next((file for _, file in self._configs() if file.endswith("quickstart.yaml")), self._configs()[0][1])
         filled = _fields(load_config(first))
+        self._first_source = filled[2]
         with gr.Row(elem_id="train-form"):
             with gr.Column(min_width=320):
                 self._build_fields(first, filled)
@@ -71,10 +72,10 @@ class TrainingForm:
         )  # fmt: skip
         self.model = gr.Textbox(filled[1], label=label("model"), elem_id="train-model")
         self.file = gr.File(
-            label=label("upload_rows"), file_types=list(ROW_FILES), height=110, elem_id="train-file"
+            label=label("upload_rows"), file_types=list(ROW_FILES), height=140, elem_id="train-file"
         )  # fmt: skip
         self.source = gr.Dropdown(
-            self._sources(filled[2]), value=filled[2], allow_custom_value=True, label=label("data_source"),
+            self._sources(filled[2], Words(None)), value=filled[2], allow_custom_value=True, label=label("data_source"),
             elem_id="train-source",
         )  # fmt: skip
         with gr.Row():
@@ -110,14 +111,15 @@ class TrainingForm:
         shipped = [(file.stem, str(file)) for file in shipped_configs()]
         return [*shipped, *((f"runs/{name}", file) for name, file in self._studio.trainings.configs())]
 
-    def _sources(self, value: str = "", count: int = 0, words: Words | None = None) -> list[tuple[str, str]]:
+    def _sources(self, value: str, words: Words) -> list[tuple[str, str]]:
+        """List the data on offer; with "" for `value`, the several sources of the config are the first of them."""
         found = dict.fromkeys(["builtin:arithmetic", *self._studio.trainings.data(), *filter(None, [value])])
         named = [(Path(each).name if Path(each).exists() else each, each) for each in found]
-        return [((words or Words(None))("sources_of_config", count=count), ""), *named] if count else named
+        return named if value else [(words("sources_of_config"), ""), *named]
 
-    def refresh_sources(self, source: str) -> Any:
+    def refresh_sources(self, source: str | None, words: Words) -> Any:
         """Offer rows that have been collected, too."""
-        return gr.update(choices=self._sources(source))
+        return gr.update(choices=self._sources(source or "", words))
 
     def _config_of(self, file: str) -> Path:
         """Return a config that is offered."""
@@ -171,12 +173,13 @@ class TrainingForm:
                 show_progress="hidden", api_visibility="private", concurrency_limit=None,
             )  # fmt: skip
 
-    def show(self) -> tuple[Any, ...]:
+    def show(self, request: gr.Request) -> tuple[Any, ...]:
         """Fill the form when the page opens: configs, a name that is free, data."""
         free = self._free_name(_NAME)
         # A name that is free stays as it is: the person may have been quicker.
         name = gr.skip() if free == _NAME else free
-        return gr.update(choices=self._configs()), name, gr.update(choices=self._sources())
+        sources = gr.update(choices=self._sources(self._first_source, Words(request)))
+        return gr.update(choices=self._configs()), name, sources
 
     def begin_with(self, run: str) -> tuple[Any, ...]:
         """Return the tab, the config and a name for a training like a run's."""
@@ -196,17 +199,17 @@ class TrainingForm:
         except ThinktuneError as error:
             raise gr.Error(escape(reason(error))) from None
         method, model, source, *rest = _fields(config)
-        several = 0 if source else len(config.data.sources)
-        return [method, model, gr.update(choices=self._sources(source, several, Words(request)), value=source), *rest]
+        sources = gr.update(choices=self._sources(source, Words(request)), value=source)
+        return [method, model, sources, *rest]
 
-    def take_file(self, file: str | None) -> tuple[Any, str]:
+    def take_file(self, file: str | None, request: gr.Request) -> tuple[Any, str]:
         if file is None:
             return gr.skip(), ""
         try:
             kept = self._studio.trainings.take_data(Path(file))
         except ThinktuneError as error:
             return gr.skip(), plain(reason(error))
-        return gr.update(choices=self._sources(), value=kept), ""
+        return gr.update(choices=self._sources(kept, Words(request)), value=kept), ""
 
     def tell(self, file: str, name: str, *fields: Any) -> tuple[str, str, str]:
         """Return the command line and the config of the form, or its errors."""
