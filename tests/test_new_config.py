@@ -13,7 +13,7 @@ from thinktune.config import Data, Format, Load, load_config
 from thinktune.data import load_examples, prepare
 from thinktune.errors import UsageError
 from thinktune.models import load_tokenizer, make_chat
-from thinktune.workflows.new_config import NewConfig, write_config
+from thinktune.planner.new_config import NewConfig, write_config
 
 
 def write_rows(folder: Path, count: int, **changes: dict[str, Any]) -> Path:

@@ -124,6 +124,25 @@ def test_the_phase_of_a_sweep_is_told(
     assert f"phase_{phase}" in TEXTS
 
 
+def test_uploaded_rows_get_a_config_that_fits_them(form: TrainingForm, studio: Studio, tmp_path: Path) -> None:
+    rows = Path(__file__).parents[1] / "examples/rows.jsonl"
+    model = studio.pool.names()[0]
+    request: Any = None
+    config, name, source, problem = form.take_file(str(rows), model, request)
+    assert (name, problem, source) == ("rows", "", gr.skip())
+    fitted = load_config(config["value"])
+    assert (fitted.model, fitted.data.max_length) == (model, 192)
+    assert fitted.eval.data == str(studio.trainings.uploads / "rows")  # its own questions, and not those of others
+    assert ("rows", config["value"]) in config["choices"]
+    command, problem = ask(form, config["value"])
+    assert not problem
+    assert "data.source" not in command
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"what": 1}\n')
+    assert "usable" in form.take_file(str(broken), model, request)[3]
+    assert "not of a hub" in form.take_file(str(rows), "/etc", request)[3]
+
+
 def order(studio: Studio, **changes: Any) -> Order:
     settings = {"name": "mine", "model": studio.pool.names()[0], "data": "builtin:arithmetic", "problems": 3,
                 "completions": 2, "max_tokens": 8, "pairs": False}  # fmt: skip

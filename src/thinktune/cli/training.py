@@ -97,7 +97,7 @@ def init(
     """
     prepare_libraries()
     from thinktune.config import parse_load
-    from thinktune.workflows.new_config import default_model, write_config
+    from thinktune.planner.new_config import default_model, write_config
 
     load_settings = parse_load(how)
     made = write_config(

@@ -63,6 +63,16 @@ def require_allowed(config: Config, shipped: Config, models: Collection[str], da
             raise ConfigError(f"{key} cannot be set from the page", hint=_HINT)
 
 
+def require_model(reference: str, models: Collection[str]) -> None:
+    """Refuse a model that is neither one of the studio's, nor built in, nor on a hub.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if reference not in models and not is_remote(reference, hub=True):
+        raise ConfigError(f"{reference!r} is not of a hub, and the studio was not started with it", hint=_HINT)
+
+
 def is_remote(reference: str, *, hub: bool) -> bool:
     """Return whether a reference names a model on a hub or a built-in one, and no file of this machine."""
     return bool(_BUILTIN.match(reference)) or (hub and bool(_HUB.match(reference)) and not Path(reference).exists())

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from thinktune.config import Config, dump_config, load_config
+from thinktune.config import Config, Load, dump_config, load_config
 from thinktune.config.grid import Member, plan_grid, split_values
 from thinktune.errors import ConfigError, RunFolderError, UsageError
 from thinktune.files import write_text
 from thinktune.records import MetricsLine, read_records
 from thinktune.run_folder import RunFolder
-from thinktune.studio.allowed_settings import require_allowed
+from thinktune.studio.allowed_settings import require_allowed, require_model
 from thinktune.studio.processes import Processes
 from thinktune.studio.progress import Progress, read_progress, read_sweep
 
@@ -107,8 +107,24 @@ class Trainings:
         return str(kept)
 
     def configs(self) -> list[tuple[str, str]]:
-        """List the runs whose config a training may begin with: name, and path of the config."""
-        return [(run.name, str(run.folder.config)) for run in self.all() if run.folder.config.is_file()]
+        """List the configs of uploaded rows, and of runs, that a training may begin with: name, and path."""
+        fitted = [(file.stem, str(file)) for file in sorted(self.uploads.glob("*/*.yaml"))]
+        runs = [(f"runs/{run.name}", str(run.folder.config)) for run in self.all() if run.folder.config.is_file()]
+        return [*fitted, *runs]
+
+    def fit_config(self, rows: str, model: str) -> str:
+        """Write a config fitted to uploaded rows, with some of them held out to score on, and return its path.
+
+        Raises:
+            ThinktuneError: the rows cannot be used, or the model's tokenizer cannot be had.
+        """
+        from thinktune.planner.new_config import write_config
+
+        file = Path(rows)
+        require_model(model, self._models())
+        names = (f"{file.stem}{number or ''}" for number in range(1000))
+        folder = next(self.uploads / name for name in names if not (self.uploads / name).exists())
+        return str(write_config(file, folder, model, load=Load()).file)
 
     def plan(
         self, name: str, config: Path, settings: Sequence[str], *, score: bool = False, grid: Sequence[str] = ()

@@ -266,7 +266,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "collect_done": ("done: the rows are among the data sources", "完成：已加入数据来源"),
     "collect_failed": ("failed", "失败"),
     "collect_stopped": ("stopped; Collect goes on", "已停止；再次点击可继续"),
-    "upload_rows": ("Your rows: upload a file, or name a source below", "您的数据：上传文件，或在下方填写来源"),
+    "upload_rows": (
+        "Your rows: upload a file for a config that fits it, or name a source below",
+        "您的数据：上传文件即生成合适的配置，或在下方填写来源",
+    ),
     "preview": ("Preview the data", "预览数据"),
     "plan_beside": ("### Plan", "### 计划"),
     "thought_column": ("thought", "思考"),

@@ -109,7 +109,7 @@ class TrainingForm:
     def _configs(self) -> list[tuple[str, str]]:
         """List shipped configs, then those of runs: the name that people see, and the file."""
         shipped = [(file.stem, str(file)) for file in shipped_configs()]
-        return [*shipped, *((f"runs/{name}", file) for name, file in self._studio.trainings.configs())]
+        return [*shipped, *self._studio.trainings.configs()]
 
     def _sources(self, value: str, words: Words) -> list[tuple[str, str]]:
         """List the data on offer; with "" for `value`, the several sources of the config are the first of them."""
@@ -141,7 +141,10 @@ class TrainingForm:
             lambda method: (gr.update(visible=method == "grpo"), gr.update(visible=method == "dpo")), self.method,
             [self.grpo, self.dpo], **quiet,
         )  # fmt: skip
-        self.file.upload(self.take_file, self.file, [self.source, self.problem], **quiet)
+        self.file.upload(
+            self.take_file, [self.file, self.model], [self.config, self.name, self.source, self.problem],
+            **{**quiet, "show_progress": "full"},
+        )  # fmt: skip
         # One event for all fields, and its last word holds: an answer to an earlier state must not come after it.
         changes = [field.change for field in self.inputs]
         told = [self.command, self.yaml, self.problem]
@@ -183,7 +186,7 @@ class TrainingForm:
 
     def begin_with(self, run: str) -> tuple[Any, ...]:
         """Return the tab, the config and a name for a training like a run's."""
-        config = next((file for name, file in self._studio.trainings.configs() if name == run), None)
+        config = next((file for name, file in self._studio.trainings.configs() if name == f"runs/{run}"), None)
         if config is None:
             return gr.skip(), gr.skip(), gr.skip()
         name = self._free_name(Path(run).name)
@@ -202,14 +205,24 @@ class TrainingForm:
         sources = gr.update(choices=self._sources(source, Words(request)), value=source)
         return [method, model, sources, *rest]
 
-    def take_file(self, file: str | None, request: gr.Request) -> tuple[Any, str]:
+    def take_file(self, file: str | None, model: str, request: gr.Request) -> tuple[Any, ...]:
+        """Keep uploaded rows, and choose a config that is fitted to them, as `thinktune init` writes it; where none can
+        be, say why. Outputs: config, name of the run, data source, problem."""
         if file is None:
-            return gr.skip(), ""
+            return gr.skip(), gr.skip(), gr.skip(), ""
+        trainings = self._studio.trainings
         try:
-            kept = self._studio.trainings.take_data(Path(file))
+            kept = trainings.take_data(Path(file))
         except ThinktuneError as error:
-            return gr.skip(), plain(reason(error))
-        return gr.update(choices=self._sources(kept, Words(request)), value=kept), ""
+            return gr.skip(), gr.skip(), gr.skip(), plain(reason(error), "error")
+        try:
+            with muted(), self._studio.pool.resting():
+                fitted = trainings.fit_config(kept, model)
+        except ThinktuneError as error:
+            sources = gr.update(choices=self._sources(kept, Words(request)), value=kept)
+            return gr.skip(), gr.skip(), sources, plain(reason(error), "error")
+        name = self._free_name(Path(fitted).stem)
+        return gr.update(choices=self._configs(), value=fitted), name, gr.skip(), ""
 
     def tell(self, file: str, name: str, *fields: Any) -> tuple[str, str, str]:
         """Return the command line and the config of the form, or its errors."""
