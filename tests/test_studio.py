@@ -22,7 +22,7 @@ import torch
 
 from test_compare import write_run
 from test_engine_shared import make_adapter
-from thinktune.config import Infer, Sampling
+from thinktune.config import Infer, Method, Sampling
 from thinktune.errors import BatchFileError, ConfigError, RunFolderError, UsageError
 from thinktune.evaluation.ratings import Rating
 from thinktune.evaluation.significance import wilson
@@ -117,8 +117,11 @@ def test_every_text_is_used_and_every_text_that_is_asked_for_is_there() -> None:
     folder = Path(__file__).parents[1] / "src/thinktune/studio"
     source = "".join(file.read_text() for file in folder.rglob("*.py") if file.name != "translations.py")
     computed = {
-        f"state_{state}" for state in ("running", "done", "stopped", "failed", "trained", "training", "unfinished")
+        f"state_{state}"
+        for state in ("running", "done", "stopped", "failed", "trained", "training", "unfinished", "sweep")
     } | {f"phase_{phase}" for phase in get_args(Phase)}
+    computed |= {f"method_{name}" for name in get_args(Method)}
+    computed |= {f"collect_{state}" for state in ("running", "done", "stopped", "failed")}
     computed |= {f"rate_{key}" for key in ("accuracy", "accuracy_lenient", "format_rate")}
     computed |= {"side_base", "side_tuned"} | {f"outcome_{each}" for each in OUTCOMES}
     assert [key for key in TEXTS if not re.search(rf"[\"']{key}[\"']", source) and key not in computed] == []
@@ -808,7 +811,7 @@ def test_a_file_to_download_takes_the_place_of_the_one_before(
     studio = Studio(pool, runs, may_train=False)
     with gr.Blocks():
         tab = RateTab(studio, gr.BrowserState({}))
-    files = [tab.tell_results("s", SimpleNamespace(headers={}))[2] for _ in range(3)]  # type: ignore[arg-type]
+    files = [tab.tell_results("s", SimpleNamespace(headers={}))[2]["value"] for _ in range(3)]  # type: ignore[arg-type]
     assert [file for file in (tmp_path / "files").rglob("*") if file.is_file()] == [Path(files[0])]
 
 
