@@ -24,8 +24,8 @@ def commands(text: str) -> Iterator[list[str]]:
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     inline = re.findall(r"`((?:thinktune|make) [^`]+)`", prose)
-    verbs = [f"thinktune {verb}" for verb in re.findall(r"^\| `([a-z]+(?: [^`|]+)?)` \| ", text, re.MULTILINE)
-             if verb.split()[0] in GROUP.commands]  # fmt: skip
+    table = re.search(r"^\| `quickstart` .*?(?=\n\n)", text, re.MULTILINE | re.DOTALL)
+    verbs = [f"thinktune {verb}" for verb in re.findall(r"^\| `([^`]+)`", table[0] if table else "", re.MULTILINE)]
     for line in [*"".join(blocks).splitlines(), *inline, *verbs]:
         for command in re.split(r"&&", line):
             if words := shlex.split(re.sub(r"[\[\]…]", "", command), comments=True):
