@@ -143,6 +143,19 @@ def test_uploaded_rows_get_a_config_that_fits_them(form: TrainingForm, studio: S
     assert "not of a hub" in form.take_file(str(rows), "/etc", request)[3]
 
 
+def test_a_training_that_failed_before_its_folder_was_made_is_listed_with_its_error(studio: Studio) -> None:
+    trainings = studio.trainings
+    record = trainings.processes.file("lost", "json")
+    record.parent.mkdir(parents=True)
+    record.write_text('{"pid": 999999999, "created": 0, "verb": "train", "arguments": ["x.yaml"]}')
+    assert trainings.all() == []
+    trainings.processes.file("lost", "log").write_text("thinktune: no such model\n  → name another\n")
+    (run,) = trainings.all()
+    progress = trainings.progress(run)
+    assert (run.name, progress.phase) == ("lost", "failed")
+    assert "no such model" in progress.error
+
+
 def order(studio: Studio, **changes: Any) -> Order:
     settings = {"name": "mine", "model": studio.pool.names()[0], "data": "builtin:arithmetic", "problems": 3,
                 "completions": 2, "max_tokens": 8, "pairs": False}  # fmt: skip

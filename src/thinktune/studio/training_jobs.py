@@ -23,7 +23,7 @@ from thinktune.records import MetricsLine, read_records
 from thinktune.run_folder import RunFolder
 from thinktune.studio.allowed_settings import require_allowed, require_model
 from thinktune.studio.processes import Processes
-from thinktune.studio.progress import Progress, read_progress, read_sweep
+from thinktune.studio.progress import Progress, find_error, read_progress, read_sweep
 
 State = Literal["trained", "training", "unfinished", "sweep"]
 _NAME = re.compile(r"\w[\w.-]{0,63}")
@@ -200,8 +200,8 @@ class Trainings:
             RunFolderError: it is running, or trained to its end.
         """
         run, record = self.get(name), self.processes.record(name)
-        if run.sweeps and not self.processes.running(name):
-            self.processes.launch(name, "sweep", record["arguments"])
+        if not run.folder.config.is_file() and not self.processes.running(name):  # a sweep, or nothing was made yet
+            self.processes.launch(name, record["verb"], record["arguments"])
             return
         if run.state != "unfinished":
             raise RunFolderError(f"{name} is {run.state}", hint="only an unfinished training can be resumed")
@@ -226,10 +226,14 @@ class Trainings:
         """List run folders, those of sweeps' members too, by their path; sweeps; and those about to become a run."""
         configs = [*self._runs.glob("*/config.yaml"), *self._runs.glob("*/*/config.yaml")]
         found = {str(file.parent.relative_to(self._runs)) for file in configs}
-        return found | {name for name in self.processes.names() if self.processes.running(name) or self._sweeps(name)}
+        return found | {name for name in self.processes.names() if self.processes.running(name) or self._lists(name)}
 
-    def _sweeps(self, name: str) -> bool:
-        return self.processes.record(name).get("verb") == "sweep" and (self._runs / name).is_dir()
+    def _lists(self, name: str) -> bool:
+        """Whether a command that has ended is to be seen, although there is no config in a folder of its name: a sweep,
+        or one that failed before its folder was made."""
+        if (self._runs / name).is_dir():
+            return self.processes.record(name).get("verb") == "sweep"
+        return bool(find_error(self.processes.log(name)))
 
     def _read(self, name: str) -> Run:
         run = RunFolder(self._runs / name)

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from thinktune.errors import ThinktuneError
+from thinktune.errors import ThinktuneError, UsageError
 from thinktune.notices import muted
 from thinktune.records import RunRecord, read_record
 from thinktune.report.data_preview import first_batch
@@ -122,7 +122,10 @@ class RunPage:
         if not name:
             return tuple(gr.skip() for _ in self.shown)
         words = Words(request)
-        run, key, head = self._head(name, words)
+        try:
+            run, key, head = self._head(name, words)
+        except UsageError:  # its folder was taken away
+            return tuple(gr.skip() for _ in self.shown)
         if key == known:
             return tuple(gr.skip() for _ in self.shown)
         if run.sweeps or key.split()[0] != known.partition(" ")[0]:
