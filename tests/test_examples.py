@@ -66,7 +66,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(
     monkeypatch.setenv("MODEL", str(tiny_model))
     monkeypatch.setenv("STEPS", "2")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    notebook = nbformat.read("first_steps.ipynb", as_version=4)
+    notebook = nbformat.read("first_steps.ipynb", as_version=4)  # type: ignore[no-untyped-call]
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = ["".join(out.get("text", "") for out in cell.get("outputs", [])) for cell in notebook.cells]
     assert "40 rows read, 40 kept" in printed[1]

@@ -270,10 +270,13 @@ class RateTab:
 
     def tell_results(self, name: str | None, request: gr.Request) -> tuple[Any, ...]:
         words = Words(request)
-        study = self._open(name) if name else None
-        results = study.results() if study else {"ratings": 0}
-        if study is None or not results["ratings"]:
-            return "", words("no_ratings"), gr.update(visible=False)
+        none = "", words("no_ratings"), gr.update(visible=False)
+        if not name:
+            return none
+        study = self._open(name)
+        results = study.results()
+        if not results["ratings"]:
+            return none
         rows = [[words("win_rate", model=one, other=two), _rate(rate, words)] for one, two, rate in results["wins"]]
         for model, strength in sorted(results["strengths"].items(), key=lambda item: -item[1]):
             rows.append([words("strength", model=model), f"{strength:+.2f}"])
