@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -99,6 +99,8 @@ def _is_plain(annotation: Any) -> bool:
     inner = get_args(annotation)
     if not inner:
         return annotation in (int, float, bool, type(None))
+    if get_origin(annotation) is Annotated:
+        return _is_plain(inner[0])
     if str(get_origin(annotation)).endswith("Literal"):
         return True
     return all(_is_plain(each) for each in inner)
