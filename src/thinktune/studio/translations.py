@@ -323,17 +323,21 @@ TEXTS: dict[str, tuple[str, str]] = {
 }
 
 
+_BEFORE = "text:"
+"""Begins the keys in the browser: Gradio translates whatever equals one, and a run may be called `rows`."""
+
+
 def label(key: str) -> Any:
     """Return a fixed text of the page, for the browser to translate."""
     if key not in TEXTS:
         raise KeyError(key)
-    return gr.I18n()(key)
+    return gr.I18n()(_BEFORE + key)
 
 
 def translations() -> gr.I18n:
     """Return all texts, for `launch`."""
-    english = {key: pair[0] for key, pair in TEXTS.items()}
-    chinese = {key: pair[1] for key, pair in TEXTS.items()}
+    english = {_BEFORE + key: pair[0] for key, pair in TEXTS.items()}
+    chinese = {_BEFORE + key: pair[1] for key, pair in TEXTS.items()}
     return gr.I18n(en=english, zh=chinese, **{"zh-CN": chinese, "zh-TW": chinese})
 
 
