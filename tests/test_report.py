@@ -50,7 +50,7 @@ def test_the_page_has_scores_curves_config_versions_and_samples(run: Path) -> No
     assert "tuned is 75.0 points above base, which may be luck" in page
     assert "75.0% (30–95)" in page
     assert "1,234 of 5,000" in page
-    assert "<details><summary>thinking, 2 characters</summary>" in page
+    assert '<details><summary><span class="en">thinking, 2 characters</span>' in page
     assert page.count('<article class="problem">') == 4
     assert "alpha: 8" in page
     assert "base: told the format" in page

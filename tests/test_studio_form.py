@@ -139,7 +139,7 @@ def test_uploaded_rows_get_a_config_that_fits_them(form: TrainingForm, studio: S
     assert "data.source" not in command
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"what": 1}\n')
-    assert "usable" in form.take_file(str(broken), model, request)[3]
+    assert "data.format" in form.take_file(str(broken), model, request)[3]
     assert "not of a hub" in form.take_file(str(rows), "/etc", request)[3]
 
 
