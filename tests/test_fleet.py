@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def machines(folder: Path) -> Iterator[Machines]:
         patch.setenv("FLEET_POISON", "9999")
         patch.setenv("FLEET_SECONDS", "0.002")
         cluster.import_ray()  # sets its environment, before the nodes start
-        machines = Machines(3)
+        machines = Machines(2)
         yield machines
         machines.close()
 
@@ -114,8 +114,8 @@ def journal_keys(out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def opened(machines: Machines, folder: Path) -> Iterator[Opened]:
-    """Three workers with engines that answer at once."""
-    with open_engine(folder / "tiny", settings(machines, 3)) as opened:
+    """Two workers with engines that answer at once."""
+    with open_engine(folder / "tiny", settings(machines, 2)) as opened:
         yield opened
 
 
@@ -193,6 +193,27 @@ def test_a_machine_that_is_lost_costs_no_answer_and_none_comes_twice(
     assert capfd.readouterr().out == ""  # Ray's daemons speak to stdout, which is for results
 
 
+def test_a_worker_that_is_cut_off_is_given_up_and_does_not_go_on_for_itself(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = fleet_of(opened)
+    until(lambda: fleet._greet() or all(member.is_ready for member in fleet._members), 240)
+    monkeypatch.setattr("thinktune.inference.engines.fleet.fleet._SILENT_SECONDS", 3)
+    cut_off = psutil.Process(int(fleet._members[0].place.rpartition(" ")[2]))
+    requests = [Request(f"q{at}", [5, at], Sampling()) for at in range(500)]
+    found = []
+    for number, completion in enumerate(fleet.generate(requests)):
+        found.append(completion)
+        if number == 100:
+            cut_off.suspend()
+    assert sorted(each.request_id for each in found) == sorted(each.id for each in requests)
+    assert not any(each.error for each in found)
+    assert cut_off.pid not in [int(each.place.rpartition(" ")[2]) for each in fleet._members if each.is_ready]
+    with suppress(psutil.NoSuchProcess):
+        cut_off.resume()
+    until(lambda: not cut_off.is_running(), 30)
+
+
 def test_a_question_that_ends_every_process_becomes_an_error(opened: Opened) -> None:
     requests = [Request("poison", [9999], Sampling(n=2)), *(Request(f"q{at}", [at], Sampling()) for at in range(9))]
     found = {(each.request_id, each.index): each for each in opened.engine.generate(requests)}
@@ -237,6 +258,18 @@ def test_a_driver_that_is_killed_leaves_no_worker_and_its_journal_is_gone_on_wit
     assert len(journal_keys(out)) == len(set(journal_keys(out))) == 4000
 
 
+def test_a_ray_of_ones_own_ends_with_the_process_that_has_started_it() -> None:
+    code = "from thinktune.cluster import *; connect(None, 1, Resources(0, 1)); print('up', flush=True); input()"
+    driver = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == b"up\n"
+    left = psutil.Process(driver.pid).children(recursive=True)
+    assert {"raylet", "gcs_server"} <= {process.name() for process in left}
+    driver.kill()
+    driver.communicate()
+    assert psutil.wait_procs(left, 30)[1] == []
+
+
 def test_members_trained_side_by_side_are_those_of_one_after_the_other_though_one_is_killed(
     machines: Machines, opened: Opened, folder: Path, tmp_path: Path
 ) -> None:
@@ -244,8 +277,8 @@ def test_members_trained_side_by_side_are_those_of_one_after_the_other_though_on
     files = {}
     for name in ("alone", "together"):
         (tmp_path / name).mkdir()
-        files[name] = make_file(folder / "tiny", tmp_path / name, train={"max_steps": 6})
-    grid, console = ["lora.r=2,4", "train.seed=1,2"], Console(file=io.StringIO())
+        files[name] = make_file(folder / "tiny", tmp_path / name, train={"max_steps": 4})
+    grid, console = ["lora.r=2,4,8"], Console(file=io.StringIO())
 
     def kill_one() -> None:
         until(lambda: list((tmp_path / "together").glob("runs/*/checkpoints")), 240)

@@ -17,6 +17,7 @@ from thinktune.data.packing import packs_of
 from thinktune.errors import ConfigError, UsageError
 from thinktune.files import write_json_lines
 from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
+from thinktune.planner.dealing import waiting_seconds
 from thinktune.planner.hardware import GIB, Hardware, find_gpu
 from thinktune.planner.known_models import TABLE, known_config
 from thinktune.planner.model_shape import ModelShape, shape_of
@@ -356,6 +357,24 @@ def test_the_command_reads_the_lengths_of_the_data_and_prints_json(tiny_model: P
     assert plan["tokens_per_second"] > 0
 
 
+def test_the_command_tells_what_several_gpus_are_worth_and_what_to_change(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "Count.", "completion": f"<think>{'1 ' * 30 * 2 ** (at % 6)}</think> 1"} for at in range(60)]
+    write_json_lines(tmp_path / "rows.jsonl", rows)
+    data = f"{{source: {tmp_path / 'rows.jsonl'}, max_length: 4096}}"
+    file = tmp_path / "tiny.yaml"
+    file.write_text(f"model: {tiny_model}\ndata: {data}\ntrain: {{batch_size: 1, accumulation: 8, packing: false}}\n")
+    call = ["plan", str(file), "--gpu", "h100", "--gpus"]
+    plans = [json.loads(CliRunner().invoke(app, [*call, gpus, "--json"]).stdout) for gpus in ("1", "4")]
+    assert [plan["gpus"] for plan in plans] == [1, 4]
+    assert [plan["packs"] * plan["accumulation"] for plan in plans] == [8, 2]
+    assert plans[0]["step_tokens"] == plans[1]["step_tokens"]
+    assert plans[1]["efficiency"] < 0.95
+    said = CliRunner().invoke(app, [*call, "4"]).stdout
+    assert "each of 4 GPUs" in said
+    assert f"4 GPUs: {plans[1]['efficiency']:.1%} of 4 times one" in said
+    assert "raise train.accumulation" in said
+
+
 def test_the_command_says_what_to_set_and_what_does_not_fit(tiny_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "tiny.yaml"
     file.write_text(f"model: {tiny_model}\ndata: {{source: no/where, sample: 30}}\n")
@@ -366,6 +385,26 @@ def test_the_command_says_what_to_set_and_what_does_not_fit(tiny_model: Path, tm
     assert "name a GPU" in table.stdout
     small = CliRunner().invoke(app, ["plan", str(file), "--gpu", "1GiB", "train.memory=0.01"])
     assert "does not fit" in small.stdout
+
+
+def test_several_gpus_take_the_step_of_one_and_equal_packs_cost_only_the_sum_of_gradients(shape: ModelShape) -> None:
+    config = config_with(batch_size=8, accumulation=8)
+    plans = {gpus: plan_as_configured(config, shape, PACKS, card(80), width=2, gpus=gpus) for gpus in (1, 2, 4)}
+    one = plans[1]
+    assert (one.efficiency, one.waits) == (1.0, (0.0, 0.0))
+    for gpus, plan in plans.items():
+        assert (plan.step_tokens, plan.steps, plan.gpus) == (one.step_tokens, one.steps, gpus)
+        assert plan.packs * plan.accumulation * gpus == 64
+        assert plan.waits[0] == pytest.approx(0, abs=1e-9)
+        assert plan.tokens_per_second == pytest.approx(gpus * plan.efficiency * one.tokens_per_second, rel=0.01)
+    assert 0.97 < plans[4].efficiency < plans[2].efficiency < 1.0
+    assert plans[4].waits[1] > plans[2].waits[1] > 0
+
+
+def test_a_step_lasts_as_long_as_its_slowest_gpu() -> None:
+    packs = [Batch(tokens, tokens, 0.0) for tokens in (100, 100, 100, 900)]
+    assert waiting_seconds(packs, (0.01, 0.0), 4, 2) == pytest.approx(10 - 6)  # 900 and 100 beside 100 and 100
+    assert waiting_seconds(packs, (0.01, 0.0), 4, 4) == pytest.approx(9 - 3)
 
 
 @pytest.mark.parametrize(("kinds", "fused"), [(["attention"] * 2, True), (["mamba", "attention"], False)])

@@ -8,8 +8,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
 from dataclasses import dataclass
 from typing import Any
+
+import psutil
 
 from thinktune.errors import MissingExtra, ThinktuneError, UsageError
 
@@ -21,6 +24,11 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # it announces a change of this setting otherwise
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # the daemons' messages, which Ray prints to stdout
 }
+
+
+_KILL_AT_END_OF_INPUT = 'cat; for each in "$@"; do grep -aq "^ray::" "/proc/$each/cmdline" && kill -KILL "$each"; done'
+_shells: list[subprocess.Popen[bytes]] = []
+"""Whose input ends with this process."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ def connect(address: str | None, count: int, each: Resources) -> bool:
                 f"Ray does not start on this host: {_in_a_line(error)}",
                 hint="try again when it is less busy, and see whether /tmp and /dev/shm have room",
             ) from error
+        _end_helpers_with_us()
         return True
     _require_listener(address)
     try:
@@ -99,6 +108,24 @@ def connect(address: str | None, count: int, each: Resources) -> bool:
     except (ConnectionError, ValueError) as error:
         raise _no_cluster(address, error) from None
     return True
+
+
+def _end_helpers_with_us() -> None:
+    """Start a shell that kills the helpers of our own Ray when this process is gone, however it ended.
+
+    Its daemons and workers end by themselves; its agents try for a minute to tell their server, which is gone, too
+    (ray 2.60, `report_raylet_error_logs`).
+    """
+    daemons = [each for each in psutil.Process().children() if each.name() == "raylet"]
+    agents = [str(each.pid) for daemon in daemons for each in daemon.children()]
+    shell = subprocess.Popen(
+        ["sh", "-c", _KILL_AT_END_OF_INPUT, "sh", *agents],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for us
+    )
+    _shells.append(shell)
 
 
 def _require_listener(address: str) -> None:

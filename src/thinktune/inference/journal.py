@@ -60,6 +60,9 @@ class Completions(Mapping[tuple[str, int], Completion]):
     def __getitem__(self, place: tuple[str, int]) -> Completion:
         return self._files.read(self._offsets[place])
 
+    def __contains__(self, place: object) -> bool:
+        return place in self._offsets  # a Mapping would read the completion
+
     def __iter__(self) -> Iterator[tuple[str, int]]:
         return iter(self._offsets)
 

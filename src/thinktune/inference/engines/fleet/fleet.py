@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from thinktune.cluster import Resources, cause_of, connect, import_ray
-from thinktune.errors import GenerationError, UsageError
+from thinktune.errors import GenerationError, ThinktuneError, UsageError
 from thinktune.inference.engines.base import Completion, Engine, Likelihood, Pair, Request
 from thinktune.inference.engines.fleet.work import Cargo, Work
 from thinktune.inference.engines.fleet.worker import Description, Opening, Worker
@@ -30,6 +30,7 @@ _LOOK = 1.0  # seconds after which to see whether there is something to hand out
 _EXPECTED_SECONDS = 120.0  # in which an engine starts
 _TELL_SECONDS = 60.0  # between two notices that there is no worker
 _CLOSING_SECONDS = 30.0
+_SILENT_SECONDS = 20.0  # until a worker is given up; it answers each second, and Ray waits over a minute for a machine
 _PIECE = 512  # pairs of likelihoods sent together
 
 
@@ -54,6 +55,7 @@ class _Member:
     Attributes:
         start: the promise of its description, until that is there.
         answer: the promise of its next completions, while it has requests.
+        silent: seconds that it has been waited for.
     """
 
     actor: Any
@@ -62,6 +64,7 @@ class _Member:
     place: str = "that was starting"
     slots: int = 0
     answer: Any = None
+    silent: float = 0.0
     cargo: Cargo = field(default_factory=Cargo)
 
     @property
@@ -89,6 +92,7 @@ class Fleet(Engine):
         self._crew = crew
         self._fingerprint = fingerprint
         self._failed_starts = self._losses = 0
+        self._looked = time.monotonic()
         self._owns_cluster = connect(crew.cluster, crew.count, crew.each)
         self._kind = self._ray.remote(max_restarts=0, max_concurrency=4, **crew.each.as_options())(Worker)
         self._members = [self._hire() for _ in range(crew.count)]
@@ -180,7 +184,7 @@ class Fleet(Engine):
         if requests := work.load(member.cargo, member.slots, self._expected()):
             member.actor.put.remote(requests)
         if member.cargo.tasks and member.answer is None:
-            member.answer = member.actor.take.remote()
+            member.answer, member.silent = member.actor.take.remote(), 0.0
 
     def _drop(self) -> None:
         """Let the workers forget what they have aboard."""
@@ -201,16 +205,23 @@ class Fleet(Engine):
         if not promised:
             time.sleep(_LOOK / 10)
             return
-        ready, _ = self._ray.wait(list(promised), timeout=_LOOK)
+        ready, late = self._ray.wait(list(promised), timeout=_LOOK)
         if len(promised) > 1:
-            ready, _ = self._ray.wait(list(promised), num_returns=len(promised), timeout=0)
+            ready, late = self._ray.wait(list(promised), num_returns=len(promised), timeout=0)
+        waited = min(time.monotonic() - self._looked, 2 * _LOOK)  # less than passed, where we were held up ourselves
+        self._looked = time.monotonic()
+        for promise in late:
+            member = promised[promise]
+            member.silent += waited
+            if member.silent > _SILENT_SECONDS:
+                silence = ThinktuneError(f"nothing has been heard from it for {member.silent:.0f} seconds")
+                yield from self._lose_cargo(member, silence, work)
         for promise in ready:
             member = promised[promise]
             try:
                 completions = self._ray.get(promise)
             except self._ray.exceptions.RayError as error:
-                reason = self._lose(member, error, f": its {len(member.cargo.tasks)} requests go to others")
-                yield from work.give_back(member.cargo, reason)
+                yield from self._lose_cargo(member, error, work)
                 continue
             member.answer = None
             for completion in completions:
@@ -274,6 +285,11 @@ class Fleet(Engine):
             raise cause
         logger.warning(f"a worker did not start: {cause.message}")
         self._replace(member)
+
+    def _lose_cargo(self, member: _Member, error: Exception, work: Work) -> Iterator[Completion]:
+        """Replace a worker that has requests aboard; yield error completions for the request that ended it."""
+        reason = self._lose(member, error, f": its {len(member.cargo.tasks)} requests go to others")
+        yield from work.give_back(member.cargo, reason)
 
     def _lose(self, member: _Member, error: Exception, remark: str = "") -> str:
         """Replace a worker that is gone, or whose engine is; return the reason.
