@@ -196,7 +196,12 @@ def test_a_worker_that_is_cut_off_is_given_up_and_does_not_go_on_for_itself(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = fleet_of(opened)
-    until(lambda: fleet._greet() or all(member.is_ready for member in fleet._members), 240)
+
+    def are_ready() -> bool:
+        fleet._greet()
+        return all(member.is_ready for member in fleet._members)
+
+    until(are_ready, 240)
     monkeypatch.setattr("thinktune.inference.engines.fleet.fleet._SILENT_SECONDS", 3)
     cut_off = psutil.Process(int(fleet._members[0].place.rpartition(" ")[2]))
     requests = [Request(f"q{at}", [5, at], Sampling()) for at in range(500)]

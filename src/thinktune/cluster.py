@@ -141,7 +141,8 @@ def _require_listener(address: str) -> None:
 def _no_cluster(address: str, error: Exception) -> UsageError:
     return UsageError(
         f"there is no Ray cluster at {address}: {_in_a_line(error)}",
-        hint="its address is what `ray start --head` prints, such as 10.0.0.1:6379",
+        hint="its address is what `ray start --head` prints, such as 10.0.0.1:6379; if it has a token "
+        "(~/.ray/auth_token there), set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here",
     )
 
 
