@@ -465,3 +465,23 @@ with importing("colorsys"):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "None in sys.modules" in done.stdout
     assert done.stdout.split()[-3:] == ["True", "False", "True"]
+
+
+@pytest.mark.slow
+def test_bitsandbytes_is_imported_without_the_compiler_of_torch_and_has_it_when_it_is_called() -> None:
+    pytest.importorskip("bitsandbytes")
+    code = """
+import gc, sys
+from thinktune.imports import import_bitsandbytes, importing
+with importing():
+    import_bitsandbytes()
+assert gc.get_freeze_count() > 100_000 and gc.isenabled()
+assert "torch._inductor.compile_fx" not in sys.modules
+import torch
+from bitsandbytes.backends.default import ops
+from thinktune.imports import _compile_later
+assert _compile_later(backend="eager")(lambda x: 2 * x)(torch.ones(2)).tolist() == [2, 2]
+assert "compile_later" not in repr(torch.compile)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinktune.config import Load, Quantize
 from thinktune.errors import MissingExtra, ModelError, OutOfMemory, UsageError
+from thinktune.imports import import_bitsandbytes
 from thinktune.models.adapters import put_adapter
 from thinktune.models.auto_class import auto_class
 from thinktune.models.chat import Chat, recorded_date
@@ -231,7 +232,10 @@ def _bitsandbytes(quantize: Quantize) -> Any:
 
     if find_spec("bitsandbytes") is None:
         raise MissingExtra(f"quantize: {quantize} needs bitsandbytes", hint="pip install 'thinktune[quant]'")
+    import_bitsandbytes()
     if quantize == "int8":
+        import thinktune.models.int8_loading  # noqa: F401 - registers the way of the weights
+
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,

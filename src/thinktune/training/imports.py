@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from thinktune.config import Config
-from thinktune.imports import importing
+from thinktune.imports import import_bitsandbytes, importing
 from thinktune.models.folder import read_json
 
 
 def import_train(config: Config) -> Callable[..., dict[str, Any]]:
     """Import `training.train.train`.
 
-    PEFT imports bitsandbytes wherever it is installed, and that half of torch's compiler: seconds of every start.
+    PEFT imports bitsandbytes wherever it is installed: a second of every start.
     """
-    with importing(*() if _may_need_bitsandbytes(config) else ("bitsandbytes",)):
+    wanted = _may_need_bitsandbytes(config)
+    with importing(*() if wanted else ("bitsandbytes",)):
+        if wanted:
+            import_bitsandbytes()  # before PEFT does
         from peft.import_utils import is_bnb_available
 
         from thinktune.training.train import train

@@ -30,38 +30,42 @@ def probe_head(model: Any) -> Head | None:
     if type(layer) is not torch.nn.Linear or any(parameter.requires_grad for parameter in layer.parameters()):
         return None
     try:
-        tried = [_logits(model, layer, scale) for scale in _SCALES]
+        seen = _logits(model, layer)
     except torch.OutOfMemoryError:
         raise
     except Exception:  # noqa: BLE001 - a model may raise anything; what it cannot do is told when it is to be trained
         return None
-    if any(each is None for each in tried):
+    if seen is None:
         return None
-    seen = [each for each in tried if each is not None]
     return next((head for head in _candidates(model, layer, seen) if _gives(head, seen)), None)
 
 
-def _logits(model: Any, layer: torch.nn.Linear, scale: float) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return hidden states times a scale, [tokens, width], and the model's logits of them; None: the head is not given
-    the last hidden states."""
-    ids = torch.arange(3, 3 + _TOKENS, device=layer.weight.device)[None] % len(layer.weight)
-    with at_rest(model), torch.no_grad(), _scaled_inputs(layer, scale) as entered:
+def _logits(model: Any, layer: torch.nn.Linear) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+    """Return, for each scale, hidden states times it, [tokens, width], and the model's logits of them; None: the head
+    is not given the last hidden states."""
+    ids = torch.arange(3, 3 + _TOKENS, device=layer.weight.device).repeat(len(_SCALES), 1) % len(layer.weight)
+    with at_rest(model), torch.no_grad(), _scaled_inputs(layer) as entered:
         states = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
         entered.clear()  # of a model that is its own base
         logits = model(input_ids=ids, use_cache=False).logits
     if states is None or len(entered) != 1 or not _same(entered[0], states[:, -entered[0].shape[1] :]):
         return None
-    return (entered[0] * scale).flatten(0, 1), logits.flatten(0, 1)
+    return list(zip(entered[0] * _factors(entered[0]), logits, strict=True))
+
+
+def _factors(states: torch.Tensor) -> torch.Tensor:
+    """Return the scales, one for each row of hidden states, [rows, tokens, width]."""
+    return states.new_tensor(_SCALES)[:, None, None]
 
 
 @contextmanager
-def _scaled_inputs(layer: torch.nn.Linear, scale: float) -> Iterator[list[torch.Tensor]]:
-    """Scale a layer's inputs within the block, and collect them as they come."""
+def _scaled_inputs(layer: torch.nn.Linear) -> Iterator[list[torch.Tensor]]:
+    """Scale each row of a layer's inputs within the block, and collect the inputs as they come."""
     entered: list[torch.Tensor] = []
 
     def enlarge(_: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         entered.append(inputs[0])
-        return (inputs[0] * scale,)
+        return (inputs[0] * _factors(inputs[0]),)
 
     handle = layer.register_forward_pre_hook(enlarge)
     try:
