@@ -22,7 +22,8 @@ from thinktune.planner.hardware import GIB, Hardware, find_gpu
 from thinktune.planner.known_models import TABLE, known_config
 from thinktune.planner.model_shape import ModelShape, shape_of
 from thinktune.planner.pack_lengths import PackLengths, read_packs
-from thinktune.planner.plan import Plan, choose, fit, lighter, plan_as_configured
+from thinktune.planner.plan import Plan, fit, lighter, plan_as_configured
+from thinktune.planner.policy_choice import choose
 from thinktune.planner.recompute_policy import RecomputePolicy
 
 BATCH = Batch(tokens=12_000, trained=12_000, attended=8 * 1500**2)

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from thinktune.config import Config, Quantize
 from thinktune.errors import ThinktuneError, UsageError
@@ -24,15 +24,11 @@ from thinktune.planner.known_models import known_config
 from thinktune.planner.learning_rate import LearningRate, learning_rate
 from thinktune.planner.model_shape import ModelShape, shape_of
 from thinktune.planner.pack_lengths import PackLengths, in_rollout_packs, longest_packs, read_packs, rollout_packs
+from thinktune.planner.policy_choice import MOST_CHUNKS, Checkpointing, choose
 from thinktune.planner.recompute_policy import Level, RecomputePolicy
 
 logger = logging.getLogger(__name__)
 
-Checkpointing = bool | Literal["auto"]
-_SMALLEST_CHUNK = 512
-"""Tokens of an MLP chunk; below, products lose their speed."""
-_MOST_CHUNKS = 8
-_EXTREMES: tuple[Level, Level] = ("none", "full")
 _MORE_PRECISE: tuple[Quantize, ...] = ("none", "fp8", "int8", "nf4")
 _WORTH = 1.1
 """So many times faster a less precise base has to be to be preferred."""
@@ -140,7 +136,7 @@ def lighter(plan: Plan) -> Plan | None:
         if any(each in heavier for each in memory.levels):
             levels = tuple(level if each in heavier else each for each in memory.levels)
             return replace(plan, memory=replace(memory, levels=levels))
-    if plan.fused and memory.mlp_chunks < _MOST_CHUNKS:
+    if plan.fused and memory.mlp_chunks < MOST_CHUNKS:
         return replace(plan, memory=replace(memory, mlp_chunks=memory.mlp_chunks * 2))
     if plan.fused and not memory.offload:
         return replace(plan, memory=replace(memory, offload=True))
@@ -309,60 +305,6 @@ def _best(plans: Iterator[Plan]) -> Plan:
     if fitting:
         return max(fitting, key=lambda plan: plan.tokens_per_second or 0)
     return min(found, key=lambda plan: plan.parts["peak"])
-
-
-def choose(cost: CostModel, batch: Batch, *, checkpointing: Checkpointing, offload: bool = False) -> RecomputePolicy:
-    """Choose the recompute policy for a batch: the fastest that fits, else the one of least memory.
-
-    The layers of level "full" come first and those of "none" last: the backward pass begins with the last layer, while
-    everything is still held, and a layer that is recomputed needs room for that.
-    """
-    layers = cost.shape.layers
-    most, least = (RecomputePolicy(_levels({level: layers})) for level in _EXTREMES)
-    if not cost.fused:
-        if checkpointing == "auto":
-            checkpointing = cost.kind == "cuda" and not cost.fits(batch, most)
-        return least if checkpointing else most
-    if checkpointing is False:
-        return most
-    chunks = [count for count in (1, 2, 4, _MOST_CHUNKS) if count == 1 or batch.tokens / count >= _SMALLEST_CHUNK]
-    if checkpointing == "auto":
-        found = [each for count in chunks for each in _fewest_mlps(cost, batch, count, offload)]
-    else:
-        every = [replace(least, mlp_chunks=count, offload=offload) for count in chunks]
-        found = [memory for memory in every if cost.fits(batch, memory)]
-    smallest = replace(least, mlp_chunks=chunks[-1], offload=offload)
-    return min(found, key=lambda memory: cost.seconds(batch, memory), default=smallest)
-
-
-def _fewest_mlps(cost: CostModel, batch: Batch, chunks: int, offload: bool) -> Iterator[RecomputePolicy]:
-    """Yield, for each number of layers recomputed as a whole, the policy with the fewest MLPs beside them that fits.
-
-    An MLP that takes its tokens in chunks is always recomputed: gate and up are never there as a whole.
-    """
-    layers = cost.shape.layers
-
-    def make(full: int, mlp: int) -> RecomputePolicy:
-        counts: dict[Level, int] = {"full": full, "mlp": mlp, "none": layers - full - mlp}
-        return RecomputePolicy(_levels(counts), chunks, offload and full > 0)
-
-    for full in range(layers + 1):
-        low, high = 0 if chunks == 1 else layers - full, layers - full
-        if not cost.fits(batch, make(full, high)):
-            continue
-        while low < high:
-            middle = (low + high) // 2
-            if cost.fits(batch, make(full, middle)):
-                high = middle
-            else:
-                low = middle + 1
-        yield make(full, high)
-        if high == 0:
-            return
-
-
-def _levels(counts: dict[Level, int]) -> tuple[Level, ...]:
-    return tuple(level for level, count in counts.items() for _ in range(count))
 
 
 def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False, gpus: int = 1) -> Plan:

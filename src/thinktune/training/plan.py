@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 from peft import PeftModel
 
 from thinktune.config import Config
+from thinktune.data import Prepared
 from thinktune.errors import RunFolderError
 from thinktune.files import write_json
 from thinktune.models import Loaded
@@ -23,6 +25,7 @@ from thinktune.run_folder import RunFolder
 from thinktune.training.fused.document_by_document import layers_run_apart
 from thinktune.training.fused.support import why_not_fused
 from thinktune.training.ranks import agree, by_first, here
+from thinktune.training.reinforce.problems import PreparedProblems
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,23 @@ def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, packs: PackLe
             config, shape, packs, hardware, width=width, may_fuse=may_fuse, may_graph=may_graph, gpus=gpus
         )
     )
+
+
+def settings_without_effect(config: Config, loaded: Loaded, prepared: Prepared, plan: Plan) -> Iterator[str]:
+    """Warn of settings without effect, and of examples too long for the model."""
+    if config.train.eval_every is not None and not prepared.held_out:
+        yield "train.eval_every does nothing: data.eval_fraction holds no examples out"
+    if config.train.offload_checkpoints is True and not plan.fused:
+        yield "train.offload_checkpoints does nothing: only layers that are fused can"
+    longest = max(map(len, prepared.train))
+    if isinstance(prepared, PreparedProblems):
+        longest = prepared.longest_prompt + config.rl.max_completion_length
+    known = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if known is not None and longest > known:
+        yield (
+            f"the longest example has {longest:,} tokens, more than the {known:,} that the model was made for; "
+            f"data.max_length={known} drops such examples"
+        )
 
 
 def recorded_plan(run: RunFolder, config: Config, plan: Plan) -> Plan:

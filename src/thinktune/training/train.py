@@ -6,14 +6,11 @@ Trainer; our changes to it are in trainer.py, model_with_loss.py and fused/.
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +20,18 @@ from rich.console import Console
 from transformers import PrinterCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from thinktune.config import Config, dump_config
+from thinktune.config import Config
 from thinktune.data import Example, Prepared, Tokens
 from thinktune.data.sources import check_local, is_local
 from thinktune.errors import (
     DataError,
     GenerationError,
     Interrupted,
-    MissingExtra,
     ModelError,
     OutOfMemory,
-    RunFolderError,
     UsageError,
 )
-from thinktune.files import replacing, telling_full_disk, write_json, write_text
+from thinktune.files import replacing, telling_full_disk, write_json
 from thinktune.inference.chat_cli import answer
 from thinktune.inference.engines import Opened
 from thinktune.inference.engines.hf.engine import TransformersEngine
@@ -52,7 +47,6 @@ from thinktune.training import plots
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.adapter_coverage import uncovered
 from thinktune.training.base_model_cache import BaseModelCache, checksum
-from thinktune.training.checkpoints import newest_whole
 from thinktune.training.compiled_kernels import compile_kernels
 from thinktune.training.dealt_batches import dealt_batches, nothing_dealt
 from thinktune.training.eval_callback import GenerationEvalCallback, checkup_problems
@@ -62,6 +56,7 @@ from thinktune.training.methods.grpo import GRPO
 from thinktune.training.methods.sft import SFT
 from thinktune.training.metrics_file import MetricsFile
 from thinktune.training.model_with_loss import ModelWithLoss
+from thinktune.training.opened_run import check_run, held_run, newest_step, open_run
 from thinktune.training.out_of_memory import (
     free_memory_of_the_past,
     leave_lighter_plan,
@@ -72,7 +67,7 @@ from thinktune.training.out_of_memory import (
 )
 from thinktune.training.packing_check import require_single_documents, share_sequences
 from thinktune.training.peak_memory import reset_peak_memory
-from thinktune.training.plan import record_plan, recorded_plan, resolve_plan
+from thinktune.training.plan import record_plan, recorded_plan, resolve_plan, settings_without_effect
 from thinktune.training.preference_trainer import PreferenceTrainer
 from thinktune.training.prepare_model import recomputes_by_transformers, set_up
 from thinktune.training.progress_bar import ProgressLine
@@ -99,7 +94,7 @@ from thinktune.training.reinforce.setup import (
 from thinktune.training.run_record import closing_line, parameter_line, run_record
 from thinktune.training.stop_signals import StopSignals
 from thinktune.training.trainer import ThinkTrainer
-from thinktune.training.training_arguments import check_trainer_fields, training_arguments
+from thinktune.training.training_arguments import check_trainer_fields, require_loggers, training_arguments
 from thinktune.training.tried_families import untried
 
 
@@ -127,7 +122,7 @@ def train(
     """
     if config.method == "dpo" and here().size > 1:
         raise UsageError(f"method: {config.method} runs on one GPU", hint="without --gpus, and without torchrun")
-    _require_loggers(config)
+    require_loggers(config)
     check_trainer_fields(config)
     with joined(config.load.device):
         return _train(config, console, bench or BaseModelCache(), resume=resume, overwrite=overwrite)
@@ -137,7 +132,7 @@ def _train(config: Config, console: Console, bench: BaseModelCache, *, resume: b
     run = RunFolder(config.run_folder)
     if was_restarted() and by_first(lambda: run.exists):
         resume, overwrite = True, False
-    by_first(lambda: _check_run(run, config, resume=resume, overwrite=overwrite))
+    by_first(lambda: check_run(run, config, resume=resume, overwrite=overwrite))
     for source in config.data.sources:
         check_local(source.source, source.split or config.data.split)
     for known in config.data.problems:
@@ -162,7 +157,7 @@ def _train(config: Config, console: Console, bench: BaseModelCache, *, resume: b
             overwrite = overwrite and not outcome.opened
             if outcome.alone:
                 leave_lighter_plan(config, outcome.plan, run)
-            after = 0 if overwrite else by_first(lambda: _newest_step(run))
+            after = 0 if overwrite else by_first(lambda: newest_step(run))
             plan = next_lighter_plan(config, outcome.plan, console, after=after)
             attempt = replace(attempt, overwrite=overwrite, plan=plan)
         return outcome
@@ -208,7 +203,7 @@ class _Attempt:
         """
         config, loaded, console = self.config, self.loaded, self.console
         set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
-        with adapter_to_train(loaded, config) as model, _held(self.run):
+        with adapter_to_train(loaded, config) as model, held_run(self.run):
             if config.method != "sft":
                 leave_dropout_out(model)  # the policy that is trained is the one that draws
             with_loss = ModelWithLoss(model)
@@ -260,7 +255,7 @@ class _Attempt:
         return record
 
     def _open_run(self, plan: Plan) -> None:
-        _open_run(self.run, self.config, self.prepared, date_settings(self.loaded.chat), overwrite=self.overwrite)
+        open_run(self.run, self.config, self.prepared, date_settings(self.loaded.chat), overwrite=self.overwrite)
         record_plan(self.run, self.config, plan)
 
     def _save(self, model: PeftModel, record: dict[str, Any], metrics: MetricsFile) -> None:
@@ -280,7 +275,7 @@ class _Attempt:
         console.print(plan.line(), highlight=False)
         if plan.rate.rule is not None:
             console.print(plan.rate.line(), highlight=False)
-        for warning in _warnings(config, loaded, self.prepared, plan):
+        for warning in settings_without_effect(config, loaded, self.prepared, plan):
             console.print(warning, style="yellow", highlight=False)
         return plan
 
@@ -288,7 +283,7 @@ class _Attempt:
         self, trainer: ThinkTrainer, checkup: GenerationEvalCallback | None, stop: StopSignals
     ) -> MetricsFile:
         """Run the training loop, with a last evaluation of the held-out loss."""
-        step = by_first(lambda: _newest_step(self.run))
+        step = by_first(lambda: newest_step(self.run))
         checkpoint = str(self.run.checkpoints / f"checkpoint-{step}") if step else None
         if checkpoint is not None:
             trainer.resume_meter(Path(checkpoint))
@@ -327,76 +322,6 @@ class _Attempt:
             style="dim",
             highlight=False,
         )
-
-
-def _require_loggers(config: Config) -> None:
-    if missing := [name for name in config.train.report_to if find_spec(name) is None]:
-        raise MissingExtra(
-            f"train.report_to: {', '.join(missing)} is not installed", hint=f"pip install {' '.join(missing)}"
-        )
-
-
-def _warnings(config: Config, loaded: Loaded, prepared: Prepared, plan: Plan) -> Iterator[str]:
-    """Warn of settings without effect, and of examples too long for the model."""
-    if config.train.eval_every is not None and not prepared.held_out:
-        yield "train.eval_every does nothing: data.eval_fraction holds no examples out"
-    if config.train.offload_checkpoints is True and not plan.fused:
-        yield "train.offload_checkpoints does nothing: only layers that are fused can"
-    longest = max(map(len, prepared.train))
-    if isinstance(prepared, PreparedProblems):
-        longest = prepared.longest_prompt + config.rl.max_completion_length
-    known = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    if known is not None and longest > known:
-        yield (
-            f"the longest example has {longest:,} tokens, more than the {known:,} that the model was made for; "
-            f"data.max_length={known} drops such examples"
-        )
-
-
-def _check_run(run: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> None:
-    """Check that the run folder may be used, before any time is spent on loading."""
-    if file := next((place for place in (run.path, *run.path.parents) if place.exists() and not place.is_dir()), None):
-        raise RunFolderError(
-            f"{run.path} cannot be a run folder: {file} is a file", hint="output=FOLDER goes elsewhere"
-        )
-    if not run.exists:
-        return
-    if not run.config.exists():
-        raise RunFolderError(f"{run.path} exists and is not a run folder", hint="output=FOLDER goes elsewhere")
-    if resume:
-        run.require_same_config(config)
-        if run.is_trained:
-            raise RunFolderError(f"{run.path} is trained to its end", hint="--overwrite trains it anew")
-    elif not overwrite:
-        hint = "--overwrite starts anew, output=FOLDER goes elsewhere"
-        if run.is_trained:
-            raise RunFolderError(f"{run.path} holds a finished run", hint)
-        raise RunFolderError(f"{run.path} holds an unfinished run", f"--resume goes on, {hint}")
-
-
-def _open_run(run: RunFolder, config: Config, prepared: Prepared, date: dict[str, str], *, overwrite: bool) -> None:
-    """Begin the run folder, or go on with the one that is there."""
-    for path in run.path.iterdir() if overwrite else ():  # the folder itself is held
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    write_text(run.config, dump_config(config))
-    write_json(run.data_report, {**prepared.report.to_dict(), **date})
-
-
-def _newest_step(run: RunFolder) -> int:
-    """Return the step of the newest whole checkpoint; 0: there is none. Damaged ones are named in a notice."""
-    newest = newest_whole(run.checkpoints)
-    return newest[0] if newest else 0
-
-
-@contextmanager
-def _held(run: RunFolder) -> Iterator[None]:
-    """Hold the run folder within the block, as one training of however many ranks."""
-    with ExitStack() as stack:
-        by_first(lambda: stack.enter_context(run.held()))
-        yield
 
 
 def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan, stop: StopSignals) -> ThinkTrainer:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import fields
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from thinktune.config import OWNED_TRAINER_FIELDS, Config
-from thinktune.errors import ConfigError
+from thinktune.errors import ConfigError, MissingExtra
 from thinktune.planner.plan import Plan
 from thinktune.run_folder import RunFolder
 
@@ -34,6 +35,13 @@ def check_trainer_fields(config: Config) -> None:
             TypeAdapter(types[name]).validate_python(value, strict=True)
         except ValidationError as error:
             raise ConfigError(f"train.trainer.{name}: {value!r}: {error.errors()[0]['msg']}") from None
+
+
+def require_loggers(config: Config) -> None:
+    if missing := [name for name in config.train.report_to if find_spec(name) is None]:
+        raise MissingExtra(
+            f"train.report_to: {', '.join(missing)} is not installed", hint=f"pip install {' '.join(missing)}"
+        )
 
 
 def training_arguments(
