@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from thinktune.run_folder import RunFolder
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.collator import PackedCollator
 from thinktune.training.model_with_loss import ModelWithLoss
+from thinktune.training.out_of_memory import free_memory_of_the_past
+from thinktune.training.peak_memory import peak_memory_gib
 from thinktune.training.plan import record_plan, recorded_plan, resolve_plan
 from thinktune.training.prepare_model import set_up
 
@@ -159,3 +162,13 @@ def test_what_is_recomputed_as_a_whole_is_so_only_within(tiny_model: Path) -> No
         assert not loaded.model.is_gradient_checkpointing
     assert recomputed[0] == kept[0]
     assert all(torch.equal(one, other) for one, other in zip(recomputed[1], kept[1], strict=True))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="counts resident memory of Linux")
+def test_memory_that_the_check_took_is_given_back_and_not_counted_as_that_of_the_training() -> None:
+    freed = [torch.ones(2**14) for _ in range(6000)]  # 64 KiB each: from the heap
+    _last = freed.pop()  # above them, so that the heap does not shrink by itself
+    before = peak_memory_gib()
+    freed.clear()
+    free_memory_of_the_past()
+    assert peak_memory_gib() < before - 0.2
