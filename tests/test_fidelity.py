@@ -37,7 +37,7 @@ def make_family(folder: Path, kind: str, **settings: Any) -> Path:
     torch.manual_seed(0)
     config_class = getattr(transformers, f"{kind}TextConfig", None) or getattr(transformers, f"{kind}Config")
     config = config_class(
-        vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0, **{**sizes, **settings}
+        **{"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **sizes, **settings}
     )
     model = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from conftest import CHAT_TEMPLATE, make_tiny_model, make_tiny_tokenizer
+from conftest import CHAT_TEMPLATE, CORPUS, make_tiny_model, make_tiny_tokenizer
 from test_fidelity import make_family
 from thinktune.cli import app
 from thinktune.config import Load, Sampling
@@ -142,6 +142,22 @@ def test_a_file_that_scales_positions_by_an_unknown_rule_is_refused(tmp_path: Pa
         load_model(file, load=FLOAT32)
 
 
+LONG = {
+    "original_max_position_embeddings": 512,
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+        "original_max_position_embeddings": 512,
+        "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0],
+    },
+}  # fmt: skip
+DELTA_RULE = {
+    "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16, "head_dim": 32,
+}  # fmt: skip
+GEMMA3 = {
+    "num_hidden_layers": 6, "layer_types": ["sliding_attention"] * 5 + ["full_attention"], "sliding_window": 24,
+    "hidden_size": 64, "head_dim": 16, "query_pre_attn_scalar": 16,
+}  # fmt: skip
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 24}
 
 
@@ -154,16 +170,95 @@ WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_wind
         ("SmolLM3", {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "sliding_window": None}),
         pytest.param("Olmo2", {}, marks=pytest.mark.slow),
         ("Olmo3", {**WINDOWS, "rope_parameters": {"full_attention": YARN, "sliding_attention": PLAIN}}),
+        pytest.param("Phi3", {"sliding_window": None, **LONG}, marks=pytest.mark.slow, id="Phi3-longrope"),
+        pytest.param("Qwen3_5", DELTA_RULE, marks=pytest.mark.slow),
+        pytest.param("Qwen3_5", {**DELTA_RULE, "linear_num_key_heads": 4}, marks=pytest.mark.slow),
     ],
 )
 def test_other_families_read_back_by_transformers_or_llama_cpp(
     tmp_path: Path, kind: str, settings: dict[str, Any]
 ) -> None:
     pytest.importorskip("xllamacpp", reason="no wheel of llama.cpp for this machine")
-    model = make_family(tmp_path / "m", kind, hidden_size=64, head_dim=16, **settings)
+    model = make_family(tmp_path / "m", kind, **{"hidden_size": 64, "head_dim": 16, **settings})
     exported = export(model, tmp_path / "m.gguf", "f16", load=FLOAT32)
     assert exported.agreement >= 0.95
     assert exported.tokens > 30
+
+
+def sentencepiece_like(*, whole: bool = True) -> Any:
+    """A tokenizer as those made from SentencePiece: spaces are pieces, and each pair that makes a piece is a merge."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    space = normalizers.Replace(" ", "▁")
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = space
+    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"]
+    learned = sorted(trained.get_vocab().items(), key=lambda each: each[1])
+    pieces = marks + [f"<0x{byte:02X}>" for byte in range(256)] + [piece for piece, _ in learned]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    merges = [
+        (piece[:at], piece[at:])
+        for piece, _ in learned
+        for at in range(1, len(piece))
+        if piece[:at] in vocab and piece[at:] in vocab
+    ]
+    tokenizer = Tokenizer(models.BPE(vocab, merges[: None if whole else -1], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = space
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken(mark, normalized=False) for mark in marks])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=marks[1], eos_token=marks[2], pad_token=marks[0], unk_token=marks[3],
+        chat_template=CHAT_TEMPLATE, model_max_length=2048,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_abort_of_llama_cpp_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="no wheel of llama.cpp for this machine")
+    model = make_family(
+        tmp_path / "m", "Qwen3_5", **{**DELTA_RULE, "head_dim": 16}
+    )  # narrower than its rotary sections
+    with pytest.raises(ModelError, match=r"llama\.cpp does not read the file: .*ASSERT"):
+        export(model, tmp_path / "out" / "m.gguf", "f16", load=FLOAT32)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vision", [False, True], ids=["text", "the text half of a model with vision"])
+def test_gemma_3_and_its_tokenizer_read_back(tmp_path: Path, vision: bool) -> None:
+    pytest.importorskip("xllamacpp", reason="no wheel of llama.cpp for this machine")
+    tokenizer = sentencepiece_like()
+    model = make_family(tmp_path / "m", "Gemma3", **GEMMA3, vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(model)
+    if vision:
+        inside_a_model_with_vision(model)
+    exported = export(model, tmp_path / "m.gguf", "f16", load=FLOAT32)
+    assert exported.agreement >= 0.95
+    assert exported.tokens > 30
+
+
+def inside_a_model_with_vision(folder: Path) -> None:
+    from transformers import AutoConfig, Gemma3Config, Gemma3ForConditionalGeneration
+    from transformers import Gemma3ForCausalLM as TextModel
+
+    text = TextModel.from_pretrained(folder, dtype="float32")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**sizes, "image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model"}
+    config = AutoConfig.from_pretrained(folder).to_dict()
+    whole = Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=config, vision_config=vision, mm_tokens_per_image=1)
+    )
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    whole.save_pretrained(folder)
+
+
+def test_a_tokenizer_whose_merges_llama_cpp_would_add_to_is_refused(tmp_path: Path) -> None:
+    model = make_family(tmp_path / "m", "Gemma3", **GEMMA3)
+    sentencepiece_like(whole=False).save_pretrained(model)
+    with pytest.raises(ModelError, match="splits text in a way that is not known here"):
+        export(model, tmp_path / "m.gguf", "f16", load=FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +266,9 @@ def test_other_families_read_back_by_transformers_or_llama_cpp(
     [
         ("Mistral", {"sliding_window": 64}, "a sliding window of 64 tokens"),
         ("SmolLM3", {"no_rope_layers": [0, 1]}, "in every 4th layer only"),
-        ("Gemma", {}, "it is a gemma model; known for GGUF are llama"),
+        ("Gemma", {}, "it is a gemma model; known for GGUF are gemma3"),
+        ("Gemma3", {**GEMMA3, "layer_types": ["full_attention"] * 6}, "with full attention in every 6th layer only"),
+        ("Gemma3", {**GEMMA3, "query_pre_attn_scalar": 8}, "scaled by the size of a head only"),
     ],
 )
 def test_models_that_llama_cpp_has_no_place_for_are_refused(

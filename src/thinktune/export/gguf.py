@@ -14,19 +14,18 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from thinktune.config import QUESTIONS, Load
-from thinktune.errors import MissingExtra, ModelError, UsageError
+from thinktune.errors import ModelError, UsageError
 from thinktune.export.checks import alike
 from thinktune.export.compared_models import continue_greedily
-from thinktune.export.gguf_kinds import kind_of
+from thinktune.export.gguf_kinds import kind_of, read_text_config
 from thinktune.export.gguf_types import Precision, require_quantizer
 from thinktune.export.gguf_writer import write_gguf
+from thinktune.export.llama_cpp import read_by_llama_cpp
 from thinktune.files import replacing, write_text
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat, load_model, make_chat, resolve
-from thinktune.models.folder import read_json
 from thinktune.models.tokenizer import read_tokenizer, require_gguf
 
 logger = logging.getLogger(__name__)
@@ -196,7 +195,7 @@ def _prove(folder: Path, file: Path, chat: Chat, load: Load) -> tuple[float, int
     """
     prompts = [chat.prompt_ids([{"role": "user", "content": question}]) for question in QUESTIONS]
     found = [_by_transformers(folder, prompts, chat, load)]
-    if kind_of(read_json(folder / "config.json")).reader == "llama.cpp":
+    if kind_of(read_text_config(folder)).reader == "llama.cpp":
         found.append(_by_llama_cpp(file, prompts, chat))
     else:
         found.append(_by_transformers(file, prompts, chat, load))
@@ -219,25 +218,11 @@ def _by_transformers(reference: Path, prompts: Sequence[list[int]], chat: Chat, 
 
 def _by_llama_cpp(file: Path, prompts: Sequence[list[int]], chat: Chat) -> list[Sequence[int]]:
     """Continue prompts greedily by llama.cpp, from a GGUF file."""
-    try:
-        import xllamacpp
-    except ImportError:
-        hint = "pip install xllamacpp"
-        raise MissingExtra("a GGUF file of this model type is read back by llama.cpp only", hint=hint) from None
-    settings = xllamacpp.CommonParams()
-    settings.model.path = str(file)
-    settings.n_ctx = max(map(len, prompts)) + 2 * _TOKENS
-    settings.n_parallel, settings.warmup = 1, False
-    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    server = xllamacpp.Server(settings)
-
-    def ask(prompt: str | list[int], tokens: int) -> Any:
-        request = {"prompt": prompt, "temperature": 0, "n_predict": tokens, "cache_prompt": False}
-        return server.handle_completions({**request, "verbose": True, "return_tokens": True})
-
-    for text, ids in _tokens_of_probes(chat):
-        _require_same_tokens(text, ask(text, 1)["usage"]["prompt_tokens"] == len(ids))
-    return [_without_end(ask(prompt, _TOKENS)["__verbose"]["tokens"], chat) for prompt in prompts]
+    probes = _tokens_of_probes(chat)
+    counts, found = read_by_llama_cpp(file, [text for text, _ in probes], prompts, _TOKENS)
+    for (text, ids), count in zip(probes, counts, strict=True):
+        _require_same_tokens(text, count == len(ids))
+    return [_without_end(ids, chat) for ids in found]
 
 
 def _tokens_of_probes(chat: Chat) -> list[tuple[str, list[int]]]:

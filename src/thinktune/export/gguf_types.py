@@ -45,7 +45,7 @@ def tensor_type(name: str, shape: tuple[int, ...], precision: Precision, layers:
     """
     import gguf
 
-    if len(shape) < 2:  # norms and biases are small, and matter
+    if len(shape) < 2 or "ssm_conv1d" in name:  # norms, biases and convolutions are small, and matter
         return gguf.GGMLQuantizationType.F32
     chosen = _PLAIN[precision]
     if precision.endswith(("_k", "_k_m")):
