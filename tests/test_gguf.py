@@ -255,8 +255,9 @@ def inside_a_model_with_vision(folder: Path) -> None:
 
 
 def test_a_tokenizer_whose_merges_llama_cpp_would_add_to_is_refused(tmp_path: Path) -> None:
-    model = make_family(tmp_path / "m", "Gemma3", **GEMMA3)
-    sentencepiece_like(whole=False).save_pretrained(model)
+    tokenizer = sentencepiece_like(whole=False)
+    model = make_family(tmp_path / "m", "Gemma3", **GEMMA3, vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(model)
     with pytest.raises(ModelError, match="splits text in a way that is not known here"):
         export(model, tmp_path / "m.gguf", "f16", load=FLOAT32)
 
