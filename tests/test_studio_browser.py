@@ -253,7 +253,7 @@ def test_a_training_is_started_watched_stopped_and_resumed(page: Any, studio: tu
     wait_for_text(page, "#train-memory", "GiB")
     page.click("#train-start")
     page.wait_for_selector(".run-head.works")
-    assert page.url.endswith("?run=mine")
+    page.wait_for_url("**?run=mine")  # told by the browser, after the page is there
     page.wait_for_function(r"/training, step · [1-9]\d* of \d+/.test(document.querySelector('#run-head').innerText)")
     page.click("#run-stop")
     page.wait_for_selector(".run-head.phase-stopped")
