@@ -67,7 +67,7 @@ class ReinforceTrainer(ThinkTrainer):
         self._objective = Objective(config.rl)
         self._start = StartingAdapter(self.model_with_loss, config.rl.temperature)
         self._drawn: Drawn | None = None
-        self._old: list[torch.Tensor] = []
+        self._old: dict[str, torch.Tensor] = {}  # by rollout: another number of ranks makes other batches
         self._facts: dict[str, float] = {}
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -91,7 +91,8 @@ class ReinforceTrainer(ThinkTrainer):
             loss = self._add_up(loss)
         logprobs = self._of_all_ranks({index: each for index, (_, each) in passes.items()})
         if self._rl.num_iterations > 1 and not iteration:
-            self._keep_old(logprobs, number)
+            self._old = {f"rollout {index}": each for index, each in _by_rollout(batches, logprobs).items()}
+            by_first(lambda: self._write_old(self._old_file(number)))
         trained = sum(map(len, logprobs))
         # Weighed by its tokens, so that the line of several steps has their mean.
         self.meter.add(int(sum(sizes)), trained, loss * trained)
@@ -153,21 +154,20 @@ class ReinforceTrainer(ThinkTrainer):
 
     # Of several steps on the same rollouts, the first has the policy that ratios are taken to.
 
-    def _keep_old(self, logprobs: list[torch.Tensor], number: int) -> None:
-        self._old = logprobs
-        by_first(lambda: self._write_old(self._old_file(number)))
-
     def _write_old(self, file: Path) -> None:
         with telling_full_disk(file), replacing(file) as temporary:
-            save_file({str(at): each.cpu() for at, each in enumerate(self._old)}, temporary)
+            save_file({name: each.cpu().contiguous() for name, each in self._old.items()}, temporary)
 
     def _add_old(self, batches: list[RolloutBatch], number: int) -> None:
         if not self._old:  # this process has not made the first of the steps
-            saved = by_first(lambda: load_file(self._old_file(number)))
-            self._old = [saved[str(at)].to(self.args.device) for at in range(len(saved))]
-        for batch, old in zip(batches, self._old, strict=True):
-            given = batch.facts[Fact.OLD]
-            batch.facts[Fact.OLD] = torch.where(given.isnan(), old, given)
+            self._old = by_first(lambda: load_file(self._old_file(number)))
+        for batch in batches:
+            names = [f"rollout {index}" for index in batch.members]
+            if not self._old.keys() >= set(names):
+                file = self._old_file(number)
+                raise RunFolderError(f"{file} is not of these rollouts", hint="start anew with --overwrite")
+            old, given = torch.cat([self._old[name] for name in names]), batch.facts[Fact.OLD]
+            batch.facts[Fact.OLD] = torch.where(given.isnan(), old.to(given), given)
 
     def _old_file(self, number: int) -> Path:
         return self._journal.file(number).with_suffix(".safetensors")
@@ -185,11 +185,7 @@ class ReinforceTrainer(ThinkTrainer):
             return divergence(torch.cat(logprobs), torch.cat([batch.facts[Fact.REFERENCE] for batch in batches]))
         if not here().is_first:  # which writes it down
             return 0.0
-        of_rollout = {
-            index: part
-            for batch, seen in zip(batches, logprobs, strict=True)
-            for index, part in zip(batch.members, seen.split(batch.lengths), strict=True)
-        }
+        of_rollout = _by_rollout(batches, logprobs)
         some = rollout_batches(drawn, self._prepared.train, self._rl, self._capacity, every=_WATCHED)[0]
         with self._start.in_place():
             before = self._start.logprobs(self._prepare_inputs(some.inputs))
@@ -205,6 +201,15 @@ class ReinforceTrainer(ThinkTrainer):
         if here().is_first and (kept := whole_checkpoints(Path(self.args.output_dir))):
             # The first step after the oldest checkpoint also reads the file of the one before it.
             self._journal.shorten(kept[0][0] // self._rl.num_iterations)
+
+
+def _by_rollout(batches: list[RolloutBatch], numbers: list[torch.Tensor]) -> dict[int, torch.Tensor]:
+    """Split the numbers of each batch's tokens by rollout."""
+    return {
+        index: part
+        for batch, each in zip(batches, numbers, strict=True)
+        for index, part in zip(batch.members, each.split(batch.lengths), strict=True)
+    }
 
 
 def _free_if_scarce(device: torch.device) -> None:
