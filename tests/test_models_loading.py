@@ -398,10 +398,11 @@ def test_quantised_weights_of_another_shape_than_the_config_has_are_refused(mode
 
 def test_int8_weights_are_those_that_bitsandbytes_makes(tiny_model: Path) -> None:
     quantised = pytest.importorskip("bitsandbytes").nn.Int8Params
-    loaded = load_model(tiny_model, load=FLOAT32, quantize="int8").model
+    loaded = load_model(tiny_model, load=Load(dtype="float32"), quantize="int8").model
     for name, weight in load_file(tiny_model / "model.safetensors").items():
         if "proj" in name:
-            own, theirs = loaded.get_parameter(name), quantised(weight, requires_grad=False).to("cpu")
+            own = loaded.get_parameter(name)
+            theirs = quantised(weight, requires_grad=False).to(own.device)
             assert torch.equal(own.data, theirs.data)
             assert torch.equal(own.SCB, theirs.SCB)
             assert own.CB.data_ptr() == own.data_ptr()
