@@ -239,11 +239,11 @@ class TrainingForm:
 
     def plan(self, file: str, name: str, *fields: Any) -> str:
         """Predict memory and time of the training. The model's configuration, no more, may have to be downloaded."""
-        from thinktune.planner.plan import plan_config
-
         try:
             config, _ = self._plan(file, name, *fields)
-            with muted(), self._studio.pool.resting():
+            with muted(), self._studio.pool.resting():  # the import, too: a model's loading has the same ones
+                from thinktune.planner.plan import plan_config
+
                 planned = plan_config(config)
             return plain(f"{planned.line()}; {planned.rate.line()}")
         except ThinktuneError as error:
@@ -257,12 +257,12 @@ class TrainingForm:
     def show_data(self, request: gr.Request, file: str, name: str, *fields: Any) -> str:
         """Read the data as the training would, and render how many rows are kept, why others are dropped, and a few
         examples. The model's tokenizer, no more, may have to be downloaded."""
-        from thinktune.report.data_preview import prepared_data
-
         words = Words(request)
         try:
             config, _ = self._plan(file, name, *fields)
             with muted(), self._studio.pool.resting():
+                from thinktune.report.data_preview import prepared_data
+
                 data = prepared_data(config)
         except ThinktuneError as error:
             return plain(reason(error), "error")
