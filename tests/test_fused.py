@@ -143,7 +143,7 @@ def test_the_chunked_loss_is_weighted_cross_entropy_with_its_gradient(case: str,
     weights = WEIGHTS[case]
     losses, states = plain_losses(hidden, head, targets)
     expected = (losses * (1.0 if weights is None else weights.double())).sum()
-    total = chunked_loss(hidden, head, targets, weights, chunk_bytes=chunk_bytes)
+    total, _ = chunked_loss(hidden, head, targets, weights, chunk_bytes=chunk_bytes)
     (total / 30).backward()
     (expected / 30).backward()
     assert total.dtype == torch.float32
@@ -171,17 +171,42 @@ def test_weights_of_one_change_no_bit_of_the_loss_and_its_gradient() -> None:
     seen = []
     for weights in (None, torch.ones(30)):
         hidden, head, targets = thirty_tokens()
-        total = chunked_loss(hidden, head, targets, weights, chunk_bytes=4 * 50 * 7)
+        total, _ = chunked_loss(hidden, head, targets, weights, chunk_bytes=4 * 50 * 7)
         (total / 30).backward()
         seen.append((total, hidden.grad))
     assert torch.equal(seen[0][0], seen[1][0])
     assert torch.equal(seen[0][1], seen[1][1])
 
 
+@pytest.mark.usefixtures("either_cross_entropy")
+@pytest.mark.parametrize("chunk_bytes", CHUNKS)
+def test_tokens_are_right_where_argmax_has_them_and_weigh_something(chunk_bytes: int) -> None:
+    hidden, head, targets = thirty_tokens()
+    logits = hidden.detach() @ head.t()
+    targets = torch.where(torch.arange(30) % 3 == 0, targets, logits.argmax(-1))
+    expected = logits.argmax(-1) == targets
+    assert 20 <= expected.sum() < 30
+    assert chunked_loss(hidden, head, targets, chunk_bytes=chunk_bytes)[1] == expected.sum()
+    weights = WEIGHTS["zero here and there"]
+    assert weights is not None
+    counted = (expected & (weights != 0)).sum()
+    assert 0 < counted < expected.sum()
+    assert chunked_loss(hidden, head, targets, weights, chunk_bytes=chunk_bytes)[1] == counted
+
+
+@pytest.mark.usefixtures("either_cross_entropy")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_equally_likely_tokens_the_first_is_the_right_one(dtype: torch.dtype) -> None:
+    hidden, head = torch.ones(3, 8, dtype=dtype, requires_grad=True), torch.zeros(50, 8, dtype=dtype)
+    head[[7, 30]] = 1.0
+    right = [int(chunked_loss(hidden, head, torch.full((3,), target))[1]) for target in (7, 30, 0)]
+    assert right == [3, 0, 0]
+
+
 def test_the_chunked_loss_of_no_trained_token_is_zero() -> None:
     hidden = torch.zeros(0, 8, requires_grad=True)
     none = torch.zeros(0, dtype=torch.long)
-    total = chunked_loss(hidden, torch.randn(50, 8), none)
+    total, _ = chunked_loss(hidden, torch.randn(50, 8), none)
     total.backward()
     assert total.item() == 0.0
     assert chunked_logprobs(hidden, torch.randn(50, 8), none).shape == (0,)
@@ -246,7 +271,7 @@ def test_the_chunked_loss_is_that_of_the_models_own_logits_with_its_gradient(cas
     for ours in (True, False):
         if ours:
             hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-            total = chunked_loss(hidden, head, targets, chunk_bytes=4 * 60 * 14)
+            total, _ = chunked_loss(hidden, head, targets, chunk_bytes=4 * 60 * 14)
         else:
             total = F.cross_entropy(model(input_ids=ids, use_cache=False).logits[0], targets, reduction="sum")
         seen.append((total.detach(), *torch.autograd.grad(total, model.get_input_embeddings().weight)))
@@ -322,6 +347,7 @@ def test_a_model_with_its_loss_sums_the_weighted_cross_entropy_of_its_logits(set
     for given, expected in ((None, losses.sum()), (weights, (losses * weights).sum())):
         loss = model(positions, ids[0, positions + 1], given, input_ids=ids)
         torch.testing.assert_close(loss, expected)
+        assert model.right == (base(ids).logits[0, positions].argmax(-1) == ids[0, positions + 1]).sum()
         ours = torch.autograd.grad(loss, model.trained)
         theirs = torch.autograd.grad(expected, model.trained, retain_graph=True)
         torch.testing.assert_close(ours, theirs)

@@ -292,27 +292,31 @@ def test_a_packed_batch_has_the_token_weighted_mean_loss_of_its_documents(tiny_m
     prepared = prepare(config, loaded.chat)
     quietly(config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 36})}))
     sums = [separate_loss(loaded.model, document) for document in prepared.train]
-    expected = sum(loss for loss, _ in sums) / sum(count for _, count in sums)
+    tokens = sum(count for _, count, _ in sums)
     assert len(sums) == 36
-    assert metrics_of(tmp_path / "run")[0]["loss"] == pytest.approx(expected, abs=1e-5)
+    first = metrics_of(tmp_path / "run")[0]
+    assert first["loss"] == pytest.approx(sum(loss for loss, *_ in sums) / tokens, abs=1e-5)
+    assert first["token_accuracy"] == pytest.approx(sum(right for *_, right in sums) / tokens, abs=1e-9)
 
 
-def test_the_held_out_loss_is_a_mean_over_tokens(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_held_out_loss_and_token_accuracy_are_means_over_tokens(tiny_model: Path, tmp_path: Path) -> None:
     config = make_config(tiny_model, tmp_path / "run", train={"max_steps": 1, "learning_rate": 1e-9})
     loaded = load_model(tiny_model, load=config.load)
     prepared = prepare(config, loaded.chat)
     record = quietly(config)
     sums = [separate_loss(loaded.model, document) for document in prepared.held_out]
-    assert record["final_loss"] == pytest.approx(sum(s for s, _ in sums) / sum(n for _, n in sums), abs=1e-5)
+    tokens = sum(count for _, count, _ in sums)
+    assert record["final_loss"] == pytest.approx(sum(loss for loss, *_ in sums) / tokens, abs=1e-5)
+    assert record["final_token_accuracy"] == pytest.approx(sum(right for *_, right in sums) / tokens, abs=1e-6)
 
 
-def separate_loss(model: Any, document: Tokens) -> tuple[float, int]:
-    """Summed loss of one document run alone through transformers, and its trained tokens."""
+def separate_loss(model: Any, document: Tokens) -> tuple[float, int, int]:
+    """Summed loss of one document run alone through transformers, its trained tokens, and those that argmax gives."""
     with torch.no_grad():
         logits = model(torch.tensor([document.input_ids])).logits[0, :-1]
     targets = torch.tensor(document.labels[1:])
     loss = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum", ignore_index=-100)
-    return float(loss), document.trained
+    return float(loss), document.trained, int((logits.argmax(-1) == targets).sum())
 
 
 def test_positions_start_anew_and_targets_stay_inside_each_document(tiny_model: Path, tmp_path: Path) -> None:

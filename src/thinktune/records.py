@@ -19,6 +19,17 @@ from thinktune.errors import RunFolderError
 _LENIENT = ConfigDict(extra="allow")
 
 
+class BestEvaluation(TypedDict, total=False):
+    """The evaluation whose weights `train.stop` kept."""
+
+    __pydantic_config__ = _LENIENT  # type: ignore[misc]
+    step: Required[int]
+    monitor: str
+    eval_loss: float
+    eval_token_accuracy: float
+    stopped_early: bool
+
+
 class RunRecord(TypedDict, total=False):
     """run.json, as far as it is read again. Seconds, GiB, nats."""
 
@@ -38,6 +49,8 @@ class RunRecord(TypedDict, total=False):
     train_seconds: float
     peak_memory_gib: float
     final_loss: float
+    final_token_accuracy: NotRequired[float]
+    best: NotRequired[BestEvaluation]
 
 
 class MetricsLine(TypedDict, total=False):
@@ -46,11 +59,13 @@ class MetricsLine(TypedDict, total=False):
     __pydantic_config__ = _LENIENT  # type: ignore[misc]
     step: Required[int]
     loss: float
+    token_accuracy: float
     grad_norm: float
     learning_rate: float
     tokens_per_second: float
     memory_gib: float
     eval_loss: float
+    eval_token_accuracy: float
     eval_accuracy: float
     eval_format_rate: float
 
@@ -139,7 +154,7 @@ def read_record(file: Path, shape: Any, *, whole: bool = False) -> Any:
 
     Args:
         shape: expected type, as pydantic takes it.
-        whole: whether all fields of the shape have to be there, also those that it allows to be missing.
+        whole: whether all fields of the shape have to be there, but for those that are NotRequired.
 
     Raises:
         RunFolderError: the file is missing, cannot be read, or is something else.
@@ -149,7 +164,8 @@ def read_record(file: Path, shape: Any, *, whole: bool = False) -> Any:
     except OSError as error:
         raise RunFolderError(f"{file} cannot be read: {error.strerror}") from None
     value = _checked(text, shape, str(file))
-    if whole and (lacking := [name for name in shape.__annotations__ if name not in value]):
+    needed = [name for name, kind in shape.__annotations__.items() if "NotRequired" not in str(kind)] if whole else []
+    if lacking := [name for name in needed if name not in value]:
         raise _damaged(str(file), f"it lacks {', '.join(lacking)}")
     return value
 

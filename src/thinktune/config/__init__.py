@@ -18,6 +18,7 @@ from thinktune.config.sections import (
     Quantize,
     Rl,
     Sampling,
+    Stop,
     Vllm,
 )
 from thinktune.config.trainer_fields import OWNED_TRAINER_FIELDS
@@ -41,6 +42,7 @@ __all__ = [
     "Rl",
     "Sampling",
     "Source",
+    "Stop",
     "Vllm",
     "config_schema",
     "dump_config",

@@ -90,6 +90,18 @@ class Lora(Section):
         return self
 
 
+class Stop(Section):
+    """Early stopping, by the held-out examples; the adapter is that of their best evaluation."""
+
+    monitor: Literal["loss", "token_accuracy"] = Field(
+        "loss", description="held-out loss, or the share of held-out tokens that are the likeliest"
+    )
+    patience: int = Field(3, ge=1, description="evaluations without improvement after which training stops")
+    min_delta: float = Field(
+        0.0, ge=0, description="an improvement is more than this: nats, or a share between 0 and 1"
+    )
+
+
 class Train(Section):
     """The optimisation."""
 
@@ -133,6 +145,10 @@ class Train(Section):
     keep_checkpoints: int = Field(2, ge=1, description="number of checkpoints to keep")
     eval_every: int | None = Field(
         None, ge=1, description="optimizer steps between evaluation losses; null: only at the end"
+    )
+    stop: Stop | None = Field(
+        None,
+        description="early stopping (monitor, patience, min_delta); null: train to the end and keep the last weights",
     )
     report_to: list[Logger] = Field([], description="further loggers, through the trainer's own integrations")
     trainer: dict[str, Any] = Field({}, description="any further field of transformers' TrainingArguments")
@@ -413,7 +429,19 @@ class Config(Section):
             self._check_reinforcement()
         if self.method == "dpo":
             self._check_pairs()
+        if self.train.stop is not None:
+            self._check_stop(self.train.stop)
         return self
+
+    def _check_stop(self, stop: Stop) -> None:
+        if self.method == "grpo":
+            raise ValueError("train.stop goes by held-out examples, which method: grpo has not")
+        if self.method == "dpo" and stop.monitor == "token_accuracy":
+            raise ValueError("train.stop.monitor: token_accuracy is not known of pairs; loss is")
+        if not self.data.eval_fraction:
+            raise ValueError("train.stop goes by held-out examples, and data.eval_fraction holds none out: 0.05, say")
+        if self.train.eval_every is None:
+            raise ValueError("train.stop goes by evaluations, and train.eval_every has none before the end: 20, say")
 
     def _check_reinforcement(self) -> None:
         if self.data.eval_fraction:

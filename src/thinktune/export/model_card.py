@@ -153,7 +153,9 @@ def _training(config: Config, record: dict[str, Any]) -> Iterator[str]:
         "optimisation": f"{record['steps']:,} steps, learning rate {rate}, {train.scheduler}, seed {record['seed']}",
         "base weights": f"{record['dtype']}"
         + ("" if config.quantize == "none" else f", quantised to {config.quantize}"),
-        "final loss": f"{record['final_loss']:.4f} nats a trained token",
+        "final loss": f"{record['final_loss']:.4f} nats a trained token"
+        + (f", {accuracy:.1%} of tokens right" if (accuracy := record.get("final_token_accuracy")) else ""),
+        **({"checkpoint": f"the best, of step {best['step']}"} if (best := record.get("best")) else {}),
         "system text": record["system"] or "none",
     }
     yield "| | |\n|---|---|"

@@ -31,6 +31,7 @@ _FACTS = (
     "peak_memory_gib",
     "train_seconds",
     "final_loss",
+    "final_token_accuracy",
     "steps",
     "tokens",
 )
@@ -231,6 +232,7 @@ COLUMNS: tuple[tuple[str, Callable[[Candidate], str]], ...] = (
     ("GiB", _fact("peak_memory_gib", "{:.2f}")),
     ("minutes", _fact("train_seconds", "{:.1f}", per=60)),
     ("final loss", _fact("final_loss", "{:.4f}")),
+    ("tokens right", _fact("final_token_accuracy", "{:.1%}")),
     ("well-formed", _score("format_rate")),
     ("right", _score("accuracy")),
     ("of the completed", _completed),

@@ -279,10 +279,22 @@ def _facts(record: dict[str, Any]) -> dict[str, str]:
         "training time": _duration(record["train_seconds"]),
         "peak memory": f"{record['peak_memory_gib']:.2f} GiB",
         "final loss": f"{record['final_loss']:.4f}",
+        **_learnt(record),
         "hardware": f"{hardware.get('gpu', hardware['cpu'])}, {record['dtype']}",
         "seed": str(record["seed"]),
         "system text": record["system"] or "none",
     }
+
+
+def _learnt(record: dict[str, Any]) -> dict[str, str]:
+    """Put in words how many tokens are predicted right, and which checkpoint was kept."""
+    found = {}
+    if "final_token_accuracy" in record:
+        found["token accuracy"] = f"{record['final_token_accuracy']:.2%}"
+    if best := record.get("best"):
+        ended = ", where training was stopped early" if best["stopped_early"] else ""
+        found["checkpoint kept"] = f"the best, of step {best['step']} of {record['steps']:,}{ended}"
+    return found
 
 
 def _duration(seconds: float) -> str:

@@ -66,6 +66,10 @@ def facts(run: Run, record: dict[str, Any], words: Words) -> str:
         (words("tokens_per_second"), f"{record['tokens_per_second']:,.0f}") if "tokens_per_second" in record else None,
         (words("memory"), f"{record['peak_memory_gib']} GiB") if "peak_memory_gib" in record else None,
         (words("loss"), f"{record['final_loss']:.3f}") if "final_loss" in record else None,
+        (words("final_token_accuracy"), f"{record['final_token_accuracy']:.1%}")
+        if "final_token_accuracy" in record
+        else None,
+        (words("kept_checkpoint"), words("kept_of_step", step=record["best"]["step"])) if "best" in record else None,
     ]
     return _pairs([*filter(None, took), *((key, _shown(value)) for key, value in rows)])
 

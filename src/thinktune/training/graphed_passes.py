@@ -87,9 +87,9 @@ class RecordedPass:
             else:
                 rest.zero_()
 
-    def replay(self, divisor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the summed loss and all gradients [numbers trained], valid until the next replay of any graph; None:
-        it cannot be recorded."""
+    def replay(self, divisor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Return the summed loss, the count of tokens predicted right and all gradients [numbers trained], valid until
+        the next replay of any graph; None: it cannot be recorded."""
         self._divisor.copy_(divisor)
         if self._recorded is None:
             # Attention over one document, and perhaps products, are set up for each size. They must not be on another
@@ -102,15 +102,16 @@ class RecordedPass:
         if self._recorded is None:
             return None
         graph: torch.cuda.CUDAGraph = self._recorded[0]
-        out: tuple[torch.Tensor, torch.Tensor] = self._recorded[1]
+        out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = self._recorded[1]
         graph.replay()
         return out
 
-    def _run(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         documents = {"max_length_q": self._size.tokens, "document_lengths": [], "repeats": self._size.documents == 1}
         summed = self._model(**self.inputs, **documents)
         gradients = torch.autograd.grad(summed / self._divisor, self._model.trained)
-        return summed.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+        assert self._model.right is not None
+        return summed.detach(), self._model.right, torch.cat([gradient.flatten() for gradient in gradients])
 
 
 class GraphedPasses:
@@ -159,6 +160,7 @@ class GraphedPasses:
             logger.info(f"going on without CUDA graphs: {self._recorder.reason}")
             self._recorded[size] = None
             return None
-        summed, gradients = replayed
+        summed, right, gradients = replayed
         self._gradients.add_(gradients)
+        self._model.right = right.clone()
         return summed.clone()

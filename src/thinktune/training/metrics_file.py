@@ -20,9 +20,10 @@ from thinktune.training.trainer import ThinkTrainer
 class MetricsFile:
     """metrics.jsonl: one line a logged step.
 
-    `step, epoch, loss` (nats a trained token since the last line) `, grad_norm, learning_rate, tokens, trained_tokens`
-    depend on config and data alone; `tokens_per_second` (since the last line) and `memory_gib` (peak) on the machine.
-    A line with `eval_loss` comes after each evaluation of the held-out loss, one with `eval_accuracy` after each
+    `step, epoch, loss` (nats a trained token since the last line) `, token_accuracy` (the share of trained tokens that
+    were the likeliest) `, grad_norm, learning_rate, tokens, trained_tokens` depend on config and data alone;
+    `tokens_per_second` (since the last line) and `memory_gib` (peak) on the machine. A line with `eval_loss` and
+    `eval_token_accuracy` comes after each evaluation of held-out examples, one with `eval_accuracy` after each
     evaluation by generation (see eval_callback.py). With `method: grpo`, `rl/…` are of the step's rollouts. Lines after
     `after_step` are cut off: a resumed training writes them again. Every rank of a training has the lines; the first
     writes them.
@@ -49,14 +50,14 @@ class MetricsFile:
     def has_eval_at(self, step: int) -> bool:
         return any(line["step"] == step and "eval_loss" in line for line in self.lines)
 
-    def final_loss(self) -> float:
-        """Return the last held-out loss; without held-out examples, the training loss over the last tenth of the
-        lines."""
-        if held_out := [line["eval_loss"] for line in self.lines if "eval_loss" in line]:
+    def final(self, name: str) -> float | None:
+        """Return the last held-out `loss` or `token_accuracy`; without held-out examples, its mean over the last tenth
+        of the training's lines; None: there is none."""
+        if held_out := [line[f"eval_{name}"] for line in self.lines if f"eval_{name}" in line]:
             return float(held_out[-1])
-        losses = [line["loss"] for line in self.lines if "loss" in line]
-        last = losses[-max(1, len(losses) // 10) :]
-        return sum(last) / len(last) if last else math.nan
+        values = [line[name] for line in self.lines if name in line]
+        last = values[-max(1, len(values) // 10) :]
+        return sum(last) / len(last) if last else None
 
 
 class _Recorder(TrainerCallback):
@@ -71,7 +72,9 @@ class _Recorder(TrainerCallback):
         if not ({"loss", "eval_loss", "eval_accuracy"} & set(logs)):
             return
         line: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
-        line |= {name: float(logs[name]) for name in ("loss", "grad_norm", "learning_rate") if name in logs}
+        line |= {
+            name: float(logs[name]) for name in ("loss", "token_accuracy", "grad_norm", "learning_rate") if name in logs
+        }
         for name in ("loss", "grad_norm"):  # before the weights that come of it are saved
             if not math.isfinite(line.get(name, 0.0)):
                 raise Diverged(

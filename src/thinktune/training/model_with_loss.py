@@ -19,6 +19,8 @@ class ModelWithLoss(torch.nn.Module):
     Attributes:
         peft_model: the model itself, which is saved, asked and evaluated.
         trained: its parameters that are trained.
+        right: how many trained tokens of the last summed pass were the likeliest, of equals the first: int64 scalar on
+            the device. Those of weight 0 are not counted.
         gradients: theirs as one tensor, after `join_gradients`, or after `add_up_ranks` until they are zeroed.
     """
 
@@ -27,6 +29,7 @@ class ModelWithLoss(torch.nn.Module):
         self.peft_model = peft_model
         self.trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
         self._head = probe_head(peft_model.get_base_model())
+        self.right: torch.Tensor | None = None
         self.gradients: torch.Tensor | None = None
         self._joined = False
 
@@ -58,12 +61,15 @@ class ModelWithLoss(torch.nn.Module):
             head = replace(self._head, weight=layer.weight, bias=layer.bias).at(temperature)
             if reduction == "none":
                 return -chunked_logprobs(hidden, head, targets)
-            return chunked_loss(hidden, head, targets, weights)
+            loss, self.right = chunked_loss(hidden, head, targets, weights)
+            return loss
         logits = base(**inputs, use_cache=False).logits[0, positions].float()
         if temperature != 1:
             logits = logits / temperature
         if reduction == "none":
             return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        right = logits.detach().max(-1).indices == targets
+        self.right = (right if weights is None else right & (weights != 0)).sum()
         if weights is None:
             return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
         return torch.nn.functional.cross_entropy(logits, targets, reduction="none") @ weights

@@ -17,8 +17,8 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 def training_figure(lines: Lines, title: str = "") -> Figure:
-    """Draw the lines of metrics.jsonl: loss (with a running mean), held-out loss, the scores of evaluations during
-    training where there were some, learning rate and gradient norm.
+    """Draw the lines of metrics.jsonl: loss and token accuracy (with running means), those held out, the scores of
+    evaluations during training where there were some, learning rate and gradient norm.
 
     Of a reinforcement, whose loss says nothing, rewards take its place, with entropy and lengths below.
     """
@@ -27,7 +27,8 @@ def training_figure(lines: Lines, title: str = "") -> Figure:
     steps = [line for line in lines if "loss" in line]
     scored = [line for line in lines if "eval_accuracy" in line]
     reinforced = [line for line in lines if "rl/reward" in line]
-    heights = [2, *[1] * bool(scored), *[1] * bool(reinforced), 1]
+    right = [line for line in lines if "token_accuracy" in line]
+    heights = [2, *[1] * bool(right), *[1] * bool(scored), *[1] * bool(reinforced), 1]
     figure = Figure(figsize=(8, 2 * sum(heights)), layout="constrained")
     figure.suptitle(title or "Training")
     first, *rest, last = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
@@ -36,6 +37,8 @@ def training_figure(lines: Lines, title: str = "") -> Figure:
         _draw_policy(rest[-1], reinforced)
     else:
         _draw_loss(first, steps, [line for line in lines if "eval_loss" in line])
+    if right:
+        _draw_token_accuracy(rest.pop(0), right, [line for line in lines if "eval_token_accuracy" in line])
     if scored:
         _draw_scores(rest[0], scored)
     _draw_norm_and_rate(last, steps)
@@ -50,15 +53,24 @@ def save(figure: Figure, image: Path) -> None:
 
 
 def _draw_loss(axes: Any, steps: Lines, held_out: Lines) -> None:
+    _draw_learning(axes, steps, held_out, "loss")
+    axes.set_ylabel("loss (nats a trained token)")
+    axes.legend()
+
+
+def _draw_token_accuracy(axes: Any, steps: Lines, held_out: Lines) -> None:
+    _draw_learning(axes, steps, held_out, "token_accuracy", scale=100)
+    axes.set_ylabel("% of tokens right")
+
+
+def _draw_learning(axes: Any, steps: Lines, held_out: Lines, name: str, scale: float = 1) -> None:
     at = [line["step"] for line in steps]
-    values = [line["loss"] for line in steps]
+    values = [scale * line[name] for line in steps]
     axes.plot(at, values, color="tab:blue", alpha=0.35, linewidth=1, label="training")
     axes.plot(at, running_mean(values), color="tab:blue", label="training, mean of its neighbours")
     if held_out:
-        places, losses = [line["step"] for line in held_out], [line["eval_loss"] for line in held_out]
-        axes.plot(places, losses, "o-", color="tab:orange", label="held out")
-    axes.set_ylabel("loss (nats a trained token)")
-    axes.legend()
+        places, theirs = [line["step"] for line in held_out], [scale * line[f"eval_{name}"] for line in held_out]
+        axes.plot(places, theirs, "o-", color="tab:orange", label="held out")
     axes.grid(alpha=0.3)
 
 

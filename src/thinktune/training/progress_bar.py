@@ -50,6 +50,8 @@ class ProgressLine(TrainerCallback):
         seconds = max(time.monotonic() - began, 1e-9)
         rate = (self._trainer.meter.tokens - tokens) / seconds
         learnt = f"loss {logs['loss']:.3f}"
+        if "token_accuracy" in logs:
+            learnt += f" · {logs['token_accuracy']:.1%} of tokens right"
         if "rl/reward" in logs:
             learnt = f"reward {logs['rl/reward']:.3f} · {logs['rl/accuracy']:.0%} right"
         facts = f"{learnt} · {rate:,.0f} tokens/s · {peak_memory_gib():.1f} GiB"

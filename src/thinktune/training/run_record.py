@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from peft import PeftModel
@@ -28,11 +29,13 @@ def run_record(
     plan: Plan,
     trainer: ThinkTrainer,
     metrics: MetricsFile,
+    best: dict[str, Any] | None,
     seconds: float,
 ) -> dict[str, Any]:
     """Collect the facts of a training that has ended, for run.json; on all of its ranks.
 
     Args:
+        best: the evaluation whose weights were taken, of `ThinkTrainer.take_best`.
         seconds: since the command began, loading included.
     """
     model, meter = trainer.model, trainer.meter
@@ -63,7 +66,19 @@ def run_record(
         "learning_rate_rule": plan.rate.rule,
         "uncovered": uncovered(model, config.lora.targets),
         "evaluation_seconds": round(sum(line.get("eval_seconds", 0.0) for line in metrics.lines), 2),
-        "final_loss": metrics.final_loss(),
+        **_final(metrics, best),
+    }
+
+
+def _final(metrics: MetricsFile, best: dict[str, Any] | None) -> dict[str, Any]:
+    """Collect loss and token accuracy of the weights that are saved, and how they came to be these."""
+    taken = best or {}
+    loss = taken.get("eval_loss", metrics.final("loss"))
+    accuracy = taken.get("eval_token_accuracy", metrics.final("token_accuracy"))
+    return {
+        "final_loss": math.nan if loss is None else loss,
+        **({} if accuracy is None else {"final_token_accuracy": accuracy}),
+        **({} if best is None else {"best": best}),
     }
 
 
@@ -74,8 +89,12 @@ def parameter_line(model: PeftModel) -> str:
 
 
 def closing_line(record: dict[str, Any], run: RunFolder) -> str:
+    learnt = f"final loss {record['final_loss']:.4f}"
+    if "final_token_accuracy" in record:
+        learnt += f", {record['final_token_accuracy']:.1%} of tokens right"
+    of_step = f" of step {record['best']['step']}, the best," if "best" in record else ""
     return (
         f"trained {record['steps']} steps, {record['tokens']:,} tokens in {record['train_seconds']:.0f} s: "
         f"{record['tokens_per_second']:,.0f} tokens/s, {record['peak_memory_gib']:.2f} GiB, "
-        f"final loss {record['final_loss']:.4f}; the adapter is in {run.adapter}"
+        f"{learnt}; the adapter{of_step} is in {run.adapter}"
     )

@@ -49,6 +49,7 @@ from thinktune.training.adapter_coverage import uncovered
 from thinktune.training.base_model_cache import BaseModelCache, checksum
 from thinktune.training.compiled_kernels import compile_kernels
 from thinktune.training.dealt_batches import dealt_batches, nothing_dealt
+from thinktune.training.early_stop import EarlyStop, EarlyStopCallback, check_evaluated
 from thinktune.training.eval_callback import GenerationEvalCallback, checkup_problems
 from thinktune.training.fidelity import examine_as_set_up, examine_in_float32
 from thinktune.training.methods.dpo import DPO
@@ -147,6 +148,7 @@ def _train(config: Config, console: Console, bench: BaseModelCache, *, resume: b
             "the processes of this training have read other data, or another model", hint="bring them alike"
         )
     console.print(prepared.report.one_line(), highlight=False)
+    check_evaluated(config, prepared)
     if resume:
         by_first(lambda: run.require_same_data(prepared.fingerprint))
     problems = checkup_problems(config)
@@ -237,7 +239,7 @@ class _Attempt:
                         checkup = _checkup(self, trainer)
                         self._warm_up(trainer, plan)
                     steps = True
-                    metrics = self._optimise(trainer, checkup, stop)
+                    metrics, best = self._optimise(trainer, checkup, stop)
             except torch.OutOfMemoryError:  # returned, not raised on: it holds the tensors that there is no room for
                 return _Shortage(plan, opened, alone=steps and here().size > 1)
             if stop.due:
@@ -246,7 +248,7 @@ class _Attempt:
                     f"stopped by {name} after step {trainer.state.global_step}; a checkpoint is saved",
                     hint="go on with the same command and --resume",
                 )
-            record = run_record(config, loaded, self.prepared, plan, trainer, metrics, time.monotonic() - started)
+            record = run_record(config, loaded, self.prepared, plan, trainer, metrics, best, time.monotonic() - started)
             by_first(lambda: self._save(model, record, metrics))
             console.print(closing_line(record, self.run), highlight=False)
             leave()
@@ -281,8 +283,9 @@ class _Attempt:
 
     def _optimise(
         self, trainer: ThinkTrainer, checkup: GenerationEvalCallback | None, stop: StopSignals
-    ) -> MetricsFile:
-        """Run the training loop, with a last evaluation of the held-out loss."""
+    ) -> tuple[MetricsFile, dict[str, Any] | None]:
+        """Run the training loop, with a last evaluation of the held-out loss, and take the weights of the best one
+        where `train.stop` asks for it; return what was logged, and the best."""
         step = by_first(lambda: newest_step(self.run))
         checkpoint = str(self.run.checkpoints / f"checkpoint-{step}") if step else None
         if checkpoint is not None:
@@ -290,7 +293,8 @@ class _Attempt:
             self.console.print(f"resuming after step {step}", style="dim", highlight=False)
         metrics = by_first(lambda: MetricsFile(self.run.metrics, after_step=step))
         line = ProgressLine(trainer, self.console)
-        for callback in (metrics.recorder(trainer), line, stop.callback()):
+        early = [EarlyStopCallback(trainer.early, self.console)] if trainer.early else []
+        for callback in (metrics.recorder(trainer), line, stop.callback(), *early):
             trainer.add_callback(callback)
         if checkup is not None:
             checkup.resume(metrics.lines)
@@ -303,7 +307,7 @@ class _Attempt:
             trainer.train(resume_from_checkpoint=checkpoint)
             if trainer.eval_dataset is not None and not stop.due and not metrics.has_eval_at(trainer.state.global_step):
                 trainer.evaluate()
-        return metrics
+            return metrics, None if stop.due else trainer.take_best()
 
     def _longest_batch(self, plan: Plan) -> list[Tokens]:
         """Return the documents of the longest batch that may come."""
@@ -338,6 +342,7 @@ def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan, stop: St
         "processing_class": loaded.tokenizer,
         "keep_checkpoints": config.train.keep_checkpoints,
         "stop": stop,
+        "early": EarlyStop(config.train.stop) if config.train.stop else None,
     }
     data = prepared.train, prepared.packs, prepared.held_out
     if isinstance(prepared, PreparedProblems):

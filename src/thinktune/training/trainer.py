@@ -22,6 +22,7 @@ from thinktune.models.untouched import eval_mode
 from thinktune.training import ranks
 from thinktune.training.checkpoints import mark_whole, read_marker, whole_checkpoints
 from thinktune.training.dealt_batches import DealtBatches
+from thinktune.training.early_stop import EarlyStop, require_whole
 from thinktune.training.graphed_passes import GraphedPasses
 from thinktune.training.meter import Meter
 from thinktune.training.methods.base import Method
@@ -50,6 +51,7 @@ class ThinkTrainer(Trainer):
         graphed: bool = False,
         stop: StopSignals | None = None,
         dealt: DealtBatches | None = None,
+        early: EarlyStop | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -57,6 +59,7 @@ class ThinkTrainer(Trainer):
             graphed: run forward and backward passes from CUDA graphs.
             stop: where several ranks agree on it; they need one.
             dealt: the batches of this rank; None: it is the only one.
+            early: of `train.stop`.
         """
         super().__init__(
             model.peft_model,
@@ -76,7 +79,8 @@ class ThinkTrainer(Trainer):
         self._graphs = GraphedPasses(model, self.args.device) if graphed else None
         self._keep_checkpoints = keep_checkpoints
         self._dealt = dealt
-        self._own_loss: torch.Tensor | None = None  # of this rank's batches in the running step
+        self.early = early
+        self._own: torch.Tensor | None = None  # loss and right tokens of this rank's batches in the running step
         self._stop = stop or StopSignals()
         self._since = time.monotonic()
 
@@ -123,8 +127,9 @@ class ThinkTrainer(Trainer):
         return norm
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Trainer looks whether all steps are done after a step only: resumed behind the last, it would do one more.
-        if self.state.global_step >= self.state.max_steps:
+        # Trainer looks whether it is at the end after a step only: resumed behind the last, it would do one more.
+        verdict = self.early and self.early.judge(self.state.log_history)
+        if self.state.global_step >= self.state.max_steps or (verdict and verdict.ends):
             self.control.should_training_stop = True
             return
         if self._dealt is not None:  # of a resumed epoch, the sampler is wrapped, and Trainer would not reach it
@@ -169,6 +174,26 @@ class ThinkTrainer(Trainer):
                 if any(state[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq") if name in state):
                     raise _not_of_this_training(checkpoint, "the optimizer's state, which is of other weights")
 
+    def take_best(self) -> dict[str, Any] | None:
+        """Take the weights of the best evaluation, and return it with the last step, for run.json; None: without
+        `train.stop`.
+
+        Raises:
+            RunFolderError: its checkpoint is missing or damaged.
+        """
+        verdict = self.early and self.early.judge(self.state.log_history)
+        if self.early is None or verdict is None:
+            return None
+        if verdict.step != self.state.global_step:
+            folder = ranks.by_first(lambda: require_whole(Path(self.args.output_dir), verdict.step))
+            self._load_from_checkpoint(str(folder), self.model)
+        return {
+            "step": verdict.step,
+            "monitor": self.early.settings.monitor,
+            **{name: verdict.best[name] for name in ("eval_loss", "eval_token_accuracy") if name in verdict.best},
+            "stopped_early": self.state.global_step < self.state.max_steps,
+        }
+
     def resume_meter(self, checkpoint: Path) -> None:
         """Continue the counts of a checkpoint."""
         self.meter = Meter(**read_marker(checkpoint)["meter"])
@@ -183,10 +208,13 @@ class ThinkTrainer(Trainer):
         return loss
 
     def _count(self, inputs: dict[str, Any], loss: torch.Tensor) -> None:
+        right = self.model_with_loss.right
+        assert right is not None
         if self._dealt is None:
-            self.meter.add(inputs["input_ids"].numel(), inputs["targets"].numel(), loss)
+            self.meter.add(inputs["input_ids"].numel(), inputs["targets"].numel(), loss, right=right)
         else:  # the tokens of all ranks are known, and added up with their losses
-            self._own_loss = loss if self._own_loss is None else self._own_loss + loss
+            both = torch.stack([loss.float(), right.float()])
+            self._own = both if self._own is None else self._own + both
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Add the gradients of a batch, and return its share of the step's mean loss."""
@@ -198,7 +226,7 @@ class ThinkTrainer(Trainer):
     def _add_gradients(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
         if not inputs:
             return torch.zeros((), device=self.args.device)
-        if self._dealt is not None and self._own_loss is None:
+        if self._dealt is not None and self._own is None:
             # PEFT's own dropout draws from torch's generators: each rank differently, and after a resume the same.
             torch.manual_seed(dropout_seed(self.args.seed, self.state.global_step) + ranks.here().rank)
         if self._graphs is not None:
@@ -212,16 +240,17 @@ class ThinkTrainer(Trainer):
 
     def _add_up_ranks(self, dealt: DealtBatches) -> None:
         """Make one step of the batches of all ranks, and stop after it where one of them is asked to."""
-        loss = self._add_up(torch.zeros((), device=self.args.device) if self._own_loss is None else self._own_loss)
-        self._own_loss = None
+        nothing = torch.zeros((), device=self.args.device)
+        loss, right = self._add_up(*([nothing, nothing] if self._own is None else self._own.unbind()))
+        self._own = None
         size = dealt.size(self.state.global_step)
-        self.meter.add(int(size.tokens), int(size.trained), loss)
+        self.meter.add(int(size.tokens), int(size.trained), loss, right=right)
 
-    def _add_up(self, own: torch.Tensor) -> torch.Tensor:
-        """Add up the gradients of all ranks and their requests to stop; return the sum of their losses."""
+    def _add_up(self, *own: torch.Tensor) -> list[torch.Tensor]:
+        """Add up the gradients of all ranks and their requests to stop; return the sums of further numbers."""
         requested = torch.full((), float(self._stop.requested), device=self.args.device)
-        loss, self._stop.agreed = self.model_with_loss.add_up_ranks(own.float(), requested)
-        return loss
+        *sums, self._stop.agreed = self.model_with_loss.add_up_ranks(*(each.float() for each in own), requested)
+        return sums
 
     def _weighted(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch with its tokens' weights, and the seed of the optimizer step's dropout."""
@@ -240,15 +269,19 @@ class ThinkTrainer(Trainer):
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Return the mean loss a trained token over the held-out examples, in nats. (Trainer averages batches.)"""
+        """Return the mean loss a trained token over the held-out examples, in nats, and the share of these tokens that
+        are the likeliest. (Trainer averages batches.)"""
         self.stop_clock()
-        totals = torch.zeros(2, device=self.args.device)
+        totals = torch.zeros(3, device=self.args.device)
         with eval_mode(self.model), torch.no_grad():
             for batch in self.get_eval_dataloader():
                 inputs = self._prepare_inputs(batch)
-                totals += torch.stack([self.model_with_loss(**inputs), totals.new_tensor(inputs["targets"].numel())])
-        loss, tokens = self.accelerator.reduce(totals).tolist()
-        metrics = {"eval_loss": loss / max(1.0, tokens)}
+                loss, right = self.model_with_loss(**inputs), self.model_with_loss.right
+                assert right is not None
+                totals += torch.stack([loss, right.float(), totals.new_tensor(inputs["targets"].numel())])
+        summed, count, tokens = self.accelerator.reduce(totals).tolist()
+        metrics = {"eval_loss": summed / max(1.0, tokens), "eval_token_accuracy": count / max(1.0, tokens)}
+        metrics = ranks.by_first(lambda: metrics)  # by which all of them decide whether to go on
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.start_clock()
@@ -256,7 +289,7 @@ class ThinkTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, "loss": self.meter.take_loss()}  # the device is waited for here, before the clock is read
+            logs = {**logs, **self.meter.take()}  # the device is waited for here, before the clock is read
             self.stop_clock()
         super().log(logs, start_time)
 
@@ -271,8 +304,13 @@ class ThinkTrainer(Trainer):
         with telling_full_disk(folder):
             super()._save_checkpoint(model, trial)
             mark_whole(folder, self.state.global_step, self.meter.state())
-        for _, old in whole_checkpoints(folder.parent)[: -self._keep_checkpoints]:
-            shutil.rmtree(old)
+        whole = whole_checkpoints(folder.parent)
+        kept = {step for step, _ in whole[-self._keep_checkpoints :]}
+        if self.early is not None:
+            kept = self.early.kept(self.state.log_history, kept)
+        for step, old in whole:
+            if step not in kept:
+                shutil.rmtree(old)
 
     def _save_rng_state(self, output_dir: str) -> None:
         if self._dealt is None:  # else every step seeds its own

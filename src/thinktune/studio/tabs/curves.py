@@ -13,6 +13,8 @@ from thinktune.studio.translations import label
 CURVES = {
     "loss": ("training_loss", "loss"),
     "eval_loss": ("held_out_loss", "held-out"),
+    "token_accuracy": ("token_accuracy", "tokens-right"),
+    "eval_token_accuracy": ("held_out_token_accuracy", "held-out-tokens-right"),
     "eval_accuracy": ("right_rate", "right"),
     "rl/accuracy": ("drawn_right", "drawn-right"),
     "rl/reward": ("reward", "reward"),

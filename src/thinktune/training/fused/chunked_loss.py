@@ -59,15 +59,18 @@ class Head:
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, head: Head, targets: torch.Tensor, rows: int) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, head: Head, targets: torch.Tensor, rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        right = torch.empty(len(hidden), dtype=torch.int32, device=hidden.device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         cross_entropy = _fused_cross_entropy if hidden.is_cuda else _cross_entropy
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
             logits = head.logits(hidden[chunk])
             slope = head.slope(logits) if grad is not None and head.bends else 1.0
-            losses[chunk], g_logits = cross_entropy(logits, targets[chunk], grad is not None)
+            losses[chunk], right[chunk], g_logits = cross_entropy(logits, targets[chunk], grad is not None)
             if grad is not None:
                 if head.bends:
                     g_logits.mul_(slope)
@@ -75,30 +78,37 @@ class _CrossEntropy(torch.autograd.Function):
             del logits, slope, g_logits  # before the next chunk's are made
         if grad is not None:
             ctx.save_for_backward(grad)
-        return losses
+        ctx.mark_non_differentiable(right)
+        return losses, right
 
     @staticmethod
-    def backward(ctx: Any, grad_losses: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, grad_losses: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
         return grad * grad_losses[:, None].to(grad.dtype), None, None, None
 
 
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the loss of every row, and its gradient in the dtype of the logits where it is wanted."""
+def _cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, grad: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute the loss of every row, whether its target has the largest logit, of equals the first, and where it is
+    wanted the gradient, in the dtype of the logits."""
     wide, column = logits.float(), targets[:, None]
     log_normalizer = wide.logsumexp(-1, keepdim=True)
     losses = (log_normalizer - wide.gather(-1, column)).squeeze(-1)
+    right = wide.max(-1).indices == targets  # argmax takes three times as long
     if grad:
         wide = wide.sub_(log_normalizer).exp_()
         wide.scatter_add_(-1, column, wide.new_full(column.shape, -1.0))
-    return losses, wide.to(logits.dtype)
+    return losses, right, wide.to(logits.dtype)
 
 
-def _fused_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _fused_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, grad: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute the same in one kernel, the gradient in place of the logits."""
     from thinktune.training.fused.kernels.cross_entropy import cross_entropy
 
-    return cross_entropy(logits, targets, grad=grad), logits
+    return *cross_entropy(logits, targets, grad=grad), logits
 
 
 def chunked_loss(
@@ -108,7 +118,7 @@ def chunked_loss(
     weights: torch.Tensor | None = None,
     *,
     chunk_bytes: int | None = None,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum the weighted cross-entropy of all tokens, in nats: Σ wₜ·CEₜ.
 
     Args:
@@ -119,14 +129,15 @@ def chunked_loss(
         chunk_bytes: most bytes of logits, in the dtype of `hidden`, held at once; None: a good size for the device.
 
     Returns:
-        float32 scalar (0 for no tokens).
+        float32 scalar (0 for no tokens), and how many targets have the largest logit, of equals the first: int64
+        scalar. Those of weight 0 are not counted.
     """
     head = head if isinstance(head, Head) else Head(head)
     rows = _rows(hidden, head, chunk_bytes)
-    losses: torch.Tensor = _CrossEntropy.apply(hidden, head, targets, rows)
+    losses, right = _CrossEntropy.apply(hidden, head, targets, rows)
     if weights is not None:
-        losses = losses * weights.detach()
-    return sum((part.sum() for part in losses.split(rows)), losses.new_zeros(()))
+        losses, right = losses * weights.detach(), right * (weights != 0)
+    return sum((part.sum() for part in losses.split(rows)), losses.new_zeros(())), right.sum()
 
 
 def chunked_logprobs(
@@ -137,7 +148,7 @@ def chunked_logprobs(
     The gradient with respect to `hidden` is exact where it is wanted, and is not computed where it is not.
     """
     head = head if isinstance(head, Head) else Head(head)
-    losses: torch.Tensor = _CrossEntropy.apply(hidden, head, targets, _rows(hidden, head, chunk_bytes))
+    losses: torch.Tensor = _CrossEntropy.apply(hidden, head, targets, _rows(hidden, head, chunk_bytes))[0]
     return -losses
 
 

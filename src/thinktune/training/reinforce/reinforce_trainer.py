@@ -88,7 +88,7 @@ class ReinforceTrainer(ThinkTrainer):
         passes = {index: self._backward(model, batches[index]) for index in own}
         loss = sum((loss for loss, _ in passes.values()), torch.zeros((), device=self.args.device))
         if here().size > 1:
-            loss = self._add_up(loss)
+            (loss,) = self._add_up(loss)
         logprobs = self._of_all_ranks({index: each for index, (_, each) in passes.items()})
         if self._rl.num_iterations > 1 and not iteration:
             self._old = {f"rollout {index}": each for index, each in _by_rollout(batches, logprobs).items()}
