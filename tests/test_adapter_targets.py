@@ -67,7 +67,7 @@ def config_of(kind: str, settings: dict[str, Any]) -> Any:
 
 def planned_parameters(shape: ModelShape, rank: int) -> int:
     config = parse_config({"lora": {"targets": "auto", "r": rank}})
-    return cost_model_of(config, shape, find_gpu("h100"), width=2).adapter_parameters
+    return cost_model_of(config, shape, find_gpu("h100"), width=2).trained_parameters
 
 
 def wrapped(config: Any, shape: ModelShape) -> Any:

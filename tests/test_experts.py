@@ -57,7 +57,7 @@ def test_experts_are_trained_and_counted_by_the_plan(mixture: Path, trained: Pat
     assert all(weight.any() for weight in ups.values())
     record = json.loads((trained / "run.json").read_text())
     cost = planned(transformers.AutoConfig.from_pretrained(mixture), **LORA)
-    assert record["trainable_parameters"] == cost.adapter_parameters
+    assert record["trainable_parameters"] == cost.trained_parameters
     assert record["uncovered"] == []
 
 
@@ -68,7 +68,7 @@ def test_names_that_peft_takes_for_experts_are_counted_as_these() -> None:
         model = transformers.AutoModelForCausalLM.from_config(config)
         trained = get_peft_model(model, LoraConfig(r=4, target_modules=names))
     numbers = sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)
-    assert planned(config, targets=names).adapter_parameters == numbers
+    assert planned(config, targets=names).trained_parameters == numbers
 
 
 def test_the_plan_counts_the_experts_that_a_token_goes_through(mixture: Path) -> None:
@@ -89,7 +89,7 @@ def test_the_plan_counts_the_experts_that_a_token_goes_through(mixture: Path) ->
 def test_experts_are_no_part_of_the_adapter_unless_asked_for(mixture: Path) -> None:
     config = transformers.AutoConfig.from_pretrained(mixture)
     with_them, without = planned(config, **LORA), planned(config, targets="auto")
-    assert with_them.adapter_parameters - without.adapter_parameters == 2 * 2 * 4 * ((32 + 32) + (16 + 32))
+    assert with_them.trained_parameters - without.trained_parameters == 2 * 2 * 4 * ((32 + 32) + (16 + 32))
     assert without.expert_stack == 0
     assert with_them.expert_stack == 2 * 2 * (32 * 32 + 16 * 32)  # bytes in bfloat16, of two experts
 

@@ -93,6 +93,7 @@ def adapted(base: Path, adapter: Path) -> Any:
 
 def losses_and_gradients_are_the_models_own(config: Config, run: Path, outcome: Outcome) -> None:
     """Loss and gradient of all examples, as they are packed in training: within 1e-5."""
+    assert config.lora is not None
     trained = config.model_copy(update={"lora": config.lora.model_copy(update={"init": str(run)})})
     loaded, prepared = BaseModelCache().take(config)
     collate = PackedCollator(prepared.train)

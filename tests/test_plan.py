@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from thinktune.cli import app
-from thinktune.config import Config, parse_config
+from thinktune.config import Config, Lora, parse_config
 from thinktune.data.packing import packs_of
 from thinktune.errors import ConfigError, UsageError
 from thinktune.files import write_json_lines
@@ -84,8 +84,8 @@ def test_a_shape_has_the_parameters_of_the_model_it_stands_for(shape: ModelShape
 
 def test_the_adapter_is_counted_over_its_targets(shape: ModelShape) -> None:
     every, some = cost_on(shape), cost_on(shape, targets=("q_proj", "v_proj"))
-    assert every.adapter_parameters == 14_966_784  # what PEFT counts for rank 8
-    assert some.adapter_parameters == 36 * 8 * (2048 + 2048 + 2048 + 256)
+    assert every.trained_parameters == 14_966_784  # what PEFT counts for rank 8
+    assert some.trained_parameters == 36 * 8 * (2048 + 2048 + 2048 + 256)
 
 
 @pytest.mark.parametrize("target", ["q_projx", "mlp.q_proj", "lm_head", "proj"])
@@ -219,7 +219,7 @@ def test_fit_takes_fp8_only_where_its_products_run_in_fp8(shape: ModelShape, tra
 def test_an_fp8_base_whose_weights_are_made_whole_is_slower_than_none(shape: ModelShape) -> None:
     def speed(quantize: Any, gpu: str, **lora: Any) -> float:
         config = config_with(batch_size=8).model_copy(update={"quantize": quantize})
-        config = config.model_copy(update={"lora": config.lora.model_copy(update=lora)})
+        config = config.model_copy(update={"lora": Lora(**{"r": 8, **lora})})
         return plan_as_configured(config, shape, PACKS, card(70, gpu), width=2).tokens_per_second or 0.0
 
     assert speed("fp8", "h100") > speed("none", "h100")

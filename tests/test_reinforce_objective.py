@@ -146,7 +146,7 @@ def trl_trainer(policy: ModelWithLoss, tmp_path_factory: pytest.TempPathFactory)
         gradient_checkpointing=False,
     )
     return GRPOTrainer(
-        policy.peft_model,
+        policy.model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": ["a"]}),
@@ -167,7 +167,7 @@ def test_loss_and_gradient_are_those_of_trl(policy: ModelWithLoss, trl_trainer: 
     trainer.use_vllm, trainer.vllm_importance_sampling_correction = True, True  # so that it weighs by the mismatch
     trainer.current_gradient_accumulation_steps = 1
     policy.zero_grad()
-    with untouched(policy.peft_model) as own:
+    with untouched(policy.model) as own:
         loss = trainer._compute_loss(own, given)
         loss.backward()
     assert found == pytest.approx(float(loss), rel=1e-5, abs=1e-6)
@@ -200,7 +200,7 @@ def test_log_probabilities_are_of_logits_divided_by_the_temperature(policy: Mode
     inputs = batch.inputs
     hidden = {name: value for name, value in inputs.items() if name not in ("positions", "targets", "labels")}
     with torch.no_grad():
-        logits = policy.peft_model.get_base_model()(**hidden, use_cache=False).logits[0, inputs["positions"]]
+        logits = policy.model.get_base_model()(**hidden, use_cache=False).logits[0, inputs["positions"]]
         found = logprobs(policy, batch, Rl(temperature=0.5))
     expected = (logits / 0.5).log_softmax(-1).gather(1, inputs["targets"][:, None])[:, 0]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -563,6 +563,7 @@ def test_runs_are_found_also_in_sweeps_and_whatever_they_are_called(trainings: T
 
 def test_the_form_stands_for_a_command_line(trainings: Trainings, config: Path, runs: Path) -> None:
     chosen, command = trainings.plan("new", config, ["lora.r=2"])
+    assert chosen.lora is not None
     assert (chosen.lora.r, chosen.run_folder) == (2, runs / "new")
     assert command == ["thinktune", "train", str(config), "lora.r=2", f"output={runs / 'new'}"]
     for name in ("../x", "a/b", "studio", ""):

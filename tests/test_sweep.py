@@ -66,7 +66,7 @@ def test_values_are_split_at_commas_outside_brackets_and_quotes(text: str, value
 def test_a_plan_has_every_combination_named_by_what_is_swept(tiny_model: Path, tmp_path: Path) -> None:
     members = plan_sweep(make_file(tiny_model, tmp_path), ["lora.r=4,8", "train.seed=1,2", "lora.alpha=3"])
     assert [member.name for member in members] == ["r=4,seed=1", "r=4,seed=2", "r=8,seed=1", "r=8,seed=2"]
-    assert all(member.config.lora.alpha == 3 for member in members)
+    assert all(member.config.lora and member.config.lora.alpha == 3 for member in members)
     assert members[1].config.run_folder == tmp_path / "runs" / "r=4,seed=2"
 
 

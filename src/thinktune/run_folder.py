@@ -68,6 +68,7 @@ class RunFolder:
 
     @property
     def merged(self) -> Path:
+        """The tuned model: the adapter merged into its base, or of full fine-tuning the model itself."""
         return self.path / "merged"
 
     @property

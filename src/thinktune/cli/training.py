@@ -189,7 +189,7 @@ def train(
     overwrite: Overwrite = False,
     gpus: Gpus = None,
 ) -> None:
-    """Fine-tune a LoRA adapter.
+    """Fine-tune a LoRA adapter, or all weights.
 
     The result is a run folder with the adapter, checkpoints and metrics. Started by torchrun, it trains in all of its
     processes, on several hosts too.
@@ -214,7 +214,9 @@ def train(
 def _suggest_after_training(config: Config) -> None:
     suggest(
         *after_training(config.run_folder, config.ask.questions),
-        (command("merge", config.run_folder), "put the adapter into the weights, for speed and for others"),
+        (command("merge", config.run_folder), "put the adapter into the weights, for speed and for others")
+        if config.lora is not None
+        else (command("verify", config.run_folder), "hold the engine against the model"),
     )
 
 

@@ -134,13 +134,17 @@ def _size(value: Any, known: dict[int, int]) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-4 as a number (YAML 1.1 reads a text) and refuses a key that is set twice."""
+    """Reads 1e-4 as a number (YAML 1.1 reads a text) and refuses a key that is set twice.
+
+    `lora:` with nothing behind it is left out, as all of its lines may be comments; only `lora: null` is no adapter.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"{key} is set twice", node.start_mark)
+        node.value = [pair for pair in node.value if not (pair[0].value == "lora" and pair[1].value == "")]
         return super().construct_mapping(node, deep)
 
 

@@ -414,7 +414,7 @@ class Config(Section):
     load: Load = Load()
     data: Data = Data()
     format: Format = Format()
-    lora: Lora = Lora()
+    lora: Lora | None = Field(Lora(), description="the adapter; null: full fine-tuning, of all weights")
     train: Train = Train()
     rl: Rl = Rl()
     dpo: Dpo = Dpo()
@@ -425,6 +425,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        if self.lora is None:
+            self._check_whole()
         if self.method == "grpo":
             self._check_reinforcement()
         if self.method == "dpo":
@@ -442,6 +444,14 @@ class Config(Section):
             raise ValueError("train.stop goes by held-out examples, and data.eval_fraction holds none out: 0.05, say")
         if self.train.eval_every is None:
             raise ValueError("train.stop goes by evaluations, and train.eval_every has none before the end: 20, say")
+
+    def _check_whole(self) -> None:
+        if self.method != "sft":
+            raise ValueError(f"method: {self.method} needs an adapter (lora): its reference is the model without it")
+        if self.quantize != "none":
+            raise ValueError(
+                f"lora: null trains all weights, and quantize: {self.quantize} freezes them; quantize: none"
+            )
 
     def _check_reinforcement(self) -> None:
         if self.data.eval_fraction:
@@ -471,6 +481,12 @@ class Config(Section):
     def pack_length(self) -> int:
         """Max tokens of a pack, never below those of an example or pair: it has to fit into a pack."""
         return max(self.train.pack_length or 0, self.data.max_length * self.documents)
+
+    @property
+    def load_to_train(self) -> Load:
+        """How the model is loaded to be trained. All of its weights are trained in float32: in bfloat16, small updates
+        would round to nothing."""
+        return self.load if self.lora is not None else self.load.model_copy(update={"dtype": "float32"})
 
     @property
     def data_seed(self) -> int:

@@ -122,6 +122,34 @@ def compare_models(
     return Compared(*ways, written, rendered, sent, wrong, weights, wide, stored_dtype(files))
 
 
+def compare_whole(
+    merged: Resolved, load: Load, device: torch.device, prompts: Sequence[Prompt], limit: int
+) -> Compared:
+    """Compare a base and the model that full fine-tuning made of it, which stands for adapter and sum too."""
+    import torch
+
+    base = resolve(merged.base, load)
+    wide = comparison_dtype(base, device, torch.bfloat16)
+    logger.info(f"comparing {merged.base} with {merged.folder} on {describe(device, wide)}")
+    chat = make_chat(read_tokenizer(merged, load), merged.settings)
+    rendered = [chat.prompt_ids(prompt.messages) for prompt in prompts]
+    inputs = list(zip(rendered, replies_of(chat, prompts), strict=True))
+    model = load_weights(merged, load, device, wide, "none").eval()
+    after = _predictions(model, inputs)
+    likeliest = [scores.topk(min(TOP, scores.shape[-1])).indices for scores in after]
+    tuned = _seen(after, inputs, likeliest)
+    written = _write_greedily(model, merged, load, rendered, limit)
+    cast_weights(model, choose_dtype(device, load.dtype))
+    coarse = _seen(_predictions(model, inputs), inputs, likeliest)
+    weights = len(dict(model.named_parameters(remove_duplicate=False)))
+    del model
+    gc.collect()
+    untuned = load_base(base, load, device, wide).eval()
+    before = _seen(_predictions(untuned, inputs), inputs, likeliest)
+    stored = stored_dtype(check_model_folder(merged.folder))
+    return Compared(before, tuned, tuned, tuned, coarse, written, rendered, rendered, {}, weights, wide, stored)
+
+
 def replies_of(chat: Chat, prompts: Sequence[Prompt]) -> list[list[int]]:
     return [chat.reply_ids(prompt.reply)[:REPLY] for prompt in prompts]
 

@@ -125,6 +125,11 @@ def merge(
 
     load = load or Load()
     resolved = resolve(reference, load, prefer_merged=False)
+    if resolved.settings.get("whole"):
+        raise ModelError(
+            f"nothing to merge: all weights of {reference} were trained, and {resolved.folder} is its model",
+            hint="use it as it is: infer, eval, export and the others take it",
+        )
     if resolved.adapter is None:
         raise ModelError(f"{reference} has no adapter to merge", hint="name a run folder or an adapter folder")
     out = (out or _default_folder(resolved.adapter)).absolute()
@@ -151,7 +156,7 @@ def _merge(
 
     start = time.perf_counter()
     device = choose_device(load.device)
-    own = _base_dtype(resolved)
+    own = base_dtype(resolved)
     dtype: torch.dtype = getattr(torch, wanted) if wanted else own
     tokenizer = read_tokenizer(resolved, load)
     chat = make_chat(tokenizer, resolved.settings)
@@ -164,7 +169,7 @@ def _merge(
     cast_weights(model, wide)
     expected = _logits(model, prompts)
     cast_weights(model, dtype)
-    bits = _bits(model)
+    bits = sums_of_bits(model)
     size = _bytes_of(model)
     if not resolved.gguf:
         size = max(size, _bytes_stored(resolved.folder) * dtype.itemsize // own.itemsize)
@@ -174,7 +179,7 @@ def _merge(
         del model
         gc.collect()
         merged = load_weights(Resolved(str(out), "folder", temporary, ""), load, device, dtype, "none")
-        _require_saved(bits, _bits(merged))
+        require_saved(bits, sums_of_bits(merged))
         cast_weights(merged, wide)
         found = _logits(merged, prompts)
         _require_close(gap_of(expected, found), effect, expected, wide, "the merged model, saved and loaded again,")
@@ -240,7 +245,7 @@ def _require_close(gap: Gap, effect: float, logits: Sequence[torch.Tensor], wide
         )
 
 
-def _bits(model: Any) -> dict[str, int]:
+def sums_of_bits(model: Any) -> dict[str, int]:
     """Return for each weight the sum of its bits as integers, also for a tied head."""
     import torch
 
@@ -251,11 +256,11 @@ def _bits(model: Any) -> dict[str, int]:
     }
 
 
-def _require_saved(expected: dict[str, int], found: dict[str, int]) -> None:
+def require_saved(expected: dict[str, int], found: dict[str, int]) -> None:
     if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         raise ModelError(
-            f"the merged model, loaded again, has {len(wrong)} other weights than were saved, among them {wrong[0]}",
-            hint="no folder was written: use the adapter unmerged, as infer --unmerged does, and report this, please",
+            f"the saved model, loaded again, has {len(wrong)} other weights than were saved, among them {wrong[0]}",
+            hint="no folder was written: an adapter can be used unmerged, as infer --unmerged does; please report this",
         )
 
 
@@ -291,7 +296,7 @@ def _settings(resolved: Resolved, result: Merged) -> dict[str, Any]:
     return {**resolved.settings, "base_model": resolved.base, **adapter}
 
 
-def _base_dtype(resolved: Resolved) -> torch.dtype:
+def base_dtype(resolved: Resolved) -> torch.dtype:
     """Return the dtype that the base was published in.
 
     Raises:

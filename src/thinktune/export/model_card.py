@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from thinktune.config import Config
+from thinktune.config import Config, Lora
 from thinktune.errors import UsageError
 from thinktune.files import write_text
 from thinktune.models import builtin
@@ -92,7 +92,8 @@ def _lines(
     yield yaml.safe_dump(_header(config, base, adapter=adapter), sort_keys=False, allow_unicode=True).rstrip()
     yield "---"
     yield f"\n# {name if name != _PLACEHOLDER else run.path.resolve().name}\n"
-    kind = "A LoRA adapter" if adapter else "A model, its LoRA adapter merged,"
+    merged = "A model, all of its weights fine-tuned," if config.lora is None else "A model, its LoRA adapter merged,"
+    kind = "A LoRA adapter" if adapter else merged
     yield f"{kind} that has {base.id or base.name} think before it answers: `<think>…</think> <answer>…</answer>`."
     yield from _scores(run)
     yield from _training(config, record)
@@ -109,7 +110,7 @@ def _header(config: Config, base: Base, *, adapter: bool) -> dict[str, Any]:
         **({"base_model": base.id, "base_model_relation": "adapter" if adapter else "finetune"} if base.id else {}),
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["thinktune", "lora", "reasoning"],
+        "tags": ["thinktune", "full-fine-tuning" if config.lora is None else "lora", "reasoning"],
         **({"datasets": public} if public else {}),
     }
 
@@ -143,12 +144,11 @@ def _rate(summary: dict[str, Any], field: str) -> str:
 def _training(config: Config, record: dict[str, Any]) -> Iterator[str]:
     lora, train = config.lora, config.train
     sources = ", ".join(_named(source.source) for source in config.data.sources)
-    targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
     rate = record.get("learning_rate", train.learning_rate)  # the number of auto
     yield "\n## Training\n"
     rows = {
         "data": f"{sources}; {record['tokens']:,} tokens, {record['trained_tokens']:,} of them trained",
-        "adapter": f"rank {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, targets {targets}",
+        "adapter": "none: full fine-tuning, in float32" if lora is None else _adapter(lora),
         "parameters trained": f"{record['trainable_parameters']:,} of {record['parameters']:,}",
         "optimisation": f"{record['steps']:,} steps, learning rate {rate}, {train.scheduler}, seed {record['seed']}",
         "base weights": f"{record['dtype']}"
@@ -162,6 +162,11 @@ def _training(config: Config, record: dict[str, Any]) -> Iterator[str]:
     yield from (f"| {label} | {_cell(value)} |" for label, value in rows.items())
 
 
+def _adapter(lora: Lora) -> str:
+    targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
+    return f"rank {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, targets {targets}"
+
+
 def _named(source: str) -> str:
     """Name a data source without the folders of this machine."""
     return Path(source).name if Path(source).exists() else source
@@ -173,10 +178,11 @@ def _cell(text: str) -> str:
 
 def _usage(name: str, base: Base, config: Config, *, adapter: bool) -> Iterator[str]:
     yield "\n## How to load it\n"
+    own = config.lora.r if config.lora else 0
     values = {
         "name": name,
         "base": base.id or "PATH/OF/THE/BASE",
-        "rank": next((rank for rank in _VLLM_RANKS if rank >= config.lora.r), config.lora.r),
+        "rank": next((rank for rank in _VLLM_RANKS if rank >= own), own),
     }
     yield (_ADAPTER_USAGE if adapter else _MERGED_USAGE).format_map(values)
 

@@ -42,6 +42,7 @@ def push(run: Path, target: str, *, merged: bool = False, public: bool = False, 
     folder = RunFolder(run)
     if not folder.is_trained:
         raise RunFolderError(f"{run} is no trained run", hint="name a run folder whose training has ended")
+    merged = merged or folder.read_config().lora is None
     part = folder.merged if merged else folder.adapter
     if merged and not part.is_dir():
         raise RunFolderError(f"{run} has no merged model", hint=f"thinktune merge {run}")

@@ -6,7 +6,8 @@ the adapter nor a single layer. And the engine that answers batch files has to p
 far as its number format allows, and to show the adapter's effect. All gaps are held against that effect, the gap
 between adapter and base; where it is too small to notice anything, that is said.
 
-Models are loaded one after the other, in float32 where that fits into memory.
+Models are loaded one after the other, in float32 where that fits into memory. Of full fine-tuning there is no adapter,
+and its model was read back bit by bit when it was saved: only the engine is compared with it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from thinktune.config import QUESTIONS, Data, Format, Load
 from thinktune.errors import ModelError
 from thinktune.export.agreement import folder_digest
 from thinktune.export.checks import Check, checks_of_engine, checks_of_merged, likely_end, real_ends
-from thinktune.export.compared_models import Prompt, compare_models, continue_greedily, replies_of
+from thinktune.export.compared_models import Prompt, compare_models, compare_whole, continue_greedily, replies_of
 from thinktune.files import write_json
 from thinktune.inference.engines import Opened
 from thinktune.inference.engines.base import Engine
@@ -97,10 +98,11 @@ def verify(
     load = opened.settings.load
     run = RunFolder(Path(reference))
     resolved = resolve(reference, load)
+    whole = bool(resolved.settings.get("whole"))
     if resolved.kind != "run" or resolved.folder.resolve() != run.merged.resolve():
         raise ModelError(f"{reference} has no merged model to verify", hint=f"thinktune merge {reference}")
     record = run.path / "verify.json"
-    weights = f"{folder_digest(run.merged)[:32]} {adapter_sha256(run.adapter)[:32]}"
+    weights = f"{folder_digest(run.merged)[:32]} {'whole' if whole else adapter_sha256(run.adapter)[:32]}"
     fingerprint = f"2 {opened.fingerprint} {weights} {opened.settings.engine} {prompts} {max_tokens}"
     if (before := _read(record)) and before.fingerprint == fingerprint:
         logger.info(f"{run.path} is verified")
@@ -108,7 +110,8 @@ def verify(
     questions, source = _held_out(run, prompts, load)
     device = choose_device(load.device)
     limit = max_tokens or (256 if device.type == "cuda" else 48)
-    seen = compare_models(run, resolved, load, device, questions, limit)
+    ways = resolved, load, device, questions, limit
+    seen = compare_whole(*ways) if whole else compare_models(run, *ways)
     replies = replies_of(opened.chat, questions)
     rendered = [opened.chat.prompt_ids(prompt.messages) for prompt in questions]
     pairs = list(zip(rendered, replies, strict=True))
@@ -117,7 +120,7 @@ def verify(
     ends = [_end_probability(opened.engine, opened.chat, prompt) for prompt in questions]
     stops = (likely_end(ends), real_ends(written))
     checks = [
-        *checks_of_merged(seen),
+        *(() if whole else checks_of_merged(seen)),
         *checks_of_engine(seen, rendered, said, [completion.token_ids[:limit] for completion in written]),
     ]
     verdicts = {check.passed for check in checks}
@@ -152,7 +155,8 @@ def _read(record: Path) -> Verified | None:
 def _held_out(run: RunFolder, count: int, load: Load) -> tuple[list[Prompt], str]:
     from thinktune.data import load_examples
 
-    fmt = Format.model_validate(read_settings(run.adapter).get("format") or {})
+    tuned = run.adapter if run.adapter.is_dir() else run.merged
+    fmt = Format.model_validate(read_settings(tuned).get("format") or {})
     if not run.config.is_file():  # an adapter that was not trained here
         reply = tags.render("So be it.", "42", fmt.template)
         return [Prompt([{"role": "user", "content": text}], reply) for text in QUESTIONS[:count]], "thinktune's own"

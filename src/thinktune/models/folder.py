@@ -76,6 +76,11 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
+def is_whole(folder: Path) -> bool:
+    """Tell whether the folder holds a model made by full fine-tuning."""
+    return bool(read_settings(folder).get("whole"))
+
+
 def check_model_folder(folder: Path) -> list[Path]:
     """Make sure that the folder holds a whole model, and return its safetensors files.
 

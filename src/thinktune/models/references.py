@@ -2,7 +2,7 @@
 
 | reference | is |
 |---|---|
-| `runs/x` | a run folder: its merged model if whole, else its adapter on its base |
+| `runs/x` | a run folder: its merged model if whole, else its adapter on its base; of full fine-tuning, its model |
 | `runs/x/adapter` | an adapter folder (PEFT), of ours or of others |
 | `some/folder` | a model folder |
 | `some/file.gguf` | a GGUF file, dequantised at loading |
@@ -31,6 +31,7 @@ from thinktune.models.folder import (
     check_adapter_folder,
     check_model_folder,
     is_adapter,
+    is_whole,
     read_json,
     read_settings,
     what_lies_in,
@@ -129,16 +130,21 @@ def _is_run(folder: Path) -> bool:
 
 def _run(text: str, folder: Path, load: Load, weights: bool, prefer_merged: bool) -> Resolved:
     adapter = folder / "adapter"
+    whole = folder / "merged"
+    if not is_adapter(adapter) and is_whole(whole):
+        if weights:
+            check_model_folder(whole)
+        settings = read_settings(whole)
+        return Resolved(text, "run", whole, str(settings["base_model"]), settings=settings)
     if not is_adapter(adapter):
         raise RunFolderError(
             f"the run {folder} has no adapter yet: its training has not ended; {what_lies_in(folder)}",
             hint=f"go on with: thinktune train {folder / 'config.yaml'} --resume",
         )
-    merged = folder / "merged"
-    if prefer_merged and merged.is_dir():
-        if (problem := _why_not(merged, adapter, weights)) is None:
-            settings = read_settings(merged)
-            return Resolved(text, "run", merged, str(settings["base_model"]), settings=settings)
+    if prefer_merged and whole.is_dir():
+        if (problem := _why_not(whole, adapter, weights)) is None:
+            settings = read_settings(whole)
+            return Resolved(text, "run", whole, str(settings["base_model"]), settings=settings)
         logger.warning(f"{problem}: using the adapter (thinktune merge {text} renews it)")
     return replace(_adapter(text, adapter, load, weights), kind="run")
 

@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-from thinktune.config import Config, Quantize
+from thinktune.config import Config, Lora, Quantize
 from thinktune.planner.fused_models import FUSED_HEAD_DIMS, FUSED_KERNEL_RANK, FUSED_MAX_RANK, FUSED_MODELS
 from thinktune.planner.hardware import Hardware
 from thinktune.planner.model_shape import ModelShape
@@ -100,6 +101,7 @@ class CostModel:
     width: int  # bytes of a number that products take: 2 in bfloat16
     may_fuse: bool = True
     may_graph: bool = True
+    whole: bool = False  # all weights are trained, in float32, and nothing is frozen or added
 
     @property
     def kind(self) -> str:
@@ -153,7 +155,9 @@ class CostModel:
         return self.shape.targets(self.targets)
 
     @property
-    def adapter_parameters(self) -> int:
+    def trained_parameters(self) -> int:
+        if self.whole:
+            return self.shape.parameters
         linears = sum(self.rank * (inputs + outputs) for inputs, outputs in self.adapted)
         sizes = ((times, *self.shape.experts[name]) for name, times in self.experts.items())
         return linears + sum(self.rank * times * count * (one + other) for times, count, one, other in sizes)
@@ -171,30 +175,36 @@ class CostModel:
     # Memory ---------------------------------------------------------------------------------------------------------
 
     def weights(self) -> int:
-        """Return the bytes of the frozen base."""
+        """Return the bytes of the base, frozen or with the copies that products take of it."""
         shape = self.shape
+        if self.whole:
+            copies = self.width * (shape.linear_weights + shape.vocabulary * shape.hidden) if self.width < 4 else 0
+            return 4 * shape.parameters + copies
         if self.quantize == "none":
             return shape.parameters * self.width
         scales = 0 if self.quantize == "nf4" else 4 * sum(outputs for _, outputs in shape.linears.values())
         return int(shape.linear_weights * WEIGHT_BYTES[self.quantize] + scales + shape.others * self.width)
 
     def adapter(self) -> int:
-        """Return the bytes of the trainable weights, their gradients and the copies that products take."""
+        """Return the bytes of the trainable weights, their gradients and the copies that products take; where all are
+        trained, of the gradients."""
+        if self.whole:
+            return 4 * self.trained_parameters
         copies = self.width if self.fused else 0
         joined = 0  # with the frozen weights: B of gate and of up, with zeros between, and A of down
         if self.fused and not self.in_kernels and self.quantize == "none":
             joined = self.width * self.rank * self.shape.intermediate * self.shape.layers * (4 + (not self.dropout))
-        return self.adapter_parameters * (MASTER_BYTES + copies) + joined
+        return self.trained_parameters * (MASTER_BYTES + copies) + joined
 
     def beside_graphs(self, parts: dict[str, int]) -> int:
         """Return the bytes that CUDA graphs take beyond those of plain passes: the gradients that one leaves, before
         they join those of the step; workspaces of cuBLAS on the stream that records, three as measured; the padding.
         """
         padding = (FILLED_UP - 1) * parts["activations"]
-        return int(4 * self.adapter_parameters + 3 * PRODUCTS_SPACE + padding)
+        return int(4 * self.trained_parameters + 3 * PRODUCTS_SPACE + padding)
 
     def optimizer_state(self) -> int:
-        return self.adapter_parameters * STATE_BYTES[self.optimizer if self.kind == "cuda" else "adamw"]
+        return self.trained_parameters * STATE_BYTES[self.optimizer if self.kind == "cuda" else "adamw"]
 
     @cached_property
     def saved(self) -> dict[str, float]:
@@ -204,6 +214,8 @@ class CostModel:
         # Both norms keep their input in float32 and their output; SwiGLU keeps gate, up, their activation and product.
         # Of experts, what comes in is gathered again; what they make is kept, gate and up a second time, activated.
         plain = [(4 + b) * s.hidden + attention, (4 + b) * s.hidden + b * (4 * s.intermediate + s.expert_widths)]
+        if self.whole and b < 4:  # a residual stream and norms in float32, and a copy for each product
+            plain = [(4 + 4 + 3 * b) * s.hidden + attention, plain[1] + (2 + b) * s.hidden]
         adapters = b * self.rank * len(self.adapted) / s.layers
         if self.quantize != "none" or self.dropout:  # PEFT's own linears: the input in float32, once for each
             adapters += self._adapted_inputs * ((4 if b < 4 else 0) + (5 if self.dropout else 0))
@@ -263,6 +275,8 @@ class CostModel:
         s, b = self.shape, self.width
         logits = min(CHUNK_BYTES[self.kind], batch.trained * s.vocabulary * b)
         norm = 4 + 2 * b  # the last one's input, in float32 too, and its output
+        if self.whole:  # the gradient of its weight, of a chunk and added up
+            logits += 2 * 4 * s.vocabulary * s.hidden
         return logits + s.hidden * (2 * b * batch.trained + norm * batch.tokens)
 
     def memory(self, batch: Batch, memory: RecomputePolicy) -> dict[str, int]:
@@ -298,11 +312,12 @@ class CostModel:
     # Time -----------------------------------------------------------------------------------------------------------
 
     def flops(self, batch: Batch) -> float:
-        """Count the FLOPs of a forward and a backward pass, nothing recomputed: 4 a weight and token, and causal
-        attention."""
+        """Count the FLOPs of a forward and a backward pass, nothing recomputed: 4 a weight and token, 6 where it is
+        trained, and causal attention."""
         s = self.shape
-        head = 4 * s.vocabulary * s.hidden * batch.trained
-        return 4 * (s.linear_weights + s.active_experts) * batch.tokens + head + 7 * s.q * s.layers * batch.attended
+        each = 6 if self.whole else 4
+        head = each * s.vocabulary * s.hidden * batch.trained
+        return each * (s.linear_weights + s.active_experts) * batch.tokens + head + 7 * s.q * s.layers * batch.attended
 
     def seconds(self, batch: Batch, memory: RecomputePolicy) -> float:
         """Estimate the seconds of one forward and backward pass."""
@@ -316,7 +331,7 @@ class CostModel:
         by_level = {level: self._layer_seconds(batch, level, memory.mlp_chunks, graphed=graphed) for level in levels}
         total = GRAPHED_STEP_SECONDS if graphed else 0.0
         total += sum(by_level[level] for level in memory.levels)
-        head = 4 * self.shape.vocabulary * self.shape.hidden * batch.trained
+        head = (8 if self.whole else 4) * self.shape.vocabulary * self.shape.hidden * batch.trained
         total += head / (PRODUCT_SHARE * self.hardware.bf16)
         if memory.offload:  # overlapped with the computing, which it slows down a little
             moved = 2 * self.saved["full"] * batch.tokens * memory.levels.count("full")
@@ -335,7 +350,7 @@ class CostModel:
 
     def optimizer_seconds(self) -> float:
         """Estimate the seconds of clipping and stepping."""
-        moved = self.adapter_parameters * (3 * MASTER_BYTES + 2 * STATE_BYTES[self.optimizer])
+        moved = self.trained_parameters * (3 * MASTER_BYTES + 2 * STATE_BYTES[self.optimizer])
         if self.kind == "cpu":
             return 0.0
         calls = 0 if self.optimizer == "adamw" else 2 * len(self.adapted) * EIGHT_BIT_SECONDS
@@ -343,7 +358,7 @@ class CostModel:
 
     def adding_seconds(self, gpus: int) -> float:
         """Estimate the seconds to add up the gradients of all GPUs: a ring moves them twice, but for one share."""
-        moved = 2 * (gpus - 1) / gpus * 4 * self.adapter_parameters
+        moved = 2 * (gpus - 1) / gpus * 4 * self.trained_parameters
         return JITTER_SECONDS + moved / LINK_BANDWIDTH[self.hardware.linked]
 
     def _layer_seconds(self, batch: Batch, level: str, chunks: int, *, graphed: bool) -> float:
@@ -380,14 +395,14 @@ class CostModel:
         again, repeated = self._again(level), self._repeated(level)
         rate = FP8_SHARE * hardware.fp8 if self.in_fp8 else PRODUCT_SHARE * hardware.bf16
         efficiency = (tokens / chunks) / (tokens / chunks + HALF_RATE_TOKENS * (1 + self.in_fp8))
-        products = 2 * tokens * (2 * weights + again) / (rate * efficiency)
+        products = 2 * tokens * ((2 + self.whole) * weights + again) / (rate * efficiency)
         attention = 2 * s.q * batch.attended / hardware.bf16
         forwards = 1 + (level == "full")
         attention *= forwards / ATTENTION_SHARE["forward"] + 2.5 / ATTENTION_SHARE["backward"]
         moved = self._bytes_moved(tokens, repeated) + self._bytes_unpacked(s.linear_weights / s.layers, 2 + repeated)
         computing = products + attention + moved / (BANDWIDTH_SHARE * hardware.bandwidth)
         if self.fused:
-            low_rank = 6 * tokens * self.adapter_parameters / s.layers
+            low_rank = 6 * tokens * self.trained_parameters / s.layers
             computing += low_rank / ((IN_KERNEL_SHARE if self.in_kernels else PRODUCT_SHARE) * hardware.bf16)
         if self.in_kernels and self.dropout:
             computing += tokens * self._adapted_inputs * DROPOUT_FLOPS / hardware.bf16
@@ -441,30 +456,31 @@ def cost_model_of(config: Config, shape: ModelShape, hardware: Hardware, *, widt
     Raises:
         ConfigError: the shape has none of the layers that a new adapter shall be on.
     """
+    common: dict[str, Any] = {"shape": shape, "hardware": hardware, "optimizer": config.train.optimizer, "width": width}
+    if config.lora is None:
+        whole: dict[str, Any] = {"quantize": "none", "rank": 0, "targets": (), "experts": {}, "dropout": False}
+        return CostModel(**common, **whole, may_fuse=False, whole=True)
     targets = shape.named_targets(config.lora.targets)
     if config.lora.init is None:
         shape.check_targets(targets)
         if config.lora.experts:
             shape.check_experts()
     return CostModel(
-        shape=shape,
-        hardware=hardware,
+        **common,
         quantize=config.quantize,
         rank=config.lora.r,
         targets=tuple(name for name in targets if name not in shape.moved),
-        experts=_experts_with_adapters(config, shape, targets),
-        optimizer=config.train.optimizer,
+        experts=_experts_with_adapters(config.lora, shape, targets),
         dropout=config.lora.dropout > 0,
-        width=width,
         may_fuse=config.train.fused,
     )
 
 
-def _experts_with_adapters(config: Config, shape: ModelShape, targets: Sequence[str]) -> dict[str, int]:
+def _experts_with_adapters(lora: Lora, shape: ModelShape, targets: Sequence[str]) -> dict[str, int]:
     """Return the parameters of experts that get an adapter, and the multiple of its rank: see `ModelShape.moved`."""
     moved = dict(shape.moved[name] for name in targets if name in shape.moved)
     return {
         name: next((times for end, times in moved.items() if name.endswith(f".{end}")), 1)
         for name in shape.experts
-        if config.lora.experts or any(name.endswith(f".{end}") for end in moved)
+        if lora.experts or any(name.endswith(f".{end}") for end in moved)
     }

@@ -44,6 +44,7 @@ class Plan:
         slopes: seconds of a token and of a pair of tokens that attend, by which they are.
         efficiency: tokens/s of all GPUs together, of so many times those of one with the same batches.
         waits: the seconds of a step that GPUs wait for the slowest, and those for the gradients to be added up.
+        whole: whether all weights are trained.
         fused: whether fused/ runs the decoder layers.
         graphed: whether forward and backward passes are run from CUDA graphs.
         parts: bytes by part; "peak" is their peak, "logits" and "workspace" are never there together.
@@ -74,6 +75,7 @@ class Plan:
     slopes: tuple[float, float] = (1.0, 0.0)
     efficiency: float = 1.0
     waits: tuple[float, float] = (0.0, 0.0)
+    whole: bool = False
 
     def cost(self, pack: Batch) -> float:
         """Estimate the seconds that a pack adds to those of a GPU."""
@@ -196,7 +198,7 @@ def fit(
     """
     config = _continued(config)
     choices = _divisors(share(config.train.batch_size * config.train.accumulation, gpus))
-    bases = _MORE_PRECISE if hardware.kind == "cuda" else (config.quantize,)
+    bases = _MORE_PRECISE if hardware.kind == "cuda" and config.lora is not None else (config.quantize,)
     best: Plan | None = None
     for base in bases:
         cost = cost_model_of(config.model_copy(update={"quantize": base}), shape, hardware, width=width)
@@ -215,7 +217,7 @@ def _continued(config: Config) -> Config:
     from thinktune.models import resolve
     from thinktune.models.folder import ADAPTER_CONFIG, read_json
 
-    if config.lora.init is None:
+    if config.lora is None or config.lora.init is None:
         return config
     with muted():
         adapter = resolve(config.lora.init, config.load, weights=False, prefer_merged=False).adapter
@@ -295,6 +297,7 @@ def _plan(
         slopes=slopes,
         efficiency=alone / gpus / seconds,
         waits=waits,
+        whole=cost.whole,
     )
 
 
@@ -329,6 +332,8 @@ def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False,
         if config.train.memory is not None:
             hardware = replace(hardware, memory=min(hardware.memory, int(config.train.memory * GIB)))
     shape, packs = _read_model_and_data(config)
+    if config.lora is None and gpus > 1:
+        raise UsageError("lora: null runs on one GPU", hint="no --gpus")
     if config.method == "grpo":
         if fitted:
             raise UsageError(

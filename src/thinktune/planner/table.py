@@ -37,7 +37,9 @@ def _table(plan: Plan) -> Table:
     table = Table("memory", "GiB", "of", title=f"{plan.model} on {_hardware(plan)}", title_justify="left")
     table.columns[1].justify = "right"
     meanings = {
-        "weights": f"the frozen base{'' if plan.quantize == 'none' else ', ' + plan.quantize}",
+        "weights": "all trained: float32, and the copy that products take"
+        if plan.whole
+        else f"the frozen base{'' if plan.quantize == 'none' else ', ' + plan.quantize}",
         "adapter": "float32 weights and gradients, and the copy that products take",
         "optimizer": "its state",
         "runtime": "libraries",
@@ -47,7 +49,8 @@ def _table(plan: Plan) -> Table:
         "workspace": "of one layer's backward pass; never beside the logits",
     }
     for name, meaning in meanings.items():
-        table.add_row(name, f"{plan.parts[name] / GIB:.2f}", meaning)
+        shown = ("gradients", "float32") if plan.whole and name == "adapter" else (name, meaning)
+        table.add_row(shown[0], f"{plan.parts[name] / GIB:.2f}", shown[1])
     table.add_section()
     table.add_row("peak", f"{plan.parts['peak'] / GIB:.2f}", f"{plan.limit / GIB:.2f} that may be used")
     return table
@@ -80,7 +83,9 @@ def _on_several(plan: Plan) -> Iterator[str]:
 def _remarks(plan: Plan, overrides: list[str], fitted: bool) -> Iterator[str]:
     yield "fits" if plan.fits else f"does not fit into {plan.limit / GIB:.1f} GiB"
     yield plan.describe()
-    if not plan.fused:
+    if plan.whole:
+        yield "full fine-tuning (lora: null): weights, gradients and moments in float32, layers of transformers"
+    elif not plan.fused:
         yield (
             f"layers by PEFT and transformers: the fused ones are for bfloat16 on CUDA, ranks up to {FUSED_MAX_RANK} "
             f"and the model types {', '.join(FUSED_MODELS)}"

@@ -17,7 +17,7 @@ from thinktune.inference.engines.open_engine import open_endpoint
 from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.models.adapters import changes_base
 from thinktune.models.endpoints import is_endpoint
-from thinktune.models.folder import adapter_sha256, is_adapter
+from thinktune.models.folder import SETTINGS_FILE, adapter_sha256, is_adapter, is_whole
 
 if TYPE_CHECKING:
     from thinktune.inference.engines.shared_engine import SharedModel
@@ -66,16 +66,18 @@ class Pool:
         """The model that is being loaded now."""
 
     def names(self) -> list[str]:
-        """List every model that may be asked: those given, then the runs that have an adapter, newest first, then the
-        base models of these."""
+        """List every model that may be asked: those given, then the runs that are trained, newest first, then the base
+        models of these."""
         tuned = self.tuned()
         return list(dict.fromkeys([*self._references, *tuned, *filter(None, map(base_of, tuned))]))
 
     def tuned(self) -> list[str]:
-        """List the runs that have an adapter, newest first."""
-        adapters = [*self._runs.glob("*/adapter"), *self._runs.glob("*/*/adapter")]  # those of sweeps too
-        found = [folder.parent for folder in adapters if is_adapter(folder)]
-        return [str(run) for run in sorted(found, key=lambda run: -(run / "adapter").stat().st_mtime)]
+        """List the runs that have an adapter, or a model trained as a whole, newest first."""
+        places = [
+            place for at in ("*", "*/*") for kind in ("adapter", "merged") for place in self._runs.glob(f"{at}/{kind}")
+        ]
+        found = [place for place in places if is_adapter(place) or (place.name == "merged" and is_whole(place))]
+        return [str(place.parent) for place in sorted(found, key=lambda place: -place.stat().st_mtime)]
 
     @contextmanager
     def resting(self) -> Iterator[None]:
@@ -146,6 +148,8 @@ class Pool:
 
         resolved = resolve(reference, self._settings.load, prefer_merged=False)
         version = adapter_sha256(resolved.adapter) if resolved.adapter else ""
+        if resolved.settings.get("whole"):
+            version = str((resolved.folder / SETTINGS_FILE).stat().st_mtime_ns)
         model_handle = self._model_handles.get((reference, version))  # a run that was trained anew is another model
         if model_handle is not None and not model_handle.shared.failed:
             return model_handle
@@ -153,7 +157,8 @@ class Pool:
         alone = len(resolved.adapters) != 1 or changes_base(resolved.adapters[0])
         switched = None if alone else resolved.adapter
         base = resolved.base if switched else reference
-        key = (str(resolved.folder if switched or not resolved.adapters else reference), resolved.gguf)
+        place = str(resolved.folder if switched or not resolved.adapters else reference)
+        key = (f"{place} {version}" if resolved.settings.get("whole") else place, resolved.gguf)
         shared = self._shared.get(key)
         if shared is None or shared.failed:
             shared = self._shared[key] = self._load_shared(base)
@@ -179,9 +184,11 @@ class Pool:
 
 
 def base_of(run: str) -> str | None:
-    """Return the reference of the model that a run was trained on, as its adapter has it written down."""
+    """Return the reference of the model that a run was trained on, as its adapter has it written down, or its model."""
+    folder = Path(run) / "adapter"
+    folder = folder if folder.is_dir() else Path(run) / "merged"
     try:
-        base = json.loads((Path(run) / "adapter" / "thinktune.json").read_text(encoding="utf-8")).get("base_model")
+        base = json.loads((folder / "thinktune.json").read_text(encoding="utf-8")).get("base_model")
     except (OSError, ValueError, AttributeError):
         return None
     return base if isinstance(base, str) and base else None

@@ -82,27 +82,29 @@ def _require_plain_head(model: PeftModel) -> None:
 
 
 def _wrap(loaded: Loaded, config: Config) -> PeftModel:
-    if config.lora.init is not None:
-        resolved = resolve(config.lora.init, config.load, prefer_merged=False)
+    settings = config.lora
+    assert settings is not None
+    if settings.init is not None:
+        resolved = resolve(settings.init, config.load, prefer_merged=False)
         if resolved.adapter is None:
-            raise ConfigError(f"lora.init: {config.lora.init} is no adapter", hint="name a run or an adapter folder")
+            raise ConfigError(f"lora.init: {settings.init} is no adapter", hint="name a run or an adapter folder")
         logger.info(f"continuing the adapter {resolved.adapter}; its own rank, scale, dropout and targets hold")
         model: PeftModel = put_adapter(loaded.model, resolved.adapter, merge=False, trainable=True)
         return model
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
-    targets = shape.named_targets(config.lora.targets)
+    targets = shape.named_targets(settings.targets)
     shape.check_targets(targets)
-    if config.lora.experts:
+    if settings.experts:
         shape.check_experts()
         _require_plain_experts(loaded.model, shape)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
         target_modules=list(targets),
-        target_parameters=list(shape.expert_targets) if config.lora.experts else None,
-        use_rslora=config.lora.use_rslora,
+        target_parameters=list(shape.expert_targets) if settings.experts else None,
+        use_rslora=settings.use_rslora,
         bias="none",
     )
     model = get_peft_model(loaded.model, lora)

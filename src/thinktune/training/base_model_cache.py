@@ -56,6 +56,10 @@ class BaseModelCache:
             self._keys = (self._keys[0], key)
         return loaded, self._prepared
 
+    def forget_model(self) -> None:
+        """Let go of the base model, and its memory."""
+        self._loaded = None
+
     def take_model(self, config: Config, now: datetime | None = None) -> Loaded:
         """Return the base model alone. One whose weights have changed since it was loaded is loaded anew."""
         key = model_key(config)
@@ -64,7 +68,7 @@ class BaseModelCache:
             self._loaded = None
         if self._loaded is None or self._keys[0] != key:
             self._loaded = None  # its memory first
-            self._loaded = load_model(config.model, load=config.load, quantize=config.quantize)
+            self._loaded = load_model(config.model, load=config.load_to_train, quantize=config.quantize)
             self.loads += 1
             self._keys = (key, self._keys[1])
             self._checksum = checksum(self._loaded.model)
@@ -76,7 +80,7 @@ class BaseModelCache:
 
 def model_key(config: Config) -> tuple[Any, ...]:
     """Return the settings that decide which base model is loaded, and how."""
-    return config.model, config.load, config.quantize
+    return config.model, config.load_to_train, config.quantize
 
 
 def data_key(config: Config) -> tuple[Any, ...]:

@@ -32,7 +32,7 @@ def compile_kernels(with_loss: ModelWithLoss, longest: Sequence[Tokens]) -> None
         longest: the documents of the longest batch: some kernels are others for many tokens than for few, which the
             check has.
     """
-    model = with_loss.peft_model
+    model = with_loss.model
     fused = [vars(module)["fused"] for module in model.modules() if "fused" in vars(module)]
     if not all(layer.is_whole for layer in fused):
         return

@@ -108,7 +108,7 @@ def examine_in_float32(
     Raises:
         ModelError: loss or gradient is not the model's own.
     """
-    model = with_loss.peft_model
+    model = with_loss.model
     room = size_widened(model) <= _SHARE_FOR_WIDE * _free_memory(model)
     if dtype == torch.float32 or not room or not _is_plain(model):
         return True
@@ -125,8 +125,8 @@ def examine_as_set_up(
     with_loss: ModelWithLoss, examples: Sequence[Tokens], dtype: torch.dtype, *, packs: bool, apart: bool
 ) -> bool:
     """Check the model as it is set up, in the dtype of the training; `apart`: the outcome of the first check."""
-    apart = apart and documents_are_isolated(with_loss.peft_model, examples)
-    require_faithful(with_loss, examples, computes_in(with_loss.peft_model, dtype), together=packs and apart)
+    apart = apart and documents_are_isolated(with_loss.model, examples)
+    require_faithful(with_loss, examples, computes_in(with_loss.model, dtype), together=packs and apart)
     return apart
 
 
@@ -146,7 +146,7 @@ def require_faithful(
     Raises:
         ModelError: they differ by more than rounding can explain.
     """
-    model = with_loss.peft_model
+    model = with_loss.model
     for pack in _packs(model, examples, together):
         problem = _with_room(pack, lambda documents: measure(with_loss, documents, dtype).problem(dtype))
         if problem is not None:
@@ -164,7 +164,7 @@ def measure(with_loss: ModelWithLoss, documents: Sequence[Tokens], dtype: torch.
     Rounding gets several tries to explain a gap: in mixtures of experts, it may send a token to other experts in one
     and not in the next.
     """
-    model = with_loss.peft_model
+    model = with_loss.model
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     parameters = list(trained.values())
     ours = _Seen(*_ours(with_loss, documents, parameters))
@@ -206,7 +206,7 @@ class _Seen:
 def _ours(
     with_loss: ModelWithLoss, documents: Sequence[Tokens], parameters: list[Any]
 ) -> tuple[float, list[torch.Tensor]]:
-    model = with_loss.peft_model
+    model = with_loss.model
     inputs = batch_of(model, documents)
     with _failing_as_told(model, "as it is trained here"), exact(model), torch.enable_grad():
         loss = with_loss(**inputs)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
 
+from thinktune.models.untouched import inner_model
 from thinktune.training import ranks
-from thinktune.training.fused.chunked_loss import chunked_logprobs, chunked_loss
+from thinktune.training.fused.chunked_loss import chunked_logprobs, chunked_loss, trained_head_loss
 from thinktune.training.fused.head import probe_head
 
 
@@ -17,18 +18,19 @@ class ModelWithLoss(torch.nn.Module):
     """Computes the summed loss of a causal LM in `forward`, so that wrappers (DDP, FSDP) see one ordinary call.
 
     Attributes:
-        peft_model: the model itself, which is saved, asked and evaluated.
+        model: the model itself, a PeftModel or one that is trained as a whole, which is saved, asked and evaluated.
         trained: its parameters that are trained.
         right: how many trained tokens of the last summed pass were the likeliest, of equals the first: int64 scalar on
             the device. Those of weight 0 are not counted.
         gradients: theirs as one tensor, after `join_gradients`, or after `add_up_ranks` until they are zeroed.
     """
 
-    def __init__(self, peft_model: PeftModel) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.peft_model = peft_model
-        self.trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
-        self._head = probe_head(peft_model.get_base_model())
+        self.model = model
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._head = probe_head(inner_model(model))
+        self._products_in: torch.dtype | None = None
         self.right: torch.Tensor | None = None
         self.gradients: torch.Tensor | None = None
         self._joined = False
@@ -54,14 +56,37 @@ class ModelWithLoss(torch.nn.Module):
                 that is a function of log-probabilities has its gradient through these.
             temperature: divides the logits.
         """
-        base = self.peft_model.get_base_model()
+        with self._rounded_products():
+            return self._loss(positions, targets, weights, reduction, temperature, inputs)
+
+    def round_products_to(self, dtype: torch.dtype) -> None:
+        """Compute products in a dtype from now on, whatever that of the weights is."""
+        self._products_in = dtype if dtype != self.model.dtype else None
+
+    def _rounded_products(self) -> AbstractContextManager[Any]:
+        if self._products_in is None:
+            return nullcontext()
+        rounding: AbstractContextManager[Any] = torch.autocast(self.model.device.type, self._products_in)
+        return rounding
+
+    def _loss(
+        self,
+        positions: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor | None,
+        reduction: str,
+        temperature: float,
+        inputs: dict[str, Any],
+    ) -> torch.Tensor:
+        base = inner_model(self.model)
         if self._head is not None:
             hidden = base.base_model(**inputs, use_cache=False).last_hidden_state[0, positions]
             layer = base.get_output_embeddings()
             head = replace(self._head, weight=layer.weight, bias=layer.bias).at(temperature)
             if reduction == "none":
                 return -chunked_logprobs(hidden, head, targets)
-            loss, self.right = chunked_loss(hidden, head, targets, weights)
+            summed = chunked_loss if not layer.weight.requires_grad else trained_head_loss
+            loss, self.right = summed(hidden, head, targets, weights)
             return loss
         logits = base(**inputs, use_cache=False).logits[0, positions].float()
         if temperature != 1:
@@ -80,8 +105,8 @@ class ModelWithLoss(torch.nn.Module):
     def train(self, mode: bool = True) -> ModelWithLoss:
         """Set the mode of all modules, unless it is that already."""
         self.training = mode
-        if self.peft_model.training is not mode:
-            self.peft_model.train(mode)
+        if self.model.training is not mode:
+            self.model.train(mode)
         return self
 
     def join_gradients(self) -> torch.Tensor:

@@ -66,7 +66,7 @@ def warm_up_step(trainer: ThinkTrainer, longest: Sequence[Tokens]) -> float:
         The peak of memory, in GiB.
     """
     model = trainer.model_with_loss
-    inputs = batch_of(model.peft_model, longest)
+    inputs = batch_of(model.model, longest)
     was_training = model.training
     model.train()
     with torch.random.fork_rng(gpus_of(model)):

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from peft import PeftModel
-
 from thinktune.config import Config
 from thinktune.data import Prepared
 from thinktune.errors import RunFolderError
@@ -26,26 +24,28 @@ from thinktune.training.fused.document_by_document import layers_run_apart
 from thinktune.training.fused.support import why_not_fused
 from thinktune.training.ranks import agree, by_first, here
 from thinktune.training.reinforce.problems import PreparedProblems
+from thinktune.training.whole_model import products_dtype
 
 logger = logging.getLogger(__name__)
 
 
-def resolve_plan(model: PeftModel, config: Config, loaded: Loaded, packs: PackLengths) -> Plan:
-    """Plan the training of a model with its adapter on measured packs, on the device of the model.
+def resolve_plan(model: Any, config: Config, loaded: Loaded, packs: PackLengths) -> Plan:
+    """Plan the training of a model, with its adapter if it has one, on measured packs, on the device of the model.
 
     Batches of a reinforcement differ from step to step, and are large: no CUDA graph is recorded for them. On a GPU it
     is said why layers are not fused, unless that was asked for. Of several ranks, all get the plan of the first, for
     the memory of that which has least.
     """
-    may_fuse = config.train.fused and loaded.device.type == "cuda"
+    may_fuse = config.train.fused and config.lora is not None and loaded.device.type == "cuda"
     if may_fuse and (reason := why_not_fused(model)) is not None:
         logger.info(f"its layers are not fused: {reason}")
         may_fuse = False
     shape = shape_of(loaded.model.config, trust_remote_code=config.load.trust_remote_code)
-    hardware = hardware_here(loaded.device, loaded.dtype, config.train.memory)
+    dtype = products_dtype(config, loaded)
+    hardware = hardware_here(loaded.device, dtype, config.train.memory)
     hardware = replace(hardware, memory=agree(hardware.memory, min))
     may_graph = config.method == "sft" and not layers_run_apart(loaded.model)
-    width, gpus = loaded.dtype.itemsize, here().size
+    width, gpus = dtype.itemsize, here().size
     return by_first(
         lambda: plan_as_configured(
             config, shape, packs, hardware, width=width, may_fuse=may_fuse, may_graph=may_graph, gpus=gpus

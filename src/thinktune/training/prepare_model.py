@@ -1,12 +1,11 @@
-"""A model with its adapter made ready for packed batches and for the recomputation of its plan, and put back."""
+"""A model, with or without an adapter, made ready for packed batches and for the recomputation of its plan; put back."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from peft import PeftModel
+from typing import Any
 
 from thinktune.models import Loaded
 from thinktune.planner.plan import Plan
@@ -16,8 +15,8 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def set_up(model: PeftModel, loaded: Loaded, plan: Plan) -> Iterator[None]:
-    """Let the model with its adapter take packed batches and save tensors as `plan` says within the block; restore it
+def set_up(model: Any, loaded: Loaded, plan: Plan) -> Iterator[None]:
+    """Let the model take packed batches and save tensors as `plan` says within the block; restore it
     then."""
     with packed_documents(loaded.model) as attention:
         if attention != NAME:

@@ -40,9 +40,10 @@ def run_record(
     """
     model, meter = trainer.model, trainer.meter
     peak: float = agree(peak_memory_gib(), max)
-    trainable, total = model.get_nb_trainable_parameters()
+    trainable, total = _counts(model)
     return {
         "model": config.model,
+        "whole": config.lora is None,
         "system": loaded.chat.system_text,
         **date_settings(loaded.chat),
         "seed": config.train_seed,
@@ -64,7 +65,7 @@ def run_record(
         "setup": plan.describe(),
         "learning_rate": plan.rate.value,
         "learning_rate_rule": plan.rate.rule,
-        "uncovered": uncovered(model, config.lora.targets),
+        "uncovered": uncovered(model, config.lora.targets) if config.lora else [],
         "evaluation_seconds": round(sum(line.get("eval_seconds", 0.0) for line in metrics.lines), 2),
         **_final(metrics, best),
     }
@@ -82,9 +83,20 @@ def _final(metrics: MetricsFile, best: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def parameter_line(model: PeftModel) -> str:
+def _counts(model: Any) -> tuple[int, int]:
+    """Count the parameters that are trained, and all."""
+    if isinstance(model, PeftModel):
+        trainable, total = model.get_nb_trainable_parameters()
+        return trainable, total
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+def parameter_line(model: Any) -> str:
     """Say how many parameters are trained, and in which layers."""
-    trainable, total = model.get_nb_trainable_parameters()
+    trainable, total = _counts(model)
+    if not isinstance(model, PeftModel):
+        return f"all {total:,} parameters are trained, in float32"
     return f"{trainable:,} trainable of {total:,} parameters ({trainable / total:.2%}), {coverage_table(model)}"
 
 
@@ -93,8 +105,9 @@ def closing_line(record: dict[str, Any], run: RunFolder) -> str:
     if "final_token_accuracy" in record:
         learnt += f", {record['final_token_accuracy']:.1%} of tokens right"
     of_step = f" of step {record['best']['step']}, the best," if "best" in record else ""
+    what, place = ("model", run.merged) if record["whole"] else ("adapter", run.adapter)
     return (
         f"trained {record['steps']} steps, {record['tokens']:,} tokens in {record['train_seconds']:.0f} s: "
         f"{record['tokens_per_second']:,.0f} tokens/s, {record['peak_memory_gib']:.2f} GiB, "
-        f"{learnt}; the adapter{of_step} is in {run.adapter}"
+        f"{learnt}; the {what}{of_step} is in {place}"
     )

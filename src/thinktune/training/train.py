@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from rich.console import Console
 from transformers import PrinterCallback, set_seed
 from transformers.integrations import TensorBoardCallback
@@ -97,6 +96,7 @@ from thinktune.training.stop_signals import StopSignals
 from thinktune.training.trainer import ThinkTrainer
 from thinktune.training.training_arguments import check_trainer_fields, require_loggers, training_arguments
 from thinktune.training.tried_families import untried
+from thinktune.training.whole_model import products_dtype, save_whole_model, whole_model_to_train
 
 
 def train(
@@ -121,8 +121,9 @@ def train(
         OutOfMemory: with the settings to change.
         ThinktuneError: from loading the model and the data.
     """
-    if config.method == "dpo" and here().size > 1:
-        raise UsageError(f"method: {config.method} runs on one GPU", hint="without --gpus, and without torchrun")
+    if here().size > 1 and (config.method == "dpo" or config.lora is None):
+        what = "lora: null" if config.lora is None else f"method: {config.method}"
+        raise UsageError(f"{what} runs on one GPU", hint="without --gpus, and without torchrun")
     require_loggers(config)
     check_trainer_fields(config)
     with joined(config.load.device):
@@ -205,14 +206,15 @@ class _Attempt:
         """
         config, loaded, console = self.config, self.loaded, self.console
         set_seed(config.train_seed)  # only now, so that it is the same wherever model and data came from
-        with adapter_to_train(loaded, config) as model, held_run(self.run):
+        to_train = adapter_to_train if config.lora is not None else whole_model_to_train
+        with to_train(loaded, config) as model, held_run(self.run):
             if config.method != "sft":
                 leave_dropout_out(model)  # the policy that is trained is the one that draws
             with_loss = ModelWithLoss(model)
             console.print(parameter_line(model), highlight=False)
             if notice := untried(loaded.model):
                 console.print(notice, style="yellow", highlight=False)
-            for left_out in uncovered(model, config.lora.targets):
+            for left_out in uncovered(model, config.lora.targets) if config.lora else ():
                 console.print(f"warning: {left_out}", style="yellow", highlight=False)
             # Made now, as it warns of models that it answers slowly, and fails before the training if it does.
             asks = config.ask.questions and here().is_first
@@ -228,6 +230,7 @@ class _Attempt:
                         if plan.fused:
                             compile_kernels(with_loss, self._longest_batch(plan))
                         apart = examine_as_set_up(with_loss, examples, loaded.dtype, packs=packs, apart=apart)
+                    with_loss.round_products_to(products_dtype(config, loaded))
                     if not agree(apart, min):
                         require_single_documents(config)
                         plan = replace(plan, packs=1, accumulation=share(config.train.accumulation, plan.gpus))
@@ -260,12 +263,12 @@ class _Attempt:
         open_run(self.run, self.config, self.prepared, date_settings(self.loaded.chat), overwrite=self.overwrite)
         record_plan(self.run, self.config, plan)
 
-    def _save(self, model: PeftModel, record: dict[str, Any], metrics: MetricsFile) -> None:
-        _save_adapter(model, self.loaded, self.config, self.run)
+    def _save(self, model: Any, record: dict[str, Any], metrics: MetricsFile) -> None:
+        _save_result(model, self.loaded, self.config, self.run)
         write_json(self.run.record, record)
         plots.save(plots.training_figure(metrics.lines, f"Training of {self.run.path.name}"), self.run.loss_plot)
 
-    def _resolve_plan(self, model: PeftModel) -> Plan:
+    def _resolve_plan(self, model: Any) -> Plan:
         """Make the plan, or take a resumed run's, and say it, with the settings that have no effect under it."""
         config, loaded, console = self.config, self.loaded, self.console
         if isinstance(self.prepared, PreparedProblems):
@@ -277,6 +280,12 @@ class _Attempt:
         console.print(plan.line(), highlight=False)
         if plan.rate.rule is not None:
             console.print(plan.rate.line(), highlight=False)
+        if config.lora is None and not plan.fits:
+            raise OutOfMemory(
+                f"full fine-tuning of {config.model} takes {plan.parts['peak'] / GIB:.1f} GiB, and there are "
+                f"{plan.limit / GIB:.1f}",
+                hint="train an adapter (lora), or a smaller model, or train.optimizer=adamw_8bit on a GPU",
+            )
         for warning in settings_without_effect(config, loaded, self.prepared, plan):
             console.print(warning, style="yellow", highlight=False)
         return plan
@@ -382,12 +391,17 @@ def _checkup(attempt: _Attempt, trainer: ThinkTrainer) -> GenerationEvalCallback
         return None
 
 
-def _save_adapter(model: PeftModel, loaded: Loaded, config: Config, run: RunFolder) -> None:
+def _save_result(model: Any, loaded: Loaded, config: Config, run: RunFolder) -> None:
+    """Save what was trained, the adapter or the whole model, with what later verbs need to use it as trained."""
+    base = {"base_model": config.model, "system": loaded.chat.system_text, **date_settings(loaded.chat)}
+    settings = {**base, "format": config.format.model_dump()}
+    if config.lora is None:
+        save_whole_model(loaded, config, run, settings)
+        return
     with telling_full_disk(run.adapter), replacing(run.adapter) as folder:
         model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
-        base = {"base_model": config.model, "system": loaded.chat.system_text, **date_settings(loaded.chat)}
-        write_settings(folder, {**base, "format": config.format.model_dump()})
+        write_settings(folder, settings)
 
 
 def _answer_questions(engine: TransformersEngine, loaded: Loaded, config: Config, console: Console) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
@@ -28,6 +28,7 @@ from thinktune.training.meter import Meter
 from thinktune.training.methods.base import Method
 from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.stop_signals import StopSignals
+from thinktune.training.whole_model import read_weights, write_weights
 
 
 class ThinkTrainer(Trainer):
@@ -62,7 +63,7 @@ class ThinkTrainer(Trainer):
             early: of `train.stop`.
         """
         super().__init__(
-            model.peft_model,
+            model.model,
             args,
             data_collator=method.collate,
             train_dataset=method.train_rows(),
@@ -158,10 +159,19 @@ class ThinkTrainer(Trainer):
         return torch.tensor(self._dealt.size(self.state.global_step).trained, device=device)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
         tuned, checkpoint = model or self.model, Path(resume_from_checkpoint)
+        if not isinstance(tuned, PeftModel):
+            read_weights(tuned, checkpoint)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
         take_by_name(tuned, checkpoint, tuned.active_adapter)
         require_loaded(tuned, checkpoint)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if isinstance(self.model, PeftModel):
+            super()._save(output_dir, state_dict)
+        else:  # transformers renames weights of some families, and rounds some
+            write_weights(self.model, Path(output_dir or self.args.output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:
@@ -181,8 +191,7 @@ class ThinkTrainer(Trainer):
         Raises:
             RunFolderError: its checkpoint is missing or damaged.
         """
-        verdict = self.early and self.early.judge(self.state.log_history)
-        if self.early is None or verdict is None:
+        if self.early is None or (verdict := self.early.judge(self.state.log_history)) is None:
             return None
         if verdict.step != self.state.global_step:
             folder = ranks.by_first(lambda: require_whole(Path(self.args.output_dir), verdict.step))

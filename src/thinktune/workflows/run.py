@@ -52,17 +52,19 @@ def run(
     Raises:
         ThinktuneError: the error of a step.
     """
+    as_merged = config.infer.merge or config.lora is None
     asked = {config.eval.sampling} if config.eval.data is not None else set()
     if config.infer.file is not None:  # a fault in it is better told now than after training
         items = read_batch_file(config.infer.file, samplings=samplings(config.infer, config.seed))
-        asked |= {item.sampling for item in items if config.infer.merge}
+        asked |= {item.sampling for item in items if as_merged}
     folder = RunFolder(config.run_folder)
     steps = _Steps(folder.path / "steps.json", console, anew=overwrite)
     with steps("train"):
         _train(config, folder, console, overwrite, gpus)
-    with steps("merge"):
-        merged = merge(folder.path, load=config.load)
-        console.print(merged.summary(), highlight=False, markup=False)
+    if config.lora is not None:
+        with steps("merge"):
+            merged = merge(folder.path, load=config.load)
+            console.print(merged.summary(), highlight=False, markup=False)
     summaries: dict[str, Summary] = {}
     # One engine for all that is asked of the tuned model; it starts at the first question.
     settings = EngineSettings.of(config.infer.model_copy(update={"merge": True}), config.load, cluster=cluster)
@@ -71,20 +73,21 @@ def run(
             tuned.engine.require_supported(sampling)
         with steps("verify"):
             _verify(config, folder, console, tuned)
-        if config.infer.file is not None and config.infer.merge:
+        if config.infer.file is not None and as_merged:
             with steps("infer"):
                 _infer(config, folder, console, tuned)
         if config.eval.data is not None:
             with steps("eval tuned"):
                 summaries["tuned"] = evaluate_model(config, "tuned", console, tuned)
-    if config.infer.file is not None and not config.infer.merge:  # an engine of its own, when that one has gone
+    if config.infer.file is not None and not as_merged:  # an engine of its own, when that one has gone
         unmerged = EngineSettings.of(config.infer, config.load, cluster=cluster)
         with steps("infer"), open_engine(folder.path, unmerged) as opened:
             _infer(config, folder, console, opened)
     if config.eval.data is not None:
         if config.eval.base:
             # The adapter gone on with, too, so that a training which makes its model worse is seen as that.
-            for name, reference in (("start", config.lora.init), ("base", config.model)):
+            start = config.lora.init if config.lora else None
+            for name, reference in (("start", start), ("base", config.model)):
                 if reference is not None:
                     with steps(f"eval {name}"), open_engine(reference, settings) as other:
                         summaries = {name: evaluate_model(config, name, console, other), **summaries}

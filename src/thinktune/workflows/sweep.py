@@ -147,11 +147,16 @@ def evaluate_member(config: Config, bench: BaseModelCache, console: Console, bef
 
 def score(config: Config, name: Literal["base", "tuned"], bench: BaseModelCache, console: Console) -> None:
     """Score one of the two, into `eval/NAME` of the run folder."""
-    adapter = RunFolder(config.run_folder).adapter if name == "tuned" else None
+    folder = RunFolder(config.run_folder)
+    adapter = folder.adapter if name == "tuned" and config.lora is not None else None
+    whole = folder.merged if name == "tuned" and config.lora is None else None
+    if config.lora is None:
+        bench.forget_model()  # it is in float32, or the tuned one
     with ExitStack() as stack:
         # With quantize, the scores are those of the unquantised model, which has to be loaded.
-        start = partial(_start, config, bench, console, adapter, stack) if config.quantize == "none" else None
-        opened = open_engine(adapter or config.model, EngineSettings(load=config.load), start=start)
+        in_memory = config.quantize == "none" and config.lora is not None
+        start = partial(_start, config, bench, console, adapter, stack) if in_memory else None
+        opened = open_engine(adapter or whole or config.model, EngineSettings(load=config.load), start=start)
         summary = evaluate_model(config, name, console, stack.enter_context(opened))
     console.print(f"{name}: well-formed {summary.format}, right {summary.strict}", highlight=False)
 

@@ -308,9 +308,10 @@ def _fields(config: Config) -> list[Any]:
     """Return the values of the fields; "" for several sources, which the config keeps."""
     source = config.data.source if isinstance(config.data.source, str) else ""
     train, rl, dpo = config.train, config.rl, config.dpo
+    rank = config.lora.r if config.lora else 0
     rewards = ", ".join(f"{name}: {weight:g}" for name, weight in rl.rewards.items())
     return [
-        config.method, config.model, source, config.data.sample or 0, train.max_steps or 0, config.lora.r,
+        config.method, config.model, source, config.data.sample or 0, train.max_steps or 0, rank,
         str(train.learning_rate), rl.prompts, rl.num_generations, rl.max_completion_length, rewards, dpo.loss_type,
         dpo.beta,
     ]  # fmt: skip

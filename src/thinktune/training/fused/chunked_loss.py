@@ -1,4 +1,4 @@
-"""Cross-entropy and log-probabilities straight from hidden states, for a frozen head, without building the full logits.
+"""Cross-entropy and log-probabilities straight from hidden states, without building the full logits.
 
 Only trained positions reach the head: with a vocabulary of 151,936, the logits of 12,000 tokens would be 7 GB in
 float32, more than the model. Each chunk's gradient is computed while its logits are there (a frozen head needs
@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 _CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 24 * 2**20}
 """Of logits held at once: enough rows for full-speed products, on a CPU little enough to stay near its caches."""
@@ -138,6 +140,38 @@ def chunked_loss(
     if weights is not None:
         losses, right = losses * weights.detach(), right * (weights != 0)
     return sum((part.sum() for part in losses.split(rows)), losses.new_zeros(())), right.sum()
+
+
+def trained_head_loss(
+    hidden: torch.Tensor,
+    head: Head,
+    targets: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    *,
+    chunk_bytes: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the same as `chunked_loss`, of a head that is trained too; it does not bend.
+
+    The logits of a chunk are computed again in the backward pass, where they and their gradient take several times
+    the bytes of a chunk in float32.
+    """
+    rows = max(1, _rows(hidden, head, chunk_bytes) // 4)
+    total, count = hidden.new_zeros((), dtype=torch.float32), targets.new_zeros(())
+    for start in range(0, len(hidden), rows):
+        chunk = slice(start, start + rows)
+        parts = hidden[chunk], head.weight, head.bias, targets[chunk]
+        losses, right = checkpoint(_plain_cross_entropy, *parts, use_reentrant=False, preserve_rng_state=False)
+        if weights is not None:
+            losses, right = losses * weights[chunk].detach(), right & (weights[chunk] != 0)
+        total, count = total + losses.sum(), count + right.sum()
+    return total, count
+
+
+def _plain_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = F.linear(hidden, weight, bias).float()
+    return F.cross_entropy(logits, targets, reduction="none"), logits.detach().max(-1).indices == targets
 
 
 def chunked_logprobs(

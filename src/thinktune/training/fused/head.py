@@ -21,13 +21,14 @@ _SCALES = (2.0**-6, 1.0, 2.0**10)
 
 
 def probe_head(model: Any) -> Head | None:
-    """Find the frozen head that gives a causal LM's logits from its last hidden states; None: it is another function.
+    """Find the head that gives a causal LM's logits from its last hidden states; None: it is another function, or one
+    that is trained and does more than a product.
 
     Raises:
         torch.OutOfMemoryError
     """
     layer = model.get_output_embeddings()
-    if type(layer) is not torch.nn.Linear or any(parameter.requires_grad for parameter in layer.parameters()):
+    if type(layer) is not torch.nn.Linear:
         return None
     try:
         seen = _logits(model, layer)
@@ -37,7 +38,8 @@ def probe_head(model: Any) -> Head | None:
         return None
     if seen is None:
         return None
-    return next((head for head in _candidates(model, layer, seen) if _gives(head, seen)), None)
+    head = next((head for head in _candidates(model, layer, seen) if _gives(head, seen)), None)
+    return None if head is not None and head.bends and layer.weight.requires_grad else head
 
 
 def _logits(model: Any, layer: torch.nn.Linear) -> list[tuple[torch.Tensor, torch.Tensor]] | None:

@@ -13,15 +13,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 
-from thinktune.models.untouched import at_rest
+from thinktune.models.untouched import at_rest, inner_model
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def kernels_that_train(model: PeftModel) -> Iterator[None]:
+def kernels_that_train(model: Any) -> Iterator[None]:
     """Put the kernels of other packages aside within the block, and say so, if the model does not train with them."""
     functions = _functions_of_packages(model)
     error = _error_of_training(model) if functions else None
@@ -61,9 +60,9 @@ def _is_of_a_package(function: Any) -> bool:
     return "is_new_implementation" in held and bool(held["is_new_implementation"].cell_contents)
 
 
-def _error_of_training(model: PeftModel) -> str | None:
+def _error_of_training(model: Any) -> str | None:
     """Return what a forward and a backward pass over a few tokens dies of; None if it lives."""
-    base = model.get_base_model()
+    base = inner_model(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ids = torch.arange(3, 11, device=base.device)[None] % base.get_input_embeddings().num_embeddings
     try:

@@ -44,8 +44,8 @@ def _cross_entropy_kernel(
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, *, grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the loss of every row in nats, float32 [rows], and whether its target has the largest logit, of equals the
-    first, int32 [rows]; with `grad`, overwrite the logits with the gradient.
+    """Compute the loss of every row in nats, float32 [rows], and whether its target has the largest logit, of equals
+    the first, int32 [rows]; with `grad`, overwrite the logits with the gradient.
 
     Args:
         logits: [rows, vocabulary], contiguous.
