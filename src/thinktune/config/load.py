@@ -144,7 +144,8 @@ class _Loader(yaml.SafeLoader):
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"{key} is set twice", node.start_mark)
-        node.value = [pair for pair in node.value if not (pair[0].value == "lora" and pair[1].value == "")]
+        empty = ("lora", "", "tag:yaml.org,2002:null")
+        node.value = [(key, value) for key, value in node.value if (key.value, value.value, value.tag) != empty]
         return super().construct_mapping(node, deep)
 
 

@@ -37,7 +37,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_empty_sections(cls, values: Any) -> Any:
-        """Drop sections that are null, as YAML reads `lora:` with nothing below it: their defaults are meant."""
+        """Drop sections that are null, as YAML reads `eval:` with nothing below it: their defaults are meant."""
         if not isinstance(values, dict):
             return values
         return {key: value for key, value in values.items() if value is not None or not cls._is_section(key)}

@@ -12,8 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from thinktune.config import Config
-from thinktune.config.sections import Lora
+from thinktune.config import Config, Lora
 from thinktune.planner.model_shape import ModelShape
 from thinktune.planner.pack_lengths import PackLengths
 

@@ -60,8 +60,8 @@ class ModelWithLoss(torch.nn.Module):
             return self._loss(positions, targets, weights, reduction, temperature, inputs)
 
     def round_products_to(self, dtype: torch.dtype) -> None:
-        """Compute products in a dtype from now on, whatever that of the weights is."""
-        self._products_in = dtype if dtype != self.model.dtype else None
+        """Compute the products of float32 weights in a dtype from now on."""
+        self._products_in = dtype if dtype != torch.float32 else None
 
     def _rounded_products(self) -> AbstractContextManager[Any]:
         if self._products_in is None:

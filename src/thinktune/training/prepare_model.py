@@ -1,4 +1,4 @@
-"""A model, with or without an adapter, made ready for packed batches and for the recomputation of its plan; put back."""
+"""A model, with or without an adapter, made ready for packed batches and for the recomputation of its plan."""
 
 from __future__ import annotations
 

@@ -230,7 +230,8 @@ class _Attempt:
                         if plan.fused:
                             compile_kernels(with_loss, self._longest_batch(plan))
                         apart = examine_as_set_up(with_loss, examples, loaded.dtype, packs=packs, apart=apart)
-                    with_loss.round_products_to(products_dtype(config, loaded))
+                    if config.lora is None:  # after the checks, which are in float32
+                        with_loss.round_products_to(products_dtype(config, loaded))
                     if not agree(apart, min):
                         require_single_documents(config)
                         plan = replace(plan, packs=1, accumulation=share(config.train.accumulation, plan.gpus))
