@@ -8,11 +8,10 @@ have to be the sum of base and adapter to the last bit that their number format 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from thinktune.models.device import free_memory
 from thinktune.models.folder import check_model_folder, stored_dtype
@@ -59,20 +58,6 @@ def comparison_dtype(resolved: Resolved, device: torch.device, dtype: torch.dtyp
         width = {"F32": 4, "F64": 8, "F8_E4M3": 1, "U8": 0.5}.get(stored_dtype(files), 2)
         parameters = int(sum(file.stat().st_size for file in files) / width)
     return torch.float32 if 1.5 * 4 * parameters < free_memory(device) else dtype
-
-
-def cast_weights(model: Any, dtype: torch.dtype) -> None:
-    """Cast the weights only: `model.to(dtype)` would also round buffers, such as rotary frequencies.
-
-    Weights that transformers holds in float32 in any model of the class (routers of experts) stay in it.
-    """
-    import torch
-
-    wide = [re.compile(part.replace("*", ".*")) for part in getattr(model, "_keep_in_fp32_modules_strict", None) or ()]
-    for name, weight in model.named_parameters():
-        if weight.is_floating_point():
-            stays = any(part.search(name) for part in wide)
-            weight.data = weight.data.to(torch.float32 if stays else dtype)
 
 
 def gap_of(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Gap:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from thinktune.config import Load, Sampling
 from thinktune.errors import GenerationError
-from thinktune.export.agreement import TOP, cast_weights, comparison_dtype, wrong_weights
+from thinktune.export.agreement import TOP, comparison_dtype, wrong_weights
 from thinktune.inference.engines.base import Completion, Engine, Request
 from thinktune.models import Chat, Resolved, make_chat, resolve
 from thinktune.models.adapters import merge_adapter, put_adapter
 from thinktune.models.device import choose_dtype, describe
 from thinktune.models.folder import check_model_folder, generation_ends, stored_dtype
 from thinktune.models.loading import load_base, load_weights
+from thinktune.models.stored_weights import cast_weights
 from thinktune.models.tokenizer import read_tokenizer
 from thinktune.run_folder import RunFolder
 

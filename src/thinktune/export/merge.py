@@ -23,16 +23,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from thinktune import tags
 from thinktune.config import QUESTIONS, Load, Sampling
 from thinktune.errors import ModelError, RunFolderError
-from thinktune.export.agreement import Gap, allowed, cast_weights, comparison_dtype, gap_of
+from thinktune.export.agreement import Gap, allowed, comparison_dtype, gap_of
 from thinktune.files import replacing
 from thinktune.models import Chat, Resolved, make_chat, read_settings, resolve, write_settings
 from thinktune.models.adapters import merge_adapter, put_adapter
 from thinktune.models.cache import space_required
 from thinktune.models.device import choose_device, choose_dtype, describe
-from thinktune.models.folder import adapter_sha256, check_model_folder, stored_dtype
+from thinktune.models.folder import adapter_sha256, check_model_folder
 from thinktune.models.loading import load_base, load_weights
 from thinktune.models.quantised import dequantised_method
 from thinktune.models.saving import save_model
+from thinktune.models.stored_weights import cast_weights, plain_dtype, require_saved, sums_of_bits
 from thinktune.models.tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _merge(
 
     start = time.perf_counter()
     device = choose_device(load.device)
-    own = base_dtype(resolved)
+    own = _base_dtype(resolved)
     dtype: torch.dtype = getattr(torch, wanted) if wanted else own
     tokenizer = read_tokenizer(resolved, load)
     chat = make_chat(tokenizer, resolved.settings)
@@ -245,25 +246,6 @@ def _require_close(gap: Gap, effect: float, logits: Sequence[torch.Tensor], wide
         )
 
 
-def sums_of_bits(model: Any) -> dict[str, int]:
-    """Return for each weight the sum of its bits as integers, also for a tied head."""
-    import torch
-
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return {
-        name: int(weight.detach().contiguous().view(integers[weight.element_size()]).sum(dtype=torch.int64))
-        for name, weight in model.named_parameters(remove_duplicate=False)
-    }
-
-
-def require_saved(expected: dict[str, int], found: dict[str, int]) -> None:
-    if wrong := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
-        raise ModelError(
-            f"the saved model, loaded again, has {len(wrong)} other weights than were saved, among them {wrong[0]}",
-            hint="no folder was written: an adapter can be used unmerged, as infer --unmerged does; please report this",
-        )
-
-
 def _default_folder(adapter: Path) -> Path:
     return adapter.with_name("merged" if adapter.name == "adapter" else f"{adapter.name}-merged")
 
@@ -296,7 +278,7 @@ def _settings(resolved: Resolved, result: Merged) -> dict[str, Any]:
     return {**resolved.settings, "base_model": resolved.base, **adapter}
 
 
-def base_dtype(resolved: Resolved) -> torch.dtype:
+def _base_dtype(resolved: Resolved) -> torch.dtype:
     """Return the dtype that the base was published in.
 
     Raises:
@@ -310,14 +292,12 @@ def base_dtype(resolved: Resolved) -> torch.dtype:
     if (method := dequantised_method(resolved.folder)) is not None:
         logger.info(f"{resolved.base} is stored in {method}: merging into its dequantised weights")
         return torch.bfloat16
-    stored = stored_dtype(check_model_folder(resolved.folder))
-    known = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-    if stored not in known:
+    if (stored := plain_dtype(resolved.folder)) is None:
         raise ModelError(
-            f"the base {resolved.base} is stored as {stored}: an adapter is merged into original weights only",
+            f"the base {resolved.base} is not stored in 16 or 32 bits: an adapter is merged into original weights only",
             hint=f"put the original model as base_model into {resolved.adapter}/thinktune.json",
         )
-    return known[stored]
+    return stored
 
 
 def _name(dtype: torch.dtype) -> str:

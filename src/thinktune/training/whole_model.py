@@ -15,8 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from thinktune.config import Config
 from thinktune.errors import ModelError, RunFolderError
-from thinktune.export.agreement import cast_weights
-from thinktune.export.merge import base_dtype, require_saved, sums_of_bits
 from thinktune.files import replacing, telling_full_disk
 from thinktune.models import Loaded, Resolved, resolve, write_settings
 from thinktune.models.device import choose_dtype
@@ -24,6 +22,7 @@ from thinktune.models.fp8_linear import has_quantised_weights
 from thinktune.models.loading import load_weights
 from thinktune.models.quantised import dequantised_method
 from thinktune.models.saving import save_model
+from thinktune.models.stored_weights import cast_weights, plain_dtype, require_saved, sums_of_bits
 from thinktune.run_folder import RunFolder
 from thinktune.training.fused.package_kernels import kernels_that_train
 
@@ -39,7 +38,7 @@ def whole_model_to_train(loaded: Loaded, config: Config) -> Iterator[Any]:
         ModelError: they are quantised on disk.
     """
     model, base = loaded.model, resolve(config.model, config.load)
-    if base.gguf or dequantised_method(base.folder) is not None or has_quantised_weights(model):
+    if base.gguf or plain_dtype(base.folder) is None or dequantised_method(base.folder) or has_quantised_weights(model):
         raise ModelError(
             f"lora: null trains original weights, and those of {config.model} are quantised",
             hint="name the model that it was made of, or train an adapter",
@@ -97,7 +96,8 @@ def save_whole_model(loaded: Loaded, config: Config, run: RunFolder, settings: d
         ModelError: it does not.
     """
     model, base = loaded.model, resolve(config.model, config.load)
-    cast_weights(model, torch.float32 if config.load.dtype == "float32" else base_dtype(base))
+    own = plain_dtype(base.folder) or torch.float32
+    cast_weights(model, torch.float32 if config.load.dtype == "float32" else own)
     with telling_full_disk(run.merged), replacing(run.merged) as folder:
         save_model(model, folder, base.folder, loaded.chat.stop_ids)
         loaded.tokenizer.save_pretrained(folder)
