@@ -129,7 +129,7 @@ def require_whole(checkpoints: Path, step: int) -> Path:
 
 
 def check_evaluated(config: Config, prepared: Prepared) -> None:
-    """Make sure that `train.stop` has something to go by: held-out examples, and an evaluation before the end.
+    """Make sure that `train.stop` has something to go by: an evaluation before the end.
 
     Raises:
         ConfigError: it has not.
@@ -137,11 +137,6 @@ def check_evaluated(config: Config, prepared: Prepared) -> None:
     train = config.train
     if train.stop is None or train.eval_every is None:
         return
-    if not prepared.held_out:
-        raise ConfigError(
-            f"train.stop: data.eval_fraction={config.data.eval_fraction:g} of the examples is not one",
-            hint="a larger data.eval_fraction, or more data",
-        )
     an_epoch = math.ceil(len(prepared.packs) / (train.batch_size * train.accumulation))
     steps = min(train.max_steps or math.inf, math.ceil(train.epochs * an_epoch))
     if train.eval_every >= steps:
