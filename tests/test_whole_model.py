@@ -24,8 +24,8 @@ from thinktune.planner.plan import plan_config
 from thinktune.run_folder import RunFolder
 from thinktune.training.collator import PackedCollator
 from thinktune.training.fused.chunked_loss import Head, trained_head_loss
+from thinktune.training.fused.packed_attention import packed_documents
 from thinktune.training.model_with_loss import ModelWithLoss
-from thinktune.training.prepare_model import packed_documents
 from thinktune.training.whole_model import whole_model_to_train
 from training import make_config, metrics_of, quietly
 

@@ -13,15 +13,14 @@ from thinktune.config.sections import (
     Infer,
     ItemType,
     Load,
-    Lora,
     Method,
     Profile,
     Quantize,
     Rl,
     Sampling,
-    Stop,
     Vllm,
 )
+from thinktune.config.train_section import Lora, Stop
 from thinktune.config.trainer_fields import OWNED_TRAINER_FIELDS
 
 __all__ = [
