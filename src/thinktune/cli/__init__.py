@@ -8,7 +8,7 @@ import sys
 import traceback
 
 # Imported for the verbs that they add, in the order that --help has them.
-from thinktune.cli import training, models, evaluation, machine  # noqa: F401  # isort: skip
+from thinktune.cli import training, rows, models, evaluation, comparison, machine  # noqa: F401  # isort: skip
 from thinktune.cli.common import app
 from thinktune.errors import DiskFull, LostRank, ThinktuneError, UsageError
 from thinktune.files import is_full_disk
