@@ -142,6 +142,18 @@ class _HuggingFaceDatasets(_HuggingFace):
         super()._route(url._replace(path=path))
 
 
+class _ManyDatasets(_HuggingFaceDatasets):
+    """Serves each folder `owner/name` of the hub's folder as a data set of that name; `gated` ones are refused."""
+
+    def _route(self, url: Any) -> None:
+        whole = self.hub
+        names = [f"{path.parent.name}/{path.name}" for path in whole.folder.glob("*/*") if path.is_dir()]
+        name = next((name for name in names if name in unquote(url.path)), "")
+        self.hub = Hub(name or "no/such", whole.folder / name, gated=name == whole.repository)
+        super()._route(url)
+        self.hub = whole
+
+
 class _ModelScopeDatasets(_Handler):
     def _route(self, url: Any) -> None:
         path, query = unquote(url.path), parse_qs(url.query)
@@ -259,6 +271,7 @@ _HANDLERS = {
     "hub": _HuggingFace,
     "modelscope": _ModelScope,
     "hub datasets": _HuggingFaceDatasets,
+    "many hub datasets": _ManyDatasets,
     "modelscope datasets": _ModelScopeDatasets,
 }
 

@@ -122,7 +122,9 @@ def test_samples_of_one_problem_vote(tmp_path: Path) -> None:
     contents = {name: list(map(written, answers)) for name, answers in samples.items()}
     predictions.write_text(json.dumps([{"id": name, "content": texts} for name, texts in contents.items()]))
     scores = score_predictions(predictions, gold)
-    assert scores.types["math"].measures == pytest.approx({"pass@1": 2 / 3, "pass@2": 1, "pass@3": 1, "maj@3": 1})
+    assert scores.types["math"].measures == pytest.approx(
+        {"pass@1": 2 / 3, "pass@2": 1, "pass@3": 1, "maj@3": 1, "tied@3": 0}
+    )
     assert scores.types["choice"].measures["maj@3"] == 0
 
 
@@ -329,6 +331,7 @@ def test_equal_answers_vote_together(kind: str, reference: str, answers: list[st
     (tmp_path / "res").write_text(json.dumps([{"id": 1, "content": list(map(written, answers))}]))
     measures = score_predictions(tmp_path / "res", tmp_path / "gold").types[kind].measures
     assert measures[f"maj@{len(answers)}"] == won
+    assert measures[f"tied@{len(answers)}"] == (len(answers) == 4)
 
 
 @pytest.mark.slow

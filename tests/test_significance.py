@@ -17,7 +17,6 @@ from thinktune.evaluation.significance import (
     bootstrap,
     compare,
     holm,
-    majority,
     mcnemar,
     pass_at_k,
     sentence,
@@ -124,12 +123,6 @@ def test_no_interval_around_nothing_is_called_equality(first: dict[int, float], 
     said = sentence(compare(first, second))
     assert "cannot be told apart" in said
     assert "equal" not in said
-
-
-def test_the_majority_is_the_most_frequent_answer_and_the_first_of_equals() -> None:
-    assert majority(["b", "a", "a", "b", None]) == "b"
-    assert majority([None, None]) is None
-    assert majority([None, "x"]) == "x"
 
 
 def test_an_end_of_an_interval_that_rounds_to_nothing_has_no_sign() -> None:

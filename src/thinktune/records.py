@@ -149,6 +149,31 @@ class EvalSummary(TypedDict, total=False):
     format_rate_interval: tuple[float, float]
 
 
+class BenchmarkRecord(TypedDict, total=False):
+    """summary.json of a benchmark, as far as it is always needed."""
+
+    __pydantic_config__ = _LENIENT  # type: ignore[misc]
+    benchmark: str
+    title: str
+    model: str
+    fingerprint: str
+    problems: int
+    of: int
+    n: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    measures: dict[str, float]
+    cut_off: float | None
+    well_formed: float | None
+    mean_tokens: float | None
+    tokens_per_second: float | None
+    seconds: float
+    sampling: dict[str, Any]
+    changed: list[str]
+    asked: str
+    scorer: str
+
+
 def read_record(file: Path, shape: Any, *, whole: bool = False) -> Any:
     """Read the value of a JSON file that thinktune wrote.
 

@@ -101,6 +101,19 @@ def _between(text: str, start: str, end: str) -> str | None:
     return inner.partition(end)[0].strip()
 
 
+def answer_part(text: str) -> str:
+    """Return a completion without its thought: the answer in its tags, else all that follows the thought; of a thought
+    without an end, nothing.
+
+    >>> answer_part("<think>a</think> <answer>7</answer>"), answer_part("a</think> It is 7."), answer_part("It is 7.")
+    ('7', 'It is 7.', 'It is 7.')
+    """
+    if (answer := parse(text).answer) is not None:
+        return answer
+    _, ended, rest = text.rpartition("</think>")
+    return rest.strip() if ended or "<think>" not in text else ""
+
+
 def last_boxed(text: str) -> str | None:
     r"""Return the content of the last balanced `\boxed{…}`, or None.
 

@@ -23,6 +23,7 @@ from typing_extensions import TypedDict
 from thinktune.errors import DataError, MissingExtra, UsageError
 from thinktune.files import telling_full_disk, write_json, write_json_lines
 from thinktune.inference.engines import Opened
+from thinktune.inference.engines.base import Completion
 from thinktune.records import read_record
 
 FILE = "harness.json"
@@ -84,13 +85,51 @@ def evaluate_harness(
     Raises:
         Interrupted, DiskFull, …: see `complete` and `Engine.likelihoods`.
     """
+    results, _ = run_tasks(
+        opened,
+        tasks,
+        out / "harness.journal.jsonl",
+        sample=sample,
+        max_tokens=max_tokens,
+        overwrite=overwrite,
+        console=console,
+    )
+    figures = _figures(results)
+    with telling_full_disk(out):
+        _write(out, figures, results, opened.fingerprint, _import_harness().__version__)
+    return figures
+
+
+def run_tasks(
+    opened: Opened,
+    tasks: Any,
+    journal: Path,
+    *,
+    sample: int | None = None,
+    max_tokens: int = 1024,
+    sampling: Mapping[str, Any] | None = None,
+    answers_only: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> tuple[Mapping[str, Any], list[Completion]]:
+    """Run tasks of lm-evaluation-harness on a model, and return its results and the completions.
+
+    Args:
+        sampling: settings over those of the tasks.
+        answers_only: hand over the answers without their thoughts, where these can be told.
+
+    Raises:
+        Interrupted, DiskFull, …: see `complete` and `Engine.likelihoods`.
+    """
     harness = _import_harness()
     from thinktune.evaluation.lm_eval_model import HarnessModel
 
     model = HarnessModel(
         opened,
-        out / "harness.journal.jsonl",
+        journal,
         max_tokens=max_tokens,
+        sampling=sampling or {},
+        answers_only=answers_only,
         overwrite=overwrite,
         console=console or Console(stderr=True),
     )
@@ -98,10 +137,7 @@ def evaluate_harness(
         results = harness.evaluator.evaluate(
             model, tasks, limit=sample, apply_chat_template=True, fewshot_as_multiturn=True
         )
-    figures = _figures(results)
-    with telling_full_disk(out):
-        _write(out, figures, results, opened.fingerprint, harness.__version__)
-    return figures
+    return results, model.replies
 
 
 def read_figures(folder: Path) -> list[Figure]:

@@ -16,9 +16,9 @@ from thinktune.config import Sampling
 from thinktune.errors import GenerationError
 from thinktune.inference.complete import complete
 from thinktune.inference.engines import Opened
-from thinktune.inference.engines.base import Likelihood, Pair, Request
+from thinktune.inference.engines.base import Completion, Likelihood, Pair, Request
 from thinktune.models.template_date import hold_date
-from thinktune.tags import valid_text
+from thinktune.tags import answer_part, valid_text
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 
@@ -30,14 +30,30 @@ class HarnessModel(LM):
     Args:
         journal: file of the generated text, so that a stopped evaluation goes on.
         max_tokens: limit for tasks that set none.
+        sampling: settings over those of the tasks.
+        answers_only: hand over the answers without their thoughts, where these can be told.
         overwrite: begin the journal anew.
+
+    Attributes:
+        replies: all completions, whole.
     """
 
-    def __init__(self, opened: Opened, journal: Path, *, max_tokens: int, overwrite: bool, console: Console) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        journal: Path,
+        *,
+        max_tokens: int,
+        sampling: Mapping[str, Any],
+        answers_only: bool,
+        overwrite: bool,
+        console: Console,
+    ) -> None:
         super().__init__()
         self._opened, self._engine, self._chat = opened, opened.engine, opened.chat
         self._journal, self._overwrite = journal, overwrite
-        self._max_tokens = max_tokens
+        self._max_tokens, self._changes, self._answers_only = max_tokens, sampling, answers_only
+        self.replies: list[Completion] = []
         self._console = console
         hold_date(opened.chat, journal, overwrite=overwrite)
         self._prompts: dict[str, tuple[list[int], str]] = {}
@@ -81,7 +97,9 @@ class HarnessModel(LM):
             raise GenerationError(f"all {len(failed)} problems failed; the first: {failed[0]}")
         if failed:
             self._console.print(f"{len(failed)} of {len(replies)} problems failed and count as wrong: {failed[0]}")
-        return [_before(reply.text, each.sampling.stop) for reply, each in zip(replies, asked, strict=True)]
+        self.replies += replies
+        texts = [_before(reply.text, each.sampling.stop) for reply, each in zip(replies, asked, strict=True)]
+        return list(map(answer_part, texts)) if self._answers_only else texts
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Compute the log-probability of each continuation, and whether it is the greedy one."""
@@ -110,7 +128,8 @@ class HarnessModel(LM):
         read = normalize_gen_kwargs(dict(settings), self._max_tokens)
         values = {name: read[name] for name in _SAMPLING if read.get(name) is not None}
         stops = tuple(text for text in read["until"] if text)
-        return Sampling().changed(**{"seed": 0, **values, "max_tokens": read["max_gen_toks"], "stop": stops})
+        values |= {"max_tokens": read["max_gen_toks"], "stop": stops, **self._changes}
+        return Sampling().changed(**{"seed": 0, **values})
 
     def _pair(self, context: str, continuation: str) -> Pair:
         prompt, begun = self._prompts.get(context, ([], context))

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from thinktune import tags
-from thinktune.evaluation.significance import Rate, majority, pass_at_k, wilson
+from thinktune.evaluation.significance import Rate, clustered, pass_at_k
 from thinktune.inference.engines.base import Completion
 from thinktune.scoring import UNFINISHED, Score, Task
 
@@ -33,7 +33,8 @@ class Scores:
         strict, lenient: None if there is no right or wrong.
         completed: strict accuracy over the problems that have a sample which was neither cut off nor an error.
         outcomes: number of completions by outcome.
-        measures: pass@k and maj@n if a result file has several samples; bleu and chrf of free text, 0 to 100.
+        measures: if problems have several samples, pass@k, maj@n, and tied@n, the share of problems whose vote had as
+            many for a wrong answer as for the right one; bleu and chrf of free text, 0 to 100.
     """
 
     n: int
@@ -92,7 +93,7 @@ def score_problems(
 
 
 def _rate(problems: Sequence[Problem], counts: Callable[[Line], bool]) -> Rate:
-    return wilson(sum(fmean(map(counts, problem)) for problem in problems), len(problems))
+    return clustered([fmean(map(counts, problem)) for problem in problems], sum(map(len, problems)))
 
 
 def _is_right(line: Line) -> bool:
@@ -111,12 +112,14 @@ def _of_several(groups: Sequence[Problem], task: Task) -> dict[str, float]:
     right = [(max(len(group), least), sum(bool(line["correct"]) for line in group)) for group in groups]
     measures = {f"pass@{k}": fmean(pass_at_k(n, count, k) for n, count in right) for k in range(1, least + 1)}
     if task.vote_keys is not None:
-        measures[f"maj@{least}"] = fmean(_vote(group, task.vote_keys) for group in groups)
+        votes = [_vote(group, task.vote_keys) for group in groups]
+        measures[f"maj@{least}"] = fmean(right for right, _ in votes)
+        measures[f"tied@{least}"] = fmean(tied for _, tied in votes)
     return measures
 
 
-def _vote(group: Problem, keys: Callable[[Sequence[str]], list[int]]) -> float:
-    """Return 1 if the most frequent answer is right, else 0.
+def _vote(group: Problem, keys: Callable[[Sequence[str]], list[int]]) -> tuple[bool, bool]:
+    """Return whether the most frequent answer is right, and whether a wrong one is as frequent as the right one.
 
     Answers are the same if the scorer's comparison has them equal: all right ones, since they equal the reference, and
     each wrong one and the first that it equals. Of equally frequent answers the first one is taken. Samples without an
@@ -125,9 +128,12 @@ def _vote(group: Problem, keys: Callable[[Sequence[str]], list[int]]) -> float:
     voters = [line for line in group if line["extracted"] is not None]
     right = [bool(line["correct"]) for line in voters]
     if not any(right) or 2 * sum(right) > len(voters):
-        return float(any(right))  # whichever the others agree in
+        return any(right), False  # whichever the others agree in
     wrong = iter(keys([line["extracted"] for line in voters if not line["correct"]]))
-    return float(majority([-1 if each else next(wrong) for each in right]) == -1)
+    votes = [-1 if each else next(wrong) for each in right]
+    counts = Counter(votes)
+    winner, most = counts.most_common(1)[0]  # of equally frequent ones, the first
+    return winner == -1, counts[-1] == most and list(counts.values()).count(most) > 1
 
 
 _RATES = {

@@ -7,13 +7,11 @@ A problem is the unit everywhere: two samples of one problem say less than two p
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeVar
 
-Answer = TypeVar("Answer", bound=Hashable)
 Key = TypeVar("Key", bound=Hashable)
 _Z = 1.959963984540054  # the normal distribution holds 95% within so many standard deviations
 _RESAMPLES = 10_000
@@ -36,7 +34,7 @@ class Rate:
         return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
 
 
-def wilson(successes: float, n: int) -> Rate:
+def wilson(successes: float, n: float) -> Rate:
     """Compute the share and 95% Wilson score interval (Wilson 1927) of `successes` in `n` trials, n at least 1.
 
     >>> str(wilson(8, 10))
@@ -47,6 +45,29 @@ def wilson(successes: float, n: int) -> Rate:
     spread = _Z / (1 + _Z * _Z / n) * math.sqrt(share * (1 - share) / n + _Z * _Z / (4 * n * n))
     # At the ends the formula gives exactly 0 and 1, but for rounding.
     return Rate(share, centre - spread if successes else 0.0, centre + spread if successes < n else 1.0)
+
+
+def clustered(means: Sequence[float], samples: int) -> Rate:
+    """Compute the mean score of at least one problem with its 95% interval, when problems have several samples.
+
+    A problem is a cluster: the variance is that of the problems' means (Miller 2024, https://arxiv.org/abs/2411.00640,
+    section 2.2). The interval is Wilson's at the number of independent trials with that variance (the effective sample
+    size of Korn and Graubard 1998, with their correction for few clusters), which is at least that of the problems, and
+    at most that of all samples. It equals `wilson` where every mean is 0 or 1.
+
+    Args:
+        means: each problem's mean, 0 to 1.
+        samples: of all problems together.
+    """
+    n, share = len(means), fmean(means)
+    if all(mean in (0, 1) for mean in means):
+        return wilson(sum(means), n)
+    variance = sum((mean - share) ** 2 for mean in means) / max(1, n - 1)
+    if variance == 0:
+        return wilson(share * samples, samples)
+    t = _Z + (_Z**3 + _Z) / (4 * (n - 1))  # Student's quantile for few problems, to the first order
+    trials = min(samples, max(n, n * share * (1 - share) / variance * (_Z / t) ** 2))
+    return wilson(share * trials, trials)
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
@@ -62,17 +83,6 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     if not (1 <= k <= n and 0 <= right <= n):
         raise ValueError(f"pass@{k} of {right} right in {n} samples is not defined")
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
-
-
-def majority(answers: Sequence[Answer | None]) -> Answer | None:
-    """Return the most frequent answer; of equally frequent ones, the first. None stands for no answer, and does not
-    count.
-
-    >>> majority(["5", "7", None, "7", None, None])
-    '7'
-    """
-    counts = Counter(answer for answer in answers if answer is not None)
-    return counts.most_common(1)[0][0] if counts else None
 
 
 @dataclass(frozen=True)

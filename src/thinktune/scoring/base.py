@@ -39,6 +39,7 @@ class Score:
         lenient: right with the format forgiven, as is fair to models that were not trained for it.
         scorer: name and version of the scorer.
         note: remark for the reader of the score, for example that the comparison ran out of time.
+        stated: the answer that lenient scoring took; None: there was none.
     """
 
     correct: bool | None
@@ -48,6 +49,7 @@ class Score:
     lenient: bool | None
     scorer: str
     note: str | None = None
+    stated: str | None = None
 
 
 @dataclass(frozen=True)
@@ -174,15 +176,19 @@ def score_by(
         outcome = verdict.outcome
     else:
         answer, verdict = None, Verdict(False)
-    forgiven = verdict.equal or any(compare(reference, each).equal for each in lenient(text) if each != answer)
-    return Score(verdict.equal, float(verdict.equal), outcome, answer, forgiven, scorer, verdict.note)
+    candidates = [] if verdict.equal else [each for each in lenient(text) if each != answer]
+    right = answer if verdict.equal else next((each for each in candidates if compare(reference, each).equal), None)
+    stated = right or answer or next(iter(candidates), None)
+    return Score(verdict.equal, float(verdict.equal), outcome, answer, right is not None, scorer, verdict.note, stated)
 
 
 def score_of(verdict: Verdict, malformed: Outcome | None, answer: str | None, scorer: str) -> Score:
     """Score by one verdict, which is the lenient one of a completion that is malformed (see `format_outcome`)."""
     strict = malformed is None and verdict.equal
     extracted = answer if malformed is None else None
-    return Score(strict, float(strict), malformed or verdict.outcome, extracted, verdict.equal, scorer, verdict.note)
+    return Score(
+        strict, float(strict), malformed or verdict.outcome, extracted, verdict.equal, scorer, verdict.note, answer
+    )
 
 
 def keys_of_equal(
