@@ -19,6 +19,10 @@ from thinktune.cli.evaluation import harness
 from thinktune.config import Load
 from thinktune.errors import DataError, MissingExtra, UsageError
 from thinktune.evaluation.lm_eval import Figure, evaluate_harness, load_tasks, read_figures
+from thinktune.evaluation.suites.benchmark import read_suite
+from thinktune.evaluation.suites.harness_benchmark import load_harness_task, run_harness_task
+from thinktune.evaluation.suites.results import read_benchmarks
+from thinktune.evaluation.suites.run_suite import Asked
 from thinktune.inference.engines import EngineSettings, Opened, open_engine
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Chat
@@ -160,6 +164,27 @@ def test_answers_end_before_the_stop_text_and_a_second_call_asks_nothing(tasks: 
     asked.clear()
     assert take() == [figure]
     assert asked == []
+
+
+def test_a_task_is_a_benchmark_of_a_suite_and_gets_answers_without_their_thoughts(tasks: Path, tmp_path: Path) -> None:
+    def reply(prompt: str) -> str:
+        number = int(prompt.partition("apples are ")[2].partition(" ")[0])
+        return f"<think>Is it 99. No.</think> <answer>{2 * number + (number != 12)}. 77</answer>"
+
+    (tmp_path / "own.yaml").write_text(
+        f"benchmarks: {{own: {{title: Own, source: rows, harness: {{task: said, metric: exact_match, path: {tasks}}}, "
+        "sampling: {max_tokens: 100}}}"
+    )
+    benchmark = read_suite(str(tmp_path / "own.yaml"))["own"]
+    assert benchmark.harness is not None
+    task, of = load_harness_task(benchmark.harness)
+    asked = Asked("own", benchmark, benchmark.sampling, of, of, harness=task)
+    scores = run_harness_task(scripted(reply), "m", asked, tmp_path / "out" / "own", None, False, quiet())
+    assert (scores.problems, scores.accuracy.value, scores.cut_off) == (6, pytest.approx(5 / 6), 0)
+    assert read_benchmarks(tmp_path / "out") == {"own": scores}
+    lines = [json.loads(line) for line in (tmp_path / "out" / "own" / "samples.jsonl").read_text().splitlines()]
+    assert [line["correct"] for line in lines] == [True, True, False, True, True, True]
+    assert (lines[0]["id"], lines[0]["completion"]) == ("own:0", "21")
 
 
 def test_figures_of_several_calls_lie_side_by_side_until_the_model_changes(

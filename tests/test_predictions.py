@@ -331,7 +331,17 @@ def test_equal_answers_vote_together(kind: str, reference: str, answers: list[st
     (tmp_path / "res").write_text(json.dumps([{"id": 1, "content": list(map(written, answers))}]))
     measures = score_predictions(tmp_path / "res", tmp_path / "gold").types[kind].measures
     assert measures[f"maj@{len(answers)}"] == won
-    assert measures[f"tied@{len(answers)}"] == (len(answers) == 4)
+
+
+@pytest.mark.parametrize(
+    ("answers", "tied"),
+    [(["20", "18", "20.0", "$18"], 1), (["18", "20", "21"], 1), (["18", "20", "18"], 0), (["20", "20", "18"], 0)],
+)
+def test_a_vote_that_ties_with_the_right_answer_is_told(answers: list[str], tied: int, tmp_path: Path) -> None:
+    (tmp_path / "gold").write_text('{"id": 1, "type": "math", "reference": "18"}')
+    (tmp_path / "res").write_text(json.dumps([{"id": 1, "content": list(map(written, answers))}]))
+    measures = score_predictions(tmp_path / "res", tmp_path / "gold").types["math"].measures
+    assert measures[f"tied@{len(answers)}"] == tied
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from itertools import combinations
+from statistics import stdev
 
 import pytest
 from scipy.stats import binomtest
@@ -15,6 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from thinktune.evaluation.significance import (
     Difference,
     bootstrap,
+    clustered,
     compare,
     holm,
     mcnemar,
@@ -29,6 +31,16 @@ def test_wilson_equals_scipys(successes: int, n: int) -> None:
     expected = binomtest(successes, n).proportion_ci(method="wilson")
     rate = wilson(successes, n)
     assert (rate.value, rate.low, rate.high) == pytest.approx((successes / n, expected.low, expected.high), abs=1e-12)
+
+
+def test_the_interval_of_several_samples_has_problems_as_clusters() -> None:
+    assert clustered([1, 0, 1, 1], 16) == wilson(3, 4)  # samples of a problem that are all alike say nothing more
+    assert clustered([0.5] * 30, 60) == wilson(30, 60)  # problems that are all alike say nothing more than samples do
+    means = [0.0, 0.25, 0.5, 0.75, 1.0] * 20
+    rate = clustered(means, 400)
+    error = stdev(means) / 10
+    assert rate.value == 0.5
+    assert (rate.low, rate.high) == pytest.approx((0.5 - 1.984 * error, 0.5 + 1.984 * error), abs=1e-3)  # t of 99
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (8, 2), (2, 8), (5, 5), (59, 6), (300, 240), (121, 59)])

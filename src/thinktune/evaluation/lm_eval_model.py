@@ -98,8 +98,8 @@ class HarnessModel(LM):
         if failed:
             self._console.print(f"{len(failed)} of {len(replies)} problems failed and count as wrong: {failed[0]}")
         self.replies += replies
-        texts = [_before(reply.text, each.sampling.stop) for reply, each in zip(replies, asked, strict=True)]
-        return list(map(answer_part, texts)) if self._answers_only else texts
+        texts = [answer_part(reply.text) if self._answers_only else reply.text for reply in replies]
+        return [_before(text, _stops(*each.args)) for text, each in zip(texts, requests, strict=True)]
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Compute the log-probability of each continuation, and whether it is the greedy one."""
@@ -127,7 +127,7 @@ class HarnessModel(LM):
         """Read a task's generation settings as the harness does."""
         read = normalize_gen_kwargs(dict(settings), self._max_tokens)
         values = {name: read[name] for name in _SAMPLING if read.get(name) is not None}
-        stops = tuple(text for text in read["until"] if text)
+        stops = () if self._answers_only else _stops("", settings)  # a thought may have them
         values |= {"max_tokens": read["max_gen_toks"], "stop": stops, **self._changes}
         return Sampling().changed(**{"seed": 0, **values})
 
@@ -145,6 +145,11 @@ class HarnessModel(LM):
 
     def _ids(self, text: str) -> list[int]:
         return list(self._chat.reply_ids(valid_text(text))[:-1])
+
+
+def _stops(context: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the stop texts of a request of the harness."""
+    return tuple(text for text in normalize_gen_kwargs(dict(settings), 1)["until"] if text)
 
 
 def _before(text: str, stops: Iterable[str]) -> str:
