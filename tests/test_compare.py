@@ -15,6 +15,7 @@ from thinktune.cli import app
 from thinktune.errors import DataError, RunFolderError
 from thinktune.evaluation.ratings import Rating, Ratings
 from thinktune.evaluation.significance import wilson
+from thinktune.evaluation.suites import BenchmarkScores
 from thinktune.files import write_json_lines
 from thinktune.records import read_records
 from thinktune.report.compare import Comparison, compare, sentences
@@ -114,6 +115,67 @@ def test_p_values_are_adjusted_for_the_number_of_comparisons(tmp_path: Path) -> 
     assert [pair.p for pair in pairs] == [0.09375, 0.09375, 1.0]
     assert not any(pair.real for pair in pairs)
     assert compare(runs[:2]).pairs[0].real
+
+
+def test_what_would_settle_a_comparison_is_said(tmp_path: Path) -> None:
+    comparison = compare([write_run(tmp_path / "run", tuned="r" * 12 + "w" * 18, base="r" * 8 + "w" * 22)])
+    (pair,) = comparison.pairs
+    assert (pair.verdict, pair.needed and pair.needed.problems) == ("not known", 24)
+    assert list(sentences(comparison)) == [
+        "run is 13.3 points above base, which may be luck: they cannot be told apart (95% interval 3.3 to 26.7; "
+        "p = 0.125; 30 problems); 24 more problems would show a difference of 13.3 points"
+    ]
+    assert comparison.as_dict()["differences"][0]["verdict"] == "not known"
+    (settled,) = compare([write_run(tmp_path / "other", tuned="r" * 30, base="w" * 30)]).pairs
+    assert (settled.verdict, settled.needed) == ("better", None)
+
+
+def test_benchmarks_are_better_worse_or_not_known(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs" / "mine", tuned="r")
+    shutil.rmtree(run / "eval")
+    for folder, outcomes in ((tmp_path / "runs" / "m", "rrrw" * 10), (run, "rrww" * 10)):
+        write_benchmark(folder / "suites", "first", outcomes)
+        write_benchmark(folder / "suites", "second", outcomes[::-1] if folder == run else "w" * 40)
+        write_benchmark(folder / "suites", "third", "rw", max_tokens=64 if folder == run else 32)
+    write_benchmark(run / "suites", "fourth", "r")
+    comparison = compare([run])
+    assert [each.name for each in comparison.candidates] == ["base", "mine"]
+    assert comparison.notes == []
+    benchmarks = comparison.benchmarks
+    assert benchmarks.rows() == [
+        ("FIRST", ["75.0% (60–86)", "50.0% (35–65), worse"]),
+        ("SECOND", ["0.0% (0–9)", "50.0% (35–65), better"]),
+        ("THIRD", ["50.0% (9–91)", "50.0% (9–91), not known"]),
+        ("FOURTH", ["not run", "100.0% (21–100)"]),
+    ]
+    assert benchmarks.verdicts("mine") == {"worse": 1, "better": 1, "not known": 1}
+    said = list(sentences(comparison))
+    assert said[0].startswith("FIRST: mine is worse than base by 25.0 points")
+    assert said[-1] == "THIRD: base and mine were asked with other settings: max_tokens 32 and 64"
+    result = CliRunner().invoke(app, ["compare", str(run), "-o", str(tmp_path / "out")], catch_exceptions=False)
+    assert "benchmarks: right" in result.stdout
+    assert "THIRD" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_model_that_was_only_scored_is_compared_by_its_folder(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "mine", tuned="r" * 8, base="w" * 8)
+    write_benchmark(run / "suites", "first", "r" * 40)
+    write_benchmark(tmp_path / "teacher" / "suites", "first", "w" * 40)
+    comparison = compare([run, tmp_path / "teacher"])
+    assert [each.name for each in comparison.candidates] == ["base", "teacher", "mine"]
+    assert comparison.benchmarks.rows() == [("FIRST", ["not run", "0.0% (0–9)", "100.0% (91–100), better"])]
+
+
+def write_benchmark(suites: Path, name: str, outcomes: str, **sampling: Any) -> None:
+    """Write scores on a benchmark; a letter is r for right, w for wrong."""
+    write_scores(suites / name, outcomes)
+    rate = wilson(outcomes.count("r"), len(outcomes))
+    summary = BenchmarkScores(
+        benchmark=name, title=name.upper(), model="m", fingerprint="f", problems=len(outcomes), of=len(outcomes), n=1,
+        accuracy=rate, measures={}, cut_off=0.0, well_formed=1.0, mean_tokens=5.0, tokens_per_second=None, seconds=0.0,
+        sampling={"n": 1, **sampling}, changed=[], asked="alone", scorer="s",
+    )  # fmt: skip
+    (suites / name / "summary.json").write_text(json.dumps(summary.as_dict()))
 
 
 def test_runs_scored_on_other_problems_are_compared_on_those_they_share(tmp_path: Path) -> None:

@@ -205,6 +205,29 @@ def test_the_first_screen_is_one_sentence_and_one_chart_with_intervals(tmp_path:
     assert "which may be luck" in page.partition("<h2>")[0]
 
 
+@pytest.mark.parametrize(
+    ("tuned", "base", "better", "step"),
+    [
+        ("r" * 30, "w" * 30, "better: +100.0", "use it: <code>thinktune serve "),
+        ("w" * 30, "r" * 30, "worse: -100.0", "train.learning_rate="),
+        ("rw" * 15, "wr" * 15, "not known: +0.0", "--suite reasoning</code>"),
+        ("rw", None, "not known: it was not scored beside its base model", "thinktune eval m --suite quick</code>"),
+    ],
+)
+def test_the_first_screen_answers_five_questions(
+    tuned: str, base: str | None, better: str, step: str, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", tuned=tuned, base=base)
+    if "format" not in step:  # the tiny summaries have the same rate for the format
+        summary = json.loads((run / "eval/tuned/summary.json").read_text())
+        (run / "eval/tuned/summary.json").write_text(json.dumps(summary | {"format_rate": 1.0}))
+    first = write_report(run).read_text(encoding="utf-8").partition("<h2>")[0]
+    assert "m, LoRA r=4, on ?: 2 steps, 1 epochs, 100 tokens" in first
+    assert better in first
+    assert "1 min 30 s, 0.50 GiB, a CPU, 2 tokens/s" in first
+    assert step in first
+
+
 def test_samples_that_changed_come_first_and_lost_ones_before_all(tmp_path: Path) -> None:
     page = write_report(write_run(tmp_path / "run", tuned="rrwr", base="rwrw")).read_text(encoding="utf-8")
     assert re.findall(r'<span class="prompt">What is (\d)', page) == ["3", "2", "4", "1"]

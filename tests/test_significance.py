@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import random
 from itertools import combinations
-from statistics import stdev
+from statistics import fmean, stdev
 
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, permutation_test
 from scipy.stats import bootstrap as scipy_bootstrap
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -21,6 +21,7 @@ from thinktune.evaluation.significance import (
     holm,
     mcnemar,
     pass_at_k,
+    randomisation,
     sentence,
     wilson,
 )
@@ -105,10 +106,19 @@ def test_few_problems_that_all_came_out_alike_are_no_proof(first: int, second: i
     assert not difference.real
 
 
-def test_scores_between_right_and_wrong_have_an_interval_and_no_p_value() -> None:
+def test_scores_between_right_and_wrong_are_compared_by_randomisation() -> None:
     difference = compare(dict.fromkeys(range(50), 0.2), {n: 0.2 + n / 100 for n in range(50)})
-    assert difference.p is None
+    assert difference.p == pytest.approx(1 / 10_001)  # the least that so many draws can show
     assert difference.real
+    assert not compare(dict.fromkeys(range(5), 0.2), {n: 0.3 + n / 100 for n in range(5)}).real  # 2 of 32 signs
+
+
+def test_the_randomisation_test_agrees_with_scipys() -> None:
+    values = [random.Random(seed).gauss(0.1, 0.4) for seed in range(40)]
+    expected = permutation_test((values,), fmean, permutation_type="samples", n_resamples=10_000, rng=1).pvalue
+    assert randomisation(values) == pytest.approx(expected, abs=0.01)
+    assert randomisation([0.0, 0.0]) == 1.0
+    assert randomisation([1.0] * 10) == pytest.approx(2 / 2**10, abs=1e-3)  # as McNemar's, where all are right or wrong
 
 
 def test_a_difference_is_put_into_words() -> None:
@@ -138,4 +148,4 @@ def test_no_interval_around_nothing_is_called_equality(first: dict[int, float], 
 
 
 def test_an_end_of_an_interval_that_rounds_to_nothing_has_no_sign() -> None:
-    assert "95% interval 0.0 to 10.0" in sentence(Difference(30, -0.03, -0.1, 0.0001, None, 0, 1))
+    assert "95% interval 0.0 to 10.0" in sentence(Difference(30, -0.03, -0.1, 0.0001, 0.06, 0, 1))

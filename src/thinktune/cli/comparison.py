@@ -89,14 +89,16 @@ def report(runs: RunFolders, ratings: Rated = None) -> None:
 
 def _print_comparison(runs: list[str], out: Path, *, ratings: Path | None = None, json: bool = False) -> None:
     """Print the tables and the differences in words, or JSON; write the page and the plot to `out`."""
+    from thinktune.report.benchmarks import benchmark_table
     from thinktune.report.compare import compare, harness_table, sentences, table
     from thinktune.report.html import write_comparison
 
     comparison = compare(runs, ratings=ratings)
     show(comparison.as_dict(), table(comparison), json=json)
     if not json:
-        if (harness := harness_table(comparison)) is not None:
-            show(None, harness, json=False)
+        for more in (benchmark_table(comparison.benchmarks), harness_table(comparison)):
+            if more is not None:
+                show(None, more, json=False)
         for sentence in sentences(comparison):
             print(sentence)
     notify(f"samples side by side: {write_comparison(comparison, out)}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+
+from thinktune.run_folder import name_of
+
+__all__ = ["RUNS", "find_run", "home_of", "is_run", "name_of"]
 
 RUNS = Path("runs")
 _MADE_BY_TRAINING = ("run.json", "data_report.json", "adapter")
@@ -19,11 +22,6 @@ def find_run(reference: str) -> str:
     if "/" in reference or Path(reference).exists() or not is_run(RUNS / reference):
         return reference
     return str(RUNS / reference)
-
-
-def name_of(reference: str) -> str:
-    """Turn a reference into part of a file name."""
-    return re.sub(r"[^\w.-]+", "-", Path(reference).stem if Path(reference).is_file() else reference).strip("-.")
 
 
 def home_of(reference: str | Path) -> Path:

@@ -5,99 +5,22 @@ Everything is read from the run folders; no model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.table import Table
 
-from thinktune.config import read_values
-from thinktune.errors import ConfigError, DataError, RunFolderError
-from thinktune.evaluation import significance
-from thinktune.evaluation.lm_eval import Figure, read_figures
-from thinktune.evaluation.problems import Place, Problem, place_of, problem_of
+from thinktune.errors import DataError
+from thinktune.evaluation.lm_eval import Figure
+from thinktune.evaluation.problems import Place, Problem
 from thinktune.evaluation.ratings import Conclusions, Judgements, conclude, studio_ratings
 from thinktune.evaluation.result_reader import some
-from thinktune.evaluation.significance import Difference, holm, sentence
-from thinktune.records import EvalSummary, MetricsLine, RunRecord, SampleLine, read_record, read_records
-from thinktune.run_folder import RunFolder
-
-_FACTS = (
-    "trainable_parameters",
-    "tokens_per_second",
-    "peak_memory_gib",
-    "train_seconds",
-    "final_loss",
-    "final_token_accuracy",
-    "steps",
-    "tokens",
-)
-Key = TypeVar("Key", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A tuned model, or the base model that tuned ones began with (then without `facts` and `metrics`).
-
-    Attributes:
-        facts: entries of run.json, by name.
-        settings: the whole config by dotted key.
-        summary: summary.json of its scores; None if it was not scored.
-        samples: the lines of its samples.jsonl.
-        metrics: the lines of its metrics.jsonl.
-        figures: results of lm-evaluation-harness.
-        also_called: other names of it, such as those in ratings.
-    """
-
-    name: str
-    facts: dict[str, Any]
-    settings: dict[str, Any]
-    summary: dict[str, Any] | None
-    samples: list[dict[str, Any]]
-    metrics: list[dict[str, Any]]
-    figures: list[Figure] = field(default_factory=list)
-    also_called: frozenset[str] = frozenset()
-
-    def scores(self) -> dict[Problem, float]:
-        """Return the score of each problem: 1 for right, strictly; of several samples their mean. A problem that stands
-        in several places is one: its answers say no more of a model than several samples do."""
-        return self._means(problem_of)
-
-    def scores_by_place(self) -> dict[Place, float]:
-        """Return the same scores by the problems' places."""
-        return self._means(place_of)
-
-    def places(self) -> dict[Place, Problem]:
-        """Map places to the scored problems that stand there."""
-        return {place_of(line): problem_of(line) for line in self.samples if line["correct"] is not None}
-
-    def _means(self, key_of: Callable[[Mapping[str, Any]], Key]) -> dict[Key, float]:
-        scores: dict[Key, list[bool]] = {}
-        for line in self.samples:
-            if line["correct"] is not None:
-                scores.setdefault(key_of(line), []).append(line["correct"])
-        return {key: fmean(each) for key, each in scores.items()}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two candidates on the problems both were given; `p` is adjusted for the number of comparisons (None: no test,
-    as problems with several samples have more outcomes than right and wrong)."""
-
-    first: str
-    second: str
-    difference: Difference
-    p: float | None
-
-    @property
-    def real(self) -> bool:
-        return self.difference.real if self.p is None else self.p < 0.05
-
-    def __str__(self) -> str:
-        return sentence(self.difference, self.first, self.second, p=self.p)
+from thinktune.report.benchmarks import Benchmarks, compare_benchmarks
+from thinktune.report.candidates import Candidate, differing_settings, read_candidates
+from thinktune.report.pairs import Pair, adjusted, pair_of
 
 
 @dataclass(frozen=True)
@@ -109,6 +32,7 @@ class Comparison:
     pairs: list[Pair]
     notes: list[str]
     judged: Conclusions | None = None
+    benchmarks: Benchmarks = field(default_factory=Benchmarks)
 
     def figures(self) -> dict[str, list[Figure | None]]:
         """Return each candidate's figure by lm-evaluation-harness's task, metric and filter."""
@@ -124,13 +48,11 @@ class Comparison:
             | {"harness": [asdict(figure) for figure in each.figures]}
             for each in self.candidates
         ]
-        differences = [
-            {"first": each.first, "second": each.second, **asdict(each.difference)}
-            | {"p_adjusted": each.p, "real": each.real, "in_words": str(each)}
-            for each in self.pairs
-        ]
+        differences = [each.as_dict() for each in self.pairs]
         judged = self.judged and self.judged.as_dict()
-        return {"candidates": candidates, "differences": differences, "notes": self.notes, "ratings": judged}
+        return {"candidates": candidates, "differences": differences, "notes": self.notes, "ratings": judged} | {
+            "benchmarks": self.benchmarks.as_dict()
+        }
 
 
 def compare(
@@ -147,16 +69,12 @@ def compare(
         RunFolderError: a folder is no run, or its training has not ended.
         DataError: the ratings cannot be read.
     """
-    folders = [RunFolder(Path(run)) for run in dict.fromkeys(map(Path, runs))]
-    for folder in folders:
-        _require_trained(folder)
-    names = names or _names([folder.path for folder in folders])
-    tuned = [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
-    candidates = [*_base_models(folders, tuned), *_starting_points(folders, tuned), *tuned]
+    candidates = read_candidates(runs, names)
     pairs, notes = _pairs(candidates)
-    notes += [f"{each.name} was not scored" for each in candidates if each.summary is None]
-    judged = _judge(candidates, folders, ratings, notes)
-    return Comparison(candidates, _differing(tuned), pairs, notes, judged)
+    notes += [f"{each.name} was not scored" for each in candidates if each.summary is None and each.suites is None]
+    judged = _judge(candidates, [Path(run) for run in runs], ratings, notes)
+    differing = differing_settings([each.settings for each in candidates if each.facts])
+    return Comparison(candidates, differing, pairs, notes, judged, compare_benchmarks(candidates))
 
 
 def table(comparison: Comparison) -> Table:
@@ -177,8 +95,9 @@ def sentences(comparison: Comparison, most: int = 12) -> Iterator[str]:
     yield from map(str, shown)
     if rest := ordered[len(shown) :]:
         yield f"{len(rest)} more comparisons, {sum(each.real for each in rest)} of them of real differences"
-    if len(ordered) > 1 and any(each.p is not None for each in ordered):
+    if len(ordered) > 1:
         yield f"paired by problem, exact McNemar test, p adjusted for {len(ordered)} comparisons (Holm)"
+    yield from comparison.benchmarks.sentences()
     if comparison.judged is not None:
         yield from comparison.judged.sentences()
     yield from comparison.notes
@@ -241,86 +160,13 @@ COLUMNS: tuple[tuple[str, Callable[[Candidate], str]], ...] = (
 """Headings and cells of the table, here and in the report."""
 
 
-def _require_trained(folder: RunFolder) -> None:
-    if not folder.config.exists():
-        raise RunFolderError(f"{folder.path} is no run folder", hint="name folders that `train`, `run` or `sweep` made")
-    if not folder.is_trained:
-        raise RunFolderError(f"{folder.path} is not trained to its end", hint="thinktune train … --resume goes on")
-
-
-def _names(paths: list[Path]) -> list[str]:
-    """Return the folders' names, with as many parents as it takes to tell them apart."""
-    for count in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-count:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
-
-
-def _read_run(folder: RunFolder, name: str) -> Candidate:
-    record = read_record(folder.record, RunRecord)
-    settings = read_settings(folder)
-    facts = {fact: record[fact] for fact in _FACTS if fact in record}
-    summary, samples = read_scores(folder, "tuned")
-    return Candidate(
-        name,
-        facts,
-        settings,
-        summary,
-        samples,
-        read_records(folder.metrics, MetricsLine),
-        figures=read_figures(folder.eval / "tuned"),
-        also_called=frozenset((str(folder.path), str(folder.path.resolve()), folder.path.name)),
-    )
-
-
-def read_scores(folder: RunFolder, model: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """Read summary and samples of the run's `base` or `tuned` model; None and nothing if it was not scored."""
-    summary = read_summary(folder, model)
-    return summary, read_records(folder.eval / model / "samples.jsonl", SampleLine) if summary is not None else []
-
-
-def read_summary(folder: RunFolder, model: str) -> dict[str, Any] | None:
-    """Read the summary of the run's `base` or `tuned` model; None if it was not scored."""
-    file = folder.eval / model / "summary.json"
-    summary: dict[str, Any] | None = read_record(file, EvalSummary) if file.exists() else None
-    return summary
-
-
-def _base_models(folders: list[RunFolder], tuned: list[Candidate]) -> list[Candidate]:
-    """Return each base model that was scored with a run, once: from the first run that has its scores."""
-    found: dict[str, Candidate] = {}
-    for folder, run in zip(folders, tuned, strict=True):
-        model = str(run.settings["model"])
-        summary, samples = read_scores(folder, "base")
-        figures = read_figures(folder.eval / "base")
-        if (summary is not None or figures) and model not in found:
-            runs = [
-                each.path.name for each, other in zip(folders, tuned, strict=True) if other.settings["model"] == model
-            ]
-            called = frozenset((model, *(f"base of {name}" for name in runs)))
-            found[model] = Candidate(f"base: {model}", {}, {"model": model}, summary, samples, [], figures, called)
-    return [replace(each, name="base") if len(found) == 1 else each for each in found.values()]
-
-
-def _starting_points(folders: list[RunFolder], tuned: list[Candidate]) -> list[Candidate]:
-    """Return each adapter that a run went on from and that was scored with it, once."""
-    found: dict[str, Candidate] = {}
-    for folder, run in zip(folders, tuned, strict=True):
-        init = str(run.settings.get("lora.init"))
-        summary, samples = read_scores(folder, "start")
-        if summary is not None and init not in found:
-            found[init] = Candidate(f"start: {init}", {}, {"lora.init": init}, summary, samples, [])
-    return [replace(each, name="start") if len(found) == 1 else each for each in found.values()]
-
-
 def _judge(
-    candidates: Sequence[Candidate], folders: Sequence[RunFolder], file: Path | None, notes: list[str]
+    candidates: Sequence[Candidate], folders: Sequence[Path], file: Path | None, notes: list[str]
 ) -> Conclusions | None:
     """Summarise people's ratings of the candidates; None if there is neither a file nor anything in the studio."""
     if file is not None and not file.is_file():
         raise DataError(f"there is no file of ratings {file}")
-    judged = Judgements() if file is not None else studio_ratings([folder.path for folder in folders])
+    judged = Judgements() if file is not None else studio_ratings(folders)
     if file is not None:
         judged.add_study(file)
     given = judged.ratings
@@ -344,41 +190,10 @@ def _judge(
     return conclude(ours, scores, judged.problems)
 
 
-def _differing(runs: list[Candidate]) -> dict[str, list[Any]]:
-    return differing_settings([run.settings for run in runs])
-
-
-def differing_settings(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Return the settings (see `read_settings`) in which runs differ, with each run's value."""
-    keys: Iterable[str] = dict.fromkeys(key for each in settings for key in each)
-    values = {key: [each.get(key) for each in settings] for key in keys if key != "output"}
-    return {key: each for key, each in values.items() if any(value != each[0] for value in each)}
-
-
-def read_settings(folder: RunFolder) -> dict[str, Any]:
-    """Read the config of a run, with its keys joined by dots, and the learning rate that `auto` stood for.
-
-    Raises:
-        ConfigError, RunFolderError: it is damaged.
-    """
-    settings = _flat(read_values(folder.config))
-    if "model" not in settings:
-        raise ConfigError(f"{folder.config} is damaged: it names no model")
-    if settings.get("train.learning_rate") == "auto" and folder.is_trained:
-        settings["train.learning_rate"] = read_record(folder.record, RunRecord).get("learning_rate", "auto")
-    return settings
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
-
-
 def _pairs(candidates: list[Candidate]) -> tuple[list[Pair], list[str]]:
-    found, notes = [], []
-    scores = {each.name: of_each for each in candidates if (of_each := each.scores())}
+    found: list[Pair] = []
+    notes: list[str] = []
+    scores = {each.name: of_each for each in candidates if (of_each := each.all_scores())}
     places = {each.name: each.places() for each in candidates if each.name in scores}
     for name, known in places.items():
         if repeated := len(known) - len(scores[name]):
@@ -392,12 +207,11 @@ def _pairs(candidates: list[Candidate]) -> tuple[list[Pair], list[str]]:
         if not scores[first].keys() & scores[second].keys():
             notes.append(f"{first} and {second} were given different problems: nothing to compare")
             continue
-        difference = significance.compare(scores[first], scores[second])
-        if difference.n < max(len(scores[first]), len(scores[second])):
-            notes.append(f"{first} and {second} are compared on the {difference.n} problems that both were given")
-        found.append((first, second, difference))
-    adjusted = iter(holm([difference.p for *_, difference in found if difference.p is not None]))
-    return [Pair(*each, None if each[2].p is None else next(adjusted)) for each in found], notes
+        found.append(pair_of(first, second, scores[first], scores[second]))
+        shared = found[-1].difference.n
+        if shared < max(len(scores[first]), len(scores[second])):
+            notes.append(f"{first} and {second} are compared on the {shared} problems that both were given")
+    return adjusted(found), notes
 
 
 def _changed(ours: Mapping[Place, Problem], theirs: Mapping[Place, Problem]) -> list[str]:

@@ -20,7 +20,9 @@ from thinktune.export.model_card import write_cards
 from thinktune.files import write_json, write_text
 from thinktune.records import DataRecord, RunRecord, read_record
 from thinktune.report import plots
-from thinktune.report.compare import COLUMNS, NOT_SCORED, Candidate, Comparison, compare, sentences
+from thinktune.report.candidates import Candidate
+from thinktune.report.compare import COLUMNS, NOT_SCORED, Comparison, compare, sentences
+from thinktune.report.first_screen import facts_of, first_screen, headline
 from thinktune.report.rollout_samples import rollout_samples
 from thinktune.report.translations import in_chinese
 from thinktune.run_folder import RunFolder
@@ -49,7 +51,8 @@ def write_report(run: str | Path, *, ratings: Path | None = None) -> Path:
         "run.html",
         title=folder.path.resolve().name,
         record=record,
-        facts=_facts(record),
+        facts=facts_of(record),
+        answers=first_screen(folder, comparison, record),
         curves=plots.data_url(training_plots.training_figure(tuned.metrics)),
         more_scores=list(_more_scores(folder)),
         data=read_record(folder.data_report, DataRecord) if folder.data_report.exists() else None,
@@ -110,6 +113,7 @@ def _scores(comparison: Comparison) -> dict[str, Any]:
         "outcomes": _outcomes(candidates),
         "sentences": list(sentences(comparison)),
         "figures": comparison.figures(),
+        "benchmarks": comparison.benchmarks.rows(),
         "told": [each.name for each in candidates if each.summary and each.summary.get("told_format")],
         "sides": [each.name for each in candidates if each.samples],
         "problems": problems[:MOST_PROBLEMS],
@@ -156,31 +160,6 @@ def _change(lines: Sequence[dict[str, Any] | None]) -> str:
         return "same"
     right = bool(asked[0]["correct"]), bool(asked[-1]["correct"])
     return {(True, False): "lost", (False, True): "gained"}.get(right, "differing")
-
-
-def headline(comparison: Comparison) -> dict[str, str]:
-    """Say in one sentence, by language, how many problems the last candidate has right, beside the first."""
-    scored = [each for each in comparison.candidates if each.summary and "accuracy" in each.summary]
-    if not scored:
-        return {"en": "Trained; not scored yet.", "zh": "已训练，尚未评分。"}
-    last = scored[-1]
-    summary = last.summary or {}
-    right, problems = f"{summary['accuracy']:.1%}", f"{summary.get('n', len(last.samples)):,}"
-    if len(scored) == 1:
-        return {
-            "en": f"{last.name} has {right} of {problems} problems right.",
-            "zh": f"{last.name} 在 {problems} 道题中答对 {right}。",
-        }
-    first = scored[0]
-    before = f"{(first.summary or {})['accuracy']:.1%}"
-    names = {first.name, last.name}
-    real = next((pair.real for pair in comparison.pairs if {pair.first, pair.second} == names), None)
-    judged = {True: ("a real difference", "差异显著"), False: ("which may be luck", "可能出于偶然")}
-    english, chinese = judged[real] if real is not None else ("not compared", "未作比较")
-    return {
-        "en": f"{last.name} has {right} of {problems} problems right, {first.name} {before}: {english}.",
-        "zh": f"{problems} 道题中，{last.name} 答对 {right}，{first.name} 答对 {before}：{chinese}。",
-    }
 
 
 def _bars(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
@@ -264,41 +243,3 @@ def _comparison_figure(comparison: Comparison) -> Any:
         [each.summary for each in candidates],
         [each.metrics for each in candidates],
     )
-
-
-def _facts(record: dict[str, Any]) -> dict[str, str]:
-    """Put run.json in words, for the head of the page."""
-    share = record["trainable_parameters"] / record["parameters"]
-    hardware = record["hardware"]
-    return {
-        "base model": record["model"],
-        "parameters trained": f"{record['trainable_parameters']:,} of {record['parameters']:,} ({share:.2%})",
-        "steps": f"{record['steps']:,} ({record['epochs']:.2f} epochs)",
-        "tokens": f"{record['tokens']:,}, {record['trained_tokens']:,} of them trained",
-        "speed": f"{record['tokens_per_second']:,.0f} tokens/s",
-        "training time": _duration(record["train_seconds"]),
-        "peak memory": f"{record['peak_memory_gib']:.2f} GiB",
-        "final loss": f"{record['final_loss']:.4f}",
-        **_learnt(record),
-        "hardware": f"{hardware.get('gpu', hardware['cpu'])}, {record['dtype']}",
-        "seed": str(record["seed"]),
-        "system text": record["system"] or "none",
-    }
-
-
-def _learnt(record: dict[str, Any]) -> dict[str, str]:
-    """Put in words how many tokens are predicted right, and which checkpoint was kept."""
-    found = {}
-    if "final_token_accuracy" in record:
-        found["token accuracy"] = f"{record['final_token_accuracy']:.2%}"
-    if best := record.get("best"):
-        ended = ", where training was stopped early" if best["stopped_early"] else ""
-        found["checkpoint kept"] = f"the best, of step {best['step']} of {record['steps']:,}{ended}"
-    return found
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = zip((hours, minutes, rest), ("h", "min", "s"), strict=True)
-    return " ".join(f"{count} {unit}" for count, unit in parts if count) or "0 s"

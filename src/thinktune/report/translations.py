@@ -5,6 +5,13 @@ from __future__ import annotations
 import re
 
 CHINESE = {
+    "Trained": "训练",
+    "Better?": "是否更好",
+    "Next": "下一步",
+    "Benchmarks": "基准测试",
+    "Right as published scores count it, with 95% intervals; verdicts are against the first model.": (
+        "按公开成绩的方式计分，附 95% 置信区间；结论相对于第一个模型。"
+    ),
     "Scores": "评分",
     "Cost": "开销",
     "Training": "训练曲线",

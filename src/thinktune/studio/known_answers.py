@@ -15,7 +15,7 @@ from typing import Any
 from thinktune import tags
 from thinktune.errors import ThinktuneError
 from thinktune.inference.batch_file import BUILTIN
-from thinktune.report.compare import read_scores
+from thinktune.report.candidates import read_scores
 from thinktune.run_folder import RunFolder
 from thinktune.scoring import ROW_TASK, TASKS
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from thinktune import tags
 from thinktune.evaluation.problems import place_of
-from thinktune.report.compare import read_scores, read_settings, read_summary
+from thinktune.report.candidates import read_scores, read_settings, read_summary
 from thinktune.report.rollout_samples import rollout_samples
 from thinktune.run_folder import RunFolder
 from thinktune.studio.progress import Progress

@@ -37,7 +37,7 @@ from thinktune.inference.batch_file import BUILTIN, Item, read_batch_file
 from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.inference.profiles import samplings
 from thinktune.records import read_records
-from thinktune.report.compare import read_scores
+from thinktune.report.candidates import read_scores
 from thinktune.run_folder import RunFolder
 from thinktune.studio.answer_table import Row
 from thinktune.studio.batch_jobs import count_lines

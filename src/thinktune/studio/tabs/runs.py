@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from thinktune.report.compare import differing_settings, read_settings, read_summary
+from thinktune.report.candidates import differing_settings, read_settings, read_summary
 from thinktune.studio.state import Studio
 from thinktune.studio.tabs.curves import CURVES, colors, curve, plot
 from thinktune.studio.tabs.run_page import RunPage
