@@ -30,12 +30,12 @@ class Step:
 
 def first_screen(folder: RunFolder, comparison: Comparison, record: Mapping[str, Any]) -> dict[str, Any]:
     """Collect the answers that the report of a run begins with."""
-    tuned, base = comparison.candidates[-1], comparison.candidates[0]
+    tuned = comparison.candidates[-1]
     return {
         "trained": _trained(tuned, record),
         "better": list(_better(comparison)),
         "cost": _cost(record),
-        "next": list(_next(folder, comparison, tuned, base)),
+        "next": list(_next(folder, comparison, tuned)),
     }
 
 
@@ -43,7 +43,7 @@ def headline(comparison: Comparison) -> dict[str, str]:
     """Say in one sentence, by language, how many problems the last candidate has right, beside the first."""
     scored = [each for each in comparison.candidates if each.summary and "accuracy" in each.summary]
     if not scored:
-        return {"en": "Trained; not scored yet.", "zh": "已训练，尚未评分。"}
+        return _on_benchmarks(comparison) or {"en": "Trained; not scored yet.", "zh": "已训练，尚未评分。"}
     last = scored[-1]
     summary = last.summary or {}
     right, problems = f"{summary['accuracy']:.1%}", f"{summary.get('n', len(last.samples)):,}"
@@ -89,15 +89,24 @@ def _better(comparison: Comparison) -> Iterator[Said]:
     pair = next((each for each in comparison.pairs if each.second == last), None)
     if pair is not None:
         yield _verdict(pair)
-    counts = comparison.benchmarks.verdicts(last)
-    if counts:
-        yield {
-            "en": f"on benchmarks: better on {counts['better']}, worse on {counts['worse']}, not known on "
-            f"{counts['not known']}",
-            "zh": f"基准测试：{counts['better']} 项更好，{counts['worse']} 项更差，{counts['not known']} 项未定",
-        }
-    if pair is None and not counts:
+    if on_benchmarks := _on_benchmarks(comparison):
+        yield on_benchmarks
+    if pair is None and not on_benchmarks:
         yield {"en": "not known: it was not scored beside its base model", "zh": "未知：未与基座模型一同评分"}
+
+
+def _on_benchmarks(comparison: Comparison) -> Said | None:
+    """Count the verdicts on the last candidate; None if there are none."""
+    last = comparison.candidates[-1].name
+    counts = comparison.benchmarks.verdicts(last)
+    if not counts:
+        return None
+    better, worse, unknown = (counts[each] for each in ("better", "worse", "not known"))
+    return {
+        "en": f"On {sum(counts.values())} benchmarks, {last} is better on {better}, worse on {worse}, not known on "
+        f"{unknown}.",
+        "zh": f"{sum(counts.values())} 项基准测试中，{last} 有 {better} 项更好，{worse} 项更差，{unknown} 项未定。",
+    }
 
 
 _VERDICTS = {"better": "更好", "worse": "更差", "not known": "未定"}
@@ -107,11 +116,13 @@ def _verdict(pair: Pair) -> Said:
     difference = pair.difference
     size = f"{100 * difference.value:+.1f} ({100 * difference.low:+.1f} … {100 * difference.high:+.1f})"
     more = f"; {pair.needed}" if pair.needed else ""
-    few = pair.needed.problems if pair.needed else None
-    mehr = f"；再测约 {few:,} 题可分辨 {100 * pair.needed.difference:.1f} 个百分点" if pair.needed and few else ""
+    further = ""
+    if pair.needed and pair.needed.problems:
+        size_shown = f"{100 * pair.needed.difference:.1f}"
+        further = f"；再测约 {pair.needed.problems:,} 题可分辨 {size_shown} 个百分点"
     return {
         "en": f"{pair.verdict}: {size} points against {pair.first}, {difference.n:,} problems{more}",
-        "zh": f"{_VERDICTS[pair.verdict]}：与 {pair.first} 相比 {size} 个百分点，{difference.n:,} 题{mehr}",
+        "zh": f"{_VERDICTS[pair.verdict]}：与 {pair.first} 相比 {size} 个百分点，{difference.n:,} 题{further}",
     }
 
 
@@ -123,7 +134,7 @@ def _cost(record: Mapping[str, Any]) -> Said:
     return {"en": f"{facts}, {speed}", "zh": f"{facts}，{speed}"}
 
 
-def _next(folder: RunFolder, comparison: Comparison, tuned: Candidate, base: Candidate) -> Iterator[Step]:
+def _next(folder: RunFolder, comparison: Comparison, tuned: Candidate) -> Iterator[Step]:
     """Suggest one or two steps: first what makes the scores trustworthy, then what follows from them."""
     run, model, settings = folder.path, tuned.settings["model"], tuned.settings
     counts = comparison.benchmarks.verdicts(tuned.name)
