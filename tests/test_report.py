@@ -208,7 +208,7 @@ def test_the_first_screen_is_one_sentence_and_one_chart_with_intervals(tmp_path:
 @pytest.mark.parametrize(
     ("tuned", "base", "better", "step"),
     [
-        ("r" * 30, "w" * 30, "better: +100.0", "use it: <code>thinktune serve "),
+        ("r" * 30, "w" * 30, "better: +100.0", "<code>thinktune serve "),
         ("w" * 30, "r" * 30, "worse: -100.0", "train.learning_rate="),
         ("rw" * 15, "wr" * 15, "not known: +0.0", "--suite reasoning</code>"),
         ("rw", None, "not known: it was not scored beside its base model", "thinktune eval m --suite quick</code>"),
