@@ -153,7 +153,7 @@ def test_benchmarks_are_better_worse_or_not_known(tmp_path: Path) -> None:
     assert said[0].startswith("FIRST: mine is worse than base by 25.0 points")
     assert said[-1] == "THIRD: base and mine were asked with other settings: max_tokens 32 and 64"
     result = CliRunner().invoke(app, ["compare", str(run), "-o", str(tmp_path / "out")], catch_exceptions=False)
-    assert "benchmarks: right" in result.stdout
+    assert "benchmarks, with 95% intervals" in result.stdout
     assert "THIRD" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 

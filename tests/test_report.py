@@ -222,7 +222,7 @@ def test_the_first_screen_answers_five_questions(
         summary = json.loads((run / "eval/tuned/summary.json").read_text())
         (run / "eval/tuned/summary.json").write_text(json.dumps(summary | {"format_rate": 1.0}))
     first = write_report(run).read_text(encoding="utf-8").partition("<h2>")[0]
-    assert "m, LoRA r=4, on ?: 2 steps, 1 epochs, 100 tokens" in first
+    assert "m, LoRA r=4, on ?: 2 steps, 1.00 epochs, 100 tokens" in first
     assert better in first
     assert "1 min 30 s, 0.50 GiB, a CPU, 2 tokens/s" in first
     assert step in first

@@ -99,7 +99,7 @@ def benchmark_table(benchmarks: Benchmarks) -> Table | None:
     """Make a table of one row a benchmark, one column a candidate; None if there is no benchmark."""
     if not benchmarks.scores:
         return None
-    table = Table(title="benchmarks: right, with 95% intervals, against the first model", title_style="dim")
+    table = Table(title="benchmarks, with 95% intervals", title_style="dim")
     table.add_column("")
     for name in benchmarks.names:
         table.add_column(name, justify="right")

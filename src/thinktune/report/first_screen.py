@@ -72,7 +72,7 @@ def _trained(tuned: Candidate, record: Mapping[str, Any]) -> Said:
     source = settings.get("data.source")
     names = [each["source"] if isinstance(each, Mapping) else str(each) for each in _listed(source)]
     data = ", ".join(names) or "?"
-    epochs, counts = f"{record['epochs']:.3g}", [f"{record[name]:,}" for name in ("steps", "trained_tokens")]
+    epochs, counts = f"{record['epochs']:.2f}", [f"{record[name]:,}" for name in ("steps", "trained_tokens")]
     return {
         "en": f"{record['model']}{method}, {rank}, on {data}: {counts[0]} steps, {epochs} epochs, {counts[1]} tokens",
         "zh": f"{record['model']}{method}，{rank}，数据 {data}：{counts[0]} 步，{epochs} 轮，训练 {counts[1]} 个 token",
