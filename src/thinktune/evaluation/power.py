@@ -16,6 +16,9 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
 
 _Z = 1.959963984540054 + 0.8416212335729143
 SMALLEST = 0.01
@@ -49,7 +52,7 @@ class Needed:
         return f"{more} would show {size}"
 
 
-def needed(first: Mapping[Hashable, Sequence[float]], second: Mapping[Hashable, Sequence[float]]) -> Needed | None:
+def needed(first: Mapping[Key, Sequence[float]], second: Mapping[Key, Sequence[float]]) -> Needed | None:
     """Compute the samples that would settle a comparison; None if there are fewer than two shared problems.
 
     Args:
@@ -69,9 +72,9 @@ def needed(first: Mapping[Hashable, Sequence[float]], second: Mapping[Hashable, 
 
 
 def _completions(
-    first: Mapping[Hashable, Sequence[float]],
-    second: Mapping[Hashable, Sequence[float]],
-    shared: Sequence[Hashable],
+    first: Mapping[Key, Sequence[float]],
+    second: Mapping[Key, Sequence[float]],
+    shared: Sequence[Key],
     spread: float,
     difference: float,
 ) -> int | None:

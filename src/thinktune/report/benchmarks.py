@@ -75,7 +75,8 @@ def compare_benchmarks(candidates: Sequence[Candidate]) -> Benchmarks:
     found = [each.benchmarks() for each in candidates]
     titles = {name: scores.title for each in found for name, scores in each.items()}
     scores = {name: [each.get(name) for each in found] for name in titles}
-    pairs, notes = {}, []
+    pairs: dict[tuple[str, str], Pair] = {}
+    notes: list[str] = []
     for name, of_all in scores.items():
         asked = [(candidate, each) for candidate, each in zip(candidates, of_all, strict=True) if each is not None]
         (first, ours), *others = asked

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from thinktune.evaluation.significance import Rate, wilson
+from thinktune.evaluation.significance import Rate
 from thinktune.files import telling_full_disk, write_json, write_json_lines
 from thinktune.records import BenchmarkRecord, SampleLine, read_record, read_records
 from thinktune.tags import answer_part, last_boxed, parse
@@ -158,12 +158,6 @@ def _read(file: Path) -> BenchmarkScores:
     low, high = values.pop("accuracy_interval")
     known = {name: values[name] for name in BenchmarkScores.__dataclass_fields__ if name in values}
     return BenchmarkScores(**{**known, "accuracy": Rate(values["accuracy"], low, high)})
-
-
-def majority(scores: BenchmarkScores) -> Rate | None:
-    """Return maj@n with its interval."""
-    value = scores.measures.get(f"maj@{scores.n}")
-    return None if value is None else wilson(value * scores.problems, scores.problems)
 
 
 def published_sample(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,8 @@ def evaluate_suite(
     """
     console, settings = console or Console(stderr=True), settings or EngineSettings()
     cache = cache or Data.model_fields["cache"].default / "benchmarks"
-    asked, not_run = [], {}
+    asked: list[Asked] = []
+    not_run: dict[str, str] = {}
     for name, benchmark in benchmarks.items():
         sampling = benchmark.sampling.changed(**{"seed": seed, **(changes or {})})
         try:
