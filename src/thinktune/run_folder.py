@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,11 +174,6 @@ def _outcome(config: Config, section: str) -> Any:
 
 TRAINING_SECTIONS = ("method", "model", "seed", "quantize", "load", "data", "format", "lora", "train", "rl", "dpo")
 """The sections of a config that decide what training yields."""
-
-
-def name_of(reference: str) -> str:
-    """Turn the reference of a model or of data into part of a file name."""
-    return re.sub(r"[^\w.-]+", "-", Path(reference).stem if Path(reference).is_file() else reference).strip("-.")
 
 
 def library_versions() -> dict[str, str]:

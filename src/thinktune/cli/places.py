@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from thinktune.run_folder import name_of
+from thinktune.files import name_of
 
 __all__ = ["RUNS", "find_run", "home_of", "is_run", "name_of"]
 

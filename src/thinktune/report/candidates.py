@@ -13,8 +13,9 @@ from thinktune.errors import ConfigError, RunFolderError
 from thinktune.evaluation.lm_eval import Figure, read_figures
 from thinktune.evaluation.problems import Place, Problem, place_of, problem_of
 from thinktune.evaluation.suites.results import BenchmarkScores, read_benchmarks, read_samples
+from thinktune.files import name_of
 from thinktune.records import EvalSummary, MetricsLine, RunRecord, SampleLine, read_record, read_records
-from thinktune.run_folder import RunFolder, name_of
+from thinktune.run_folder import RunFolder
 
 _FACTS = (
     "trainable_parameters",
