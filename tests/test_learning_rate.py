@@ -20,7 +20,7 @@ from thinktune.planner.cost_model import Batch
 from thinktune.planner.hardware import Hardware, find_gpu
 from thinktune.planner.learning_rate import LearningRate, learning_rate
 from thinktune.planner.pack_lengths import PackLengths
-from thinktune.report.compare import read_settings
+from thinktune.report.candidates import read_settings
 from thinktune.run_folder import RunFolder
 from training import adapter_of, make_config, quietly
 

@@ -180,7 +180,8 @@ def test_a_task_is_a_benchmark_of_a_suite_and_gets_answers_without_their_thought
     task, of = load_harness_task(benchmark.harness)
     asked = Asked("own", benchmark, benchmark.sampling, of, of, harness=task)
     scores = run_harness_task(scripted(reply), "m", asked, tmp_path / "out" / "own", None, False, quiet())
-    assert (scores.problems, scores.accuracy.value, scores.cut_off) == (6, pytest.approx(5 / 6), 0)
+    assert (scores.problems, scores.cut_off) == (6, 0)
+    assert scores.accuracy.value == pytest.approx(5 / 6)
     assert read_benchmarks(tmp_path / "out") == {"own": scores}
     lines = [json.loads(line) for line in (tmp_path / "out" / "own" / "samples.jsonl").read_text().splitlines()]
     assert [line["correct"] for line in lines] == [True, True, False, True, True, True]

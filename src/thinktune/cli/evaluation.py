@@ -105,9 +105,11 @@ def eval(
     elif model is not None and suite is not None:
         if data is not None or gold is not None or scorer is not None:
             raise UsageError("a suite brings problems and scorers of its own: thinktune eval MODEL --suite SUITE")
-        options = {"sample": sample, "tell_format": tell_format, "seed": seed, "overwrite": overwrite}
         settings = engine_settings(engine, how, quantize, workers, cluster)
-        _eval_suite(model, suite, out, settings, changes=sampling, json=json, **options)
+        _eval_suite(
+            model, suite, out, settings, changes=sampling, sample=sample, tell_format=tell_format, seed=seed,
+            overwrite=overwrite, json=json,
+        )  # fmt: skip
     elif model is None or data is None:
         raise UsageError(
             "name a MODEL and DATA",
