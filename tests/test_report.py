@@ -138,10 +138,10 @@ def test_in_a_browser_filters_work_hostile_text_is_inert_and_a_phone_shows_it_wh
         page.on("request", lambda request: requests.append(request.url))
         page.goto(file.as_uri())
         assert page.title() == "run – thinktune"
-        assert page.inner_text("output") == "3 of 3"
+        assert page.inner_text("output") == "3 / 3"
         page.select_option("select >> nth=0", "wrong")
         page.select_option("select >> nth=1", "right")
-        assert page.inner_text("output") == "1 of 3"
+        assert page.inner_text("output") == "1 / 3"
         assert page.locator("article.problem:visible").count() == 1
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
