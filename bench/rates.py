@@ -13,6 +13,7 @@ seed, a line is printed as soon as it is known; no combination is begun that wou
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import math
@@ -31,6 +32,7 @@ from transformers import get_cosine_schedule_with_warmup, set_seed
 from thinktune.config import Config, parse_config
 from thinktune.data import Prepared, Tokens, prepare
 from thinktune.models import Loaded, load_model
+from thinktune.models.untouched import eval_mode
 from thinktune.notices import show_notices
 from thinktune.planner.pack_lengths import measure_packs
 from thinktune.training.adapter import adapter_to_train
@@ -81,6 +83,9 @@ def main() -> None:
             combination = found[source, rank, batch]
             sweep(combination, config_for(args, source, rank, batch), loaded, data[source], args.steps, seed)
             longest = max(longest, time.monotonic() - start)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             print(f"{combination.line(-1)}   seed {seed}, {time.monotonic() - start:.1f} s", flush=True)
     seeds = sorted({len(each.losses) for each in found.values()})
     print(f"\nmeans of {' or '.join(map(str, seeds))} seeds\n{heading(factors)}")
@@ -226,7 +231,8 @@ class Passes:
             at_once = range(first, min(first + 32, len(documents)))
             batch = self.moved(collate([{"documents": list(at_once)}]))
             tokens += int(batch.pop("divisor"))
-            total += self.model(**batch)
+            with eval_mode(self.model.peft_model):
+                total += self.model(**batch)
         loss = float(total) / tokens
         return loss if math.isfinite(loss) else math.inf
 

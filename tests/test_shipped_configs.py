@@ -11,9 +11,14 @@ import pytest
 import yaml
 
 from thinktune.config import QUESTIONS, Config, Sampling, config_schema, load_config
+from thinktune.config.data_section import Filter
+from thinktune.config.shipped import purpose_of
+from thinktune.planner.known_models import known_config
+from thinktune.planner.plan import plan_config
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
+RECOMMENDED = ["qwen2.5-3b", "qwen2.5-3b-16gb", "llama-3.2-3b", "llama-3.2-1b", "qwen3-4b", "qwen3-1.7b"]
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -35,6 +40,37 @@ def test_a_shipped_config_parses_and_fits_the_schema_that_editors_use(path: Path
 def test_the_schema_file_is_current() -> None:
     current = (FOLDER / "schema.json").read_text(encoding="utf-8")
     assert current == config_schema() + "\n", "run: thinktune config --schema > configs/schema.json"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_config_says_what_it_is_for_and_the_guides_that_small_models_lose(path: Path) -> None:
+    assert 40 < len(purpose_of(path)) < 115
+    assert ("expect a loss on small models" in purpose_of(path)) == path.name.startswith("article")
+
+
+@pytest.mark.parametrize("name", RECOMMENDED)
+def test_a_recommended_config_follows_the_evidence(name: str) -> None:
+    config = load_config(FOLDER / f"{name}.yaml")
+    assert known_config(config.model) is not None  # so that thinktune plan needs no network
+    assert config.train.learning_rate == "auto"
+    assert (config.lora.targets, config.lora.alpha, config.lora.dropout) == ("auto", 32, 0)
+    assert config.data.overlong == "drop"
+    scored = config.eval.sampling
+    assert scored.think_budget is not None  # no completion is cut off
+    assert (config.eval.sample, config.eval.every) == (None, None)
+    if not name.startswith("qwen3"):
+        mixture = [(each.weight, each.filter) for each in config.data.sources]
+        assert mixture == [(4, Filter(max_tokens=4096)), (1, Filter(min_tokens=4097))]
+        assert config.data.problems[0].source == config.eval.data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECOMMENDED)
+def test_a_recommended_config_is_planned_without_a_network_and_fits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    small = name in ("qwen2.5-3b-16gb", "llama-3.2-1b", "qwen3-1.7b")
+    config = load_config(FOLDER / f"{name}.yaml", ["load.attempts=1"])
+    assert plan_config(config, gpu="16GiB" if small else "24GiB").fits
 
 
 def test_quickstart_needs_no_network() -> None:

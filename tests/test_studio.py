@@ -23,6 +23,7 @@ import torch
 from test_compare import write_run
 from test_engine_shared import make_adapter
 from thinktune.config import Infer, Method, Sampling
+from thinktune.config.shipped import shipped_configs
 from thinktune.errors import BatchFileError, ConfigError, RunFolderError, UsageError
 from thinktune.evaluation.ratings import Rating
 from thinktune.evaluation.significance import wilson
@@ -46,7 +47,6 @@ from thinktune.studio.state import Studio
 from thinktune.studio.study import Study, names, new_folder, study_of_models, study_of_rows, study_of_scores, throw_away
 from thinktune.studio.tabs.chat import ChatTab
 from thinktune.studio.tabs.rate import RateTab
-from thinktune.studio.tabs.training_form import shipped_configs
 from thinktune.studio.training_jobs import Run, Trainings
 from thinktune.studio.translations import TEXTS, Words
 from thinktune.studio.waiting_questions import WaitingQuestions

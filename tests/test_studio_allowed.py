@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from thinktune.config.shipped import shipped_configs
 from thinktune.errors import ConfigError
-from thinktune.studio.tabs.training_form import shipped_configs
 from thinktune.studio.training_jobs import Trainings
 
 QUICKSTART = next(file for file in shipped_configs() if file.stem == "quickstart")

@@ -13,12 +13,13 @@ import gradio as gr
 import pytest
 
 from thinktune.config import load_config
+from thinktune.config.shipped import shipped_configs
 from thinktune.errors import ConfigError, UsageError
 from thinktune.studio.collecting_jobs import Order
 from thinktune.studio.model_pool import Pool
 from thinktune.studio.progress import read_sweep
 from thinktune.studio.state import Studio
-from thinktune.studio.tabs.training_form import TrainingForm, _fields, shipped_configs
+from thinktune.studio.tabs.training_form import TrainingForm, _fields
 from thinktune.studio.translations import TEXTS
 
 QUICKSTART = next(str(file) for file in shipped_configs() if file.stem == "quickstart")

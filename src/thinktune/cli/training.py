@@ -124,11 +124,13 @@ def config(
     --schema prints the JSON schema that editors use to complete and check config files.
     """
     from thinktune.config import config_schema, dump_config
+    from thinktune.config.shipped import purpose_of, shipped_configs
 
     if schema:
         print(config_schema())
     elif file is None:
-        raise UsageError("name a config file, or ask for the --schema")
+        shipped = [f"configs/{each.name:22} {purpose_of(each)}" for each in shipped_configs()]
+        raise UsageError("name a config file, or ask for the --schema", hint="\n".join(["shipped:", *shipped]))
     else:
         print(dump_config(load(file, overrides)), end="")
         suggest((command("data", file, *overrides or []), "the data as the model will see it"))

@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from thinktune.config import Config, Data, load_config
+from thinktune.config.shipped import shipped_configs
 from thinktune.errors import Interrupted
 from thinktune.evaluation.evaluate import Summary, comparison_table, evaluate_data
 from thinktune.export.merge import merge
@@ -35,8 +35,7 @@ from thinktune.training.launch import launch_training
 
 def quickstart_config(overrides: Sequence[str]) -> Config:
     """Read the shipped config of the built-in model and data, with `overrides`."""
-    with as_file(_shipped_config("quickstart.yaml")) as file:
-        return load_config(file, overrides)
+    return load_config(next(file for file in shipped_configs() if file.name == "quickstart.yaml"), overrides)
 
 
 def run(
@@ -177,9 +176,3 @@ class _Steps:
         # A step that was skipped took next to nothing, and its real time is there already.
         self.seconds[name] = round(max(took, self.seconds.get(name, 0.0)), 2)
         write_json(self.file, self.seconds)
-
-
-def _shipped_config(name: str) -> Any:
-    """Find a shipped config: inside the package where it was installed from a wheel, else beside the sources."""
-    packaged = files("thinktune") / "configs" / name
-    return packaged if packaged.is_file() else Path(__file__).parents[3] / "configs" / name

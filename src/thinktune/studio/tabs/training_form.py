@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
 import gradio as gr
 
 from thinktune.config import Config, Dpo, Method, dump_config, load_config
+from thinktune.config.shipped import purpose_of, shipped_configs
 from thinktune.errors import ThinktuneError, UsageError
 from thinktune.notices import muted
 from thinktune.studio import run_view
@@ -107,8 +107,8 @@ class TrainingForm:
             self.estimate = gr.Button(label("estimate"), elem_id="train-estimate", size="md")
 
     def _configs(self) -> list[tuple[str, str]]:
-        """List shipped configs, then those of runs: the name that people see, and the file."""
-        shipped = [(file.stem, str(file)) for file in shipped_configs()]
+        """List shipped configs, then those of runs: the name and purpose that people see, and the file."""
+        shipped = [(f"{file.stem} · {purpose_of(file)}", str(file)) for file in shipped_configs()]
         return [*shipped, *self._studio.trainings.configs()]
 
     def _sources(self, value: str, words: Words) -> list[tuple[str, str]]:
@@ -287,13 +287,6 @@ class TrainingForm:
 
 def _code(text: str) -> str:
     return f'<pre class="code" tabindex="0">{escape(text)}</pre>'
-
-
-def shipped_configs() -> list[Path]:
-    """Return the configs that come with thinktune."""
-    packaged = Path(str(files("thinktune") / "configs"))
-    folder = packaged if packaged.is_dir() else Path(__file__).parents[4] / "configs"
-    return sorted(folder.glob("*.yaml"))
 
 
 _KEYS = (
