@@ -53,7 +53,7 @@ def main() -> None:
     cli.add_argument("--model", default="builtin:smollm2")
     cli.add_argument("--ranks", default="8,64")
     cli.add_argument("--batches", default="4,16,64", help="rows a step")
-    cli.add_argument("--factors", default="0.25,0.5,1,2,4", help="rates, as parts of auto's")
+    cli.add_argument("--factors", default="0.5,1,2,4,8", help="rates, as parts of auto's")
     cli.add_argument("--steps", type=int, default=80)
     cli.add_argument("--sample", type=int, default=2400, help="rows of each data source")
     cli.add_argument("--seeds", type=int, default=3)
@@ -66,7 +66,8 @@ def main() -> None:
     if 1 not in factors:
         cli.error("--factors needs 1, which is auto")
     sources = ["builtin:arithmetic", *args.rows]
-    grid = list(itertools.product(sources, numbers(args.ranks), numbers(args.batches)))
+    grid = [(source, rank, batch) for rank, batch, source in
+            itertools.product(numbers(args.ranks), numbers(args.batches), sources)]  # fmt: skip
     base = config_for(args, sources[0], 8, 1)
     loaded = load_model(base.model, load=base.load)
     data = {source: prepare(config_for(args, source, 8, 1), loaded.chat) for source in sources}
@@ -87,14 +88,14 @@ def main() -> None:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             print(f"{combination.line(-1)}   seed {seed}, {time.monotonic() - start:.1f} s", flush=True)
+            if args.json is not None:
+                args.json.write_text(json.dumps([vars(each) for each in found.values() if each.losses], indent=1))
     seeds = sorted({len(each.losses) for each in found.values()})
     print(f"\nmeans of {' or '.join(map(str, seeds))} seeds\n{heading(factors)}")
     for combination in found.values():
         print(combination.line())
     near = sum(each.excess() <= WITHIN for each in found.values())
     print(f"auto within {WITHIN:.0%} of the best in {near} of {len(found)}; {time.monotonic() - began:.0f} s")
-    if args.json is not None:
-        args.json.write_text(json.dumps([vars(each) for each in found.values()], indent=1))
 
 
 def numbers(text: str) -> list[int]:
