@@ -53,6 +53,7 @@ def test_a_recommended_config_follows_the_evidence(name: str) -> None:
     config = load_config(FOLDER / f"{name}.yaml")
     assert known_config(config.model) is not None  # so that thinktune plan needs no network
     assert config.train.learning_rate == "auto"
+    assert config.lora is not None
     assert (config.lora.targets, config.lora.alpha, config.lora.dropout) == ("auto", 32, 0)
     assert config.data.overlong == "drop"
     scored = config.eval.sampling
