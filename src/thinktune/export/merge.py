@@ -29,7 +29,7 @@ from thinktune.models import Chat, Resolved, make_chat, read_settings, resolve, 
 from thinktune.models.adapters import merge_adapter, put_adapter
 from thinktune.models.cache import space_required
 from thinktune.models.device import choose_device, choose_dtype, describe
-from thinktune.models.folder import adapter_sha256, check_model_folder
+from thinktune.models.folder import adapter_sha256, check_model_folder, stored_dtype
 from thinktune.models.loading import load_base, load_weights
 from thinktune.models.quantised import dequantised_method
 from thinktune.models.saving import save_model
@@ -294,7 +294,8 @@ def _base_dtype(resolved: Resolved) -> torch.dtype:
         return torch.bfloat16
     if (stored := plain_dtype(resolved.folder)) is None:
         raise ModelError(
-            f"the base {resolved.base} is not stored in 16 or 32 bits: an adapter is merged into original weights only",
+            f"the base {resolved.base} is stored as {stored_dtype(check_model_folder(resolved.folder))}: an adapter is "
+            "merged into original weights only",
             hint=f"put the original model as base_model into {resolved.adapter}/thinktune.json",
         )
     return stored
