@@ -119,6 +119,7 @@ def test_auto_trains_as_its_number_does(trained: Trained, tiny_model: Path, tmp_
     assert number["learning_rate_rule"] is None
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_its_number_where_the_rule_has_changed(
     trained: Trained, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
