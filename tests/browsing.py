@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-SECONDS = 120_000  # milliseconds that anything may take on a machine that is busy with other things
+SECONDS = 300_000  # milliseconds that anything may take on a machine that is busy with other things
 
 
 def open_tab(browser: Any, url: str, **settings: Any) -> Any:
