@@ -18,8 +18,9 @@ from thinktune.config import Load, parse_config
 from thinktune.errors import ConfigError, ModelError
 from thinktune.export.merge import merge
 from thinktune.models import load_model
-from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
+from thinktune.planner.cost_model import CostModel, cost_model_of
 from thinktune.planner.hardware import find_gpu
+from thinktune.planner.memory_model import Batch
 from thinktune.planner.model_shape import shape_of
 from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.training.adapter import adapter_to_ask, adapter_to_train

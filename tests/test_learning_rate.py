@@ -16,9 +16,9 @@ from thinktune.cli import app
 from thinktune.config import dump_config, load_config, parse_config
 from thinktune.errors import RunFolderError
 from thinktune.planner import learning_rate as rules
-from thinktune.planner.cost_model import Batch
 from thinktune.planner.hardware import Hardware, find_gpu
 from thinktune.planner.learning_rate import LearningRate, learning_rate
+from thinktune.planner.memory_model import Batch
 from thinktune.planner.pack_lengths import PackLengths
 from thinktune.report.candidates import read_settings
 from thinktune.run_folder import RunFolder

@@ -16,10 +16,11 @@ from thinktune.config import Config, Lora, parse_config
 from thinktune.data.packing import packs_of
 from thinktune.errors import ConfigError, UsageError
 from thinktune.files import write_json_lines
-from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
+from thinktune.planner.cost_model import CostModel, cost_model_of
 from thinktune.planner.dealing import waiting_seconds
 from thinktune.planner.hardware import GIB, Hardware, find_gpu
 from thinktune.planner.known_models import TABLE, known_config
+from thinktune.planner.memory_model import Batch
 from thinktune.planner.model_shape import ModelShape, shape_of
 from thinktune.planner.pack_lengths import PackLengths, read_packs
 from thinktune.planner.plan import Plan, fit, lighter, plan_as_configured

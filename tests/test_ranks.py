@@ -23,8 +23,8 @@ from thinktune.config import Config, dump_config
 from thinktune.errors import DataError, Interrupted, LostRank, OutOfMemory, StartAgain
 from thinktune.files import write_json_lines
 from thinktune.models.folder import read_json
-from thinktune.planner.cost_model import Batch
 from thinktune.planner.dealing import deal
+from thinktune.planner.memory_model import Batch
 from thinktune.training import train as training
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.checkpoints import whole_checkpoints

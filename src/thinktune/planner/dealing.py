@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from thinktune.planner.cost_model import Batch
+from thinktune.planner.memory_model import Batch
 
 _STEPS = 100
 """Optimizer steps that are drawn to see how evenly packs fall."""

@@ -14,7 +14,7 @@ from thinktune.data.report import LENGTH_FAULTS, SourceReport
 from thinktune.data.tokens import Tokens
 from thinktune.errors import ThinktuneError
 from thinktune.notices import muted
-from thinktune.planner.cost_model import Batch
+from thinktune.planner.memory_model import Batch
 
 logger = logging.getLogger(__name__)
 

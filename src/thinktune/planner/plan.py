@@ -17,11 +17,12 @@ from thinktune.config import Config, Quantize
 from thinktune.errors import ThinktuneError, UsageError
 from thinktune.imports import importing
 from thinktune.notices import muted
-from thinktune.planner.cost_model import Batch, CostModel, cost_model_of
+from thinktune.planner.cost_model import CostModel, cost_model_of
 from thinktune.planner.dealing import share, waiting_seconds
 from thinktune.planner.hardware import GIB, Hardware, find_gpu, hardware_here
 from thinktune.planner.known_models import known_config
 from thinktune.planner.learning_rate import LearningRate, learning_rate
+from thinktune.planner.memory_model import Batch
 from thinktune.planner.model_shape import ModelShape, shape_of
 from thinktune.planner.pack_lengths import PackLengths, in_rollout_packs, longest_packs, read_packs, rollout_packs
 from thinktune.planner.policy_choice import MOST_CHUNKS, Checkpointing, choose

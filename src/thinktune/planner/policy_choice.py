@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
-from thinktune.planner.cost_model import Batch, CostModel
+from thinktune.planner.cost_model import CostModel
+from thinktune.planner.memory_model import Batch
 from thinktune.planner.recompute_policy import Level, RecomputePolicy
 
 Checkpointing = bool | Literal["auto"]

@@ -9,8 +9,8 @@ from torch.utils.data import Sampler
 
 from thinktune.config import Config
 from thinktune.data import Prepared
-from thinktune.planner.cost_model import Batch
 from thinktune.planner.dealing import deal
+from thinktune.planner.memory_model import Batch
 from thinktune.planner.pack_lengths import measure_packs
 from thinktune.planner.plan import Plan
 from thinktune.training.ranks import Ranks, here
