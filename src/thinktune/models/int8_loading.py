@@ -16,8 +16,13 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
 
 
+def quantise_where_weights_are() -> None:
+    """Register the quantiser below in place of transformers', for this process."""
+    AUTO_QUANTIZER_MAPPING["bitsandbytes_8bit"] = Int8Quantizer
+
+
 class Int8Quantizer(Bnb8BitHfQuantizer):
-    """transformers' own, in whose place it is registered, but for the way of the weights."""
+    """transformers' own, but for the way of the weights."""
 
     def get_quantize_ops(self) -> Bnb8bitQuantize:
         kept_whole = self.quantization_config.llm_int8_has_fp16_weight
@@ -36,6 +41,3 @@ def _quantised(name: str, value: Any, model: Any) -> Int8Params:
         weight = weight.T
     packed, scales, _ = int8_vectorwise_quant(weight.contiguous().to(torch.float16))
     return Int8Params(packed, requires_grad=False, CB=packed, SCB=scales)
-
-
-AUTO_QUANTIZER_MAPPING["bitsandbytes_8bit"] = Int8Quantizer

@@ -234,8 +234,9 @@ def _bitsandbytes(quantize: Quantize) -> Any:
         raise MissingExtra(f"quantize: {quantize} needs bitsandbytes", hint="pip install 'thinktune[quant]'")
     import_bitsandbytes()
     if quantize == "int8":
-        import thinktune.models.int8_loading  # noqa: F401 - registers the way of the weights
+        from thinktune.models.int8_loading import quantise_where_weights_are
 
+        quantise_where_weights_are()
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
