@@ -8,7 +8,7 @@ import torch
 
 from thinktune.config import Dpo
 from thinktune.models.untouched import eval_mode
-from thinktune.training.methods.dpo import DPO, PairLosses, pair_losses
+from thinktune.training.methods.dpo import DPO, PairLosses, document_logprobs, pair_losses
 from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.trainer import ThinkTrainer
 
@@ -39,7 +39,7 @@ class PreferenceTrainer(ThinkTrainer):
             for row in rows:
                 batch = self._prepare_inputs(self._pairs.collate([row]))
                 documents = batch.pop("documents")
-                self._reference[documents] = self._logprobs(self.model_with_loss, batch)[0]
+                self._reference[documents] = document_logprobs(self.model_with_loss, batch)[0]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         return torch.tensor(sum(len(batch["documents"]) for batch in batch_samples) // 2, device=device)
@@ -58,18 +58,8 @@ class PreferenceTrainer(ThinkTrainer):
 
     def _losses(self, model: Any, inputs: dict[str, Any]) -> PairLosses:
         rest = {name: value for name, value in inputs.items() if name != "documents"}
-        logprobs, lengths = self._logprobs(model, rest)
+        logprobs, lengths = document_logprobs(model, rest)
         return pair_losses(self._settings, logprobs, self._reference[inputs["documents"]], lengths)
-
-    @staticmethod
-    def _logprobs(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the log-probability of each document's trained tokens together, and their number, float32
-        [documents]."""
-        logprobs = -model(**inputs, reduction="none")
-        ends = inputs["cu_seq_lens_q"][1:]
-        document = torch.bucketize(inputs["positions"], ends, right=True)
-        empty = logprobs.new_zeros(len(ends))
-        return empty.index_add(0, document, logprobs), empty.index_add(0, document, torch.ones_like(logprobs))
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

@@ -56,6 +56,20 @@ class PairLosses:
     rejected: torch.Tensor
 
 
+def document_logprobs(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probability of each document's trained tokens together, and their number, float32 [documents].
+
+    Args:
+        model: a `ModelWithLoss`, or a wrapper of it.
+        batch: of a `PackedCollator`.
+    """
+    logprobs = -model(**batch, reduction="none")
+    ends = batch["cu_seq_lens_q"][1:]
+    document = torch.bucketize(batch["positions"], ends, right=True)
+    empty = logprobs.new_zeros(len(ends))
+    return empty.index_add(0, document, logprobs), empty.index_add(0, document, torch.ones_like(logprobs))
+
+
 def pair_losses(settings: Dpo, logprobs: torch.Tensor, reference: torch.Tensor, lengths: torch.Tensor) -> PairLosses:
     """Compute the losses of pairs, as TRL's DPOTrainer and, for SimPO, its CPOTrainer have them.
 
