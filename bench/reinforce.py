@@ -21,8 +21,11 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -40,10 +43,8 @@ CELLS: dict[str, dict[str, Any]] = {
 _PROFILED = 24
 """Number of the step of decoding whose kernels are printed."""
 PHASES = ("generating", "scoring", "training")
-_MEMORY = 22
-"""GiB of a GPU for each of several trainings at a time."""
 _PROGRESS = 20.0
-"""Seconds between two looks at trainings that are running."""
+"""Seconds between two looks at a training that is running."""
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     cli.add_argument("--cells", default="a,b,c-nf4,c-fp8", help=", ".join(CELLS))
     cli.add_argument("--steps", type=int, default=7)
     cli.add_argument("--learn", action="store_true", help="train 60 steps and score instead")
-    cli.add_argument("--seeds", type=int, default=1, help="how many, side by side")
+    cli.add_argument("--seeds", type=int, default=1, help="how many, one after another")
     cli.add_argument("--unseen", type=int, default=400, help="problems of the scores of --learn")
     cli.add_argument("--profile", action="store_true", help="print the kernels of some decoded tokens, too")
     cli.add_argument("--init", type=Path, help="go on from this run or adapter in cell a")
@@ -93,9 +94,9 @@ def run_cell(cell: str, args: argparse.Namespace) -> None:
 
 def print_row(cell: str, args: argparse.Namespace, seconds: float) -> None:
     run = args.folder / f"reinforce-{cell}"
-    if not (run / "metrics.jsonl").exists():
+    lines = lines_of(run)
+    if not lines:
         return
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rest = lines[2:] or lines
     steps = seconds_of_steps(lines)
     named = [median(line[f"rl/{name}"] for line in rest) for name in ("tokens", "drawn", "groups")]
@@ -167,7 +168,7 @@ def config_of(cell: str, args: argparse.Namespace) -> dict[str, Any]:
     questions = ["".join(draw.choices("abcdefghij ", k=draw.randint(60, 100))) for _ in range(256)]
     write_json_lines(rows, ({"question": question, "answer": "7"} for question in questions))
     if "limit" in settings:
-        train["memory"] = settings["limit"]
+        train |= {"memory": settings["limit"], "on_oom": "retry"}
     return values | {
         "model": str(model_folder(settings["shape"], args.folder)),
         "quantize": settings.get("quantize", "none"),
@@ -249,7 +250,8 @@ def profile_decoding() -> None:
         time_calls(Batch, name, wait=name != "step")
     time_calls(Decoder, "accept_several")
     time_calls(TransformersEngine, "complete")
-    time_calls(_Batch, "take", "take, with waits for scores")
+    time_calls(_Batch, "take")
+    time_calls(_Batch, "scored", "waits for scores")
     time_calls(RolloutJournal, "write", "journal")
     for name in ("_take", "_batches", "_backward", "_divergence"):
         time_calls(ReinforceTrainer, name, wait=True)
@@ -292,45 +294,60 @@ def quickstart(args: argparse.Namespace) -> Path:
 
 
 def learn(args: argparse.Namespace) -> None:
-    """Print strict greedy accuracy on unseen problems before and after each seed's training."""
+    """Print strict greedy accuracy on unseen problems before and after each seed's training, one after another in this
+    process, each as soon as it is known."""
+    from thinktune.config import load_config
+    from thinktune.training.imports import import_train
+
     begun = quickstart(args)
     shipped = Path(__file__).parents[1] / "configs" / "quickstart-grpo.yaml"
-    several = [f"train.memory={_MEMORY}"] * (args.seeds > 1)
-
-    def train(seed: int) -> Path:
-        run: Path = args.folder / f"reinforce-learn-{seed}"
-        settings = [f"seed={seed}", f"lora.init={begun}", f"output={run}", "ask.questions=[]", *several, *args.set]
-        thinktune("train", str(shipped), *settings, "--overwrite")
-        return run
-
+    import_train(load_config(shipped))
     columns = "".join(f"{phase:>12}" for phase in (*PHASES, "step"))
     print(
         f"{'':10}{'accuracy':>10}{'95% interval':>18}{'well-formed':>13}{'tokens':>8}{columns}{'equal':>7}", flush=True
     )
-    with ThreadPoolExecutor() as pool:
-        before = pool.submit(score, "before", begun, args)
-        trainings = [pool.submit(train, seed + 1) for seed in range(args.seeds)]
-        while not all(each.done() for each in trainings):  # so that something is known if time runs out
-            wait(trainings, timeout=_PROGRESS)
-            print("\n".join(filter(None, map(progress, sorted(args.folder.glob("reinforce-learn-*"))))), flush=True)
-        runs = [each.result() for each in trainings]
-        print(before.result(), flush=True)
-        for run, scores in zip(
-            runs, pool.map(score, [run.name[10:] for run in runs], runs, [args] * len(runs)), strict=True
-        ):
-            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            at = [0, len(lines) // 4, len(lines) // 2, 3 * len(lines) // 4, len(lines) - 1]
-            told = ", ".join(f"{lines[each]['rl/accuracy']:.3f}" for each in at)
-            print(f"{scores}{phases(lines)}{equal_groups(run):>7}")
-            print(f"{'':10}sampled accuracy at steps {', '.join(str(each + 1) for each in at)}: {told}", flush=True)
+    print(score("before", begun, args), flush=True)
+    for seed in range(1, args.seeds + 1):
+        run: Path = args.folder / f"reinforce-learn-{seed}"
+        settings = [f"seed={seed}", f"lora.init={begun}", f"output={run}", "ask.questions=[]", *args.set]
+        with progress_told(run):
+            verb(args, "train", str(shipped), *settings, "--overwrite")
+        lines = lines_of(run)
+        at = [0, len(lines) // 4, len(lines) // 2, 3 * len(lines) // 4, len(lines) - 1]
+        told = ", ".join(f"{lines[each]['rl/accuracy']:.3f}" for each in at)
+        print(f"{'':10}sampled accuracy at steps {', '.join(str(each + 1) for each in at)}: {told}", flush=True)
+        print(f"{score(f'seed {seed}', run, args)}{phases(lines)}{equal_groups(run):>7}", flush=True)
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """Read the metrics of the steps so far."""
+    file = run / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@contextmanager
+def progress_told(run: Path) -> Iterator[None]:
+    """Tell now and then how far a training in the block is, so that something is known if time runs out."""
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(_PROGRESS):
+            print(progress(run), file=sys.__stdout__, flush=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
 
 
 def progress(run: Path) -> str:
     """Tell how far a training is, and how many completions of its last steps are right."""
-    file = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = lines_of(run)
     if not lines:
-        return ""
+        return f"{run.name[10:]}: no step yet"
     last = fmean(line["rl/accuracy"] for line in lines[-5:])
     return f"{run.name[10:]}: step {len(lines)}, {last:.3f} of the completions of the last steps are right"
 
@@ -339,13 +356,22 @@ def score(name: str, run: Path, args: argparse.Namespace) -> str:
     """Score a run on unseen problems; return a row of the table."""
     out = args.folder / f"reinforce-scores-{run.name}"
     limits = ["--sample", str(args.unseen), "--max-tokens", "200", "--out", str(out), "--engine", "transformers"]
-    thinktune("eval", str(run), "builtin:arithmetic", *limits, "--overwrite")
+    verb(args, "eval", str(run), "builtin:arithmetic", *limits, "--overwrite")
     found = json.loads((out / "summary.json").read_text())
     low, high = found["accuracy_interval"]
     return (
         f"{name:10}{found['accuracy']:>10.1%}{f'{low:.1%} to {high:.1%}':>18}{found['format_rate']:>13.1%}"
         f"{found['mean_tokens']:>8.0f}"
     )
+
+
+def verb(args: argparse.Namespace, *arguments: str) -> None:
+    """Run a verb in this process; what it prints goes into a log."""
+    from thinktune.cli import app
+
+    with (args.folder / "reinforce-verbs.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+        if code := app(list(arguments), standalone_mode=False):
+            raise SystemExit(f"thinktune {arguments[0]} failed with {code}, see {log.name}")
 
 
 def thinktune(*arguments: str) -> None:

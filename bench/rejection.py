@@ -19,7 +19,6 @@ import gc
 import json
 import tempfile
 import time
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -84,13 +83,13 @@ def main() -> None:
             record = train(settings, console=Console(quiet=True), overwrite=True)
             trained = f"{record['steps']:>7}{time.monotonic() - began:>9.1f}"
             free()
+            last = list(rates)[-1]
             rates[name] = score(args, str(folder / name), folder, name, trained)
+            for measure, own in rates[name].items():
+                told = sentence(compare(rates[last][measure], own), last, name)
+                print(f"{'':8}{measure}: {told}", flush=True)
             if name == "grpo":
                 tell_rewards(folder / name)
-    names = list(rates)
-    for before, after in pairwise(names):
-        for measure in rates[after]:
-            print(f"{measure}: {sentence(compare(rates[before][measure], rates[after][measure]), before, after)}")
 
 
 def config(args: argparse.Namespace, name: str, rows: list[str], before: str, output: Path) -> Config:

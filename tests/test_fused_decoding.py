@@ -13,6 +13,7 @@ from test_fused_layers import DEVICE, make
 from thinktune.config import Sampling
 from thinktune.inference.engines.base import Request
 from thinktune.inference.engines.detokenizer import Detokenizer
+from thinktune.inference.engines.hf import batch as batch_module
 from thinktune.inference.engines.hf import sampler as sampler_module
 from thinktune.inference.engines.hf.block_sums import block_sums
 from thinktune.inference.engines.hf.decoder import Decoder, Row
@@ -22,6 +23,7 @@ from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.training.fused.decoder_layer import FusedLayer
 from thinktune.training.fused.fuse_model import fuse_layers
 from thinktune.training.fused.generation import generating
+from thinktune.training.fused.kernels.decode_attention import decode_attention, is_taken
 from thinktune.training.fused.packed_attention import packed_documents
 
 
@@ -117,3 +119,51 @@ def test_the_kernel_sums_blocks_as_torch_does() -> None:
     found = block_sums(logits.to(DEVICE), scale.to(DEVICE), 1024)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("heads", "count", "dim"), [(6, 2, 32), (9, 3, 64), (2, 2, 128), (18, 1, 16)])
+def test_a_decoded_token_attends_to_its_rows_columns_and_goes_into_the_cache(heads: int, count: int, dim: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    starts, column, columns = torch.tensor([0, 3, 70, 129, 2]), torch.tensor([129]), 150
+    drawn = torch.randn(5, heads + 2 * count, dim, generator=generator)  # as the joined product has them
+    cache = torch.randn(2, 5, count, columns, dim, generator=generator)
+    cache[:, 0, :, 130:] = torch.nan  # memory that nothing has been written to
+    given = (each.to(DEVICE) for each in drawn.split([heads, count, count], 1))
+    query, key, value = (each.transpose(0, 1) for each in given)
+    keys, values = cache.to(DEVICE, copy=True)
+    assert is_taken(query, keys, values)
+    found = decode_attention(query, key, value, keys, values, starts.to(DEVICE), column.to(DEVICE), 0.2)
+    cache[:, :, :, 129] = torch.stack(drawn.split([heads, count, count], 1)[1:])
+    torch.testing.assert_close(torch.stack([keys, values]).cpu(), cache, rtol=0, atol=0, equal_nan=True)
+    for row, start in enumerate(starts.tolist()):
+        own_keys, own_values = (each[row, :, start:130].repeat_interleave(heads // count, 0) for each in cache)
+        own = drawn[row, :heads, None]
+        expected = torch.nn.functional.scaled_dot_product_attention(own, own_keys, own_values, scale=0.2)[:, 0]
+        torch.testing.assert_close(found[row].cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("many", [1, 10**6])
+def test_tokens_that_are_noted_a_burst_behind_are_those_noted_at_once(
+    many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make("llama", vocabulary=400)
+    monkeypatch.setattr(batch_module, "_MANY", many)
+    monkeypatch.setattr(batch_module, "_BURST", 3)
+    monkeypatch.setattr(batch_module, "SPARE", 5)  # columns end amid a burst
+    ends = tuple(range(2, 60))
+    engine = TransformersEngine(model, make_tiny_tokenizer(), ends, max_rows=4)
+    requests = [
+        Request(
+            str(at), list(range(5, 9 + 2 * at)), Sampling(n=3, temperature=1.0, max_tokens=17, seed=1), logprobs=True
+        )
+        for at in range(4)
+    ]
+    expected = {(each.request_id, each.index): each for each in engine.generate(requests)}
+    assert {each.finish_reason for each in expected.values()} == {"stop", "length"}
+    engine._decoder = replace(engine._decoder, recorder=Unrecorded())  # type: ignore[arg-type]
+    found = list(engine.generate(requests))
+    assert len(found) == 12
+    for each in found:
+        own = expected[each.request_id, each.index]
+        assert (each.token_ids, each.finish_reason) == (own.token_ids, own.finish_reason)
+        torch.testing.assert_close(torch.tensor(each.logprobs), torch.tensor(own.logprobs), rtol=1e-4, atol=1e-4)

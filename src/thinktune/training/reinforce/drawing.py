@@ -1,20 +1,18 @@
 """Draws the rollouts of a step from the model in training: prompts, completions, rewards, and others for groups that
 teach nothing.
 
-A group whose rewards are all equal has no advantage, and so no gradient: another prompt takes its place as soon as that
-is known, while the rest is still decoded (dynamic sampling, DAPO). About as many as that will take are begun at once.
-All that are begun are finished before any is chosen, by the order of their prompts: to take those that end first would
-prefer short completions.
+A group whose rewards are all equal has no advantage, and so no gradient: other prompts take its place (dynamic
+sampling, DAPO). As many as that will take, and some to spare, are begun at once, since they take as long as without;
+more only where those do not do. All that are begun are finished before any is chosen, by the order of their prompts: to
+take those that end first would prefer short completions, and easy problems.
 
-Several ranks draw the same prompts as one would, each some of them, and have all groups in the end; the prompts that
-take the place of others are then dealt when all ranks have finished those before.
+Several ranks draw the same prompts as one would, each some of them, and have all groups in the end.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import closing
@@ -24,7 +22,7 @@ from statistics import fmean
 from thinktune import tags
 from thinktune.config import Config, Rl
 from thinktune.errors import GenerationError
-from thinktune.inference.engines.base import Completion, Request, RequestSource
+from thinktune.inference.engines.base import Completion, Request
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.scoring.rewards import Reward, Rewards
 from thinktune.training.ranks import gathered, here
@@ -36,25 +34,22 @@ _EXPECTED = 0.7
 """Share of the groups with a signal, before any is known."""
 _MEMORY = 0.5
 """Of that share, from one step to the next."""
+_SPARE = 1.5
+"""Standard deviations of the number with a signal that are begun to spare: 7% of the steps need more."""
 
 
 class RolloutSampler:
     """Draws completions of the training's problems with an engine over the model in training."""
 
     def __init__(
-        self, engine: TransformersEngine, prepared: PreparedProblems, rewards: Rewards, config: Config, *, spare: bool
+        self, engine: TransformersEngine, prepared: PreparedProblems, rewards: Rewards, config: Config
     ) -> None:
-        """
-        Args:
-            spare: begin more groups than are likely to do, where decoding them beside the others costs next to nothing.
-        """
         self._engine = engine
         self._prepared = prepared
         self._rewards = rewards
         self._rl = config.rl
         self._seed = config.train_seed
         self._sampling = config.rl.sampling.model_copy(update={"seed": config.train_seed})
-        self._begins_spare = spare and config.rl.oversampling > 1
 
     def draw(self, step: int, before: Drawn | None) -> Drawn:
         """Draw the rollouts of a step.
@@ -69,18 +64,11 @@ class RolloutSampler:
         kept = [] if before is None else [each for each in before.spare if step - each.step <= rl.max_staleness]
         expected = _EXPECTED if before is None else before.facts["expected_signal"]
         batch = _Batch(self, step, 0 if before is None else before.next)
-        batch.begin(self._count(rl.prompts - len(kept), expected), most=self._most(0))
-        while batch.begun > len(batch.groups):
-            own = []
-            with closing(self._engine.generate(batch.requests)) as completions:
-                for group in filter(None, map(batch.take, completions)):
-                    own.append(group)
-                    if not group.has_signal and here().size == 1:
-                        batch.begin(1, most=self._most(batch.begun))
-            new = [group for each in gathered(own) for group in each]
-            batch.groups += new
-            if here().size > 1:
-                batch.begin(sum(not group.has_signal for group in new), most=self._most(batch.begun))
+        while count := self._count(rl.prompts - len(kept), expected, batch):
+            with closing(self._engine.generate(batch.begin(count))) as completions:
+                for completion in completions:
+                    batch.take(completion)
+            batch.groups += [group for each in gathered(batch.scored()) for group in each]
         usable = sorted((each for each in batch.groups if each.has_signal), key=lambda each: each.number)
         usable = [*kept, *usable]
         facts = _facts(batch.groups, self._rewards.names)
@@ -90,16 +78,15 @@ class RolloutSampler:
         spare = usable[rl.prompts :] if rl.max_staleness else []
         return Drawn(step, _advanced(rl, usable[: rl.prompts]), spare, batch.first + batch.begun, facts)
 
-    def _count(self, wanted: int, share: float) -> int:
-        """Return how many groups to begin, for so many with a signal."""
-        if self._rl.oversampling == 1:
-            return wanted
-        share = max(share, 1 / self._rl.oversampling)
-        spread = math.sqrt(wanted * (1 - share)) / share if self._begins_spare else 0.0
-        return math.ceil(wanted / share + spread)
-
-    def _most(self, begun: int) -> int:
-        return round(self._rl.prompts * self._rl.oversampling) - begun
+    def _count(self, wanted: int, share: float, batch: _Batch) -> int:
+        """Return how many groups to begin now, for so many with a signal in the end."""
+        rl = self._rl
+        missing = wanted - sum(group.has_signal for group in batch.groups)
+        share, spread = max(share, 1 / rl.oversampling), 0.0
+        if missing > 0 and rl.oversampling > 1:
+            spread = _SPARE * math.sqrt(missing * (1 - share)) / share
+        most = round(rl.prompts * rl.oversampling) - batch.begun
+        return max(0, min(math.ceil(missing / share + spread), most))
 
     def request(self, step: int, number: int) -> tuple[int, Request]:
         """Return the problem that the prompt of this number asks, and the request of its group."""
@@ -135,57 +122,43 @@ class _Batch:
         self._step = step
         self.first = first
         self.begun = 0
-        self.requests = _Requests()
         self.groups: list[Group] = []
         self.waited = 0.0  # seconds for scores
         self._problems: dict[str, int] = {}
         self._arrived: dict[str, list[tuple[Completion, Future[Reward]]]] = {}
 
-    def begin(self, count: int, *, most: int) -> None:
-        for _ in range(min(count, most)):
-            number = self.first + self.begun
-            self.begun += 1
-            if number % here().size != here().rank:
-                continue
-            problem, request = self._sampler.request(self._step, number)
-            self._problems[request.id] = problem
-            self._arrived[request.id] = []
-            self.requests.ready.append(request)
+    def begin(self, count: int) -> list[Request]:
+        """Begin so many groups; return the requests of those that this rank is to answer."""
+        numbers = range(self.first + self.begun, self.first + self.begun + count)
+        self.begun += count
+        own = [self._sampler.request(self._step, each) for each in numbers if each % here().size == here().rank]
+        self._problems = {request.id: problem for problem, request in own}
+        self._arrived = {request.id: [] for _, request in own}
+        return [request for _, request in own]
 
-    def take(self, completion: Completion) -> Group | None:
-        """Have a completion scored; return its group if it was the last of it.
+    def take(self, completion: Completion) -> None:
+        """Have a completion scored, beside the generation of others.
 
         Raises:
             GenerationError: it failed.
         """
         if completion.finish_reason == "error":
             raise GenerationError(f"a completion could not be drawn: {completion.error}")
-        problem, name = self._problems[completion.request_id], completion.request_id
-        arrived = self._arrived[name]
-        arrived.append((completion, self._sampler.submit(problem, completion)))
-        if len(arrived) < self._sampler._sampling.n:
-            return None
+        name = completion.request_id
+        self._arrived[name].append((completion, self._sampler.submit(self._problems[name], completion)))
+
+    def scored(self) -> list[Group]:
+        """Return the groups whose completions this rank has taken, when they are scored."""
         started = time.monotonic()
-        # Waited for, so that it does not depend on the scorers' speed when a group in its place joins the batch.
-        arrived.sort(key=lambda pair: pair[0].index)
-        rollouts = tuple(_rollout(each, reward.result()) for each, reward in arrived)
+        groups = []
+        for name, arrived in self._arrived.items():
+            arrived.sort(key=lambda pair: pair[0].index)
+            rollouts = tuple(_rollout(each, reward.result()) for each, reward in arrived)
+            problem, number = self._problems[name], int(name.partition("/")[2])
+            prompt = str(self._sampler._prepared.problems[problem].gold.get("prompt", ""))
+            groups.append(Group(problem, number, self._step, prompt, rollouts))
         self.waited += time.monotonic() - started
-        prompt = str(self._sampler._prepared.problems[problem].gold.get("prompt", ""))
-        return Group(problem, int(name.partition("/")[2]), self._step, prompt, rollouts)
-
-
-class _Requests(RequestSource):
-    """Requests of a step; further ones come while the first are answered."""
-
-    def __init__(self) -> None:
-        self.ready: deque[Request] = deque()
-
-    def poll(self) -> Request | None:
-        return self.ready.popleft() if self.ready else None
-
-    @property
-    def done(self) -> bool:
-        return not self.ready
+        return groups
 
 
 def _advanced(rl: Rl, groups: Sequence[Group]) -> list[Group]:

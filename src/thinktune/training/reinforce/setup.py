@@ -85,7 +85,7 @@ def drawing(
         max_rows=rows,
     )
     with Rewards(rl.rewards, max_tokens=rl.max_completion_length, length_buffer=rl.length_buffer) as rewards:
-        trainer.sampler = RolloutSampler(engine, prepared, rewards, config, spare=on_gpu)
+        trainer.sampler = RolloutSampler(engine, prepared, rewards, config)
         trainer.add_callback(_Watch(Warnings(rl, metrics.lines), console))
         yield
 

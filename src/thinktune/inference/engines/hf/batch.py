@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from thinktune.inference.engines.hf.sampler import Sampler
 SPARE = 64  # columns of cache written in place between two copies
 _WORTH_SHARING = 16  # tokens
 _BURST = 16  # tokens
+_MANY = 128  # rows, whose tokens take so long to note that a GPU is given the next burst before
 
 
 class Batch:
@@ -33,6 +35,7 @@ class Batch:
         self._sampler: Sampler
         self._recorded: RecordedStep | None = None
         self._in_bursts = False
+        self._begun: deque[Burst] = deque()  # their tokens are not read yet
 
     @property
     def live(self) -> list[Row]:
@@ -75,21 +78,38 @@ class Batch:
         return Prefilled(rows, line_of, cache, last)
 
     def step(self) -> None:
-        """Decode one more token for every row, or several where none is looked at in between. Finished rows ride along,
-        unread, until `change` drops them."""
+        """Decode one more token for every row, or several where none is looked at in between: of many rows, those of
+        the last call are noted then. Finished rows ride along, unread, until `change` drops them."""
         decoder = self._decoder
         if not self._in_bursts:
             logits = self._forward()
             self._last = decoder.accept(self.rows, logits, self._sampler)
             return
-        # A GPU then never waits for Python, which draws noise and reads tokens meanwhile.
-        left = max(row.limit - len(row.ids) for row in self.live)
-        count = max(1, min(_BURST, columns_of(self._cache) - self.width, left))
+        unread = sum(burst.tokens for burst in self._begun)
+        left = max(row.limit - len(row.ids) for row in self.live) - unread
+        count = min(_BURST, columns_of(self._cache) - self.width, left)
+        if count > 0:
+            self._begun.append(self._begin(count))
+        # A GPU then never waits for Python, which notes tokens, and has them scored, meanwhile.
+        if len(self._begun) > (count > 0 and len(self.rows) >= _MANY):
+            self._note()
+
+    def _begin(self, count: int) -> Burst:
+        """Have so many tokens of every row computed, without waiting for them."""
         drawn = []
         for noise in self._sampler.noise(count):
             drawn.append(self._sampler.draw(self._forward(), noise))
             self._last = drawn[-1][0].long()
-        decoder.accept_several(self.rows, torch.stack(drawn))
+        return Burst.of(torch.stack(drawn))
+
+    def _note(self) -> None:
+        self._decoder.accept_several(self.rows, self._begun.popleft().read())
+
+    def settle(self) -> None:
+        """Note all tokens that are begun, if a row is to go on."""
+        while self._begun and self.live:
+            self._note()
+        self._begun.clear()
 
     def _forward(self) -> torch.Tensor:
         """Compute the logits after the last token of every row."""
@@ -105,7 +125,8 @@ class Batch:
         return logits
 
     def change(self, groups: Sequence[Prefilled], leaving: Collection[Row] = ()) -> None:
-        """Drop finished and leaving rows, take in prefilled ones, and make room for `SPARE` more columns."""
+        """Drop finished and leaving rows, take in prefilled ones, and make room for `SPARE` more columns. All
+        tokens are settled."""
         device, recorder = self._decoder.device, self._decoder.recorder
         self._recorded = None  # its memory is for the next one
         stay = [index for index, row in enumerate(self.rows) if row.reason is None and row not in leaving]
@@ -133,6 +154,33 @@ class Batch:
             self._recorded = RecordedStep(self._decoder, recorder, self._cache, self._starts)
         scored = all(row.request.logprobs for row in rows)
         self._in_bursts = scored and self._recorded is not None and self._sampler.is_plain
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Tokens drawn on a device, on their way from it: `(tokens, 3, rows)` of `Sampler.draw`."""
+
+    drawn: torch.Tensor
+    arrived: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, drawn: torch.Tensor) -> Burst:
+        if not drawn.is_cuda:
+            return cls(drawn, None)
+        here = torch.empty(drawn.shape, dtype=drawn.dtype, pin_memory=True).copy_(drawn, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return cls(here, arrived)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.drawn)
+
+    def read(self) -> torch.Tensor:
+        """Wait for them."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.drawn
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class RowLayer(CacheLayerMixin):
     Attributes:
         column: where the next token goes, and all columns are read under a mask; None: behind the last one, and only
             those are read that are filled.
+        starts: with `column`, that of each row's first token.
     """
 
     is_sliding = False
@@ -39,6 +40,7 @@ class RowLayer(CacheLayerMixin):
         super().__init__()
         self.length = 0
         self.column: torch.Tensor | None = None
+        self.starts: torch.Tensor | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.keys, self.values = key_states, value_states

@@ -37,7 +37,7 @@ class RecordedStep:
         self._mask = torch.zeros(rows, 1, 1, columns, dtype=torch.bool, device=starts.device)
         self._recorded: tuple[torch.cuda.CUDAGraph, torch.Tensor] | None = None
         for layer in row_layers(cache):
-            layer.column = self._column
+            layer.column, layer.starts = self._column, starts
 
     def __call__(self, last: torch.Tensor, positions: torch.Tensor, width: int) -> torch.Tensor:
         """Compute logits `(rows, vocabulary)` after the tokens `last` `(rows,)`, which go into column `width`."""

@@ -40,6 +40,9 @@ class RecomputedBatch:
         for row in self.live:
             self._write(row)
 
+    def settle(self) -> None:
+        """Do nothing: no token is on its way."""
+
     def change(self, groups: Sequence[Prefilled], leaving: Collection[Row] = ()) -> None:
         joining = [row for group in groups for row in group.rows]
         self.rows = [row for row in [*self.rows, *joining] if row.reason is None and row not in leaving]

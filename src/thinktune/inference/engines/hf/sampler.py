@@ -131,8 +131,9 @@ class Sampler:
         return isinstance(self._drawn, slice) and bool(self._noises) and not touched
 
     def noise(self, count: int) -> torch.Tensor:
-        """Draw the noise of the next tokens, float32 `(count, rows, 1)`."""
-        return torch.stack([_noise(self._noises, torch.device("cpu")) for _ in range(count)]).to(self._device)
+        """Draw the noise of the next tokens, float32 `(count, rows, 1)`, without a wait for the device."""
+        drawn = torch.stack([_noise(self._noises, torch.device("cpu")) for _ in range(count)])
+        return drawn.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else drawn
 
     def draw(self, logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Draw token ids as `pick` does where it `is_plain`, with one pass over the logits, and no wait for the device.

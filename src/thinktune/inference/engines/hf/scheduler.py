@@ -16,6 +16,9 @@ from thinktune.inference.engines.hf.recompute import RecomputedBatch
 
 OUT_OF_MEMORY_HINT = "lower infer.batch_tokens, max_tokens or the length of the prompts, or use a smaller model"
 
+_MOST_PREFILLED = 1024
+"""Rows whose first tokens are drawn together; their logits lie in memory at a time."""
+
 log = logging.getLogger(__name__)
 
 
@@ -90,6 +93,7 @@ class Scheduler:
 
     def _change(self) -> None:
         """Let rows in while the limits last, or send the newest ones back if the batch has outgrown them."""
+        self._batch.settle()
         live = self._batch.live
         leaving = self._overflow(live)
         if not leaving:
@@ -119,16 +123,26 @@ class Scheduler:
         return chosen
 
     def _prefill_groups(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        """Divide rows into those read together: of one length, where states would read the padding."""
+        """Divide rows into those read together: of one length, where states would read the padding.
+
+        With CUDA graphs, the kernels of a prompt are launched one by one, which takes longer than they do: a prompt
+        that several rows share is then counted once, as it is read.
+        """
         group: list[Row] = []
+        read: set[int] = set()  # a number for each prompt
         width = 0
-        alike = self._decoder.reads_padding
+        alike, once = self._decoder.reads_padding, self._decoder.recorder is not None
         for row in sorted(rows, key=lambda row: -row.length) if alike else rows:
+            prompt = id(row.request) if once and not row.ids else id(row)
             width = max(width, row.length)
-            if group and ((len(group) + 1) * width > self._limits.prefill or (alike and row.length < width)):
+            too_many = (len(read) + (prompt not in read)) * width > self._limits.prefill or len(
+                group
+            ) >= _MOST_PREFILLED
+            if group and (too_many or (alike and row.length < width)):
                 yield group
-                group, width = [], row.length
+                group, read, width = [], set(), row.length
             group.append(row)
+            read.add(prompt)
         if group:
             yield group
 
