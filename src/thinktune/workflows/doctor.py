@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, requires, version
-from json import dumps
+from json import dumps, loads
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -24,13 +25,13 @@ from packaging.requirements import Requirement
 from thinktune.errors import ThinktuneError
 from thinktune.models import builtin
 from thinktune.models.cache import cache_folder
-from thinktune.models.device import choose_device, describe_hardware, free_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _GIB = 2**30
 _TIMEOUT = 2.0  # seconds a host gets to answer
+_TORCH_TIMEOUT = 60.0  # seconds PyTorch gets to start and to find its device
 _CACHE_SECONDS = 0.5  # for the size of a cache, which may have a hundred thousand files
 _EXTRAS = {
     "quant": "quantize: int8 and nf4, 8-bit AdamW",
@@ -53,11 +54,10 @@ def report() -> dict[str, Any]:
     Keys: python, system, hardware, libraries, extras, builtin_model, caches, disk, network, programs, advice.
     Memory and disk are in GiB. `advice` is a list of {"level": "impossible" | "slow" | "note", "what", "do"}.
     """
-    hubs = _ask_hubs()  # they answer while the rest is inspected
+    hardware, hubs = _ask_torch(), _ask_hubs()  # they answer while the rest is inspected
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "hardware": _hardware(),
         "libraries": _libraries(),
         "extras": {name: _extra(name) for name in _EXTRAS},
         "builtin_model": _builtin_model(),
@@ -65,7 +65,7 @@ def report() -> dict[str, Any]:
         "disk": {str(place): _free_disk(place) for place in (Path.cwd(), cache_folder(), _cache_folders()["hub"])},
         "programs": _confinement(),
     }
-    facts["network"] = hubs()
+    facts |= {"hardware": hardware(), "network": hubs()}
     return {**facts, "advice": list(_advise(facts))}
 
 
@@ -139,14 +139,41 @@ def _rows(facts: dict[str, Any]) -> Iterable[tuple[str, list[str]]]:
     yield "network", [f"{name}: {entry['state']}" for name, entry in facts["network"].items()]
 
 
-def _hardware() -> dict[str, Any]:
-    try:
+_ASK_TORCH = """
+import json, sys
+from thinktune.imports import importing
+from thinktune.models.device import choose_device, describe_hardware, free_memory
+try:
+    with importing():
         device = choose_device("auto")
-        facts = {**describe_hardware(device), "free_memory_gib": round(free_memory(device) / _GIB, 1)}
-    # PyTorch may be absent, or present and broken: libraries that do not load, drivers that do not answer.
-    except (ImportError, OSError, RuntimeError, ThinktuneError) as error:
-        return {"device": None, "problem": str(error).splitlines()[0] if str(error) else type(error).__name__}
-    return {**facts, "driver": shutil.which("nvidia-smi") is not None}
+        facts = {**describe_hardware(device), "free_memory_gib": round(free_memory(device) / 2**30, 1)}
+except Exception as error:  # libraries that do not load, drivers that do not answer
+    facts = {"device": None, "problem": (str(error).splitlines() or [type(error).__name__])[0]}
+print(json.dumps(facts))
+"""
+
+
+def _ask_torch() -> Callable[[], dict[str, Any]]:
+    """Import PyTorch in a process of its own, and return a function that collects what it finds.
+
+    Half of the time that all of this takes is that import; and a library that ends the process is a finding, too.
+    """
+    command = [sys.executable, "-P", "-W", "ignore", "-c", _ASK_TORCH]
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    def collect() -> dict[str, Any]:
+        try:
+            found = child.communicate(timeout=_TORCH_TIMEOUT)[0].splitlines()
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            return {"device": None, "problem": f"it did not answer within {_TORCH_TIMEOUT:.0f} s"}
+        if child.returncode:
+            return {"device": None, "problem": f"its import ended the process with code {child.returncode}"}
+        facts: dict[str, Any] = loads(found[-1])
+        return facts if facts["device"] is None else {**facts, "driver": shutil.which("nvidia-smi") is not None}
+
+    return collect
 
 
 def _libraries() -> dict[str, dict[str, Any]]:
