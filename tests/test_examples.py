@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from typer.testing import CliRunner
 
+from thinktune.cli import app
 from thinktune.config import Load, load_config
 from thinktune.data import load_examples
 from thinktune.scoring.own_reward import OwnReward
@@ -58,18 +59,34 @@ def test_the_own_reward_counts() -> None:
         reward.close()
 
 
+def _arguments(script: str) -> list[str]:
+    """Return what bash makes of a call of thinktune."""
+    shell = ["bash", "-ec", f"thinktune() {{ printf '%s\\n' \"$@\"; }}\n{script}"]
+    return subprocess.run(shell, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
 @pytest.mark.slow
 def test_the_notebook_runs_from_its_first_cell_to_its_last(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """In this process: with a kernel, and a process for each command, most of the time went into imports."""
     shutil.copy("rows.jsonl", tmp_path)
+    notebook = nbformat.read("first_steps.ipynb", as_version=4)  # type: ignore[no-untyped-call]
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MODEL", str(tiny_model))
     monkeypatch.setenv("STEPS", "2")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    notebook = nbformat.read("first_steps.ipynb", as_version=4)  # type: ignore[no-untyped-call]
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    printed = ["".join(out.get("text", "") for out in cell.get("outputs", [])) for cell in notebook.cells]
-    assert "40 rows read, 40 kept" in printed[1]
+    names: dict[str, Any] = {}
+    printed = []
+    for source in (cell.source for cell in notebook.cells if cell.cell_type == "code"):
+        magic, _, script = source.partition("\n")
+        if magic == "%%bash":
+            done = CliRunner().invoke(app, _arguments(script), catch_exceptions=False)
+            assert done.exit_code == 0, done.output
+            printed.append(done.output)
+        else:
+            exec(compile(source, "cell", "exec"), names)
+            printed.append(capsys.readouterr().out)
+    assert "40 rows read, 40 kept" in printed[0]
     assert (tmp_path / "runs/rows/report.html").exists()
     assert printed[-1].startswith("base: ")
     assert "tuned: " in printed[-1]

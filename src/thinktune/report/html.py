@@ -104,12 +104,13 @@ def _scores(comparison: Comparison) -> dict[str, Any]:
     # Those that changed first: lost, gained, of another outcome, the rest.
     problems = sorted(_problems(candidates), key=lambda problem: CHANGES.index(problem["change"]))
     changes = Counter(problem["change"] for problem in problems)
+    columns = [(name, cell) for name, cell in COLUMNS if any(cell(each) != "–" for each in candidates)]
     return {
         "changes": {name: changes[name] for name in CHANGES if changes[name]},
         "headline": headline(comparison),
         "bars": _bars(candidates),
-        "headings": [heading for heading, _ in COLUMNS],
-        "rows": [(each.name, [cell(each) for _, cell in COLUMNS]) for each in candidates],
+        "headings": [heading for heading, _ in columns],
+        "rows": [(each.name, [cell(each) for _, cell in columns]) for each in candidates],
         "outcomes": _outcomes(candidates),
         "sentences": list(sentences(comparison)),
         "figures": comparison.figures(),

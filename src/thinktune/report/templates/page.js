@@ -47,3 +47,5 @@ addEventListener("beforeprint", () => {
   });
   update();
 })();
+// What scrolls sideways can be scrolled by keyboard.
+for (const each of document.querySelectorAll(".wide, pre")) if (each.scrollWidth > each.clientWidth) each.tabIndex = 0;
