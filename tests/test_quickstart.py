@@ -20,12 +20,6 @@ def _shared_model(monkeypatch: pytest.MonkeyPatch, builtin_cache: Path) -> None:
     monkeypatch.setenv("THINKTUNE_CACHE", str(builtin_cache))
 
 
-@pytest.fixture(scope="module")
-def builtin_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One conversion of the built-in model for all tests here."""
-    return tmp_path_factory.mktemp("cache")
-
-
 def test_quickstart_teaches_the_format_and_writes_its_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

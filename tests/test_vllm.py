@@ -30,10 +30,10 @@ QUESTIONS = ("What is 7 times 8?", "Name three colours.", "Is 91 a prime number?
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The built-in model is converted once for this file."""
+def _one_cache(builtin_cache: Path) -> Iterator[None]:
+    """The built-in model is converted once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("THINKTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("THINKTUNE_CACHE", str(builtin_cache))
         yield
 
 

@@ -179,7 +179,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "state_failed": ("failed: {error}", "失败：{error}"),
     "file_first": ("choose a file first", "请先选择文件"),
     "item_id": ("id", "编号"),
-    "item_type": ("type", "类型"),
+    "item_type": ("Type", "类型"),
     "prompt": ("prompt", "提问"),
     # runs
     "runs": ("Runs", "运行"),

@@ -118,7 +118,7 @@ class BatchTab:
             return _fault_list(faults(Path(file)), words) or plain(reason(error), "error")
         golds = golds_of(file)
         text = words("checked", items=len(items), types=", ".join(types_of(items)), golds=len(golds))
-        heads = [words("item_id"), words("item_type"), words("prompt"), words("reference")]
+        heads = [words("item_id"), words("item_type").lower(), words("prompt"), words("reference")]
         rows = [
             [
                 str(item.id),

@@ -47,6 +47,15 @@ _SAVE = """(conversation) => {
     link.download = "conversation.json";
     link.click();
 }"""
+_TAKE = """(question, ...rest) => {
+    const box = document.querySelector("#chat-question textarea");
+    if (question.trim() && box.value === question) {
+        box.value = "";
+        box.dispatchEvent(new Event("input", {bubbles: true}));
+    }
+    return [question, ...rest];
+}"""
+"""Empties the box at once, by the page itself: an answer of the server would take along what is typed meanwhile."""
 
 
 class ChatTab:
@@ -153,7 +162,7 @@ class ChatTab:
             *((example.click, example) for example in self.examples),
         ):
             # Several at once: those that come while an answer is written wait in line.
-            event(self.ask, [question, *asked], shown, trigger_mode="multiple", **own).then(*keep, **own)
+            event(self.ask, [question, *asked], shown, trigger_mode="multiple", js=_TAKE, **own).then(*keep, **own)
         self.again.click(self.ask_again, asked, shown, **own).then(*keep, **own)
         self.stop.click(self.stop_answers, None, None, queue=False, **quiet)
         self.edit.click(self.edit_question, self.conversation, shown, **own)
@@ -213,10 +222,8 @@ class ChatTab:
             return
         session = str(request.session_hash)
         line = self._waiting.add(session, question[:_MOST_QUESTION], 0, settings)
-        if line is None:
-            yield "", *[gr.skip()] * 4
-            return
-        yield from self._answer_line(line, conversation, turns_of(conversation), request)
+        if line is not None:
+            yield from self._answer_line(line, conversation, turns_of(conversation), request)
 
     def ask_again(self, request: gr.Request, conversation: Any, *settings: Any) -> Iterator[tuple[Any, ...]]:
         """Answer the last question anew, with other random numbers."""
@@ -244,7 +251,7 @@ class ChatTab:
     def forget(self, request: gr.Request) -> tuple[Any, ...]:
         """Begin a new conversation, and stop the answers in progress; the list has the others."""
         self._drop(request)
-        return "", {"turns": []}, [], [], "", gr.update(value=None)
+        return gr.skip(), {"turns": []}, [], [], "", gr.update(value=None)
 
     def open(self, chosen: str, kept: Any, request: gr.Request) -> tuple[Any, ...]:
         """Show another conversation of the list."""
@@ -257,7 +264,7 @@ class ChatTab:
     def delete_conversation(self, conversation: Any, kept: Any, request: gr.Request) -> tuple[Any, ...]:
         self._drop(request)
         rest = [each for each in listed(kept) if id_of(each) != id_of(conversation)]
-        return "", {"turns": []}, [], [], "", gr.update(choices=titles(rest), value=None), rest
+        return gr.skip(), {"turns": []}, [], [], "", gr.update(choices=titles(rest), value=None), rest
 
     def keep(self, conversation: Any, kept: Any) -> tuple[Any, ...]:
         """Put the conversation into the list."""
@@ -317,20 +324,19 @@ class ChatTab:
     ) -> Generator[tuple[Any, ...], None, bool]:  # fmt: skip
         """Answer the last turn's question; return whether the next one is to be answered."""
         words = Words(request)
-        models = [first, second] if second else [first]
+        models, last = [first, second] if second else [first], turns[-1]
         try:
             chosen = _sampling(sampling)
         except ConfigError as error:
-            yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), plain(str(error))
+            yield last["question"], gr.skip(), gr.skip(), gr.skip(), plain(str(error))
             return False
-        last = turns[-1]
         session = str(request.session_hash)
         handle = self._studio.sessions.open(session)
         told = [history(turns, side) for side in range(len(models))]
         kept = {"id": identity, "turns": turns}
         try:
             sides = side_shown(turns, 0, words), side_shown(turns, 1, words)
-            yield "", kept, *sides, plain("…", "said busy")
+            yield gr.skip(), kept, *sides, plain("…", "said busy")
             name = f"ask {last['attempt']}" if last["attempt"] else "ask"
             pause = min(1.0, _SECONDS_A_SESSION * self._studio.sessions.active)
             answers = read_answers(

@@ -107,7 +107,7 @@ class RunsTab:
 
 def _table(runs: Sequence[Run], words: Words) -> dict[str, Any]:
     headers = ["name", "state", "step", "loss", "held_out_loss", "accuracy", "format_rate", "tokens_per_second"]
-    return {"headers": [words(header) for header in headers], "data": [list(_row(run, words)) for run in runs]}
+    return {"headers": [words(header).lower() for header in headers], "data": [list(_row(run, words)) for run in runs]}
 
 
 def _row(run: Run, words: Words) -> Iterator[str]:
