@@ -28,6 +28,7 @@ from thinktune.config import Load, Sampling
 from thinktune.data import prepare
 from thinktune.files import write_json_lines
 from thinktune.inference.engines import EngineSettings, Request, open_engine
+from thinktune.inference.engines.hf.cuda_graph import Recorder
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.hf.sampler import Sampler, row_noise
 from thinktune.models import load_model
@@ -37,6 +38,7 @@ from thinktune.planner.recompute_policy import RecomputePolicy
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.collator import PackedCollator
 from thinktune.training.fused import flex_attention
+from thinktune.training.fused.kernels.decode_attention import decode_attention
 from thinktune.training.fused.packed_attention import packed_attention, packed_documents
 from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.out_of_memory import free_memory_of_the_past
@@ -338,3 +340,29 @@ def test_a_wide_nucleus_is_drawn_from_as_on_a_cpu() -> None:
         return ids.cpu()
 
     assert (pick(DEVICE) != pick("cpu")).sum() <= 2
+
+
+def test_attention_of_a_decoded_token_is_replayed_for_the_columns_that_follow() -> None:
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    drawn = torch.randn(300, 15, 64, generator=generator, device=DEVICE).bfloat16()
+    cache = torch.randn(2, 300, 3, 200, 64, generator=generator, device=DEVICE).bfloat16()
+    keys, values = cache.clone()
+    query, key, value = (each.transpose(0, 1) for each in drawn.split([9, 3, 3], 1))
+    starts, column = torch.randint(0, 90, (300,), generator=generator, device=DEVICE), torch.tensor([99], device=DEVICE)
+
+    def attend() -> torch.Tensor:
+        return decode_attention(query, key, value, keys, values, starts, column, 0.125)
+
+    recorded = Recorder(torch.device(DEVICE)).record(attend)
+    assert recorded is not None
+    graph, found = recorded
+    for at in (99, 100, 101, 180):
+        column.fill_(at)
+        graph.replay()
+        cache[:, :, :, at] = torch.stack(drawn.split([9, 3, 3], 1)[1:])
+        mask = (torch.arange(at + 1, device=DEVICE) >= starts[:, None])[:, None, None]
+        own_keys, own_values = cache[..., : at + 1, :].float().repeat_interleave(3, 2)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            drawn[:, :9, None].float(), own_keys, own_values, attn_mask=mask, scale=0.125
+        )[:, :, 0]
+        assert (found.float() - expected).norm() < 0.01 * expected.norm()

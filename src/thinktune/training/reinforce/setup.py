@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from thinktune.config import Config
 from thinktune.data import Tokens
-from thinktune.inference.engines.hf.batch import SPARE
+from thinktune.inference.engines.hf.decoder import SPARE
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Loaded
 from thinktune.planner.pack_lengths import in_rollout_packs, rollout_packs
@@ -32,6 +32,8 @@ _MOST_ROWS = 2048
 """Completions decoded together on a GPU. While some wait to come in, the batch changes every few tokens, which takes as
 long as five tokens do: of 2,048 completions of a small model, 1,024 at a time, three bursts of four came after a change
 (one H100)."""
+_SPARE = 128
+"""Columns of cache that are filled between two copies on a GPU, whose fused layers read none that is empty."""
 
 
 def plan_rollouts(model: PeftModel, config: Config, loaded: Loaded, prepared: PreparedProblems) -> Plan:
@@ -83,6 +85,7 @@ def drawing(
         # On a CPU not by the memory that happens to be free: the rounding of a batch must not depend on it.
         max_batch_tokens=None if on_gpu else rows * (prepared.longest_prompt + rl.max_completion_length + SPARE),
         max_rows=rows,
+        spare=_SPARE if on_gpu else SPARE,
     )
     with Rewards(rl.rewards, max_tokens=rl.max_completion_length, length_buffer=rl.length_buffer) as rewards:
         trainer.sampler = RolloutSampler(engine, prepared, rewards, config)

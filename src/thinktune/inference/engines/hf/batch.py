@@ -15,7 +15,6 @@ from thinktune.inference.engines.hf.graphed_step import RecordedStep
 from thinktune.inference.engines.hf.kv_cache import Piece, columns_of, merge, spread
 from thinktune.inference.engines.hf.sampler import Sampler
 
-SPARE = 64  # columns of cache written in place between two copies
 _WORTH_SHARING = 16  # tokens
 _BURST = 16  # tokens
 _MANY = 128  # rows, whose tokens take so long to note that a GPU is given the next burst before
@@ -125,7 +124,7 @@ class Batch:
         return logits
 
     def change(self, groups: Sequence[Prefilled], leaving: Collection[Row] = ()) -> None:
-        """Drop finished and leaving rows, take in prefilled ones, and make room for `SPARE` more columns. All
+        """Drop finished and leaving rows, take in prefilled ones, and make room for `spare` more columns. All
         tokens are settled."""
         device, recorder = self._decoder.device, self._decoder.recorder
         self._recorded = None  # its memory is for the next one
@@ -145,7 +144,7 @@ class Batch:
             for cache, members, chosen, lines, _ in sources
         ]
         self._last = torch.cat([last[torch.tensor(chosen, device=device)] for _, _, chosen, _, last in sources])
-        self._cache = merge(pieces, SPARE)
+        self._cache = merge(pieces, self._decoder.spare)
         self.rows = rows
         self.width = max(piece.width for piece in pieces)
         self._starts = torch.tensor([self.width - row.length + 1 for row in rows], device=device)

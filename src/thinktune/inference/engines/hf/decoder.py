@@ -17,6 +17,8 @@ from thinktune.inference.engines.hf.cache_layers import Layout
 from thinktune.inference.engines.hf.cuda_graph import Recorder
 from thinktune.inference.engines.hf.sampler import NgramBlocker, Sampler, row_noise
 
+SPARE = 64  # columns of cache written in place between two copies
+
 
 @dataclass(eq=False)
 class Row:
@@ -68,6 +70,7 @@ class Decoder:
     device: torch.device
     reads_padding: bool = False  # the states in its cache do, so that prompts read together are of one length
     recorder: Recorder | None = None
+    spare: int = SPARE
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         """Compute logits `(rows, vocabulary)` after the last of ids `(rows, n)`; mask is True at attended columns,

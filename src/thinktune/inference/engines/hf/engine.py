@@ -29,7 +29,7 @@ from thinktune.inference.engines.hf.cache_size import (
     tokens_that_fit,
 )
 from thinktune.inference.engines.hf.cuda_graph import Recorder, attends_to_all
-from thinktune.inference.engines.hf.decoder import Decoder, Row
+from thinktune.inference.engines.hf.decoder import SPARE, Decoder, Row
 from thinktune.inference.engines.hf.kv_cache import ATTENTION, register_attention
 from thinktune.inference.engines.hf.loglikelihood import likelihoods
 from thinktune.inference.engines.hf.packed_linear import packed_linears
@@ -58,6 +58,7 @@ class TransformersEngine(Engine):
         stop_ids: token ids that end a completion.
         max_batch_tokens: rows times columns of the cache held at once; None chooses from free memory.
         max_rows: completions decoded together; None: a good number for the device.
+        spare: columns of cache to fill between two copies of it.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class TransformersEngine(Engine):
         *,
         max_batch_tokens: int | None = None,
         max_rows: int | None = None,
+        spare: int = SPARE,
     ) -> None:
         config = model.config.get_text_config()
         register_attention()
@@ -85,6 +87,7 @@ class TransformersEngine(Engine):
             layout=layout_of(config),
             device=embedding.device,
             recorder=Recorder(embedding.device) if on_gpu and attends_to_all(config) else None,
+            spare=spare,
         )
         size = CacheSize(1)
         if self._decoder.layout is None:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import torch
 
 from thinktune.errors import GenerationError
-from thinktune.inference.engines.hf.batch import SPARE, Batch, Prefilled
+from thinktune.inference.engines.hf.batch import Batch, Prefilled
 from thinktune.inference.engines.hf.decoder import Decoder, Row
 from thinktune.inference.engines.hf.recompute import RecomputedBatch
 
 OUT_OF_MEMORY_HINT = "lower infer.batch_tokens, max_tokens or the length of the prompts, or use a smaller model"
 
+_FEW = 128
+"""Rows up to which reading the weights is most of a step."""
 _MOST_PREFILLED = 1024
 """Rows whose first tokens are drawn together; their logits lie in memory at a time."""
 
@@ -87,9 +89,11 @@ class Scheduler:
         """Return the share of rows at which to change the batch before its columns are used up.
 
         Changing copies the cache, and records a CUDA graph anew: where no rows wait to come in, a graph's step takes
-        about as long with those that are done as without.
+        about as long with those that are done as without, all the more so of few rows.
         """
-        return 0.5 if self._decoder.recorder is not None and not self.waiting else 7 / 8
+        if self._decoder.recorder is None or self.waiting:
+            return 7 / 8
+        return 0.5 if len(self._batch.rows) > _FEW else 0.25
 
     def _change(self) -> None:
         """Let rows in while the limits last, or send the newest ones back if the batch has outgrown them."""
@@ -104,15 +108,15 @@ class Scheduler:
         self._cap = min(self._cap * 2, self._limits.rows)
 
     def _overflow(self, live: Sequence[Row]) -> list[Row]:
-        """Choose the rows to send back, the shortest completions, so that the rest may grow by `SPARE` columns."""
-        width = max((row.length for row in live), default=0) + SPARE + self._limits.state
+        """Choose the rows to send back, the shortest completions, so that the rest may grow by `spare` columns."""
+        width = max((row.length for row in live), default=0) + self._decoder.spare + self._limits.state
         fitting = max(1, self._limits.tokens // width)
         return sorted(live, key=lambda row: len(row.ids))[: max(0, len(live) - fitting)]
 
     def _next_rows(self, live: Sequence[Row]) -> list[Row]:
         """Take as many waiting rows as fit beside the live ones; always one if none is live."""
         width = max((row.length for row in live), default=0)
-        beside = SPARE + self._limits.state
+        beside = self._decoder.spare + self._limits.state
         chosen: list[Row] = []
         while self.waiting:
             count = len(live) + len(chosen)
