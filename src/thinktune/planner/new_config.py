@@ -164,7 +164,7 @@ def _text(
         ("train:", ""),
         (f"  pack_length: {pack_length}", f"tokens a step: about {steps:,} steps in all"),
         (f"  epochs: {epochs}", "how often each row is seen; watch the scores before taking more"),
-        ("  learning_rate: auto", "by model, adapter and rows a step; thinktune plan shows the number and its rule"),
+        ("  learning_rate: auto", "by model, adapter and method; thinktune plan shows the number and its rule"),
         ("", ""),
         ("ask:", ""),
         ("  questions:", "answered when training ends; these are held out" if test else "answered when training ends"),
