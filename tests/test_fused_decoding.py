@@ -40,7 +40,7 @@ def drawn(model: Any) -> list[tuple[tuple[int, ...], list[float]]]:
     engine = TransformersEngine(model, make_tiny_tokenizer(), (2,))
     if DEVICE == "cpu":
         engine._decoder = replace(engine._decoder, recorder=Unrecorded())  # type: ignore[arg-type]
-    sampling = Sampling(n=3, temperature=1.0, max_tokens=6, stop=(), seed=1)
+    sampling = Sampling(n=3, temperature=1.0, max_tokens=4, stop=(), seed=1)
     requests = [Request(str(at), list(range(5, 9 + 3 * at)), sampling, logprobs=True) for at in range(2)]
     found = sorted(engine.generate(requests), key=lambda each: (each.request_id, each.index))
     return [(tuple(each.token_ids), list(each.logprobs)) for each in found]

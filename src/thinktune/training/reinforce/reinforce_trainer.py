@@ -32,6 +32,8 @@ from thinktune.training.trainer import ThinkTrainer
 
 _WATCHED = 16
 """One completion in so many is also scored by the adapter that training began with."""
+_SCARCE = 0.8
+"""Share of a GPU's memory, in use or kept for use, above which the latter is given back between drawing and update."""
 _UNEVEN = 1.05
 """Tokens of a rank's batch, over its share: completions are not split."""
 
@@ -213,10 +215,10 @@ def _by_rollout(batches: list[RolloutBatch], numbers: list[torch.Tensor]) -> dic
 
 
 def _free_if_scarce(device: torch.device) -> None:
-    """Give memory that is not in use back to a GPU, if it is most of it: pieces of a KV cache would not fit the tensors
+    """Give memory that is not in use back to a GPU, if it is nearly all: pieces of a KV cache would not fit the tensors
     of an update, nor theirs a cache."""
     if device.type != "cuda":
         return
     total = torch.cuda.get_device_properties(device).total_memory * torch.cuda.get_per_process_memory_fraction(device)
-    if torch.cuda.memory_reserved(device) > total / 2:
+    if torch.cuda.memory_reserved(device) > _SCARCE * total:
         torch.cuda.empty_cache()

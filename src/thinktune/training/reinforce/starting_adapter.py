@@ -39,5 +39,4 @@ class StartingAdapter:
 
     @torch.no_grad()
     def _put(self, weights: list[torch.Tensor]) -> None:
-        for parameter, weight in zip(self._model.trained, weights, strict=True):
-            parameter.copy_(weight)
+        torch._foreach_copy_(self._model.trained, weights)  # hundreds of small ones

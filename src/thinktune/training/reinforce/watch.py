@@ -13,7 +13,7 @@ from thinktune.training.reinforce.rollout_batches import RolloutBatch
 
 PREFIX = "rl/"
 """Of the figures' names in metrics.jsonl and in further loggers."""
-_NO_ENTROPY = 0.02
+_NO_ENTROPY = 0.005
 """Nats a token, below which completions of a prompt hardly differ any more."""
 _SEVERAL = 5
 """Steps in a row that make a trend."""
