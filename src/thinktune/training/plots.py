@@ -90,7 +90,9 @@ def _draw_policy(axes: Any, lines: Lines) -> None:
     at = [line["step"] for line in lines]
     entropies = [line.get("rl/entropy", math.nan) for line in lines]
     axes.plot(at, entropies, color="tab:purple", label="entropy")
-    axes.plot(at, [line.get("rl/divergence", math.nan) for line in lines], color="tab:brown", label="divergence")
+    known = [line for line in lines if "rl/divergence" in line]  # not in every step
+    divergences = [line["rl/divergence"] for line in known]
+    axes.plot([line["step"] for line in known], divergences, color="tab:brown", label="divergence")
     axes.set_ylabel("nats a token")
     axes.legend()
     axes.grid(alpha=0.3)
