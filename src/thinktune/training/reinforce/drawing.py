@@ -50,6 +50,7 @@ class RolloutSampler:
         self._rl = config.rl
         self._seed = config.train_seed
         self._sampling = config.rl.sampling.model_copy(update={"seed": config.train_seed})
+        self._orders: dict[int, list[int]] = {}  # of the problems, by epoch
 
     def draw(self, step: int, before: Drawn | None) -> Drawn:
         """Draw the rollouts of a step.
@@ -99,9 +100,11 @@ class RolloutSampler:
     def _problem(self, number: int) -> int:
         """Return the problem of a prompt: all problems once, in an order drawn by the seed, then in another order."""
         epoch, place = divmod(number, len(self._prepared.train))
-        order = list(range(len(self._prepared.train)))
-        Random(f"{self._seed}/{epoch}").shuffle(order)
-        return order[place]
+        if epoch not in self._orders:  # to shuffle thousands for each prompt takes as long as to decode some tokens
+            order = list(range(len(self._prepared.train)))
+            Random(f"{self._seed}/{epoch}").shuffle(order)
+            self._orders = {epoch: order}
+        return self._orders[epoch][place]
 
     def submit(self, problem: int, completion: Completion) -> Future[Reward]:
         item = self._prepared.problems[problem]
