@@ -15,7 +15,7 @@ from test_ranks import train_until
 from thinktune.cli import app
 from thinktune.config import Config, load_config, parse_config
 from thinktune.data import prepare
-from thinktune.errors import ConfigError, ModelError, OutOfMemory, UsageError
+from thinktune.errors import ConfigError, ModelError, OutOfMemory, ThinktuneError, UsageError
 from thinktune.export.merge import merge
 from thinktune.export.model_card import write_cards
 from thinktune.models import load_model, resolve
@@ -199,5 +199,28 @@ def test_every_verb_takes_the_run(finished: Path, tiny_model: Path, tmp_path: Pa
     for call in calls:
         result = CliRunner().invoke(app, call)
         assert result.exit_code == 0, (call, result.output, result.exception)
-    refused = CliRunner().invoke(app, ["merge", str(finished)])
+    zh = (finished / "report.html").read_text(encoding="utf-8")
+    assert "，全部权重，" in zh
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (["merge", "RUN"], "nothing to merge: all weights of RUN were trained"),
+        (["verify", "RUN/merged", "--load", "device=cpu"], "name the run: thinktune verify RUN"),
+        (["train", "RUN/config.yaml", "lora.init=RUN", "output=NEW"], "RUN were trained: name it as the model"),
+        (["train", "RUN/config.yaml", "output=NEW", "load.device=cpu", "--gpus", "2"], "lora: null runs on one GPU"),
+        (["run", "RUN/config.yaml", "output=NEW", "--gpus", "all"], "lora: null runs on one GPU"),
+    ],
+)  # fmt: skip
+def test_what_wants_an_adapter_or_several_gpus_says_what_to_do_instead(
+    finished: Path, tmp_path: Path, call: list[str], says: str
+) -> None:
+    places = {"RUN": str(finished), "NEW": str(tmp_path / "new")}
+    for name, place in places.items():
+        call, says = [word.replace(name, place) for word in call], says.replace(name, place)
+    refused = CliRunner().invoke(app, call)
     assert refused.exit_code == 1
+    assert isinstance(refused.exception, ThinktuneError)
+    assert says in f"{refused.exception.message} {refused.exception.hint}"

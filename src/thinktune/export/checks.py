@@ -112,7 +112,7 @@ def checks_of_engine(
         passed = abs(share - 1) <= max(SHARE, 4 * error)
     yield Check(
         "engine: log-probabilities",
-        f"{gap:.2g} nats apart, {share:.0%} ± {error:.0%} of the adapter's effect",
+        f"{gap:.2g} nats apart, {share:.0%} ± {error:.0%} of the training's effect",
         f"{bound:.2g}, {1 - SHARE:.0%} to {1 + SHARE:.0%}",
         passed,
     )
@@ -130,7 +130,7 @@ def checks_of_engine(
 
 
 def _can_tell(seen: Compared) -> bool:
-    """Return whether the adapter's effect can be seen above rounding errors."""
+    """Return whether the training's effect can be seen above rounding errors."""
     return _mean_gap(seen.base.top, seen.adapter.top) > 10 * noise(seen.wide) * _size(seen.adapter.top)
 
 

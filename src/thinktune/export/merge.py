@@ -126,13 +126,13 @@ def merge(
 
     load = load or Load()
     resolved = resolve(reference, load, prefer_merged=False)
-    if resolved.settings.get("whole"):
+    if resolved.is_whole:
         raise ModelError(
             f"nothing to merge: all weights of {reference} were trained, and {resolved.folder} is its model",
             hint="use it as it is: infer, eval, export and the others take it",
         )
     if resolved.adapter is None:
-        raise ModelError(f"{reference} has no adapter to merge", hint="name a run folder or an adapter folder")
+        raise ModelError(f"{reference} has no adapter to merge", hint=resolved.adapter_hint)
     out = (out or _default_folder(resolved.adapter)).absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(out.with_name(f".{out.name}.lock")):

@@ -98,9 +98,10 @@ def verify(
     load = opened.settings.load
     run = RunFolder(Path(reference))
     resolved = resolve(reference, load)
-    whole = bool(resolved.settings.get("whole"))
+    whole = resolved.is_whole
     if resolved.kind != "run" or resolved.folder.resolve() != run.merged.resolve():
-        raise ModelError(f"{reference} has no merged model to verify", hint=f"thinktune merge {reference}")
+        remedy = f"name the run: thinktune verify {run.path.parent}" if whole else f"thinktune merge {reference}"
+        raise ModelError(f"{reference} has no merged model to verify", hint=remedy)
     record = run.path / "verify.json"
     weights = f"{folder_digest(run.merged)[:32]} {'whole' if whole else adapter_sha256(run.adapter)[:32]}"
     fingerprint = f"2 {opened.fingerprint} {weights} {opened.settings.engine} {prompts} {max_tokens}"

@@ -69,6 +69,18 @@ class Resolved:
     def adapter(self) -> Path | None:
         return self.adapters[-1] if self.adapters else None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of its weights were trained (`lora: null`)."""
+        return bool(self.settings.get("whole"))
+
+    @property
+    def adapter_hint(self) -> str:
+        """A remedy where an adapter is wanted and this is none."""
+        if self.is_whole:
+            return f"all weights of {self.reference} were trained: name it as the model"
+        return "name a run or an adapter folder"
+
 
 def resolve(reference: str | Path, load: Load, *, weights: bool = True, prefer_merged: bool = True) -> Resolved:
     """Find the model of a reference, downloading or converting it if need be.
@@ -138,7 +150,7 @@ def _run(text: str, folder: Path, load: Load, weights: bool, prefer_merged: bool
         return Resolved(text, "run", whole, str(settings["base_model"]), settings=settings)
     if not is_adapter(adapter):
         raise RunFolderError(
-            f"the run {folder} has no adapter yet: its training has not ended; {what_lies_in(folder)}",
+            f"the run {folder} has no model yet: its training has not ended; {what_lies_in(folder)}",
             hint=f"go on with: thinktune train {folder / 'config.yaml'} --resume",
         )
     if prefer_merged and whole.is_dir():

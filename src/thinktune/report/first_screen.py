@@ -68,14 +68,15 @@ def _trained(tuned: Candidate, record: Mapping[str, Any]) -> Said:
     """Say what was trained, on which data, for how long."""
     settings = tuned.settings
     method = {"sft": "", "grpo": ", GRPO", "dpo": ", DPO"}.get(str(settings.get("method", "sft")), "")
-    rank = f"LoRA r={settings['lora.r']}" if settings.get("lora.r") else "all weights"
+    rank = f"LoRA r={settings['lora.r']}" if settings.get("lora.r") else None
+    en, zh = (rank or all_weights for all_weights in ("all weights", "全部权重"))
     source = settings.get("data.source")
     names = [each["source"] if isinstance(each, Mapping) else str(each) for each in _listed(source)]
     data = ", ".join(names) or "?"
     epochs, counts = f"{record['epochs']:.2f}", [f"{record[name]:,}" for name in ("steps", "trained_tokens")]
     return {
-        "en": f"{record['model']}{method}, {rank}, on {data}: {counts[0]} steps, {epochs} epochs, {counts[1]} tokens",
-        "zh": f"{record['model']}{method}，{rank}，数据 {data}：{counts[0]} 步，{epochs} 轮，训练 {counts[1]} 个 token",
+        "en": f"{record['model']}{method}, {en}, on {data}: {counts[0]} steps, {epochs} epochs, {counts[1]} tokens",
+        "zh": f"{record['model']}{method}，{zh}，数据 {data}：{counts[0]} 步，{epochs} 轮，训练 {counts[1]} 个 token",
     }
 
 

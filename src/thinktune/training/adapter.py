@@ -87,7 +87,7 @@ def _wrap(loaded: Loaded, config: Config) -> PeftModel:
     if settings.init is not None:
         resolved = resolve(settings.init, config.load, prefer_merged=False)
         if resolved.adapter is None:
-            raise ConfigError(f"lora.init: {settings.init} is no adapter", hint="name a run or an adapter folder")
+            raise ConfigError(f"lora.init: {settings.init} is no adapter", hint=resolved.adapter_hint)
         logger.info(f"continuing the adapter {resolved.adapter}; its own rank, scale, dropout and targets hold")
         model: PeftModel = put_adapter(loaded.model, resolved.adapter, merge=False, trainable=True)
         return model

@@ -19,17 +19,27 @@ _SECONDS_TO_STOP = "300"
 """From Ctrl-C or SIGTERM until processes are killed: they end the running step and save a checkpoint."""
 
 
+def needs_one_gpu(config: Config) -> str | None:
+    """Return the setting with which a training cannot be shared by several GPUs; None: it can."""
+    if config.lora is None:
+        return "lora: null"
+    return "method: dpo" if config.method == "dpo" else None
+
+
 def gpu_count(config: Config, asked: str) -> int:
     """Return the number of processes for `--gpus`.
 
     Raises:
-        UsageError: it is neither `all` nor a number from 1, or the processes have been started already.
+        UsageError: it is neither `all` nor a number from 1, the processes have been started already, or the training
+            cannot be shared.
         DeviceError: there are not so many GPUs.
     """
     if here().size > 1:
         raise UsageError("--gpus starts processes, and torchrun has started them already", hint="leave it out")
     if asked != "all" and not (asked.isdecimal() and int(asked) > 0):
         raise UsageError(f"--gpus {asked}: it is all, or a number from 1")
+    if asked != "1" and (setting := needs_one_gpu(config)):
+        raise UsageError(f"{setting} runs on one GPU", hint="without --gpus")
     import torch
 
     if config.load.device == "cpu":  # processes without GPUs, to try it

@@ -51,6 +51,7 @@ from thinktune.training.dealt_batches import dealt_batches, nothing_dealt
 from thinktune.training.early_stop import EarlyStop, EarlyStopCallback, check_evaluated
 from thinktune.training.eval_callback import GenerationEvalCallback, checkup_problems
 from thinktune.training.fidelity import examine_as_set_up, examine_in_float32
+from thinktune.training.launch import needs_one_gpu
 from thinktune.training.methods.dpo import DPO
 from thinktune.training.methods.grpo import GRPO
 from thinktune.training.methods.sft import SFT
@@ -121,9 +122,8 @@ def train(
         OutOfMemory: with the settings to change.
         ThinktuneError: from loading the model and the data.
     """
-    if here().size > 1 and (config.method == "dpo" or config.lora is None):
-        what = "lora: null" if config.lora is None else f"method: {config.method}"
-        raise UsageError(f"{what} runs on one GPU", hint="without --gpus, and without torchrun")
+    if here().size > 1 and (setting := needs_one_gpu(config)):
+        raise UsageError(f"{setting} runs on one GPU", hint="without torchrun")
     require_loggers(config)
     check_trainer_fields(config)
     with joined(config.load.device):

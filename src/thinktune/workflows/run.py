@@ -114,11 +114,12 @@ def _verify(config: Config, folder: RunFolder, console: Console, tuned: Opened) 
     verified = verify(tuned, folder.path, prompts=4)
     console.print(verified.table())
     if verified.agrees is None:
-        console.print("the adapter's effect is too small to tell adapter and base apart", style="yellow")
+        console.print("the training's effect is too small to tell tuned and base apart", style="yellow")
     elif not verified.agrees:
-        console.print(
-            f"adapter, merged model and engine differ: thinktune merge {folder.path} --overwrite", style="bold red"
-        )
+        differ = f"adapter, merged model and engine differ: thinktune merge {folder.path} --overwrite"
+        if config.lora is None:
+            differ = "the engine answers otherwise than the model: try --engine transformers, and report this, please"
+        console.print(differ, style="bold red")
     if not verified.stops:
         console.print("the model has not learnt to end its turn: train longer, or on more rows", style="yellow")
 

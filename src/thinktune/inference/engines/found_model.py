@@ -119,7 +119,7 @@ def _adapter_beside(reference: str | Path, base: Resolved, load: Load) -> Path:
     with muted():
         resolved = resolve(reference, load, prefer_merged=False)
     if len(resolved.adapters) != 1:
-        raise ModelError(f"{reference} is not an adapter on a base model", hint="name a run or an adapter folder")
+        raise ModelError(f"{reference} is not an adapter on a base model", hint=resolved.adapter_hint)
     if resolved.folder.resolve() != base.folder.resolve():
         raise ModelError(
             f"the adapter {reference} was trained on {resolved.base}, not on {base.base}",
