@@ -19,7 +19,7 @@ from thinktune.cli.evaluation import harness
 from thinktune.config import Load
 from thinktune.errors import DataError, MissingExtra, UsageError
 from thinktune.evaluation.lm_eval import Figure, evaluate_harness, load_tasks, read_figures
-from thinktune.evaluation.suites.benchmark import read_suite
+from thinktune.evaluation.suites.benchmark import HarnessTask, read_suite
 from thinktune.evaluation.suites.harness_benchmark import load_harness_task, run_harness_task
 from thinktune.evaluation.suites.results import read_benchmarks
 from thinktune.evaluation.suites.run_suite import Asked
@@ -186,6 +186,28 @@ def test_a_task_is_a_benchmark_of_a_suite_and_gets_answers_without_their_thought
     lines = [json.loads(line) for line in (tmp_path / "out" / "own" / "samples.jsonl").read_text().splitlines()]
     assert [line["correct"] for line in lines] == [True, True, False, True, True, True]
     assert (lines[0]["id"], lines[0]["completion"]) == ("own:0", "21")
+
+
+@pytest.mark.parametrize(
+    ("first_line", "raised", "says"),
+    [
+        (
+            "",
+            r"LookupError('\n  Resource \x1b[93mpunkt_tab\x1b[0m not found.\n')",
+            "said of .* needs punkt_tab of",
+        ),
+        ("", "ModuleNotFoundError('no', name='langdetect')", "said of .* needs langdetect"),
+        ("import nowhere", "KeyError('never come to')", "said of .* needs nowhere"),
+    ],
+)
+def test_what_the_checks_of_a_benchmark_need_is_told_before_anything_is_asked(
+    tasks: Path, first_line: str, raised: str, says: str
+) -> None:
+    (tasks / "checks.py").write_text(f"{first_line}\ndef check(doc, results):\n    raise {raised}\n")
+    with (tasks / "said.yaml").open("a") as file:
+        file.write("\nprocess_results: !function checks.check\n")
+    with pytest.raises(MissingExtra, match=says):
+        load_harness_task(HarnessTask(task="said", metric="exact_match", path=tasks))
 
 
 def test_figures_of_several_calls_lie_side_by_side_until_the_model_changes(

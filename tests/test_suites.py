@@ -161,7 +161,7 @@ def test_the_quick_suite_needs_no_network_and_goes_on_from_its_journals(tiny_mod
     assert result.exit_code == 0
     lines = result.stderr.splitlines()
     assert "2 benchmarks, 6 problems, 12 completions, 96 tokens at most; their time is not known" in lines[0]
-    assert "Arithmetic: with n 2, max_tokens 8, temperature 1.0, other than" in result.stderr.replace(
+    assert "Arithmetic: with n 2, max_tokens 8, temperature 1.0, other than its settings" in result.stderr.replace(
         "temperature 1.0, max_tokens 8, n 2", "n 2, max_tokens 8, temperature 1.0"
     )
     assert "Arithmetic: 3 of 100 problems" in lines

@@ -178,6 +178,8 @@ def _eval_suite(
     show(result.as_dict(), result.table(), json=json)
     for remark in result.remarks():
         notify(remark)
+    if not result.scores:
+        raise UsageError(f"no benchmark of {suite} could be run")
     notify(f"every sample is in {out}/BENCHMARK/samples.jsonl")
     _suggest_after_scores(out, json=json)
 

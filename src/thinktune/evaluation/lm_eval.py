@@ -180,7 +180,7 @@ def load_tasks(names: Sequence[str], path: Path | None = None, shots: int | None
         shots: few-shot examples in the prompt; None: as each task has it.
 
     Raises:
-        MissingExtra: lm-evaluation-harness is not installed.
+        MissingExtra: lm-evaluation-harness is not installed, or a package that a task needs.
         UsageError: a task is unknown, or would run programs of the model in this process.
         DataError: a task's data cannot be had.
     """
@@ -204,8 +204,14 @@ def load_tasks(names: Sequence[str], path: Path | None = None, shots: int | None
     random.seed(0)
     numpy.random.seed(_SEED)
     try:
-        loaded = manager.load(manager.match_tasks(list(names)))
-    except (OSError, ImportError, ValueError) as error:  # a hub that does not answer, a package that is not there, …
+        with redirect_stdout(sys.stderr):  # IFEval's says what it downloads
+            loaded = manager.load(manager.match_tasks(list(names)))
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            f"{', '.join(names)} of lm-evaluation-harness needs {error.name}",
+            hint=f"pip install {error.name}, or what 'lm_eval[{names[0]}]' names",
+        ) from error
+    except (OSError, ImportError, ValueError) as error:  # a hub that does not answer, …
         raise DataError(
             f"lm-evaluation-harness cannot prepare {', '.join(names)}: {error}",
             hint="its data sets come from the Hugging Face hub; once there, they are found without network",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from thinktune.errors import DataError
+from thinktune.errors import DataError, MissingExtra
 from thinktune.evaluation.lm_eval import load_tasks, run_tasks
 from thinktune.evaluation.significance import clustered
 from thinktune.evaluation.suites.benchmark import HarnessTask
@@ -20,6 +22,7 @@ from thinktune.tags import valid_text
 if TYPE_CHECKING:
     from thinktune.evaluation.suites.run_suite import Asked
 
+_NLTK_DATA = re.compile(r"Resource (?:'|\x1b\[\d+m)*(\w+)")
 _OWN = ("n", "stop", "think_budget")
 """Settings that stay the task's: the harness asks each problem once."""
 
@@ -28,13 +31,36 @@ def load_harness_task(named: HarnessTask) -> tuple[Any, int]:
     """Load a task, and count its problems.
 
     Raises:
-        MissingExtra: lm-evaluation-harness is not installed.
+        MissingExtra: lm-evaluation-harness is not installed, or what the task needs.
         UsageError, DataError: see `load_tasks`.
     """
     tasks = load_tasks([named.task], named.path)
     if named.task not in tasks["tasks"]:
         raise DataError(f"{named.task} is no single task of lm-evaluation-harness")
-    return tasks, len(list(tasks["tasks"][named.task].eval_docs))
+    problems = list(tasks["tasks"][named.task].eval_docs)
+    _require_scorable(tasks["tasks"][named.task], problems)
+    return tasks, len(problems)
+
+
+def _require_scorable(task: Any, problems: Sequence[Any]) -> None:
+    """Score a reply to each problem that nobody gave, before any is asked: a check may read data only when it comes to
+    it, as IFEval's of sentences do.
+
+    Raises:
+        MissingExtra: something is missing.
+    """
+    for problem in problems:
+        try:
+            task.process_results(problem, ["Yes."])
+        except Exception as error:  # noqa: BLE001 - the reply may be one that a task cannot score
+            needed, remedy = None, ""
+            if isinstance(error, ModuleNotFoundError):
+                needed, remedy = error.name, f"pip install {error.name}"
+            elif type(error) is LookupError and (found := _NLTK_DATA.search(str(error))):
+                needed = f"{found[1]} of NLTK"
+                remedy = f"python -m nltk.downloader {found[1]}; NLTK_DATA names the folder where it lies already"
+            if needed:
+                raise MissingExtra(f"{task.config.task} of lm-evaluation-harness needs {needed}", hint=remedy) from None
 
 
 def run_harness_task(

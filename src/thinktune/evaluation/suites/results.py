@@ -87,7 +87,7 @@ class BenchmarkScores:
         """Say what a reader of the figures has to know, a line each."""
         if self.changed:
             settings = ", ".join(f"{name} {self.sampling[name]}" for name in self.changed)
-            yield f"{self.title}: with {settings}, other than its figures are published with"
+            yield f"{self.title}: with {settings}, other than its settings: no published figure is a comparison"
         if self.problems < self.of:
             yield f"{self.title}: {self.problems} of {self.of} problems"
         if tied := round(self.measures.get(f"tied@{self.n}", 0) * self.problems):

@@ -138,8 +138,8 @@ def cost(asked: Sequence[Asked], out: Path) -> list[str]:
     completions = sum(each.count * each.sampling.n for each in asked)
     tokens = sum(each.count * each.sampling.n * each.sampling.max_tokens for each in asked)
     line = (
-        f"{len(asked)} benchmarks, {sum(each.count for each in asked):,} problems, {completions:,} completions, "
-        f"{tokens:,} tokens at most"
+        f"{len(asked)} benchmark{'s' * (len(asked) > 1)}, {sum(each.count for each in asked):,} problems, "
+        f"{completions:,} completions, {tokens:,} tokens at most"
     )
     before = read_benchmarks(out)
     rates = [each.tokens_per_second for each in before.values() if each.tokens_per_second]
