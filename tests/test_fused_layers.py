@@ -220,7 +220,7 @@ def with_the_same_masks(model: PeftModel, probability: float) -> PeftModel:
             {"targets": ["q_proj", "v_proj", "o_proj", "down_proj"]},
             marks=pytest.mark.slow,
         ),
-        ("qwen3", RecomputePolicy(("mlp",), mlp_chunks=2), {"r": 40}),
+        pytest.param("qwen3", RecomputePolicy(("mlp",), mlp_chunks=2), {"r": 40}, marks=pytest.mark.slow),
     ],
 )
 def test_dropout_is_that_of_peft_on_the_input_of_every_adapter(
