@@ -156,7 +156,7 @@ class MemoryModel:
     def saved(self) -> dict[str, float]:
         """Bytes a token that a layer keeps for its backward pass, by level."""
         s, b = self.shape, self.width
-        attention = b * (2 * s.q + 2 * s.kv) + 4 * s.heads
+        attention = s.mixers.attending * (b * (2 * s.q + 2 * s.kv) + 4 * s.heads) + s.mixers.kept
         # Both norms keep their input in float32 and their output; SwiGLU keeps gate, up, their activation and product.
         # Of experts, what comes in is gathered again; what they make is kept, gate and up a second time, activated.
         plain = [(4 + b) * s.hidden + attention, (4 + b) * s.hidden + b * (4 * s.intermediate + s.expert_widths)]
@@ -188,6 +188,8 @@ class MemoryModel:
         s, b = self.shape, self.width
         # Of experts with adapters, the sum is computed again where it was not kept, and its gradient comes beside it.
         fixed = self._scratch + self._scores(tokens) + self.expert_stack * (2 if level == "full" else 1)
+        if level == "full":  # what is made again is a layer's own, not the mean
+            fixed += tokens * (s.mixers.most - s.mixers.kept)
         if self.fused:
             # Gate and up are kept, or made again; in fp8 their gradients come beside them, else in their place.
             wide = (1 if level == "none" else 3) + self.in_fp8

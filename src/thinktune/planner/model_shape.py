@@ -19,6 +19,7 @@ from thinktune.planner.adapter_targets import (
     moved_by_peft,
 )
 from thinktune.planner.fused_models import has_known_parts
+from thinktune.planner.mixers import Mixers, mixers_of
 
 _DOWN = ("down_proj", "output_linear", "w2", "fc2", "wo")
 """Names of the last projection of an MLP, shared experts included."""
@@ -39,6 +40,7 @@ class ModelShape:
         experts_of_token: experts of a layer that a token goes through.
         intermediate: width of the MLP that all tokens go through; 0 where there is none beside experts.
         plain_scores: whether attention asks for a soft cap or sinks, for which a CPU has no kernel without scores.
+        mixers: what layers with a state keep, which have it in place of attention or beside it.
         known_parts: whether decoder layers have the parts that fused layers know, and no others.
         outside: last names of the modules of other towers (vision, audio), which text does not train.
         others: parameters that are in none of them: embeddings, norms, biases, and the head.
@@ -61,6 +63,7 @@ class ModelShape:
     moved: Mapping[str, tuple[str, int]]
     experts_of_token: int
     plain_scores: bool
+    mixers: Mixers
     known_parts: bool
     outside: frozenset[str]
     others: int
@@ -176,6 +179,7 @@ def shape_of(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
         moved=moved_by_peft({name.rpartition(".")[2] for name in linears}, model) if experts else {},
         experts_of_token=_experts_of_token(text) if experts else 0,
         plain_scores=_asks_for_scores(model, text),
+        mixers=mixers_of(model, text.hidden_size),
         known_parts=has_known_parts(model),
         outside=frozenset(name.rpartition(".")[2] for name, _ in model.named_modules() if OTHER_TOWERS.search(name)),
         others=total - sum(inputs * outputs for inputs, outputs in linears.values()),
