@@ -76,4 +76,4 @@ def _bytes_a_token(mixer: Any, hidden: int) -> float:
             mixer(rows)
     except Exception:  # noqa: BLE001 - a package's kernel, or a module that wants more than rows
         return 0.0
-    return sum(storage.nbytes() for storage in kept.values()) / _TOKENS
+    return float(sum(storage.nbytes() for storage in kept.values())) / _TOKENS
