@@ -188,21 +188,21 @@ def measure_sessions(url: str, process: psutil.Process, pool: Pool, model: str, 
     # Answers that have nothing in common tell a mixed one from one that rounding has changed.
     questions = [f"{TOPICS[n % len(TOPICS)]}: tell me what it is, in sentence {n + 1}." for n in range(sessions)]
     expected = [alone(pool, model, question) for question in questions]
-    event = event_of_send(url)
-    with httpx.Client(timeout=300) as client:
-        talk(client, url, event, model, questions[0], "warm")
+    with signed_in(url) as client:
+        event = event_of_send(client)
+        talk(client, event, model, questions[0], "warm")
     ends = time.monotonic() + seconds
     latencies: list[float] = []
     answers: list[tuple[int, str]] = []
     errors: list[str] = []
 
     def work(n: int) -> None:
-        with httpx.Client(timeout=300) as client:
+        with signed_in(url) as client:
             while time.monotonic() < ends:
                 started = time.monotonic()
                 session = f"session{n}" if n % 2 else f"session{n}-{time.monotonic_ns()}"
                 try:
-                    answers.append((n, talk(client, url, event, model, questions[n], session)))
+                    answers.append((n, talk(client, event, model, questions[n], session)))
                     latencies.append(time.monotonic() - started)
                 except (httpx.HTTPError, KeyError, ValueError, IndexError) as error:
                     errors.append(f"{type(error).__name__}: {error}")
@@ -241,13 +241,18 @@ def alone(pool: Pool, model: str, question: str) -> str:
     return "".join(model_handle.open(RequestHandle()).engine.stream(Request("ask", ids, sampling)))
 
 
-def talk(client: httpx.Client, url: str, event: int, model: str, question: str, session: str) -> str:
+def signed_in(url: str) -> httpx.Client:
+    """Make a client of the server that printed this address, with its token."""
+    base, _, token = url.partition("?token=")
+    return httpx.Client(base_url=base, headers={"Authorization": f"Bearer {token}"}, timeout=300)
+
+
+def talk(client: httpx.Client, event: int, model: str, question: str, session: str) -> str:
     """One question through Gradio's queue, and the answer that the browser would keep."""
     values = [question, {"turns": []}, model, "", False, 0.0, 1.0, 0, 1.0, MOST_TOKENS, 0, 1]
     body = {"data": values, "fn_index": event, "session_hash": session, "trigger_id": None}
-    api = f"{url}gradio_api/queue"
-    client.post(f"{api}/join", json=body).raise_for_status()
-    with client.stream("GET", f"{api}/data", params={"session_hash": session}) as lines:
+    client.post("gradio_api/queue/join", json=body).raise_for_status()
+    with client.stream("GET", "gradio_api/queue/data", params={"session_hash": session}) as lines:
         for line in lines.iter_lines():
             message = json.loads(line[6:]) if line.startswith("data: ") else {}
             if message.get("msg") == "process_completed":
@@ -255,9 +260,9 @@ def talk(client: httpx.Client, url: str, event: int, model: str, question: str, 
     raise ValueError(f"the stream of {session} ended without an answer")
 
 
-def event_of_send(url: str) -> int:
+def event_of_send(client: httpx.Client) -> int:
     """The number under which Gradio knows a click on the button that sends."""
-    config = httpx.get(f"{url}config").json()
+    config = client.get("config").json()
     button = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "chat-send")
     return int(next(each["id"] for each in config["dependencies"] if [button, "click"] in each["targets"]))
 
