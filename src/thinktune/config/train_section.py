@@ -86,6 +86,9 @@ class Train(Section):
     offload_checkpoints: bool | Literal["auto"] = Field(
         "auto", description="keep checkpointed activations in main memory; auto: only if nothing else fits"
     )
+    shard_base: bool | Literal["auto"] = Field(
+        "auto", description="spread the frozen base over the host's GPUs; auto: only if it does not fit otherwise"
+    )
     memory: float | None = Field(None, gt=0, description="max GiB of GPU memory to use; null: all that is free")
     on_oom: Literal["error", "retry"] = Field(
         "error", description="retry: resume from the last checkpoint with less memory and the same optimizer steps"
@@ -117,7 +120,7 @@ class Train(Section):
     def outcome(self) -> dict[str, Any]:
         """The settings that the adapter depends on, unlike those on memory, the split of packs over batches, logging
         and checkpoints."""
-        manner = {"gradient_checkpointing", "offload_checkpoints", "memory", "on_oom"}
+        manner = {"gradient_checkpointing", "offload_checkpoints", "shard_base", "memory", "on_oom"}
         manner |= {"log_every", "save_every", "keep_checkpoints", "report_to"}
         packs = {"packs": self.batch_size * self.accumulation}
         return self.model_dump(exclude={*manner, "batch_size", "accumulation"}) | packs

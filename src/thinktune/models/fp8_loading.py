@@ -11,19 +11,19 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from thinktune.models.fp8_linear import Fp8Linear
 
-_METHOD = "thinktune_fp8"
+METHOD = "thinktune_fp8"
 
 
-@register_quantization_config(_METHOD)
+@register_quantization_config(METHOD)
 class Fp8Config(QuantizationConfigMixin):
     """Asks `from_pretrained` for `Fp8Linear` in the place of every linear layer but the head."""
 
     def __init__(self) -> None:
-        self.quant_method = _METHOD
+        self.quant_method = METHOD
 
 
-@register_quantizer(_METHOD)
-class _Fp8Quantizer(HfQuantizer):
+@register_quantizer(METHOD)
+class Fp8Quantizer(HfQuantizer):
     """Leaves nothing of itself in the model that it has loaded."""
 
     is_trainable = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ from thinktune.models.tokenizer import read_tokenizer, require_gguf
 
 if TYPE_CHECKING:
     import torch
+
+    from thinktune.models.sharded_base import ShardedBase
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ def load_model(
     load: Load | None = None,
     quantize: Quantize = "none",
     merge_adapter: bool = True,
+    into: ShardedBase | None = None,
 ) -> Loaded:
     """Load the model of a reference.
 
@@ -72,6 +76,7 @@ def load_model(
         load: device, dtype and the like. None: the defaults.
         quantize: number format of the base weights. With any but `none` an adapter stays unmerged.
         merge_adapter: merge adapters in memory (fast to run), or keep the outermost as a PeftModel.
+        into: the sharded base that takes the weights of the layers; None: they are all here.
 
     Raises:
         ModelError, DownloadError, MissingExtra, DeviceError, OutOfMemory: see `resolve` and `load_weights`.
@@ -84,7 +89,9 @@ def load_model(
     resolved = resolve(reference, load, prefer_merged=whole)
     tokenizer = read_tokenizer(resolved, load)
     logger.info(f"loading {reference} on {describe(device, dtype)}" + ("" if quantize == "none" else f", {quantize}"))
-    model = load_base(resolved, load, device, dtype, quantize)
+    if into is not None:
+        _require_shardable(resolved, quantize)
+    model = load_base(resolved, load, device, dtype, quantize, into)
     if resolved.adapter is not None:
         model = put_adapter(model, resolved.adapter, merge=whole)
     return _finish(model, tokenizer, resolved, device, dtype)
@@ -105,21 +112,49 @@ def make_chat(
     return Chat(tokenizer, system, stop_ids=stop_ids, now=recorded_date(settings) or now)
 
 
+def _require_shardable(resolved: Resolved, quantize: Quantize) -> None:
+    """Refuse weights that are not read one by one in their last form (UsageError)."""
+    changed = {
+        "an adapter would have to be merged into it": bool(resolved.adapters),
+        "it is a GGUF file": bool(resolved.gguf),
+        "its weights are stored quantised": not resolved.gguf and dequantised_method(resolved.folder) is not None,
+        "quantize is int8": quantize == "int8",
+    }
+    for why, holds in changed.items():
+        if holds:
+            raise UsageError(
+                f"{resolved.reference} cannot be spread over GPUs: {why}",
+                hint="train.shard_base=false; or a base in 16 bits, with quantize: none, fp8 or nf4",
+            )
+
+
 def load_base(
-    resolved: Resolved, load: Load, device: torch.device, dtype: torch.dtype, quantize: Quantize = "none"
+    resolved: Resolved,
+    load: Load,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize = "none",
+    into: ShardedBase | None = None,
 ) -> Any:
     """Load the model that the outermost adapter was trained on: the base with all earlier adapters merged.
 
     Raises:
         ModelError, OutOfMemory: see `load_weights` and `put_adapter`.
     """
-    model = load_weights(resolved, load, device, dtype, quantize)
+    model = load_weights(resolved, load, device, dtype, quantize, into)
     for adapter in resolved.adapters[:-1]:
         model = put_adapter(model, adapter, merge=True)
     return model
 
 
-def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: torch.dtype, quantize: Quantize) -> Any:
+def load_weights(
+    resolved: Resolved,
+    load: Load,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize,
+    into: ShardedBase | None = None,
+) -> Any:
     """Load the base model of a resolved reference, without its adapters.
 
     Raises:
@@ -138,12 +173,20 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
         "output_loading_info": True,
         **_placement(resolved, load, device, quantize),
     }
+    keeping: AbstractContextManager[None] = nullcontext()
+    if into is not None:
+        from thinktune.models.sharded_loading import ShardedConfig, loading_into
+
+        arguments["device_map"] = {"": str(device)}
+        if quantize == "none":
+            arguments["quantization_config"] = ShardedConfig()
+        keeping = loading_into(into)
     kind = None if resolved.gguf else read_json(resolved.folder / "config.json").get("model_type")
     disable_progress_bar()  # loading is announced, and takes seconds
     if device.index is not None:
         torch.cuda.set_device(device)  # kernels of Triton are launched there, and new tensors of ours made
     try:
-        with LOADING:
+        with LOADING, keeping:
             model, info = auto_class(kind).from_pretrained(resolved.folder, **arguments)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise out_of_memory(f"loading {resolved.reference}", device) from error
@@ -174,6 +217,8 @@ def load_weights(resolved: Resolved, load: Load, device: torch.device, dtype: to
         # products with those have no derivative: training after an evaluation would silently learn nothing.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    if into is not None:
+        into.attach(model)
     return model
 
 

@@ -65,7 +65,7 @@ class CostModel(MemoryModel):
     def graphed(self, batch: Batch, memory: RecomputePolicy) -> bool:
         """Tell whether batches like this are run from CUDA graphs: where that is faster, since the host takes long to
         start a layer's kernels, and there is room for activations of a graph beside those of passes without one."""
-        if not self.may_graph or not all(self._fused_halves) or memory.offload:
+        if not self.may_graph or not all(self._fused_halves) or memory.offload or self.kept < 1:
             return False
         parts = self.memory(batch, memory)
         beside = parts["activations"] + max(parts["logits"], parts["workspace"]) + self.beside_graphs(parts)
@@ -101,7 +101,18 @@ class CostModel(MemoryModel):
         if memory.offload:  # overlapped with the computing, which it slows down a little
             moved = 2 * self.saved["full"] * batch.tokens * memory.levels.count("full")
             total += 0.1 * moved / HOST_BANDWIDTH
-        return total
+        return total + self.late_seconds(batch, memory)
+
+    def late_seconds(self, batch: Batch, memory: RecomputePolicy) -> float:
+        """Estimate the seconds of a forward and backward pass in which layers of a sharded base are still on their
+        way: each comes twice, while the one before it is computed."""
+        coming = (1 - self.kept) * self.layer_bytes / LINK_BANDWIDTH[self.hardware.linked]
+        late = 0.0
+        for level in set(memory.levels) if coming else ():
+            both = self._layer_seconds(batch, level, memory.mlp_chunks, graphed=False)
+            forward = both / (2 + self._repeated(level))
+            late += memory.levels.count(level) * sum(max(0.0, coming - each) for each in (forward, both - forward))
+        return late
 
     def slopes(self, memory: RecomputePolicy) -> tuple[float, float]:
         """Estimate the seconds of a further token, and of a further pair of tokens that attend, where the device is

@@ -63,6 +63,7 @@ class MemoryModel:
     width: int  # bytes of a number that products take: 2 in bfloat16
     may_fuse: bool = True
     may_graph: bool = True
+    kept: float = 1.0  # share of the layers' frozen weights that this device has; the rest comes layer by layer
     whole: bool = False  # all weights are trained, in float32, and nothing is frozen or added
 
     @property
@@ -82,6 +83,8 @@ class MemoryModel:
         heads = self.shape.q // self.shape.heads in FUSED_HEAD_DIMS or (family and family.attention is None)
         known = family is not None and heads and self.rank <= FUSED_MAX_RANK
         known = known and self.shape.known_parts
+        if family is not None and self.kept < 1:
+            known = known and family.attention is not None and family.mlp is not None
         return bool(self.may_fuse and known and self.kind == "cuda" and self.width == 2)
 
     @property
@@ -126,10 +129,17 @@ class MemoryModel:
         if self.whole:
             copies = self.width * (shape.linear_weights + shape.vocabulary * shape.hidden) if self.width < 4 else 0
             return 4 * shape.parameters + copies
-        if self.quantize == "none":
-            return shape.parameters * self.width
-        scales = 0 if self.quantize == "nf4" else 4 * sum(outputs for _, outputs in shape.linears.values())
-        return int(shape.linear_weights * WEIGHT_BYTES[self.quantize] + scales + shape.others * self.width)
+        per_row = self.quantize in ("int8", "fp8")
+        scales = 4 * sum(outputs for _, outputs in shape.linears.values()) if per_row else 0
+        layers = shape.layers * self.layer_bytes
+        if self.kept < 1:
+            layers = self.kept * layers + 2 * self.layer_bytes  # whole ones: at work, and on its way
+        return int(layers + scales + shape.others * self.width)
+
+    @property
+    def layer_bytes(self) -> float:
+        """Bytes of the frozen weights of a layer."""
+        return self.shape.linear_weights * WEIGHT_BYTES.get(self.quantize, self.width) / self.shape.layers
 
     def adapter(self) -> int:
         """Return the bytes of the trainable weights, their gradients and the copies that products take; where all are
@@ -138,7 +148,7 @@ class MemoryModel:
             return 4 * self.trained_parameters
         copies = self.width if self.fused else 0
         joined = 0  # with the frozen weights: B of gate and of up, with zeros between, and A of down
-        if self.fused and not self.in_kernels and self.quantize == "none":
+        if self.fused and not self.in_kernels and self.quantize == "none" and self.kept == 1:
             joined = self.width * self.rank * self.shape.intermediate * self.shape.layers * (4 + (not self.dropout))
         return self.trained_parameters * (MASTER_BYTES + copies) + joined
 

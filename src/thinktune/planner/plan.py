@@ -27,6 +27,7 @@ from thinktune.planner.model_shape import ModelShape, shape_of
 from thinktune.planner.pack_lengths import PackLengths, in_rollout_packs, longest_packs, read_packs, rollout_packs
 from thinktune.planner.policy_choice import MOST_CHUNKS, Checkpointing, choose
 from thinktune.planner.recompute_policy import Level, RecomputePolicy
+from thinktune.planner.sharding import kept_shares
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class Plan:
         slopes: seconds of a token and of a pair of tokens that attend, by which they are.
         efficiency: tokens/s of all GPUs together, of so many times those of one with the same batches.
         waits: the seconds of a step that GPUs wait for the slowest, and those for the gradients to be added up.
+        kept: share of the layers' frozen weights that each GPU keeps; below 1, the others come from other GPUs.
+        late: seconds of a step in which they are waited for.
         whole: whether all weights are trained.
         fused: whether fused/ runs the decoder layers.
         graphed: whether forward and backward passes are run from CUDA graphs.
@@ -76,6 +79,8 @@ class Plan:
     slopes: tuple[float, float] = (1.0, 0.0)
     efficiency: float = 1.0
     waits: tuple[float, float] = (0.0, 0.0)
+    kept: float = 1.0
+    late: float = 0.0
     whole: bool = False
 
     def cost(self, pack: Batch) -> float:
@@ -87,7 +92,8 @@ class Plan:
         spread = f"{self.packs} pack{'s' * (self.packs > 1)} at once"
         graphs = ", from CUDA graphs" * self.graphed
         ranks = f" on each of {self.gpus}" * (self.gpus > 1)
-        return f"{spread} x {self.accumulation}{ranks}, {describe_memory(self.memory)}{graphs}"
+        base = ", the base spread over them" * (self.kept < 1)
+        return f"{spread} x {self.accumulation}{ranks}{base}, {describe_memory(self.memory)}{graphs}"
 
     def line(self) -> str:
         """Say the plan in a line."""
@@ -159,14 +165,18 @@ def plan_as_configured(
     may_fuse: bool = True,
     may_graph: bool = True,
     gpus: int = 1,
+    kept: float | None = None,
 ) -> Plan:
     """Plan a config as it stands, with its base and batches; recomputation is chosen where it is auto.
+
+    A base that may be spread over the GPUs is where it does not fit otherwise.
 
     Args:
         hardware: each of the GPUs.
         width: bytes of a number in the model's dtype.
         may_fuse: False where fused/ has said that it cannot run this model's layers.
         may_graph: False where layers are run on one document at a time, which no CUDA graph can follow.
+        kept: the share of the layers' weights that each GPU has; None: to be chosen.
     """
     config = _continued(config)
     choices = _packs_at_once(config, gpus)
@@ -174,11 +184,23 @@ def plan_as_configured(
     cost = replace(cost, may_fuse=may_fuse and cost.may_fuse, may_graph=may_graph)
     wanted = config.train.offload_checkpoints
 
-    def best(*, offload: bool) -> Plan:
+    def best(cost: CostModel, *, offload: bool) -> Plan:
         return _best(_plans(config, cost, packs, choices, config.train.gradient_checkpointing, (offload,), gpus))
 
-    plan = best(offload=wanted is True)
-    return best(offload=True) if wanted == "auto" and cost.fused and not plan.fits else plan
+    plans = []
+    for share_kept in kept_shares(config, shape, gpus) if kept is None else [kept]:
+        cost = replace(cost, kept=share_kept)
+        plan = best(cost, offload=wanted is True)
+        if wanted == "auto" and cost.fused and not plan.fits:
+            plan = best(cost, offload=True)
+        if plan.fits:
+            return plan
+        plans.append(plan)
+    return plans[0] if _has_room_for_base(plans[0]) else plans[-1]
+
+
+def _has_room_for_base(plan: Plan) -> bool:
+    return sum(plan.parts[name] for name in ("weights", "adapter", "optimizer")) < plan.limit
 
 
 def _packs_at_once(config: Config, gpus: int) -> list[int]:
@@ -202,13 +224,15 @@ def fit(
     bases = _MORE_PRECISE if hardware.kind == "cuda" and config.lora is not None else (config.quantize,)
     best: Plan | None = None
     for base in bases:
-        cost = cost_model_of(config.model_copy(update={"quantize": base}), shape, hardware, width=width)
-        if base == "fp8" and not cost.in_fp8:
+        in_base = config.model_copy(update={"quantize": base})
+        whole = cost_model_of(in_base, shape, hardware, width=width)
+        if base == "fp8" and not whole.in_fp8:
             continue  # int8 is as small, and faster then
-        offloads = (False, True) if cost.fused else (False,)
-        plan = _best(_plans(config, cost, packs, choices, "auto", offloads, gpus))
-        if best is None or _preferred(plan, best):
-            best = plan
+        for cost in (replace(whole, kept=kept) for kept in kept_shares(in_base, shape, gpus)):
+            offloads = (False, True) if cost.fused else (False,)
+            plan = _best(_plans(config, cost, packs, choices, "auto", offloads, gpus))
+            if best is None or _preferred(plan, best):
+                best = plan
     assert best is not None
     return best
 
@@ -298,6 +322,8 @@ def _plan(
         slopes=slopes,
         efficiency=alone / gpus / seconds,
         waits=waits,
+        kept=cost.kept,
+        late=accumulation * cost.late_seconds(mean, memory),
         whole=cost.whole,
     )
 

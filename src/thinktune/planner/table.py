@@ -39,7 +39,7 @@ def _table(plan: Plan) -> Table:
     meanings = {
         "weights": "all trained: float32, and the copy that products take"
         if plan.whole
-        else f"the frozen base{'' if plan.quantize == 'none' else ', ' + plan.quantize}",
+        else f"the frozen base{'' if plan.quantize == 'none' else ', ' + plan.quantize}{_spread(plan)}",
         "adapter": "float32 weights and gradients, and the copy that products take",
         "optimizer": "its state",
         "runtime": "libraries",
@@ -56,6 +56,10 @@ def _table(plan: Plan) -> Table:
     return table
 
 
+def _spread(plan: Plan) -> str:
+    return f": 1/{plan.gpus} of its layers, and two whole ones" if plan.kept < 1 else ""
+
+
 def _hardware(plan: Plan) -> str:
     return plan.hardware if plan.gpus == 1 else f"each of {plan.gpus} GPUs: {plan.hardware}"
 
@@ -67,6 +71,9 @@ def _on_several(plan: Plan) -> Iterator[str]:
         f"{plan.gpus} GPUs: {plan.efficiency:.1%} of {plan.gpus} times one; a step waits {1e3 * apart:.0f} ms for the "
         f"slowest GPU, and {1e3 * adding:.1f} ms for gradients"
     )
+    if plan.kept < 1:
+        late = f"{1e3 * plan.late:.0f} ms of a step wait for them" if plan.late else "behind the computing of others"
+        yield f"the base is spread over {plan.gpus} GPUs, and layers come while they are needed: {late}"
     if plan.efficiency >= EFFICIENT or plan.tokens_per_second is None:
         return
     own, seconds = plan.packs * plan.accumulation, plan.step_tokens / plan.tokens_per_second

@@ -15,6 +15,7 @@ from thinktune.config import Config
 from thinktune.data import Prepared, prepare
 from thinktune.models import Loaded, load_model, make_chat
 from thinktune.models.chat import date_settings
+from thinktune.models.sharded_base import ShardedBase, is_sharded, sharded_base_of
 from thinktune.training.reinforce.problems import prepare_problems
 
 logger = logging.getLogger(__name__)
@@ -38,16 +39,19 @@ class BaseModelCache:
         self._checksum = 0
         self.now = datetime.now()  # all see the same date
 
-    def take(self, config: Config, now: datetime | None = None) -> tuple[Loaded, Prepared]:
+    def take(
+        self, config: Config, now: datetime | None = None, into: ShardedBase | None = None
+    ) -> tuple[Loaded, Prepared]:
         """Return the base model, with the chat that `config` asks for, and the data to train.
 
         Args:
             now: for a template that reads the clock; None: `self.now`.
+            into: the sharded base that takes the weights, if they are loaded now.
 
         Raises:
             ThinktuneError: from loading the model and the data.
         """
-        loaded = self.take_model(config, now)
+        loaded = self.take_model(config, now, into)
         key = (model_key(config), data_key(config), date_settings(loaded.chat).get("now"))
         if self._prepared is None or self._keys[1] != key:
             self._prepared = None
@@ -60,7 +64,9 @@ class BaseModelCache:
         """Let go of the base model, and its memory."""
         self._loaded = None
 
-    def take_model(self, config: Config, now: datetime | None = None) -> Loaded:
+    def take_model(
+        self, config: Config, now: datetime | None = None, into: ShardedBase | None = None
+    ) -> Loaded:
         """Return the base model alone. One whose weights have changed since it was loaded is loaded anew."""
         key = model_key(config)
         if self._loaded is not None and self._keys[0] == key and checksum(self._loaded.model) != self._checksum:
@@ -68,7 +74,9 @@ class BaseModelCache:
             self._loaded = None
         if self._loaded is None or self._keys[0] != key:
             self._loaded = None  # its memory first
-            self._loaded = load_model(config.model, load=config.load_to_train, quantize=config.quantize)
+            self._loaded = load_model(
+                config.model, load=config.load_to_train, quantize=config.quantize, into=into
+            )
             self.loads += 1
             self._keys = (key, self._keys[1])
             self._checksum = checksum(self._loaded.model)
@@ -91,11 +99,12 @@ def data_key(config: Config) -> tuple[Any, ...]:
 
 @torch.no_grad()
 def checksum(model: torch.nn.Module) -> int:
-    """Compute a number that changes with any weight or buffer of the model."""
+    """Compute a number that changes with any weight or buffer of the model, of a sharded base as it was read."""
+    sharded = sharded_base_of(model)
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    total = 0
+    total = sharded.digest if sharded else 0
     for place, tensor in enumerate([*model.parameters(), *model.buffers()], start=1):
-        if tensor.numel():
+        if tensor.numel() and not is_sharded(tensor):
             bits = tensor.detach().contiguous().view(-1).view(integers[tensor.element_size()])
             total += place * int(bits.sum(dtype=torch.int64))
     return total

@@ -22,6 +22,7 @@ from thinktune.data import Tokens
 from thinktune.errors import ModelError, ThinktuneError
 from thinktune.models.fp8_linear import has_quantised_weights
 from thinktune.models.layer_sizes import layer_sizes
+from thinktune.models.sharded_base import sharded_base_of
 from thinktune.models.untouched import (
     at_rest,
     computes_in,
@@ -35,6 +36,7 @@ from thinktune.models.untouched import (
 from thinktune.training.collator import PackedCollator
 from thinktune.training.fused.packed_attention import packed_documents
 from thinktune.training.model_with_loss import ModelWithLoss
+from thinktune.training.ranks import agree
 
 LOSS_BOUNDS = {torch.float32: 1e-4}
 """Largest difference of a document's loss, as a part of it, by the dtype of the training."""
@@ -131,8 +133,8 @@ def examine_as_set_up(
 
 
 def _is_plain(model: PeftModel) -> bool:
-    """Tell whether no weight is packed: then it can be widened."""
-    return not has_quantised_weights(inner_model(model))
+    """Tell whether no weight is packed, and all of them are here: then they can be widened."""
+    return not has_quantised_weights(inner_model(model)) and sharded_base_of(model) is None
 
 
 def require_faithful(
@@ -148,7 +150,8 @@ def require_faithful(
     """
     model = with_loss.model
     for pack in _packs(model, examples, together):
-        problem = _with_room(pack, lambda documents: measure(with_loss, documents, dtype).problem(dtype))
+        compute = _with_room if sharded_base_of(model) is None else _at_once
+        problem = compute(pack, lambda documents: measure(with_loss, documents, dtype).problem(dtype))
         if problem is not None:
             lengths = " and ".join(f"{len(document):,}" for document in pack)
             raise ModelError(
@@ -177,7 +180,7 @@ def measure(with_loss: ModelWithLoss, documents: Sequence[Tokens], dtype: torch.
     coarse = is_coarse(model)
     gap = Gap(own.loss_gap(ours), own.gradient_gap(ours), 0.0, 0.0, module, coarse)
     for seed in range(_TRIES if dtype != torch.float32 else 0):
-        if gap.problem(dtype) is None:
+        if not _on_any(model, gap.problem(dtype) is not None, max):
             break
         noise = _Seen(*_own(model, documents, parameters, rounded=dtype, seed=seed))
         gap = replace(
@@ -294,8 +297,13 @@ def _longest_possible(model: PeftModel) -> int:
     """Return the most tokens of a document whose attention scores, in float32 and the model's dtype, fit in memory."""
     heads = sum(layer.heads for layer in layer_sizes(model.config.get_text_config()))
     a_square = heads * (8 + 2 * model.dtype.itemsize)
-    room = int(math.sqrt(_SHARE_OF_MEMORY * _free_memory(model) / a_square))
+    room = _on_any(model, int(math.sqrt(_SHARE_OF_MEMORY * _free_memory(model) / a_square)), min)
     return max(_FEWEST, min(_TOKENS.get(model.device.type, 1024), room))
+
+
+def _on_any(model: PeftModel, value: Result, choose: Callable[[list[Result]], Result]) -> Result:
+    """Return a value that ranks agree on where each of their passes needs all of them."""
+    return value if sharded_base_of(model) is None else agree(value, choose)
 
 
 def _free_memory(model: PeftModel) -> int:
@@ -316,6 +324,11 @@ def _with_room(pack: list[Tokens], compute: Callable[[list[Tokens]], Result]) ->
             pack = [cut(document, longest // 2) for document in pack]
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+
+
+def _at_once(pack: list[Tokens], compute: Callable[[list[Tokens]], Result]) -> Result:
+    """Compute the result for a pack where memory has to suffice: other ranks wait, and would not halve theirs."""
+    return compute(pack)
 
 
 @torch.no_grad()

@@ -40,14 +40,17 @@ def memory_limited(config: Config, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def memory_agreed() -> Iterator[None]:
-    """Let memory have run out on all ranks if it does on one within the block, in which they do not wait for each
-    other."""
+def memory_agreed(*, apart: bool = True) -> Iterator[None]:
+    """Let memory have run out on all ranks if it does on one within the block.
+
+    Args:
+        apart: whether ranks do not wait for each other within it; else those that have memory cannot be asked.
+    """
     short = False
     try:
         yield
     except torch.OutOfMemoryError:
-        if here().size == 1:
+        if here().size == 1 or not apart:
             raise
         short = True
     if agree(short, max):
@@ -109,14 +112,19 @@ def next_lighter_plan(config: Config, plan: Plan, console: Console, *, after: in
     return lighter_one
 
 
-def leave_lighter_plan(config: Config, plan: Plan, run: RunFolder) -> NoReturn:
+def leave_lighter_plan(config: Config, plan: Plan, run: RunFolder | None) -> NoReturn:
     """Leave the next lighter plan to those that start again from the newest checkpoint, after memory ran out on this
     rank alone: the others wait for it in a step, and cannot be asked.
+
+    Args:
+        run: None: it is not begun yet, so that no plan can be left.
 
     Raises:
         StartAgain: to end this process with the status that means this.
         OutOfMemory: as `next_lighter_plan`.
     """
+    if run is None:
+        raise OutOfMemory(describe_shortage(plan), hint="try " + ", or ".join(_ways_to_save_memory(config)))
     lighter_one = next_lighter_plan(config, plan, Console(quiet=True), after=0)
     record_plan(run, config, lighter_one)
     raise StartAgain(describe_shortage(plan), hint=f"starting again, same optimizer steps: {lighter_one.describe()}")

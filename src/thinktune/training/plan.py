@@ -12,7 +12,9 @@ from thinktune.data import Prepared
 from thinktune.errors import RunFolderError
 from thinktune.files import write_json
 from thinktune.models import Loaded
+from thinktune.models.sharded_base import sharded_base_of
 from thinktune.planner.hardware import GIB, hardware_here
+from thinktune.planner.hardware import hardware_here
 from thinktune.planner.learning_rate import LearningRate
 from thinktune.planner.model_shape import shape_of
 from thinktune.planner.pack_lengths import PackLengths
@@ -51,9 +53,10 @@ def resolve_plan(model: Any, config: Config, loaded: Loaded, packs: PackLengths)
     hardware = replace(hardware, memory=agree(hardware.memory - beside, min))
     may_graph = config.method == "sft" and not layers_run_apart(loaded.model)
     width, gpus = dtype.itemsize, here().size
+    kept = 1 / gpus if sharded_base_of(model) else 1.0
     return by_first(
         lambda: plan_as_configured(
-            config, shape, packs, hardware, width=width, may_fuse=may_fuse, may_graph=may_graph, gpus=gpus
+            config, shape, packs, hardware, width=width, may_fuse=may_fuse, may_graph=may_graph, gpus=gpus, kept=kept
         )
     )
 
@@ -97,6 +100,8 @@ def recorded_plan(run: RunFolder, config: Config, plan: Plan) -> Plan:
     asked = _asked(config)
     before = {name: value for name, value in values["asked"].items() if name in asked}  # an earlier version had more
     if before != asked or values["plan"]["hardware"] != plan.hardware or values["plan"].get("gpus", 1) != plan.gpus:
+        return plan
+    if values["plan"].get("kept", 1.0) != plan.kept:
         return plan
     setup = values["setup"]
     known = {field.name for field in fields(RecomputePolicy)}  # a run of an earlier version may say more

@@ -64,6 +64,11 @@ def here() -> Ranks:
 _VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 
 
+def on_one_host() -> bool:
+    """Tell whether all processes of the training are on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) == here().size
+
+
 def was_restarted() -> bool:
     """Tell whether torchrun has started the processes again, after one of them had ended."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
@@ -163,6 +168,16 @@ def gathered(value: T) -> list[T]:
 def agree(value: T, choose: Callable[[list[T]], T]) -> T:
     """Return one choice, such as `max`, of the values of all ranks."""
     return choose(gathered(value))
+
+
+def gather(whole: torch.Tensor, own: torch.Tensor) -> Any:
+    """Begin to fill `whole` with the `own` of all ranks, one behind another, and return an object to `wait` on."""
+    import torch.distributed as dist
+
+    # By its name of today, or that before torch 2.13.
+    collect = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    with _losing_others():
+        return collect(whole, own, async_op=True)
 
 
 def add_up(tensor: torch.Tensor) -> None:

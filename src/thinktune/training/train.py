@@ -36,6 +36,7 @@ from thinktune.inference.engines import Opened
 from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.models import Loaded, resolve, write_settings
 from thinktune.models.chat import date_settings
+from thinktune.models.sharded_base import ShardedBase, sharded_base_of
 from thinktune.models.template_date import date_of
 from thinktune.planner.dealing import share
 from thinktune.planner.hardware import GIB
@@ -93,6 +94,7 @@ from thinktune.training.reinforce.setup import (
     plan_rollouts,
 )
 from thinktune.training.run_record import closing_line, parameter_line, run_record
+from thinktune.training.sharding import base_to_fill, require_adapters
 from thinktune.training.stop_signals import StopSignals
 from thinktune.training.trainer import ThinkTrainer
 from thinktune.training.training_arguments import check_trainer_fields, require_loggers, training_arguments
@@ -143,7 +145,8 @@ def _train(config: Config, console: Console, bench: BaseModelCache, *, resume: b
         check_local(config.eval.data, config.eval.split)
     started = time.monotonic()
     now = by_first(lambda: (date_of(run.data_report) if resume else None) or bench.now)
-    loaded, prepared = _take(config, bench, now)
+    base = base_to_fill(config)
+    loaded, prepared = _take(config, bench, now, base)
     if len(set(gathered((prepared.fingerprint, checksum(loaded.model))))) > 1:
         raise DataError(
             "the processes of this training have read other data, or another model", hint="bring them alike"
@@ -159,15 +162,20 @@ def _train(config: Config, console: Console, bench: BaseModelCache, *, resume: b
         while isinstance(outcome := attempt.train(started), _Shortage):
             overwrite = overwrite and not outcome.opened
             if outcome.alone:
-                leave_lighter_plan(config, outcome.plan, run)
+                leave_lighter_plan(config, outcome.plan, run if outcome.opened else None)
             after = 0 if overwrite else by_first(lambda: newest_step(run))
             plan = next_lighter_plan(config, outcome.plan, console, after=after)
             attempt = replace(attempt, overwrite=overwrite, plan=plan)
         return outcome
 
 
-def _take(config: Config, bench: BaseModelCache, now: datetime | None) -> tuple[Loaded, Prepared]:
+def _take(
+    config: Config, bench: BaseModelCache, now: datetime | None, base: ShardedBase | None
+) -> tuple[Loaded, Prepared]:
     """Load model and data; what has to be downloaded is, on each host, by one rank."""
+    if base is not None:  # which all ranks have to load at the same time
+        host_first(lambda: resolve(config.model, config.load))
+        bench.take_model(config, now, base)
     if all(is_local(source.source) for source in config.data.sources):
         host_first(lambda: resolve(config.model, config.load))
         return bench.take(config, now)
@@ -214,18 +222,23 @@ class _Attempt:
             console.print(parameter_line(model), highlight=False)
             if notice := untried(loaded.model):
                 console.print(notice, style="yellow", highlight=False)
+            if sharded := sharded_base_of(model) is not None:
+                require_adapters(model)
             for left_out in uncovered(model, config.lora.targets) if config.lora else ():
                 console.print(f"warning: {left_out}", style="yellow", highlight=False)
             # Made now, as it warns of models that it answers slowly, and fails before the training if it does.
             asks = config.ask.questions and here().is_first
+            if asks and sharded:
+                asks = False
+                console.print("ask.questions are left out: the base is spread over GPUs", highlight=False)
             engine = TransformersEngine(model, loaded.tokenizer, loaded.chat.stop_ids) if asks else None
             plan, opened, steps = self.plan or self._resolve_plan(model), False, False
             try:
                 packs, examples = share_sequences(config), self.prepared.train
-                with memory_agreed():
+                with memory_agreed(apart=not sharded):
                     apart = examine_in_float32(with_loss, examples, loaded.dtype, packs=packs)
                 with StopSignals() as stop, ExitStack() as stack:
-                    with memory_agreed():
+                    with memory_agreed(apart=not sharded):
                         stack.enter_context(set_up(model, loaded, plan))
                         if plan.fused:
                             compile_kernels(with_loss, self._longest_batch(plan))
@@ -238,14 +251,14 @@ class _Attempt:
                     free_memory_of_the_past()  # the peak that is told is that of the training
                     by_first(lambda: self._open_run(plan))
                     opened = True
-                    with memory_agreed():
+                    with memory_agreed(apart=not sharded):
                         trainer = _build_trainer(with_loss, self, plan, stop)
                         checkup = _checkup(self, trainer)
                         self._warm_up(trainer, plan)
                     steps = True
                     metrics, best = self._optimise(trainer, checkup, stop)
             except torch.OutOfMemoryError:  # returned, not raised on: it holds the tensors that there is no room for
-                return _Shortage(plan, opened, alone=steps and here().size > 1)
+                return _Shortage(plan, opened, alone=(steps or sharded) and here().size > 1)
             if stop.due:
                 name = next(filter(None, gathered(stop.name)))
                 raise Interrupted(
@@ -382,6 +395,9 @@ def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan, stop: St
 
 def _checkup(attempt: _Attempt, trainer: ThinkTrainer) -> GenerationEvalCallback | None:
     if not attempt.problems:
+        return None
+    if sharded_base_of(trainer.model) is not None:
+        attempt.console.print("no evaluation during training: the base is spread over GPUs", highlight=False)
         return None
     try:
         return GenerationEvalCallback(

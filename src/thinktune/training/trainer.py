@@ -18,6 +18,7 @@ from thinktune.errors import RunFolderError
 from thinktune.files import telling_full_disk
 from thinktune.models.adapters import take_by_name
 from thinktune.models.folder import ADAPTER_WEIGHTS
+from thinktune.models.sharded_base import sharded_base_of
 from thinktune.models.untouched import eval_mode
 from thinktune.training import ranks
 from thinktune.training.checkpoints import mark_whole, read_marker, whole_checkpoints
@@ -62,6 +63,7 @@ class ThinkTrainer(Trainer):
             dealt: the batches of this rank; None: it is the only one.
             early: of `train.stop`.
         """
+        self._sharded = sharded_base_of(model.model)
         super().__init__(
             model.model,
             args,
@@ -93,6 +95,10 @@ class ThinkTrainer(Trainer):
         now = time.monotonic()
         self.meter.seconds += now - self._since
         self._since = now
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if self._sharded is None:  # whose weights are views into memory that others write
+            super()._move_model_to_device(model, device)
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
         # A step runs the model with its loss, and wrappers (DDP) go around both; Trainer saves and loads PEFT's model.
@@ -234,6 +240,8 @@ class ThinkTrainer(Trainer):
 
     def _add_gradients(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> torch.Tensor:
         if not inputs:
+            if self._sharded is not None:
+                self._sharded.pass_by(backward=True)
             return torch.zeros((), device=self.args.device)
         if self._dealt is not None and self._own is None:
             # PEFT's own dropout draws from torch's generators: each rank differently, and after a resume the same.
@@ -282,12 +290,16 @@ class ThinkTrainer(Trainer):
         are the likeliest. (Trainer averages batches.)"""
         self.stop_clock()
         totals = torch.zeros(3, device=self.args.device)
+        batches = self.get_eval_dataloader()
         with eval_mode(self.model), torch.no_grad():
-            for batch in self.get_eval_dataloader():
+            for batch in batches:
                 inputs = self._prepare_inputs(batch)
                 loss, right = self.model_with_loss(**inputs), self.model_with_loss.right
                 assert right is not None
                 totals += torch.stack([loss, right.float(), totals.new_tensor(inputs["targets"].numel())])
+            if self._sharded is not None:
+                for _ in range(ranks.agree(len(batches), max) - len(batches)):
+                    self._sharded.pass_by(backward=False)
         summed, count, tokens = self.accelerator.reduce(totals).tolist()
         metrics = {"eval_loss": summed / max(1.0, tokens), "eval_token_accuracy": count / max(1.0, tokens)}
         metrics = ranks.by_first(lambda: metrics)  # by which all of them decide whether to go on

@@ -10,6 +10,7 @@ import torch
 
 from thinktune.models.device import multiplies_fp8
 from thinktune.models.fp8_linear import Fp8Linear
+from thinktune.models.sharded_base import is_sharded, lying_together
 from thinktune.training.fused.kernels.common import FP8, Quantised, Rows
 from thinktune.training.fused.kernels.dequantize import restore, transpose
 from thinktune.training.fused.support import interpreted
@@ -64,12 +65,14 @@ class DenseProjection(Projection):
 
     def __init__(self, layers: Sequence[torch.nn.Linear], beside: int = 0, below: int = 0) -> None:
         weights = [layer.weight.data for layer in layers]
+        if is_sharded(layers[0].weight):
+            beside = below = 0
         if beside or below:
             self._out, self._in = sum(map(len, weights)), weights[0].shape[1]
             self._weight = weights[0].new_zeros(self._out + below, self._in + beside)
             torch.cat(weights, out=self._weight[: self._out, : self._in])
         else:
-            self._weight = join(weights)
+            self._weight = join_weights(layers)
             self._out, self._in = self._weight.shape
         self._layers = layers
         self.beside, self.below = self._weight[: self._out, self._in :], self._weight[self._out :, : self._in]
@@ -100,7 +103,7 @@ class Fp8Projection(Projection):
     """
 
     def __init__(self, layers: Sequence[Fp8Linear], dtype: torch.dtype) -> None:
-        weight = join([layer.weight.data for layer in layers])
+        weight = join_weights(layers)
         for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
             layer.weight.data = part
         self._weight = weight.view(FP8)
@@ -209,6 +212,14 @@ def make_projection(
 def _multiplies_fp8(layers: Sequence[Fp8Linear]) -> bool:
     whole = layers[0].in_features % 16 == 0 and sum(layer.out_features for layer in layers) % 16 == 0
     return whole and (interpreted() or multiplies_fp8(layers[0].weight.device))
+
+
+def join_weights(layers: Sequence[Any]) -> torch.Tensor:
+    """Join the weights of layers; those of a sharded base lie together already, and stay."""
+    weights = [layer.weight.data for layer in layers]
+    joined = lying_together(weights) if is_sharded(layers[0].weight) else join(weights)
+    assert joined is not None  # see `support`
+    return joined
 
 
 def join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from thinktune.models.sharded_base import lying_together, sharded_base_of
 from thinktune.planner.fused_models import FUSED_MAX_RANK
-from thinktune.training.fused.layer_parts import NotFusable, adapters_in, decoder_layers, parts_of
-from thinktune.training.fused.lora_buffers import dropout_of, matrices
+from thinktune.training.fused.layer_parts import NotFusable, Parts, adapters_in, decoder_layers, parts_of
+from thinktune.training.fused.lora_buffers import base_of, dropout_of, matrices
 
 
 def why_not_fused(model: PeftModel) -> str | None:
@@ -24,7 +25,10 @@ def why_not_fused(model: PeftModel) -> str | None:
     if not layers:
         return f"{type(base).__name__} is no architecture that it knows"
     try:
-        modules = adapters_in([parts_of(layer, base.config.get_text_config()) for layer in layers])
+        parts = [parts_of(layer, base.config.get_text_config()) for layer in layers]
+        if sharded_base_of(base) is not None:
+            _require_joined(parts)
+        modules = adapters_in(parts)
     except NotFusable as reason:
         return str(reason)
     if any(parameter.requires_grad and "lora_" not in name for name, parameter in model.named_parameters()):
@@ -42,6 +46,22 @@ def why_not_fused(model: PeftModel) -> str | None:
     if next(iter(kinds))[0] > FUSED_MAX_RANK:
         return f"the adapter's rank is above {FUSED_MAX_RANK}"
     return None
+
+
+def _require_joined(parts: list[Parts]) -> None:
+    """Check that the weights of a sharded base lie as products read them.
+
+    Raises:
+        NotFusable: they do not, or half of a layer is not fused: what is not would find the weights of another one.
+    """
+    for attention, mlp in parts:
+        if attention is None or mlp is None:
+            raise NotFusable("its base is spread over GPUs, and only half of a layer can be fused")
+        for projections in (attention.qkv, mlp.gate_up):
+            layers = [base_of(module) for module in projections]
+            apart = hasattr(layers[0].weight, "quant_state")  # nf4 is read one by one
+            if not apart and lying_together([layer.weight.data for layer in layers]) is None:
+                raise NotFusable("its base is spread over GPUs, and weights read together do not lie together")
 
 
 def interpreted() -> bool:
