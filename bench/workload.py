@@ -31,18 +31,19 @@ SHAPES: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
     "14b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48, "num_attention_heads": 40},
     "32b": {"hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64, "num_attention_heads": 40},
+    "72b": {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
     "tiny-drawn": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
 """Qwen2.5's; SmolLM2-135M's sizes; two for a CPU."""
-DRAWN = ("3b-drawn", "7b", "14b", "32b", "tiny-drawn")
+DRAWN = ("3b-drawn", "7b", "14b", "32b", "72b", "tiny-drawn")
 """Shapes whose weights are drawn as they are read."""
 SHAPES["3b-drawn"] = dict(SHAPES["3b"])
 for _shape in SHAPES.values():
     _shape |= {**QWEN, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True}
 SHAPES["135m"] |= {"num_key_value_heads": 3, "vocab_size": 49152}
 SHAPES["7b"] |= {"num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False}
-for _name in ("14b", "32b"):
+for _name in ("14b", "32b", "72b"):
     SHAPES[_name] |= {"num_key_value_heads": 8, "vocab_size": 152064, "tie_word_embeddings": False}
 SHAPES["tiny"] |= {"num_key_value_heads": 1, "vocab_size": 512}
 SHAPES["tiny-drawn"] |= {"vocab_size": 512, "tie_word_embeddings": False}
