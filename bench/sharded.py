@@ -1,4 +1,4 @@
-"""A base spread over GPUs: speed, share of the peak, and memory against the plan, for bases that do not fit one. One table.
+"""A base spread over GPUs: speed, share of the peak, and memory against the plan. One table.
 
     python bench/sharded.py                                             # on 2 GPUs
     python bench/sharded.py --cells 72b:fp8:4                           # on 4

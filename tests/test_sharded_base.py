@@ -11,7 +11,7 @@ import torch
 
 from conftest import make_tiny_model
 from in_ranks import in_ranks
-from test_ranks import resume, train_until
+from test_ranks import assert_equal_training, resume, train_until
 from thinktune.config import Config
 from thinktune.errors import ModelError, UsageError
 from thinktune.models import load_model
@@ -22,7 +22,7 @@ from thinktune.planner.model_shape import shape_of
 from thinktune.planner.pack_lengths import longest_packs
 from thinktune.planner.plan import plan_as_configured
 from thinktune.training.ranks import gather, here, joined
-from training import adapter_of, assert_same_outcome, make_config, metrics_of, quietly
+from training import assert_same_outcome, make_config, quietly
 
 
 class _Alone:
@@ -43,8 +43,10 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("models") / "deep", num_hidden_layers=5)
 
 
-@pytest.mark.parametrize("quantize", ["none", "fp8"])
+@pytest.mark.parametrize("quantize", ["none", "fp8", "nf4"])
 def test_a_layer_is_there_in_its_forward_and_in_its_backward_pass(deep: Path, tmp_path: Path, quantize: str) -> None:
+    if quantize == "nf4":
+        pytest.importorskip("bitsandbytes")
     load = make_config(deep, tmp_path / "run").load
     found = []
     for base in (None, ShardedBase(0, 1, copy_of, quantize, torch.device("cpu"))):  # type: ignore[arg-type]
@@ -133,28 +135,34 @@ def spread(deep: Path, output: Path, **settings: Any) -> Config:
     return make_config(deep, output, data={"sample": 41, "eval_fraction": 0.1}, train=train)
 
 
-@pytest.mark.slow
-def test_a_spread_base_is_trained_to_the_same_bits_and_goes_on_unspread(deep: Path, tmp_path: Path) -> None:
-    whole, ours = spread(deep, tmp_path / "whole", shard_base=False), spread(deep, tmp_path / "spread")
-    assert [outcome.error for outcome in in_ranks(2, quietly, whole)] == [None] * 2
-    in_ranks(2, train_until, ours, 4)
-    assert [outcome.error for outcome in in_ranks(2, resume, ours)] == [None] * 2
-    assert_same_outcome(tmp_path / "spread", tmp_path / "whole")
-    names = {str(path.relative_to(tmp_path / "whole")) for path in (tmp_path / "whole").rglob("*")}
-    assert {str(path.relative_to(tmp_path / "spread")) for path in (tmp_path / "spread").rglob("*")} == names
+@pytest.fixture(scope="module")
+def unspread(deep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training of `spread` by two processes with all of the base in each. Read-only."""
+    run = tmp_path_factory.mktemp("runs") / "unspread"
+    outcomes = in_ranks(2, quietly, spread(deep, run, shard_base=False))
+    assert [outcome.error for outcome in outcomes] == [None] * 2
+    return run
 
 
 @pytest.mark.slow
-def test_a_spread_training_goes_on_with_another_number_of_processes(deep: Path, tmp_path: Path) -> None:
-    alone = spread(deep, tmp_path / "alone", shard_base="auto")
-    quietly(alone)
+def test_a_spread_base_is_trained_to_the_same_bits_also_after_a_stop(
+    deep: Path, unspread: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    in_ranks(2, train_until, spread(deep, run), 4)
+    assert [outcome.error for outcome in in_ranks(2, resume, spread(deep, run))] == [None] * 2
+    assert_same_outcome(run, unspread)
+    assert {path.relative_to(run) for path in run.rglob("*")} == {
+        path.relative_to(unspread) for path in unspread.rglob("*")
+    }
+
+
+@pytest.mark.slow
+def test_a_spread_training_goes_on_in_one_process(deep: Path, unspread: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     in_ranks(3, train_until, spread(deep, run), 4)
     quietly(spread(deep, run, shard_base="auto"), resume=True)
-    ours, theirs = adapter_of(run), adapter_of(tmp_path / "alone")
-    for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=1e-6)
-    assert metrics_of(run)[-1]["eval_loss"] == pytest.approx(metrics_of(tmp_path / "alone")[-1]["eval_loss"], rel=1e-5)
+    assert_equal_training(run, unspread)
 
 
 def gradients(model: Path, output: Path, quantize: str, sharded: bool) -> list[Any]:

@@ -130,9 +130,9 @@ class ShardedBase:
         first, *scales = self._weights[name].parts
         weight.data = self._keep(name, first, weight.data)
         self._views[first.layer].append((weight, weight.data_ptr()))
-        weight.is_sharded = True  # type: ignore[attr-defined]
+        weight.is_sharded = True
         for part in scales:
-            state: Any = weight.quant_state  # type: ignore[attr-defined]
+            state: Any = weight.quant_state
             state.absmax = self._keep(name, part, state.absmax)
         return weight
 
@@ -178,7 +178,7 @@ class ShardedBase:
 
     def _before_forward(self, number: int, *_: Any) -> None:
         if any(weight.data_ptr() != place for weight, place in self._views[number]):
-            raise ModelError(f"weights of layer {number} were moved away", hint="train.shard_base=false; please report it")
+            raise ModelError(f"weights of layer {number} were moved away", hint="train.shard_base=false; report it")
         if not (self._on_way_back and self._at == number):  # computed again, in its backward pass
             self._bring(number, 1)
 
@@ -239,4 +239,7 @@ def _digest(whole: torch.Tensor) -> int:
 
 
 def _not_spread(model: Any, why: str) -> ModelError:
-    return ModelError(f"the base cannot be spread over GPUs: {why} ({type(model).__name__})", hint="quantize: nf4 or fp8, or a smaller model")
+    return ModelError(
+        f"the base cannot be spread over GPUs: {why} ({type(model).__name__})",
+        hint="quantize: nf4 or fp8, or a smaller model",
+    )

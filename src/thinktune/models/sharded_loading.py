@@ -21,18 +21,20 @@ from thinktune.models.fp8_loading import Fp8Quantizer
 from thinktune.models.sharded_base import ShardedBase
 
 _METHOD = "thinktune_sharded"
-_base: ShardedBase | None = None  # transformers makes quantizers itself, and copies their configs
+_into: list[ShardedBase] = []  # transformers makes quantisers itself, of configs that it copies
 
 
 @contextmanager
 def loading_into(base: ShardedBase) -> Iterator[None]:
-    """Let the weights of models that are loaded within the block go into a sharded base."""
-    global _base
-    _base = base
+    """Let the weights of a model that is loaded within the block go into a sharded base."""
+    usual = dict(AUTO_QUANTIZER_MAPPING)
+    AUTO_QUANTIZER_MAPPING.update({FP8: _ShardedFp8, "bitsandbytes_4bit": _ShardedNf4})
+    _into.append(base)
     try:
         yield
     finally:
-        _base = None
+        _into.clear()
+        AUTO_QUANTIZER_MAPPING.update(usual)
 
 
 @register_quantization_config(_METHOD)
@@ -46,34 +48,36 @@ class ShardedConfig(QuantizationConfigMixin):
 class _Sharding(HfQuantizer):
     """Hands weights, in their last form, to the sharded base."""
 
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        (self._base,) = _into
+
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         super()._process_model_before_weight_loading(model, **kwargs)
-        if _base is not None:
-            _base.lay_out(model)
+        self._base.lay_out(model)
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
-        own = _base is not None and param_name in _base
-        return own or super().param_needs_quantization(model, param_name, **kwargs)
+        return param_name in self._base or super().param_needs_quantization(model, param_name, **kwargs)
 
     def param_element_size(self, model: Any, param_name: str, param: torch.Tensor) -> float:
-        if _base is not None and param_name in _base:
+        if param_name in self._base:
             return 0.0  # their memory is there
-        return super().param_element_size(model, param_name, param)
+        return float(super().param_element_size(model, param_name, param))
 
     def get_quantize_ops(self) -> ConversionOps:
-        return _Keep(super().get_quantize_ops())
+        return _Keep(super().get_quantize_ops(), self._base)
 
 
 class _Keep(ConversionOps):
-    def __init__(self, before: ConversionOps) -> None:
-        self._before = before
+    def __init__(self, before: ConversionOps, base: ShardedBase) -> None:
+        self._before, self._base = before, base
 
     def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return each weight as the sharded base has it, after another conversion."""
         converted = self._before.convert(input_dict, *args, **kwargs)
-        if _base is None:
-            return converted
-        return {name: _base.keep(name, value) if name in _base else value for name, value in converted.items()}
+        return {
+            name: self._base.keep(name, value) if name in self._base else value for name, value in converted.items()
+        }
 
 
 class _AsRead(ConversionOps):
@@ -90,7 +94,7 @@ class _PlainQuantizer(Fp8Quantizer):
         return False
 
     def param_element_size(self, model: Any, param_name: str, param: torch.Tensor) -> float:
-        return param.element_size()
+        return float(param.element_size())
 
     def get_quantize_ops(self) -> ConversionOps:
         return _AsRead()
@@ -107,7 +111,3 @@ class _ShardedFp8(_Sharding, Fp8Quantizer):
 
 class _ShardedNf4(_Sharding, Bnb4BitHfQuantizer):
     pass
-
-
-AUTO_QUANTIZER_MAPPING[FP8] = _ShardedFp8
-AUTO_QUANTIZER_MAPPING["bitsandbytes_4bit"] = _ShardedNf4

@@ -64,9 +64,7 @@ class BaseModelCache:
         """Let go of the base model, and its memory."""
         self._loaded = None
 
-    def take_model(
-        self, config: Config, now: datetime | None = None, into: ShardedBase | None = None
-    ) -> Loaded:
+    def take_model(self, config: Config, now: datetime | None = None, into: ShardedBase | None = None) -> Loaded:
         """Return the base model alone. One whose weights have changed since it was loaded is loaded anew."""
         key = model_key(config)
         if self._loaded is not None and self._keys[0] == key and checksum(self._loaded.model) != self._checksum:
@@ -74,9 +72,7 @@ class BaseModelCache:
             self._loaded = None
         if self._loaded is None or self._keys[0] != key:
             self._loaded = None  # its memory first
-            self._loaded = load_model(
-                config.model, load=config.load_to_train, quantize=config.quantize, into=into
-            )
+            self._loaded = load_model(config.model, load=config.load_to_train, quantize=config.quantize, into=into)
             self.loads += 1
             self._keys = (key, self._keys[1])
             self._checksum = checksum(self._loaded.model)

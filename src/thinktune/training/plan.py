@@ -14,7 +14,6 @@ from thinktune.files import write_json
 from thinktune.models import Loaded
 from thinktune.models.sharded_base import sharded_base_of
 from thinktune.planner.hardware import GIB, hardware_here
-from thinktune.planner.hardware import hardware_here
 from thinktune.planner.learning_rate import LearningRate
 from thinktune.planner.model_shape import shape_of
 from thinktune.planner.pack_lengths import PackLengths

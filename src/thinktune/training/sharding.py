@@ -8,7 +8,8 @@ from thinktune.config import Config
 from thinktune.errors import ConfigError, UsageError
 from thinktune.models.device import choose_device
 from thinktune.models.sharded_base import ShardedBase
-from thinktune.planner.plan import plan_config
+from thinktune.notices import muted
+from thinktune.planner.plan import Plan, plan_config
 from thinktune.planner.sharding import why_not_sharded
 from thinktune.training.ranks import by_first, gather, here, on_one_host
 
@@ -32,10 +33,14 @@ def base_to_fill(config: Config) -> ShardedBase | None:
             raise UsageError(f"train.shard_base cannot be true: {why_not}", hint="set train.shard_base=auto")
         return None
     device = choose_device(config.load.device)
-    if wanted == "auto":
-        if device.type != "cuda" or by_first(lambda: plan_config(config, gpus=place.size).kept == 1):
-            return None
+    if wanted == "auto" and (device.type != "cuda" or by_first(lambda: _plan(config).kept == 1)):
+        return None
     return ShardedBase(place.rank, place.size, gather, config.quantize, device)
+
+
+def _plan(config: Config) -> Plan:
+    with muted():
+        return plan_config(config, gpus=here().size)
 
 
 def require_adapters(model: Any) -> None:

@@ -298,7 +298,7 @@ class ThinkTrainer(Trainer):
                 assert right is not None
                 totals += torch.stack([loss, right.float(), totals.new_tensor(inputs["targets"].numel())])
             if self._sharded is not None:
-                for _ in range(ranks.agree(len(batches), max) - len(batches)):
+                for _missing in range(ranks.agree(len(batches), max) - len(batches)):
                     self._sharded.pass_by(backward=False)
         summed, count, tokens = self.accelerator.reduce(totals).tolist()
         metrics = {"eval_loss": summed / max(1.0, tokens), "eval_token_accuracy": count / max(1.0, tokens)}
