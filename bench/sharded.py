@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,11 @@ def main() -> None:
     cli.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # in the processes of a cell: its configs
     args = cli.parse_args()
     if args.worker:
-        work(json.loads(args.worker.read_text(encoding="utf-8")))
+        try:
+            work(json.loads(args.worker.read_text(encoding="utf-8")))
+        except BaseException:  # noqa: BLE001 - whatever it is
+            traceback.print_exc()
+            os._exit(1)  # others are waited for in a collective
         return
     end = time.monotonic() + args.seconds
     args.folder.mkdir(parents=True, exist_ok=True)
