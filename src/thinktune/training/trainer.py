@@ -291,6 +291,7 @@ class ThinkTrainer(Trainer):
         self.stop_clock()
         totals = torch.zeros(3, device=self.args.device)
         batches = self.get_eval_dataloader()
+        most = 0 if self._sharded is None else ranks.agree(len(batches), max)
         with eval_mode(self.model), torch.no_grad():
             for batch in batches:
                 inputs = self._prepare_inputs(batch)
@@ -298,7 +299,7 @@ class ThinkTrainer(Trainer):
                 assert right is not None
                 totals += torch.stack([loss, right.float(), totals.new_tensor(inputs["targets"].numel())])
             if self._sharded is not None:
-                for _missing in range(ranks.agree(len(batches), max) - len(batches)):
+                for _missing in range(most - len(batches)):
                     self._sharded.pass_by(backward=False)
         summed, count, tokens = self.accelerator.reduce(totals).tolist()
         metrics = {"eval_loss": summed / max(1.0, tokens), "eval_token_accuracy": count / max(1.0, tokens)}
