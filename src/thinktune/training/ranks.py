@@ -170,14 +170,26 @@ def agree(value: T, choose: Callable[[list[T]], T]) -> T:
     return choose(gathered(value))
 
 
-def gather(whole: torch.Tensor, own: torch.Tensor) -> Any:
-    """Begin to fill `whole` with the `own` of all ranks, one behind another, and return an object to `wait` on."""
+class Gathering:
+    """A tensor that other ranks' parts are on their way to."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+
+    def wait(self) -> None:
+        """Have what is computed from now on wait for them; on a CPU, wait."""
+        with _losing_others():
+            self._work.wait()
+
+
+def gather(whole: torch.Tensor, own: torch.Tensor) -> Gathering:
+    """Begin to fill `whole` with the `own` of all ranks, one behind another."""
     import torch.distributed as dist
 
     # By its name of today, or that before torch 2.13.
     collect = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     with _losing_others():
-        return collect(whole, own, async_op=True)
+        return Gathering(collect(whole, own, async_op=True))
 
 
 def add_up(tensor: torch.Tensor) -> None:
