@@ -134,6 +134,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture
+def _builtin_model(builtin_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the built-in model that do not look at its conversion."""
+    monkeypatch.setenv("THINKTUNE_CACHE", str(builtin_cache))
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium of the system."""

