@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,19 @@ def builtin_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache in which the built-in model is converted once, for all workers of a run of tests."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "builtin-cache"
+
+
+_frozen = 0
+
+
+@pytest.fixture(autouse=True)
+def _imports_are_no_garbage() -> None:
+    """Keep what is imported out of the looks for garbage: two seconds each, and a training takes two of them."""
+    global _frozen
+    if len(sys.modules) > _frozen + 100:
+        _frozen = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
