@@ -411,7 +411,8 @@ def test_data_that_are_not_there_are_told_before_the_model_is_loaded(
     assert "loading" not in err
 
 
-@pytest.mark.parametrize("verb", ["train", pytest.param("run", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["train", "run"])
 def test_a_training_imports_no_optional_package_that_it_does_not_need(
     tiny_model: Path, tmp_path: Path, verb: str
 ) -> None:

@@ -243,6 +243,7 @@ def test_closing_leaves_no_process_and_no_log(engine: VllmEngine, tmp_path: Path
     assert not list(tmp_path.glob("thinktune-vllm-*"))
 
 
+@pytest.mark.slow
 def test_the_worker_ends_when_its_owner_is_killed(fake_vllm: None, tmp_path: Path) -> None:
     script = """
 import sys, time

@@ -318,6 +318,7 @@ def test_a_gpu_is_named_or_sized() -> None:
     assert "rtx4090" in raised.value.hint
 
 
+@pytest.mark.slow
 def test_the_table_of_common_models_has_the_parameters_that_are_published() -> None:
     for entry in json.loads(TABLE.read_text()):
         for name in (entry["names"][0], f"ms:{entry['names'][-1].upper()}"):

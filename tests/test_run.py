@@ -17,6 +17,7 @@ from thinktune.workflows.run import run
 from training import make_config
 
 
+@pytest.mark.slow
 def test_a_run_loads_its_tuned_model_once_for_every_engine_step_and_again_for_none(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

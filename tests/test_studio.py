@@ -772,6 +772,7 @@ def test_the_first_model_is_loaded_when_a_page_is_there_or_nobody_comes(
 # memory
 
 
+@pytest.mark.slow
 def test_pages_that_come_and_go_are_not_all_remembered(pool: Pool, runs: Path) -> None:
     server = open_page(Studio(pool, runs, may_train=False))
     try:

@@ -154,6 +154,7 @@ def test_a_second_call_trains_and_loads_nothing(tiny_model: Path, tmp_path: Path
     assert (bench.loads, bench.preparations) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_failed_member_is_reported_and_the_others_go_on(tiny_model: Path, tmp_path: Path) -> None:
     swept = quietly(make_file(tiny_model, tmp_path), "lora.targets=[q_proj],[qkv_proj],[v_proj]")
     assert [run.name for run in swept.runs] == ["targets=-q_proj-", "targets=-v_proj-"]

@@ -156,6 +156,7 @@ def test_a_training_that_was_killed_behind_its_last_step_does_no_other_one(
     assert_same_outcome(resumed, whole)
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_the_date_that_it_began_with(tiny_model: Path, tmp_path: Path) -> None:
     model, run = shutil.copytree(tiny_model, tmp_path / "m"), tmp_path / "run"
     template = (model / "chat_template.jinja").read_text().replace("a tiny model.", "asked {{ strftime_now('%X') }}.")
@@ -179,6 +180,7 @@ def test_the_questions_after_training_are_answered_within_their_think_budget(
     assert "the answer has no" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_questions_that_cannot_be_answered_end_no_training(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "model", max_position_embeddings=64)
     config = make_config(model, tmp_path / "run", train={"max_steps": 2}, ask={"questions": ["2 + 2? " * 60, "2 + 2?"]})
@@ -207,6 +209,7 @@ def test_a_training_whose_loss_is_no_number_any_more_ends_before_its_weights_are
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_how_often_it_saves_may_change_when_a_training_goes_on(tiny_model: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     quietly(make_config(tiny_model, run, train={"max_steps": 2}))
@@ -269,9 +272,9 @@ def test_lines_that_span_a_checkpoint_are_the_same_after_resuming(tiny_model: Pa
 @pytest.mark.parametrize(
     "settings",
     [
-        {"batch_size": 1, "accumulation": 4},
+        pytest.param({"batch_size": 1, "accumulation": 4}, marks=pytest.mark.slow),
         {"batch_size": 2, "accumulation": 2},
-        {"batch_size": 4, "gradient_checkpointing": True},
+        pytest.param({"batch_size": 4, "gradient_checkpointing": True}, marks=pytest.mark.slow),
     ],
 )
 def test_how_rows_are_spread_over_batches_changes_no_gradient(
@@ -368,6 +371,7 @@ def test_an_adapter_of_another_model_is_not_continued(finished: Path, tmp_path: 
         quietly(make_config(other, tmp_path / "run", lora={"init": str(finished)}))
 
 
+@pytest.mark.slow
 def test_the_layers_of_a_gpt2_are_trained_too(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -408,6 +412,7 @@ def test_dropout_above_zero_trains_through_plain_peft(tiny_model: Path, tmp_path
     assert lines[-2]["loss"] < lines[0]["loss"]
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_method_reach_the_gradient(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,6 +442,7 @@ def test_every_module_trains_in_training_mode_also_after_an_evaluation(
     assert modes == [True] * 3
 
 
+@pytest.mark.slow
 def test_a_model_that_mixes_along_the_sequence_is_trained_on_packs_all_the_same(tmp_path: Path) -> None:
     model = make_tiny_mamba(tmp_path / "mamba")
     settings = {"lora": {"targets": ["in_proj", "x_proj"]}, "train": {"max_steps": 2, "accumulation": 2}}

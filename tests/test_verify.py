@@ -221,6 +221,7 @@ def test_a_right_merge_is_never_taken_for_a_wrong_one(seed: int, tmp_path: Path)
         assert result.agrees
 
 
+@pytest.mark.slow
 def test_an_adapter_that_does_next_to_nothing_cannot_be_told_from_its_base(coarse_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(coarse_run, tmp_path / "run"))
     file = run / "adapter" / "adapter_model.safetensors"

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from thinktune.errors import UsageError
@@ -144,8 +145,9 @@ def _published(name: str, total: int) -> Hardware | None:
     return max(fitting, key=lambda gpu: len(gpu.name), default=None)
 
 
+@cache
 def _measure(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Measure FLOP/s of a matrix product and bytes/s of a copy, each the best of three."""
+    """Measure FLOP/s of a matrix product and bytes/s of a copy, each the best of three, once in a process."""
     import torch
 
     rows, width = (8192, 4096) if device.type == "cuda" else (512, 1536)
