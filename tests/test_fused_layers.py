@@ -25,9 +25,8 @@ from thinktune.training.fused.fuse_model import fuse_layers
 from thinktune.training.fused.kernels.dropout import Dropout, dropped, threshold_of
 from thinktune.training.fused.packed_attention import packed_documents
 from thinktune.training.fused.support import why_not_fused
-from thinktune.training.methods.dpo import pair_losses
+from thinktune.training.methods.dpo import document_logprobs, pair_losses
 from thinktune.training.model_with_loss import ModelWithLoss
-from thinktune.training.preference_trainer import PreferenceTrainer
 from thinktune.training.reinforce.objective import Fact, Objective
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,7 +108,7 @@ def gradients_of(policy: ModelWithLoss, inputs: dict[str, Any], method: str) -> 
     policy.zero_grad()
     generator = torch.Generator().manual_seed(3)
     if method == "dpo":
-        sums, lengths = PreferenceTrainer._logprobs(policy, inputs)
+        sums, lengths = document_logprobs(policy, inputs)
         reference = -5 * lengths + torch.randn(len(lengths), generator=generator).to(lengths)
         loss = pair_losses(Dpo(beta=0.5), sums, reference, lengths).losses.sum()
     else:
