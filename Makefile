@@ -43,7 +43,7 @@ endif
 test-slow: $(VENV)/.installed-dev ## tests with the built-in model, and with vLLM's CPU build
 	$(SPREAD) -m 'slow and not gpu' $(ARGS)
 
-test-families: $(VENV)/.installed-dev ## tiny models of a hundred families, through every verb: ten minutes
+test-families: $(VENV)/.installed-dev ## tiny models of a hundred families, through every verb: three minutes
 	$(SPREAD) --dist load -m families $(ARGS)
 
 test-gpu: $(VENV)/.installed-dev ## tests that need a GPU, which CI has not
