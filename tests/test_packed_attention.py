@@ -361,3 +361,16 @@ def test_a_state_that_leaks_into_a_long_document_is_found(dtype: torch.dtype, mo
     model = make_model(kind, settings).to(dtype)
     with packed_documents(model.get_base_model()):
         assert not documents_are_isolated(model, make_documents([60, 400]))
+
+
+def test_what_many_layers_make_of_a_rounding_is_no_leak() -> None:
+    model = make_model("Qwen2", {"num_hidden_layers": 48}).to(torch.bfloat16)
+
+    def round_packs_otherwise(_: object, __: object, states: torch.Tensor) -> torch.Tensor:
+        noise = torch.rand(states.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+        return (states * (1 + noise / 2**7)).to(states.dtype) if states.shape[1] > 400 else states
+
+    base = model.get_base_model()
+    base.model.layers[0].register_forward_hook(round_packs_otherwise)
+    with packed_documents(base):
+        assert documents_are_isolated(model, make_documents([60, 400]))
