@@ -13,6 +13,7 @@ from test_models_loading import FLOAT32, make_run
 from thinktune.cli import app
 from thinktune.errors import UsageError
 from thinktune.export.merge import merge
+from thinktune.imports import BYTECODE
 from thinktune.models.cache import cache_folder
 from thinktune.workflows.clean import KINDS, clean
 
@@ -45,6 +46,7 @@ def runs(merged_run: Path, tmp_path: Path) -> Path:
     converted.mkdir(parents=True)
     (converted / "manifest.json").write_text("{}")
     (cache_folder() / "photos").mkdir()
+    (cache_folder() / BYTECODE / "usr").mkdir(parents=True)
     return runs
 
 
@@ -63,6 +65,7 @@ def test_nothing_is_removed_unless_asked_for(runs: Path) -> None:
         (f".results.json.{ENDED}.tmp", "left-over"),
         ("merged", "merged"),
         ("smollm2", "cache"),
+        (BYTECODE, "cache"),
     }
     assert report["bytes"] > 10_000
 

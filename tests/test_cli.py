@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import py_compile
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from thinktune import __version__, cli
 from thinktune.cli import places
 from thinktune.cli.next_steps import command, suggest
 from thinktune.cli.tables import print_fitting
+from thinktune.imports import _packages
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -466,6 +469,43 @@ with importing("colorsys"):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "None in sys.modules" in done.stdout
     assert done.stdout.split()[-3:] == ["True", "False", "True"]
+
+
+@pytest.mark.parametrize(
+    ("compiled", "mode", "kept"),
+    [(False, 0o700, ["first.py", "second.py", "torch/__init__.py"]), (True, 0o700, []), (False, 0o770, [])],
+)
+def test_bytecode_is_kept_where_libraries_have_none_and_nobody_else_may_write(
+    tmp_path: Path, compiled: bool, mode: int, kept: list[str]
+) -> None:
+    libraries, cache = tmp_path / "libraries", tmp_path / "cache"
+    (libraries / "torch").mkdir(parents=True)
+    (libraries / "torch" / "__init__.py").touch()
+    (libraries / "first.py").touch()
+    (libraries / "second.py").touch()
+    if compiled:
+        py_compile.compile(str(libraries / "torch" / "__init__.py"))
+    cache.mkdir()
+    cache.chmod(mode)
+    code = f"""
+import subprocess, sys
+from pathlib import Path
+from thinktune.imports import keep_bytecode
+keep_bytecode(Path({str(cache)!r}))
+import first, torch
+subprocess.run([sys.executable, "-c", "import second"], check=True)
+"""
+    path = os.pathsep.join([str(libraries), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    found = {file.relative_to(cache / str(libraries)[1:]) for file in (cache / str(libraries)[1:]).rglob("*.pyc")}
+    assert sorted(str(file.with_name(file.name.partition(".")[0] + ".py")) for file in found) == kept
+
+
+def test_packages_are_found_in_their_distributions_as_python_finds_them() -> None:
+    found = _packages()
+    for package, distributions in importlib.metadata.packages_distributions().items():
+        assert set(distributions) <= set(found[package]), package
 
 
 @pytest.mark.slow

@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+BYTECODE = "python-bytecode"
+"""Name of a folder in the user's cache: see `keep_bytecode`."""
 _unused: set[str] = set()
 _ASKING: dict[str, dict[str, str]] = {
     "transformers.utils.import_utils": {},
     "peft.import_utils": {"bitsandbytes": "bnb"},
 }
 """Modules with functions `is_NAME_available`, and the names there that are not the packages'."""
+
+
+def keep_bytecode(folder: Path) -> None:
+    """Have Python keep in `folder` what it compiles of libraries, where it has nothing of them and would keep nothing.
+
+    So it is in many images: packages that another user has installed, or PYTHONDONTWRITEBYTECODE. Without this, torch
+    and all that comes with it would be compiled at each start, which takes half of it. Processes that this one starts
+    do the same. Nothing is kept in a folder that others may write to, since Python runs what it finds there.
+    """
+    spec = PathFinder.find_spec("torch")
+    if spec is None or spec.cached is None or sys.pycache_prefix is not None or Path(spec.cached).exists():
+        return
+    if not sys.dont_write_bytecode and os.access(Path(spec.cached).parents[1], os.W_OK):
+        return
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o022:
+            sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
+            sys.dont_write_bytecode = False
+            os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def leave_out(*packages: str) -> None:
@@ -35,19 +61,45 @@ def importing(*unused: str) -> Iterator[None]:
     installed; None in sys.modules is Python's own way to say that one is not, here for the time of the block. What
     these libraries ask then, they remember; one remembered as installed is not left out.
     """
+    from importlib import metadata
+
     blocked = [name for name in {*unused, *_unused} if name not in sys.modules and not _is_remembered(name)]
     collects, first = gc.isenabled(), "torch" not in sys.modules
     gc.disable()
     sys.modules.update(dict.fromkeys(blocked))  # type: ignore[arg-type]
+    slow, metadata.packages_distributions = metadata.packages_distributions, _packages
     try:
         yield
     finally:
+        metadata.packages_distributions = slow
         for name in blocked:
             sys.modules.pop(name, None)
         if first and "torch" in sys.modules:  # later, there may be a model among the garbage
             gc.freeze()
         if collects:
             gc.enable()
+
+
+@functools.cache
+def _packages() -> Mapping[str, list[str]]:
+    """Return which distributions have each package, as `importlib.metadata.packages_distributions` does.
+
+    transformers asks that at its import. Python makes a path of each file of every distribution for it, and parses all
+    that is said of it: ten times as long.
+    """
+    from importlib.metadata import distributions
+
+    found: dict[str, list[str]] = defaultdict(list)
+    for distribution in distributions():
+        declared = (distribution.read_text("top_level.txt") or "").split()
+        lines = (distribution.read_text("RECORD") or "").splitlines()
+        tops = {line.partition(",")[0].partition("/")[0] for line in lines}  # folders, and modules with their suffix
+        modules = {top.partition(".")[0] for top in tops if not top.endswith((".dist-info", ".data"))} - {""}
+        said = (distribution.read_text("METADATA") or "").splitlines()
+        name = next((line[5:].strip() for line in said if line.startswith("Name:")), None)
+        for module in declared or modules:
+            found[module].append(name or distribution.metadata["Name"])
+    return dict(found)
 
 
 def import_bitsandbytes() -> None:

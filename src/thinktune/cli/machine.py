@@ -72,7 +72,7 @@ def clean(
 ) -> None:
     """List, or delete, files that are not needed.
 
-    These are merged and converted models, which can be recreated, and leftovers of crashes.
+    These are merged and converted models and compiled bytecode, which can be recreated, and leftovers of crashes.
     """
     prepare_libraries()
     from thinktune.workflows.clean import KINDS, clean

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from thinktune.errors import UsageError
+from thinktune.imports import BYTECODE
 from thinktune.inference.engines.vllm.process import LOGS
 from thinktune.models import read_settings
 from thinktune.models.builtin import MANIFEST
@@ -26,7 +27,7 @@ Kind = Literal["left-over", "merged", "cache"]
 KINDS: dict[Kind, str] = {
     "left-over": "unfinished work of a process that ended early",
     "merged": "merged models of runs whose adapter is there: thinktune merge makes them again",
-    "cache": "converted models: made again at their next use",
+    "cache": "converted models, and compiled bytecode of libraries: made again at their next use",
 }
 # As files.replacing names them, export, and the logs of vLLM; with the number of the process.
 _TEMPORARY = re.compile(rf"\..+\.(\d+)\.tmp(?:\.gguf)?|{LOGS}(\d+)-.+\.log")
@@ -117,9 +118,11 @@ def _merged(runs: Path) -> Iterator[Path]:
 
 
 def _cached(cache: Path) -> Iterator[Path]:
-    """Find converted models. All else in a folder that the person chose for a cache is not ours."""
+    """Find converted models and bytecode. All else in a folder that the person chose for a cache is not ours."""
     for manifest in sorted(cache.glob(f"models/*/{MANIFEST}")):
         yield manifest.parent
+    if (cache / BYTECODE).is_dir():
+        yield cache / BYTECODE
 
 
 def _size(path: Path) -> int:
