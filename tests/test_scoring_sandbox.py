@@ -256,8 +256,10 @@ MORE = {
         "of processor time",
     ),
     "time of orphans": (
-        "import os, time\ndef look():\n    while True:\n        if not (child := os.fork()):\n"
-        "            os.setsid()\n            if not os.fork():\n                end = time.process_time() + 0.05\n"
+        "import os, time\ndef fork():\n    while True:\n        try: return os.fork()\n"
+        "        except OSError: time.sleep(0.01)\n"
+        "def look():\n    while True:\n        if not fork():\n"
+        "            os.setsid()\n            if not fork():\n                end = time.process_time() + 0.05\n"
         "                while time.process_time() < end: pass\n            os._exit(0)\n"
         "        os.waitpid(-1, 0)",
         "of processor time",
