@@ -64,6 +64,7 @@ def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--rows", help="a data source, before builtin:arithmetic; pairs are made of it")
     cli.add_argument("--model", default="builtin:smollm2")
+    cli.add_argument("--methods", default="sft,dpo")
     cli.add_argument("--ranks", default="8,64")
     cli.add_argument("--batches", default="4,16,64", help="rows, or pairs, a step")
     cli.add_argument("--steps", type=int, default=120)
@@ -82,7 +83,8 @@ def compare_rates(args: argparse.Namespace, pairs: Path) -> None:
     began, longest = time.monotonic(), {"sft": 0.0, "dpo": 0.0}
     rows = args.rows or "builtin:arithmetic"
     make_pairs(rows, pairs, args.sample)
-    kinds = dict.fromkeys([("sft", rows), ("dpo", str(pairs)), ("sft", "builtin:arithmetic")])
+    asked = [("sft", rows), ("dpo", str(pairs)), ("sft", "builtin:arithmetic")]
+    kinds = dict.fromkeys(kind for kind in asked if kind[0] in args.methods.split(","))
     loaded = load_model(args.model, load=config_for(args, "sft", rows, 8, 1).load)
     data = {source: prepare(config_for(args, method, source, 8, 1), loaded.chat) for method, source in kinds}
     grid = [Combination(*kind, rank, batch) for kind in kinds for batch in numbers(args.batches)
