@@ -29,6 +29,7 @@ from typing import Any
 
 import httpx
 import psutil
+from gradio_client.utils import apply_diff
 
 from thinktune.config import Load, Sampling
 from thinktune.inference.engines import EngineSettings
@@ -253,10 +254,16 @@ def talk(client: httpx.Client, event: int, model: str, question: str, session: s
     body = {"data": values, "fn_index": event, "session_hash": session, "trigger_id": None}
     client.post("gradio_api/queue/join", json=body).raise_for_status()
     with client.stream("GET", "gradio_api/queue/data", params={"session_hash": session}) as lines:
+        told: list[Any] = []
+        kept: dict[str, Any] = {}
         for line in lines.iter_lines():
             message = json.loads(line[6:]) if line.startswith("data: ") else {}
+            if message.get("msg") == "process_generating":  # the first in full, then what has changed
+                news = message["output"]["data"]
+                told = [apply_diff(old, new) for old, new in zip(told, news, strict=True)] if told else news
+                kept = told[1] if "turns" in told[1] else kept
             if message.get("msg") == "process_completed":
-                return str(message["output"]["data"][1]["turns"][0]["answers"][0]["text"])
+                return str(kept["turns"][0]["answers"][0]["text"])
     raise ValueError(f"the stream of {session} ended without an answer")
 
 

@@ -798,9 +798,23 @@ def test_an_answer_tells_gradio_the_same_again_where_nothing_changed(pool: Pool,
         tab = ChatTab(studio)
     request = SimpleNamespace(headers={}, session_hash="page")
     settings = (pool.names()[0], "", False, 0.0, 1.0, 0, 1.0, 12, 0, 1)
-    _, *states = tab.ask(request, "12 + 30?", {"turns": []}, *settings)  # type: ignore[arg-type]
+    _, *states, last = tab.ask(request, "12 + 30?", {"turns": []}, *settings)
     assert len(states) > 2
     assert all(isinstance(side, list) for _, _, left, right, _ in states for side in (left, right))
+    assert last == (gr.skip(),) * 5  # which Gradio tells again when it has ended
+
+
+def test_a_question_that_waits_tells_the_page_nothing(pool: Pool, runs: Path) -> None:
+    """Of a generator without an answer, Gradio tells the page that every output is empty: conversation, and draft."""
+    studio = Studio(pool, runs, may_train=False)
+    with gr.Blocks():
+        tab = ChatTab(studio)
+    request: Any = SimpleNamespace(headers={}, session_hash="page")
+    settings = (pool.names()[0], "", False, 0.0, 1.0, 0, 1.0, 12, 0, 1)
+    first = tab.ask(request, "12 + 30?", {"turns": []}, *settings)
+    assert next(first)
+    assert list(tab.ask(request, "1 + 3?", {"turns": []}, *settings)) == [(gr.skip(),) * 5]
+    assert len(list(first)) > 2
 
 
 def test_a_file_to_download_takes_the_place_of_the_one_before(

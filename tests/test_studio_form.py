@@ -87,9 +87,9 @@ def test_several_sources_are_kept_as_they_are_and_named(form: TrainingForm, stud
     command, problem = ask(form, file, rank=4)
     assert not problem
     assert "data.source" not in command
-    source = form.fill(file, None)[2]  # type: ignore[arg-type]
-    assert source["value"] == ""
-    assert source["choices"][0] == ("the config's own sources", "")
+    fields, sources = form.fill(None, file)  # type: ignore[arg-type]
+    assert fields[2] == ""
+    assert sources["choices"][0] == ("the config's own sources", "")
 
 
 def test_a_sweep_is_told_and_each_of_its_members_checked(form: TrainingForm) -> None:
@@ -129,8 +129,8 @@ def test_uploaded_rows_get_a_config_that_fits_them(form: TrainingForm, studio: S
     rows = Path(__file__).parents[1] / "examples/rows.jsonl"
     model = studio.pool.names()[0]
     request: Any = None
-    config, name, source, problem = form.take_file(str(rows), model, request)
-    assert (name, problem, source) == ("rows", "", gr.skip())
+    (name, *_), _, config, problem = form.take_file(request, str(rows), model)
+    assert (name, problem) == ("rows", "")
     fitted = load_config(config["value"])
     assert (fitted.model, fitted.data.max_length) == (model, 192)
     assert fitted.eval.data == str(studio.trainings.uploads / "rows")  # its own questions, and not those of others
@@ -140,8 +140,8 @@ def test_uploaded_rows_get_a_config_that_fits_them(form: TrainingForm, studio: S
     assert "data.source" not in command
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"what": 1}\n')
-    assert "data.format" in form.take_file(str(broken), model, request)[3]
-    assert "not of a hub" in form.take_file(str(rows), "/etc", request)[3]
+    assert "data.format" in form.take_file(request, str(broken), model)[3]
+    assert "not of a hub" in form.take_file(request, str(rows), "/etc")[3]
 
 
 def test_a_training_that_failed_before_its_folder_was_made_is_listed_with_its_error(studio: Studio) -> None:

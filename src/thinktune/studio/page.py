@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from thinktune.studio.events import fill
 from thinktune.studio.look import css, theme
 from thinktune.studio.markdown import plain
 from thinktune.studio.page_script import SCRIPT
@@ -50,16 +51,19 @@ def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         demo.load(studio.opened.set, None, None, **quiet)
         demo.load(chat.show, [chat.conversation, chat.kept], chat.filled, **quiet)
-        demo.load(rate.show, rate.rater_kept, [rate.rater, rate.study, rate.models, rate.explained], **quiet)
+        fill(
+            demo.load, lambda _, kept: rate.show(kept), [rate.rater_kept], [rate.rater],
+            [rate.study, rate.models, rate.explained], **quiet,
+        )  # fmt: skip
         demo.load(batch.show, None, [batch.job, batch.models], **quiet)
         batch.rate.click(batch.rate_rows, batch.view, [batch.remark, rate.study, rate.explained, tabs], **quiet)
         demo.load(runs.show, None, [runs.table, runs.chosen, runs.run, tabs], **quiet)
         page = runs.page
         page.chat.click(page.chat_models, runs.run, [tabs, chat.first, chat.second], **quiet)
         if studio.may_train:
-            demo.load(form.show, None, [form.config, form.name, form.source], **quiet)
+            fill(demo.load, form.show, [], [form.name], [form.config, form.source], **quiet)
             form.started(runs.open, tabs, runs.opened)
-            page.again.click(form.begin_with, runs.run, [tabs, form.config, form.name], **quiet)
+            fill(page.again.click, form.begin_with, [runs.run], form.filled, [form.source, form.config, tabs], **quiet)
         demo.unload(chat.leave)
     demo.queue(default_concurrency_limit=None, max_size=200)
     return demo, {"theme": theme(), "css": css(), "js": SCRIPT}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from thinktune.errors import ConfigError, ThinktuneError
 from thinktune.inference.profiles import PROFILES
 from thinktune.run_folder import RunFolder
 from thinktune.studio.answers import Answer, read_answers
+from thinktune.studio.chat_scripts import BEGIN_ANEW, GIVE_BACK, SAVE, TAKE
 from thinktune.studio.conversations import (
     history,
     id_of,
@@ -27,6 +28,7 @@ from thinktune.studio.conversations import (
     with_conversation,
     without_side,
 )
+from thinktune.studio.events import ending_in_silence, fill
 from thinktune.studio.formulas import LATEX
 from thinktune.studio.markdown import plain
 from thinktune.studio.state import Studio
@@ -40,22 +42,6 @@ _SAVE_SECONDS = 2.0  # between two times that an answer is kept while it is writ
 _MOST_QUESTION = 100_000  # characters
 _EXAMPLES = 3
 _STATUS = {"running": "answering", "done": "answered", "stopped": "halted", "error": "broken"}
-_SAVE = """(conversation) => {
-    const blob = new Blob([JSON.stringify(conversation, null, 2)], {type: "application/json"});
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(blob);
-    link.download = "conversation.json";
-    link.click();
-}"""
-_TAKE = """(question, ...rest) => {
-    const box = document.querySelector("#chat-question textarea");
-    if (question.trim() && box.value === question) {
-        box.value = "";
-        box.dispatchEvent(new Event("input", {bubbles: true}));
-    }
-    return [question, ...rest];
-}"""
-"""Empties the box at once, by the page itself: an answer of the server would take along what is typed meanwhile."""
 
 
 class ChatTab:
@@ -107,6 +93,7 @@ class ChatTab:
                     label=label("question"), show_label=False, container=False, placeholder=label("question_hint"),
                     lines=1, max_lines=8, elem_id="chat-question", max_length=_MOST_QUESTION, autofocus=True, scale=1,
                 )  # fmt: skip
+                self.returned = gr.JSON({"text": ""}, visible=False)
                 self.send = gr.Button(
                     label("send"), variant="primary", elem_id="chat-send", elem_classes="icon send", scale=0,
                     min_width=104,
@@ -152,7 +139,7 @@ class ChatTab:
 
     def _connect(self) -> None:
         asked = [self.conversation, self.first, self.second, self.tell_format, *self.sampling]
-        shown = [self.question, self.conversation, self.left, self.right, self.status]
+        shown = [self.returned, self.conversation, self.left, self.right, self.status]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         own: dict[str, Any] = {**quiet, "concurrency_limit": None}
         keep = [self.keep, [self.conversation, self.kept], [self.kept, self.list]]
@@ -162,21 +149,23 @@ class ChatTab:
             *((example.click, example) for example in self.examples),
         ):
             # Several at once: those that come while an answer is written wait in line.
-            event(self.ask, [question, *asked], shown, trigger_mode="multiple", js=_TAKE, **own).then(*keep, **own)
+            event(self.ask, [question, *asked], shown, trigger_mode="multiple", js=TAKE, **own).then(*keep, **own)
         self.again.click(self.ask_again, asked, shown, **own).then(*keep, **own)
         self.stop.click(self.stop_answers, None, None, queue=False, **quiet)
+        self.returned.change(None, self.returned, None, js=GIVE_BACK, api_visibility="private")
         self.edit.click(self.edit_question, self.conversation, shown, **own)
-        opened = [*shown, self.list]
+        opened = [*shown[1:], self.list]
+        self.new.click(None, None, opened, js=BEGIN_ANEW, api_visibility="private")
         self.new.click(self.forget, None, opened, **own)
-        self.list.input(self.open, [self.list, self.kept], shown, **own)
+        self.list.input(self.open, [self.list, self.kept], shown[1:], **own)
         self.delete.click(self.delete_conversation, [self.conversation, self.kept], [*opened, self.kept], **own)
         told = [self.conversation, self.left, self.right, self.status]
         self.left.clear(self.forget_left, [self.conversation, self.second], told, **own).then(*keep, **own)
         self.right.clear(self.forget_right, [self.conversation, self.second], told, **own).then(*keep, **own)
-        self.export.click(None, self.conversation, None, js=_SAVE, api_visibility="private")
+        self.export.click(None, self.conversation, None, js=SAVE, api_visibility="private")
         self.first.change(self._examples_of, self.first, self.examples, **own)
         self.second.change(lambda name: gr.update(visible=bool(name)), self.second, self.right, **own)
-        self.profile.change(self.take_profile, self.profile, self.sampling, **own)
+        fill(self.profile.change, lambda _, name: (self.take_profile(name),), [self.profile], self.sampling, **own)
 
     @property
     def filled(self) -> list[Any]:
@@ -215,6 +204,7 @@ class ChatTab:
                 questions = RunFolder(Path(model)).read_config().ask.questions or questions
         return (questions * _EXAMPLES)[:_EXAMPLES]
 
+    @ending_in_silence(5)
     def ask(self, request: gr.Request, question: str, conversation: Any, *settings: Any) -> Iterator[tuple[Any, ...]]:
         """Answer a new question, or let it wait until those before it are answered."""
         if not question.strip():
@@ -225,6 +215,7 @@ class ChatTab:
         if line is not None:
             yield from self._answer_line(line, conversation, turns_of(conversation), request)
 
+    @ending_in_silence(5)
     def ask_again(self, request: gr.Request, conversation: Any, *settings: Any) -> Iterator[tuple[Any, ...]]:
         """Answer the last question anew, with other random numbers."""
         turns = turns_of(conversation)
@@ -246,12 +237,12 @@ class ChatTab:
         question = "\n".join([*([turns.pop()["question"]] if turns else []), *waited])
         words = Words(request)
         kept = {"id": id_of(conversation), "turns": turns}
-        return question, kept, side_shown(turns, 0, words), side_shown(turns, 1, words), ""
+        return _given_back(question), kept, side_shown(turns, 0, words), side_shown(turns, 1, words), ""
 
     def forget(self, request: gr.Request) -> tuple[Any, ...]:
         """Begin a new conversation, and stop the answers in progress; the list has the others."""
         self._drop(request)
-        return gr.skip(), {"turns": []}, [], [], "", gr.update(value=None)
+        return {"turns": []}, [], [], "", gr.update(value=None)
 
     def open(self, chosen: str, kept: Any, request: gr.Request) -> tuple[Any, ...]:
         """Show another conversation of the list."""
@@ -259,12 +250,12 @@ class ChatTab:
         words = Words(request)
         found: dict[str, Any] = next((each for each in listed(kept) if id_of(each) == chosen), {"turns": []})
         turns = turns_of(found)
-        return gr.skip(), found, side_shown(turns, 0, words), side_shown(turns, 1, words), ""
+        return found, side_shown(turns, 0, words), side_shown(turns, 1, words), ""
 
     def delete_conversation(self, conversation: Any, kept: Any, request: gr.Request) -> tuple[Any, ...]:
         self._drop(request)
         rest = [each for each in listed(kept) if id_of(each) != id_of(conversation)]
-        return gr.skip(), {"turns": []}, [], [], "", gr.update(choices=titles(rest), value=None), rest
+        return {"turns": []}, [], [], "", gr.update(choices=titles(rest), value=None), rest
 
     def keep(self, conversation: Any, kept: Any) -> tuple[Any, ...]:
         """Put the conversation into the list."""
@@ -313,7 +304,7 @@ class ChatTab:
                 turns.append(new_turn(question, attempt))
                 if not (yield from self._answer(identity, turns, line, request, *settings)):
                     if waited := self._waiting.end(session, line):
-                        yield "\n".join(waited), *[gr.skip()] * 4
+                        yield _given_back("\n".join(waited)), *[gr.skip()] * 4
                     return
         finally:
             self._waiting.end(session, line)
@@ -328,7 +319,7 @@ class ChatTab:
         try:
             chosen = _sampling(sampling)
         except ConfigError as error:
-            yield last["question"], gr.skip(), gr.skip(), gr.skip(), plain(str(error))
+            yield _given_back(last["question"]), gr.skip(), gr.skip(), gr.skip(), plain(str(error))
             return False
         session = str(request.session_hash)
         handle = self._studio.sessions.open(session)
@@ -358,7 +349,8 @@ class ChatTab:
             last["answers"] = [each.as_dict() for each in state] + [None] * (2 - len(state))
             if self._studio.sessions.holds(session, handle):
                 shown = side_shown(turns, 0, words), side_shown(turns, 1, words)
-                yield gr.skip(), kept, *shown, _status(state, None, line, words)
+                rest = () if handle.stopped else line  # which goes back into the box then
+                yield gr.skip(), kept, *shown, _status(state, None, rest, words)
             return not handle.stopped
         finally:
             handle.stop()
@@ -367,6 +359,11 @@ class ChatTab:
     def _verdict(self, question: str, answer: Answer) -> str:
         right = self._studio.known.is_right(question, answer.text) if answer.state == "done" else None
         return "" if right is None else "right" if right else "wrong"
+
+
+def _given_back(text: str) -> dict[str, str]:
+    """Return a text for the box, as something new each time: a change of it is what the page waits for."""
+    return {"text": text, "id": new_id()}
 
 
 def _chosen(conversation: Any, kept: Any) -> str | None:
@@ -378,7 +375,7 @@ def _sampling(values: tuple[Any, ...]) -> Sampling:
     return Sampling().changed(**{**fields, "think_budget": fields.get("think_budget") or None})
 
 
-def _status(answers: list[Answer], loading: str | None, line: Line, words: Words) -> str:
+def _status(answers: list[Answer], loading: str | None, line: Sequence[Any], words: Words) -> str:
     parts = []
     for answer in answers:
         name = Path(answer.model).name or answer.model

@@ -18,6 +18,7 @@ from thinktune.evaluation.ratings import Verdict
 from thinktune.evaluation.significance import Rate
 from thinktune.files import write_text
 from thinktune.inference.batch_file import BUILTIN, read_batch_file
+from thinktune.studio.events import ending_in_silence, fill
 from thinktune.studio.formulas import LATEX
 from thinktune.studio.markdown import plain, reply
 from thinktune.studio.model_pool import reason
@@ -38,6 +39,15 @@ from thinktune.studio.translations import Words, label
 _VERDICTS: dict[str, Verdict] = {
     "left": "first", "right": "second", "both_good": "both good", "both_bad": "both bad",
 }  # fmt: skip
+_TAKE_COMMENT = """(rater, study, ...rest) => {
+    const box = document.querySelector("#rate-comment textarea, #rate-comment input");
+    if (rater.trim() && study && box) {
+        box.value = "";
+        box.dispatchEvent(new Event("input", {bubbles: true}));
+    }
+    return [rater, study, ...rest];
+}"""
+"""Empties the box at once: the comment goes with its verdict, and what is typed from now on is on the next pair."""
 _LOOK_SECONDS = 0.5
 _MOST_COMMENT = 2000  # characters
 
@@ -136,9 +146,8 @@ class RateTab:
                     self._studio.pool.choices(), value=models, multiselect=True, label=label("study_models"),
                     elem_id="rate-models",
                 )  # fmt: skip
-                self.name = gr.Textbox(
-                    self.suggest(models), label=label("study_name"), max_length=64, elem_id="rate-name"
-                )
+                self.suggested = gr.State(suggested := self.suggest(models))
+                self.name = gr.Textbox(suggested, label=label("study_name"), max_length=64, elem_id="rate-name")
                 self.seed = gr.Number(SEED, precision=0, label=label("seed"))
             self.from_scores = gr.Checkbox(False, label=label("from_scores"), elem_id="rate-from-scores")
             self.questions = gr.File(
@@ -157,18 +166,22 @@ class RateTab:
             self.shown,
         ]  # fmt: skip
         asked = [self.rater, self.study, self.thinking, self.with_reference, self.skipped]
-        self.begin.click(self.show_next, asked, pair, **quiet)
+        self.begin.click(self.show_next, asked, pair, js=_TAKE_COMMENT, **quiet)
         self.begin.click(lambda rater: {"name": rater}, self.rater, self.rater_kept, **quiet)
         self.begin.click(lambda: [], None, self.skipped, **quiet)
         for shown in (self.thinking, self.with_reference):
             shown.input(self.show_again, asked, pair, **quiet)
         self.skip.click(self.put_off, [self.skipped, self.shown], self.skipped, **quiet).then(
-            self.show_next, asked, pair, **quiet
+            self.show_next, asked, pair, js=_TAKE_COMMENT, **quiet
         )
         self.delete.click(self.delete_study, self.study, [self.study, self.explained, *pair], **quiet)
-        self.models.change(self.suggest, self.models, self.name, **quiet)
+        fill(
+            self.models.change, self._suggest_unless_named, [self.models, self.name, self.suggested], [self.name],
+            [self.suggested], **quiet,
+        )  # fmt: skip
         for key, button in self.buttons.items():
-            button.click(self._rater_of(_VERDICTS[key]), [*asked, self.comment, self.shown], pair, **quiet)
+            rate = self._rater_of(_VERDICTS[key])
+            button.click(rate, [*asked, self.comment, self.shown], pair, js=_TAKE_COMMENT, **quiet)
         self.undo.click(self.take_back, asked, pair, **quiet)
         self.show_results.click(self.tell_results, self.study, [self.results, self.count, self.file], **quiet)
         making = [self.name, self.models, self.questions, self.seed, self.from_scores]
@@ -176,13 +189,12 @@ class RateTab:
         self.stop.click(self.stop_making, None, None, queue=False, show_progress="hidden", api_visibility="private")
 
     def show(self, kept: Any) -> tuple[Any, ...]:
-        """Fill the tab when the page opens. Outputs: rater, study, models, explanation."""
+        """Fill the tab when the page opens. Boxes: rater; outputs: study, models, explanation."""
         found = names(self._folder)
         models = self._studio.pool.choices()
-        # Nothing kept leaves the field as it is: the person may have been quicker.
         rater = kept.get("name") if isinstance(kept, dict) else None
         return (
-            str(rater) if rater else gr.skip(),
+            [str(rater) if rater else None],
             gr.update(choices=found),
             gr.update(choices=models),
             gr.update(visible=not found),
@@ -194,6 +206,13 @@ class RateTab:
         name = " vs ".join(short[:2]).strip(" .-") or "study"
         taken = names(self._folder)
         return next(each for each in (name, *(f"{name} {n}" for n in range(2, 1000))) if each not in taken)
+
+    def _suggest_unless_named(
+        self, _: gr.Request, models: list[str], name: str, suggested: str
+    ) -> tuple[list[str | None], str]:
+        """Suggest a name, and remember it; one that a person has given stays."""
+        new = self.suggest(models)
+        return [new if name in ("", suggested) else None], new
 
     def put_off(self, skipped: list[Any], shown: Any) -> list[Any]:
         """Put the pair that is shown behind all others."""
@@ -266,7 +285,7 @@ class RateTab:
         told = plain(words("reference_is", reference=reference), "reference") if view.reference else ""
         seen = gr.update(visible=True)
         shown = (pair.question.id, pair.left, pair.right)
-        return text, seen, seen, plain(pair.question.prompt), told, *sides, gr.update(visible=True, value=""), shown
+        return text, seen, seen, plain(pair.question.prompt), told, *sides, seen, shown
 
     def tell_results(self, name: str | None, request: gr.Request) -> tuple[Any, ...]:
         words = Words(request)
@@ -288,6 +307,7 @@ class RateTab:
             count = f"{count}; {words('old_display', count=results['old_display'])}"
         return table([words("what"), words("results")], rows), count, gr.update(value=_download(study), visible=True)
 
+    @ending_in_silence(3)
     def make(
         self, name: str, models: list[str], file: str | None, seed: int, from_scores: bool, request: gr.Request
     ) -> Iterator[tuple[Any, ...]]:
@@ -344,7 +364,7 @@ class RateTab:
 def _nothing(text: str) -> tuple[Any, ...]:
     """Return the outputs of a tab without a pair, and a text."""
     hidden = gr.update(visible=False)
-    return text, hidden, hidden, "", "", [], [], gr.update(visible=False, value=""), None
+    return text, hidden, hidden, "", "", [], [], hidden, None
 
 
 def _shown(text: str, thinking: bool, words: Words) -> list[dict[str, Any]]:

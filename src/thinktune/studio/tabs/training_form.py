@@ -14,6 +14,7 @@ from thinktune.config.shipped import purpose_of, shipped_configs
 from thinktune.errors import ThinktuneError, UsageError
 from thinktune.notices import muted
 from thinktune.studio import run_view
+from thinktune.studio.events import fill
 from thinktune.studio.markdown import plain
 from thinktune.studio.model_pool import reason
 from thinktune.studio.state import Studio
@@ -134,16 +135,21 @@ class TrainingForm:
             self.prompts, self.completions, self.longest, self.rewards, self.loss, self.beta, self.grid, self.overrides,
         ]  # fmt: skip
 
+    @property
+    def filled(self) -> list[Any]:
+        """The boxes that a config fills: the name of the run, and those of `_fields`."""
+        return [self.name, *self.inputs[2:-2]]
+
     def _connect(self) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-        self.config.change(self.fill, self.config, self.inputs[2:-2], **quiet)
+        fill(self.config.input, self.fill, [self.config], self.filled[1:], [self.source], **quiet)
         self.method.change(
             lambda method: (gr.update(visible=method == "grpo"), gr.update(visible=method == "dpo")), self.method,
             [self.grpo, self.dpo], **quiet,
         )  # fmt: skip
-        self.file.upload(
-            self.take_file, [self.file, self.model], [self.config, self.name, self.source, self.problem],
-            **{**quiet, "show_progress": "full"},
+        fill(
+            self.file.upload, self.take_file, [self.file, self.model], self.filled,
+            [self.source, self.config, self.problem], **{**quiet, "show_progress": "full"},
         )  # fmt: skip
         # One event for all fields, and its last word holds: an answer to an earlier state must not come after it.
         changes = [field.change for field in self.inputs]
@@ -177,52 +183,52 @@ class TrainingForm:
             )  # fmt: skip
 
     def show(self, request: gr.Request) -> tuple[Any, ...]:
-        """Fill the form when the page opens: configs, a name that is free, data."""
-        free = self._free_name(_NAME)
-        # A name that is free stays as it is: the person may have been quicker.
-        name = gr.skip() if free == _NAME else free
+        """Fill the form when the page opens. Boxes: a name that is free; outputs: configs, data sources."""
         sources = gr.update(choices=self._sources(self._first_source, Words(request)))
-        return gr.update(choices=self._configs()), name, sources
+        return [self._free_name(_NAME)], gr.update(choices=self._configs()), sources
 
-    def begin_with(self, run: str) -> tuple[Any, ...]:
-        """Return the tab, the config and a name for a training like a run's."""
+    def begin_with(self, request: gr.Request, run: str) -> tuple[Any, ...]:
+        """Begin a training like a run's. Boxes: `filled`; outputs: data sources, config, the page's tabs."""
         config = next((file for name, file in self._studio.trainings.configs() if name == f"runs/{run}"), None)
         if config is None:
-            return gr.skip(), gr.skip(), gr.skip()
-        name = self._free_name(Path(run).name)
-        return gr.Tabs(selected="train"), gr.update(choices=self._configs(), value=config), name
+            return [None] * len(self.filled), gr.skip(), gr.skip(), gr.skip()
+        fields, sources = self.fill(request, config)
+        named = [self._free_name(Path(run).name), *fields]
+        return named, sources, gr.update(choices=self._configs(), value=config), gr.Tabs(selected="train")
 
     def _free_name(self, name: str) -> str:
         taken = {run.name for run in self._studio.trainings.all()}
         return next(each for each in (name, *(f"{name}-{n}" for n in range(2, 10_000))) if each not in taken)
 
-    def fill(self, file: str, request: gr.Request) -> list[Any]:
+    def fill(self, request: gr.Request, file: str) -> tuple[Any, ...]:
+        """Read a config into the form. Boxes: those of `_fields`; output: data sources."""
         try:
-            config = load_config(self._config_of(file))
+            fields = _fields(load_config(self._config_of(file)))
         except ThinktuneError as error:
             raise gr.Error(escape(reason(error))) from None
-        method, model, source, *rest = _fields(config)
-        sources = gr.update(choices=self._sources(source, Words(request)), value=source)
-        return [method, model, sources, *rest]
+        return fields, gr.update(choices=self._sources(fields[2], Words(request)))
 
-    def take_file(self, file: str | None, model: str, request: gr.Request) -> tuple[Any, ...]:
+    def take_file(self, request: gr.Request, file: str | None, model: str) -> tuple[Any, ...]:
         """Keep uploaded rows, and choose a config that is fitted to them, as `thinktune init` writes it; where none can
-        be, say why. Outputs: config, name of the run, data source, problem."""
+        be, say why. Boxes: `filled`; outputs: data sources, config, problem."""
+        boxes: list[Any] = [None] * len(self.filled)
         if file is None:
-            return gr.skip(), gr.skip(), gr.skip(), ""
+            return boxes, gr.skip(), gr.skip(), ""
         trainings = self._studio.trainings
         try:
             kept = trainings.take_data(Path(file))
         except ThinktuneError as error:
-            return gr.skip(), gr.skip(), gr.skip(), plain(reason(error), "error")
+            return boxes, gr.skip(), gr.skip(), plain(reason(error), "error")
         try:
             with muted(), self._studio.pool.resting():
                 fitted = trainings.fit_config(kept, model)
         except ThinktuneError as error:
-            sources = gr.update(choices=self._sources(kept, Words(request)), value=kept)
-            return gr.skip(), gr.skip(), sources, plain(reason(error), "error")
-        name = self._free_name(Path(fitted).stem)
-        return gr.update(choices=self._configs(), value=fitted), name, gr.skip(), ""
+            boxes[self.filled.index(self.source)] = kept
+            sources = gr.update(choices=self._sources(kept, Words(request)))
+            return boxes, sources, gr.skip(), plain(reason(error), "error")
+        fields, sources = self.fill(request, fitted)
+        named = [self._free_name(Path(fitted).stem), *fields]
+        return named, sources, gr.update(choices=self._configs(), value=fitted), ""
 
     def tell(self, file: str, name: str, *fields: Any) -> tuple[str, str, str]:
         """Return the command line and the config of the form, or its errors."""
