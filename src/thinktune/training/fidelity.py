@@ -357,10 +357,19 @@ def documents_are_isolated(model: PeftModel, examples: Sequence[Tokens]) -> bool
         return True
     # Many layers may make much of a rounding that differs with the size of the batch. That of `seen` is the same on
     # both sides, but over int8, whose products depend a little on all rows of the batch, by design.
-    with at_rest(model), rounded_otherwise(inner_model(model), computes_in(model, model.dtype)):
-        noise = _hidden(model, [longest]) - alone
-    most = _NOISE * _most(noise, alone) if is_coarse(model) else 0.0
-    return seen <= max(bound, most) and moved <= max(bound, _NOISE * _whole(noise, alone))
+    states, noise = _rounding_of_states(model, longest)
+    most = _NOISE * _most(noise, states) if is_coarse(model) else 0.0
+    return seen <= max(bound, most) and moved <= max(bound, _NOISE * _whole(noise, states))
+
+
+def _rounding_of_states(model: PeftModel, document: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the states of a document in the untouched model, whose every product can be reached, and what they change
+    by if each is rounded otherwise."""
+    ids = torch.tensor(document.input_ids, device=model.device)[None]
+    with untouched(model) as own:
+        states = _states(own, input_ids=ids)
+        with rounded_otherwise(own, computes_in(model, model.dtype)):
+            return states, _states(own, input_ids=ids) - states
 
 
 def _most(change: torch.Tensor, states: torch.Tensor) -> float:
@@ -377,8 +386,11 @@ def _hidden(model: PeftModel, documents: Sequence[Tokens]) -> torch.Tensor:
     batch = batch_of(model, documents)
     for unused in ("positions", "targets", "labels"):
         del batch[unused]
-    inner = inner_model(model)
-    out = inner.base_model(**batch, use_cache=False)
+    return _states(inner_model(model), **batch)
+
+
+def _states(model: Any, **inputs: Any) -> torch.Tensor:
+    out = model.base_model(**inputs, use_cache=False)
     states: torch.Tensor = (out.logits if hasattr(out, "logits") else out.last_hidden_state)[0]
     return states.float()
 
