@@ -9,7 +9,7 @@ import thinktune
 ROOT = Path(thinktune.__file__).parent
 FLOORS = (
     "errors tags version",
-    "cluster files imports notices plugins network web",
+    "boxed cluster files imports notices plugins network web",
     "config records retry",
     "models scoring run_folder",
     "data",

@@ -20,6 +20,26 @@ EQUAL: dict[str, Pairs] = {
         (r"\begin{pmatrix}1 & 2\end{pmatrix}", r"\begin{pmatrix}1\,&\,2\end{pmatrix}"),
         (r"180\ \text{cm}", "1.8 m"), ("3.14159265", r"3.141\,592\,65"), ("1234567", "1 234 567"),
     ],
+    "one over a letter": [
+        ("1/k", r"\frac{1}{k}"), (r"\frac{3}{h^2}", "3/h^2"), ("t^{-1}", "1/t"), (r"\frac{2}{m}", "2/m"),
+    ],
+    "raised characters": [("10⁻⁷", "10^{-7}"), ("y²ⁿ", "y^{2n}"), ("4.2×10⁻¹¹ F", r"4.2 \times 10^{-11} F")],
+    "separators of other countries": [
+        ("7654321", "7.654.321"), ("8.765,40", "8765.4"), ("7654321.5", "7.654.321,5"), ("34567", "3万4567"),
+        ("120 km/h", "120千米/时"), ("0.5", "一半"),
+    ],
+    "intervals and sets as other countries write them": [
+        ("(4,9)", "]4, 9["), ("[4,9)", "[4; 9["), (r"(-\infty,1)\cup(5,\infty)", "(-inf, 1) U (5, inf)"),
+        (r"(-\infty,1)\cup(5,\infty)", r"]-\infty, 1[ \cup ]5, \infty["), (r"\mathbb{R}", "all real numbers"),
+        (r"(-\infty,\infty)", "所有实数"), (r"\{8\}", "8"), ("{t | 4<t<9}", "(4,9)"), ("[1,2],[3,4]", "[1,2],[3,4]"),
+    ],
+    "matrices": [
+        (r"\begin{pmatrix}5&6\\7&8\end{pmatrix}", "[[5, 6], [7, 8]]"), (r"\begin{bmatrix}5\\6\end{bmatrix}", "(5, 6)"),
+        (r"\begin{pmatrix}5\\6\end{pmatrix}", r"\begin{pmatrix}5\\[4pt]6\end{pmatrix}"),
+        (r"\left[\begin{array}{c}\frac{1}{2}\\3\end{array}\right]", "(0.5, 3)"),
+    ],
+    "functions of degrees": [(r"\cos 60^\circ", "0.5"), ("tan(45°)", "1"), (r"\sin^2 30^\circ", r"\frac14")],
+    "halves of a day": [(r"9\text{ AM}", "9 a.m."), (r"3\text{ May}", "May 3")],
     "tiny and huge numbers": [
         (r"\frac{1}{2^{60}}", "2^{-60}"), (r"6.02 \times 10^{23}", "602000000000000000000000"),
         (r"3\times 10^{-5}", "0.00003"), (r"\frac{1}{5!}", r"\frac{1}{120}"), ("e^{-2}", r"\frac{1}{e^2}"),
@@ -234,6 +254,18 @@ DIFFERENT: dict[str, Pairs] = {
         (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"), (r"\pm 2", "2"),
         (r"2 \pm \sqrt{3}", r"2 + \sqrt{3}"), ("5 and 6", "5"),
     ],
+    "one over a letter": [("1/k", "1/j"), ("1/k", "k"), ("5 m/s", "5/s")],
+    "separators of other countries": [("1.234", "1234"), ("1,2345", "12345"), ("0.765,4", "765.4")],
+    "intervals and sets as other countries write them": [
+        ("[4,9]", "]4,9["), (r"\mathbb{R}", "all integers"), (r"\{8\}", "9"),
+        (r"\mathbb{R}", "all real numbers except 2"),
+    ],
+    "matrices": [
+        (r"\begin{pmatrix}5&6\\7&8\end{pmatrix}", "[[5, 7], [6, 8]]"), (r"\begin{pmatrix}5\\6\end{pmatrix}", "(6, 5)"),
+        (r"\begin{pmatrix}5\\6\end{pmatrix}", r"\{5, 6\}"), (r"\begin{pmatrix}5&6\\7&8\end{pmatrix}", "(5,6,7,8)"),
+    ],
+    "functions of degrees": [(r"\sin 20^\circ", r"\sin 20"), (r"\cos 40^\circ", r"\sin 40^\circ")],
+    "halves of a day": [(r"9\text{ AM}", "9 p.m.")],
     "repeating decimals": [
         (r"0.\overline{3}", "0.3"), ("0.(3)", "0.3"), ("0.333...", "0.333"),
         (r"0.\overline{3}", r"0.\overline{4}"), (r"0.\overline{12}", "0.12"),
@@ -312,6 +344,9 @@ def test_what_is_decided_to_be_different_has_no_note() -> None:
         ("7", "Thus, 3 + 4 = 7!"), ("8", "It is 7, or rather 8"), ("18", "她有18元，一起去"),
         ("5", "costs $5 and then more"), ("7", "costs $5 and $7."), ("7", "costs $5 and $7 more"), ("6", "答案：６"),
         ("1000", "He earns €1,000."), ("12.5", "Result: 12.5kg"), ("2024", "in v2.0 it was 2024"),
+        ("4, 9", r"so \boxed{4} and \boxed{9}"), ("4, 9", r"Not \boxed{1}. $x=\boxed{4}$ or $x=\boxed{9}$."),
+        ("9", r"<think>\boxed{4}?</think> It is 9."), (r"t^2+4", r"<think>\boxed{t^2+4}</think> It is $t^2+4$."),
+        ("Monday", r"<think>\boxed{Monday}</think> It is Monday."), ("9", r"\boxed{4}, no: \boxed{9}"),
         ("3:4", "the ratio is 3:4"), ("-0.5", "equals -1/2."), ("-0.5", r"equals $-\frac{1}{2}$."),
     ],
 )  # fmt: skip
@@ -326,6 +361,7 @@ def test_the_last_number_of_a_text_is_read_as_it_is_written(reference: str, text
         ("2", "The area is 25 m^2."), ("5", "It takes 3-5 days."), ("3", "It takes 3-5 days."),
         ("3", r"So it is $2\sqrt{3}$."), ("3", r"So it is 2\sqrt{3}."), ("5", "It is 10^5"),
         ("7", "It is 7, or rather 8"), ("2", "<answer>x=2 or x=3</answer>"), ("3", "<answer>x=2 or x=3</answer>"),
+        ("9", r"x = \boxed{4} or x = \boxed{9}"), ("4", r"<think>\boxed{4}</think> It is 14."),
         ("2", r"\boxed{(1,2)}"), ("7", "no idea"), ("14", "It's 14:00"), ("4", "the ratio is 3:4"),
     ],
 )  # fmt: skip

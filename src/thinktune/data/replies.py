@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
 
 from thinktune import tags
+from thinktune.boxed import boxed_answer
 from thinktune.data.examples import RowFault
 
 _MARKS = ("<|begin_of_thought|>", "<|end_of_thought|>", "<|begin_of_solution|>", "<|end_of_solution|>")
@@ -27,13 +27,6 @@ _MISSING = ("no thought", "thought not closed", "no answer", "answer not closed"
 _ON_A_LINES_END = re.compile(r"\n[ \t]*\Z|\A[ \t]*(?:\r?\n|\Z)")
 _HEADING = re.compile(r"^####(?!#)[ \t]*([^\n]*)", re.MULTILINE)
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K notes the steps of its authors' calculator: 48/2=<<48/2=24>>24
-# The text between boxes that are one answer together, once dollars and the like are gone.
-_JOINT = re.compile(r"[\s,;、，；.]*(?:and|or|和|或者?|及|与)?[\s,;、，；]*", re.IGNORECASE)
-_DRESS = re.compile(r"\\\(|\\\)|\\\[|\\\]|\\text\{\s*(and|or)\s*\}|\\q?quad|\\[,;:! ]|[$*]")
-# The beginning of a part of an exercise: (a), b), 1., ii), Part 2, 第一问.
-_PART = re.compile(
-    r"^[\s>*#-]*(?:\(?(?:[a-h]|[ivx]{1,4}|\d{1,2})[).:]|part\s+\w{1,3}\b|第\w{1,2}[问题]|[（(]\w{1,3}[)）])", re.I
-)
 
 
 def split_reply(reply: str) -> tuple[str | None, str]:
@@ -98,41 +91,8 @@ def split_gsm8k(answer: str) -> tuple[str, str] | None:
 def extract_answer(solution: str, how: str) -> str:
     r"""Extract the answer of a solution: its boxes, or (`how` is solution, or no box) all of it.
 
-    Boxes that name one answer together ("\boxed{2} and \boxed{3}", parts (a) and (b)) are all of it; of others, it is
-    the last.
-
-    >>> extract_answer(r"So it is \boxed{\frac{3}{4}}.", "boxed")
-    '\\frac{3}{4}'
     >>> extract_answer(r"The roots are $\boxed{2}$ and $\boxed{3}$.", "boxed")
     '2, 3'
     """
-    boxes = tags.boxes(solution) if how == "boxed" else []
-    if not boxes:
-        return solution.strip()
-    contents = _contents(solution, boxes)
-    if len(set(contents)) > 1 and _belong_together(solution, boxes):
-        return ", ".join(dict.fromkeys(contents))
-    return tags.last_boxed(solution) or ""
-
-
-def leaves_boxes_out(solution: str, how: str) -> bool:
-    r"""Return whether a box holds anything else than the answer: a step, a part, or a discarded result.
-
-    >>> leaves_boxes_out(r"First \boxed{1}? No. It is \boxed{2}.", "boxed")
-    True
-    """
-    boxes = tags.boxes(solution) if how == "boxed" else []
-    return len(set(_contents(solution, boxes))) > 1 and not _belong_together(solution, boxes)
-
-
-def _contents(solution: str, boxes: Sequence[tuple[int, int]]) -> list[str]:
-    return [content for start, end in boxes if (content := solution[start:end].strip())]
-
-
-def _belong_together(solution: str, boxes: Sequence[tuple[int, int]]) -> bool:
-    between = [solution[end + 1 : start] for (_, end), (start, _) in pairwise(boxes)]
-    between = [_DRESS.sub(lambda cut: cut[1] or "", text.removesuffix("\\boxed{")) for text in between]
-    if all(_JOINT.fullmatch(text) for text in between):
-        return True
-    lines = [solution[solution.rfind("\n", 0, start) + 1 : start] for start, _ in boxes]
-    return len(set(lines)) == len(lines) and all(_PART.match(line) for line in lines)
+    boxed = boxed_answer(solution) if how == "boxed" else None
+    return solution.strip() if boxed is None else boxed

@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from thinktune import tags
+from thinktune.boxed import leaves_boxes_out
 from thinktune.config import Format
 from thinktune.data.examples import Example, Message, Parts, Row, RowFault
-from thinktune.data.replies import ANY_MARK, extract_answer, leaves_boxes_out, split_gsm8k, split_reply
+from thinktune.data.replies import ANY_MARK, extract_answer, split_gsm8k, split_reply
 from thinktune.errors import ConfigError
 from thinktune.plugins import load_function
 
@@ -146,7 +147,7 @@ def to_example(
     if ANY_MARK.search(think) or ANY_MARK.search(answer):
         raise RowFault("stray or nested tags")
     check_encodable(think, answer, *(message["content"] for message in messages))
-    return Example(messages, think, answer, row.number, source, leaves_boxes_out(solution, fmt.answer))
+    return Example(messages, think, answer, row.number, source, fmt.answer == "boxed" and leaves_boxes_out(solution))
 
 
 def _take_apart(reply: str, apart: str | None) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from itertools import accumulate
 from typing import Any
 
 from thinktune import tags
+from thinktune.boxed import boxed_answer
 from thinktune.config import Sampling
 from thinktune.scoring.base import TAIL, Score, Task, Verdict, keys_of_equal, reference_of, score_by
 from thinktune.scoring.math_answers.last_number import last_number
@@ -37,6 +38,7 @@ from thinktune.scoring.math_answers.structures import (
     is_relation,
     read_based,
     read_group,
+    read_matrix,
     read_ratio,
     same_ratio,
     sides,
@@ -49,7 +51,9 @@ _DEEPEST = 20  # braces or parentheses in each other; parsers take exponential t
 _MOST = 12  # elements of lists whose order does not matter that are compared each with each other as expressions
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
 _WORDS = re.compile(r"[^\W\d_][^\W\d_'’-]*(?:[ ,]{1,2}[^\W\d_'’-]+)*")
-_BUILDER = re.compile(r"\\\{\s?([A-Za-z])\s?(?:\\in\s?\\mathbb\s?\{?R\}?\s?)?(?:\||\\mid|\\vert|:)(.*)\\\}", re.DOTALL)
+_BUILDER = re.compile(
+    r"\\?\{\s?([A-Za-z])\s?(?:\\in\s?\\mathbb\s?\{?R\}?\s?)?(?:\||\\mid|\\vert|:)(.*?)\\?\}", re.DOTALL
+)
 _FRACTION = re.compile(r"\d\s?/\s?(\d+)|frac\s?\{\s?\d+\s?\}\s?\{\s?(\d+)\s?\}|frac\s?\d\s?(\d)")
 _SIGN = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 _ANGLE, _RADIAN = (("angle", 1),), (("radian", 1),)
@@ -101,13 +105,14 @@ def _decide(reference: str, answer: str) -> Verdict:
     """Decide whether two normalised answers are equal."""
     if _tight(reference) == _tight(answer):
         return Verdict(bool(answer))
-    for judge in (_times, _based, _ratios, _quantities, _words, _equations, _builders, _relations, _groups):
+    for judge in (_times, _based, _ratios, _quantities, _words, _equations, _builders, _relations, _matrices, _groups):
         if (verdict := judge(reference, answer)) is not None:
             return verdict
     return _expressions(reference, answer)
 
 
 def _times(reference: str, answer: str) -> Verdict | None:
+    reference, answer = _untexted(reference), _untexted(answer)
     dates = read_date(reference), read_date(answer)
     if dates[0] is not None and dates[1] is not None:
         return Verdict(same_date(dates[0], dates[1]))
@@ -234,6 +239,26 @@ def _relations(reference: str, answer: str) -> Verdict | None:
     return verify(texts[0], texts[1])
 
 
+def _matrices(reference: str, answer: str) -> Verdict | None:
+    """Compare a matrix with a list of its rows, and a row or column with the list or tuple of its elements."""
+    matrices = read_matrix(reference), read_matrix(answer)
+    at = 0 if matrices[0] is not None else 1
+    rows, other = matrices[at], read_group((reference, answer)[1 - at])
+    if rows is None or matrices[1 - at] is not None or other is None or other.kind not in {"()", "[]", "list"}:
+        return None
+    nested = [read_group(item) for item in other.items]
+    if all(each is not None and each.kind in {"[]", "()"} for each in nested):
+        theirs = [list(each.items) for each in nested if each is not None]
+    else:
+        theirs = [list(other.items)]
+        rows = [[row[0] for row in rows]] if all(len(row) == 1 for row in rows) else rows
+    if [*map(len, rows)] != [*map(len, theirs)]:
+        return Verdict(False)
+    pairs = [pair for each in zip(rows, theirs, strict=True) for pair in zip(*each, strict=True)]
+    verdicts = (_element(*(pair if at == 0 else reversed(pair))) for pair in pairs)
+    return next((verdict for verdict in verdicts if not verdict.equal), Verdict(True))
+
+
 def _groups(reference: str, answer: str) -> Verdict | None:
     left, right = (read_group(_signs(text)) for text in (reference, answer))
     if left is None and right is None:
@@ -241,6 +266,8 @@ def _groups(reference: str, answer: str) -> Verdict | None:
     if left is None or right is None:
         group, single = (left or right), (reference if left is None else answer)
         assert group is not None
+        if group.kind == "set" and len(group.items) == 1:
+            return _element(*((group.items[0], single) if right is None else (single, group.items[0])))
         if group.kind in {"list", "set"} and not re.search(r"\\(?:cup|cap|setminus|mathbb|pm|mp)", single):
             return Verdict(False)
         return None
@@ -316,6 +343,8 @@ def _expressions(reference: str, answer: str) -> Verdict:
         if factor != "1":
             bodies[0] = rf"\left({bodies[0]}\right)\cdot {factor}"
     verdict = verify(bodies[0], bodies[1])
+    if not verdict.equal and any("/" in side.unit for side in (left, right)):  # 1/x is no quantity of "per x"
+        return verify(to_latex(reference), to_latex(answer))
     return beside(left, right) if verdict.equal else verdict
 
 
@@ -343,12 +372,30 @@ def _factor(reference: Quantity, answer: Quantity) -> str | None:
 
 
 def lenient_answers(text: str) -> list[str]:
-    """Return the probable answers: the tags, else the last box, else the last number; in prose its last number."""
+    r"""Return the probable answers: the tags, else the last box, else the last number; in prose its last number.
+
+    What follows the thought comes first: a box in the thought counts if no other answer is stated behind it.
+
+    >>> lenient_answers(r"<think>\boxed{7}</think> No, it is 8."), lenient_answers(r"x=\boxed{2} or x=\boxed{3}")
+    (['8'], ['2, 3'])
+    """
     parsed = tags.parse(text)
     text = text[-TAIL:]
-    said = (parsed.answer or tags.last_boxed(text) or "")[-TAIL:]
+    said = (parsed.answer or _boxed_after_thought(text) or "")[-TAIL:]
     candidates = [said, last_number(said) if _is_prose(said) else None] if said else [last_number(text)]
     return [candidate for candidate in candidates if candidate]
+
+
+def _boxed_after_thought(text: str) -> str | None:
+    after, anywhere = tags.answer_part(text), boxed_answer(text)
+    if not after or anywhere is None:
+        return anywhere
+    if (boxed := boxed_answer(after)) is not None:
+        return boxed
+    restated = re.search(rf"(?<![\w.]){re.escape(_tight(anywhere))}(?!\w)", _tight(after))
+    if restated and not anywhere.isdecimal():
+        return anywhere
+    return last_number(after) or anywhere
 
 
 def is_unfinished(gold: Mapping[str, Any], answer: str) -> bool:

@@ -15,7 +15,7 @@ _CHINESE = re.compile(
     rf"(负?)(百分之|[{NUMERALS}]+又[{NUMERALS}]+分之|[{NUMERALS}]+分之)?([{NUMERALS}]+)(?:点([{''.join(_DIGITS)}]+))?"
     rf"(半?)(?=$|[^{NUMERALS}分点]|分钟?$|点钟?$|点半)"
 )
-_SCALED = re.compile(r"([-+]?\d+(?:\.\d+)?)\s?([万亿])")
+_SCALED = re.compile(r"([-+]?\d+(?:\.\d+)?)\s?([万亿])(\d{4}(?!\d))?")
 _UNDER_DIGITS = re.compile(r"百分之(\d+(?:\.\d+)?)|(\d+)分之(\d+)")
 
 
@@ -25,8 +25,11 @@ def chinese_number(text: str) -> str:
     >>> chinese_number("一万二千零五十"), chinese_number("百分之五十"), chinese_number("十八元")
     ('12050', '50%', '18元')
     """
+    if text in {"一半", "半"}:
+        return "1/2"
     if scaled := _SCALED.match(text):
         value = Fraction(scaled[1]) * _LARGE[scaled[2]]
+        value += int(scaled[3] or 0) * (-1 if value < 0 else 1)  # 1万2345
         return (str(value.numerator) if value.denominator == 1 else str(float(value))) + text[scaled.end() :]
     if under := _UNDER_DIGITS.match(text):
         return (f"{under[1]}%" if under[1] else f"{under[3]}/{under[2]}") + text[under.end() :]

@@ -95,6 +95,24 @@ def _wraps(text: str) -> bool:
     return False
 
 
+_MATRIX = re.compile(
+    r"[(\[]?\s?\\begin\s?\{([pbB]?(?:small)?matrix|array)\}(?:\s?\{[lcr| ]*\})?(.*)\\end\s?\{\1\}\s?[)\]]?", re.DOTALL
+)
+
+
+def read_matrix(text: str) -> list[list[str]] | None:
+    r"""Read the rows of a matrix.
+
+    >>> read_matrix(r"\begin{pmatrix}1&2\\\\3&4\end{pmatrix}"), read_matrix("(1,2)")
+    ([['1', '2'], ['3', '4']], None)
+    """
+    match = _MATRIX.fullmatch(text.strip())
+    if match is None or r"\begin" in match[2]:
+        return None
+    rows = [row for row in re.split(r"\\\\", match[2]) if row.strip()]
+    return [[item.strip() for item in row.split("&")] for row in rows]
+
+
 _EQUALS = re.compile(r"(?<![<>!:\\])=(?![<=])|\\in(?![A-Za-z])|\\approx(?![A-Za-z])")
 _RELATION = re.compile(r"[<>]|!=|\\(?:leq?|geq?|neq?|lt|gt|leqslant|geqslant)(?![A-Za-z])")
 _SYMBOL = r"(?:\\?[A-Za-z]+|\\(?:text|mathrm|operatorname|mathbf)\s?\{[^{}]*\}|\\[a-z]+\s?\{[A-Za-z]{1,4}\})'*"

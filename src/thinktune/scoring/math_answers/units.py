@@ -96,7 +96,7 @@ mass 6350.29318 stone stones
 time 1 sec secs second seconds 秒 秒钟
 time 60 min mins minute minutes 分钟 分
 time 900 刻 刻钟
-time 3600 hr hrs hour hours 小时 个小时 钟头
+time 3600 hr hrs hour hours 小时 个小时 钟头 时
 time 86400 day days 天 日
 time 604800 week weeks wk wks 周 星期 个星期 礼拜
 months 1 month months mo mos 月 个月
