@@ -1,8 +1,8 @@
 r"""Formulas in Markdown, told from prices: `$x^2$`, `\(…\)`, `\[…\]` and `$$…$$` are formulas, "$5 and $7" is money.
 
-A single dollar begins a formula only if the text up to the next one can be a formula. The rules are those of
-pandoc (no white space inside the dollars, no digit after the second), and further ones for the habits of models and
-people: `5$ and 6$`, `US$5`, `$5 (in US$)`.
+A single dollar begins a formula only if the text up to the next one can be a formula: no white space and no digit at
+its edges, no digit after it, and further rules for the habits of models and people: `5$ and 6$`, `US$5`, `$5 (in US$)`.
+A digit may stand at an edge where one of `\ ^ _ { }` stands inside, which no price has: else `$x^2$` would be none.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _closing(text: str, start: int, most: int) -> int:
         return -1
     if not strong and (inner.endswith(_UNFINISHED) or ">>" in inner):
         return -1
-    if not strong and inner[0].isdigit() and _is_prose(inner):
+    if not strong and (inner[0].isdigit() or inner[-1].isdigit()):
         return -1
     if strong and inner[0].isdigit() and _is_prose(re.sub(r"\\[A-Za-z]+(\{[^{}]*\})*|\{[^{}]*\}", "", inner)):
         return -1
