@@ -96,7 +96,7 @@ def test_prices_are_shown_as_they_are_written(text: str) -> None:
         ("$5 = $x$", "$5 = ⟦x⟧"),
         (r"\$5 and \$6", "$5 and $6"),
         ("**$5** or **$6**", "<strong>$5</strong> or <strong>$6</strong>"),
-        ("$25 = 3x$, $x=25$ and $25$", "$25 = 3x$, $x=25$ and $25$"),  # a digit at an edge: a price, as far as one can tell
+        ("$25 = 3x$, $x=25$ and $25$", "$25 = 3x$, $x=25$ and $25$"),  # a digit at an edge
         ("$x_1$, $2^n$ and $x + y$", "⟦x_1⟧, ⟦2^n⟧ and ⟦x + y⟧"),  # no price has one of these inside
         (r"$10\%$ of $\$50$", r"⟦10\%⟧ of ⟦\$50⟧"),
         (r"$100 \times 2 = 200$ dollars, $20 \text{ dollars}$", r"⟦100 \times 2 = 200⟧ dollars, ⟦20 \text{ dollars}⟧"),

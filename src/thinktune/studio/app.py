@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from thinktune.errors import MissingExtra, ThinktuneError, UsageError
 from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.studio.batch_jobs import MOST_BYTES
-from thinktune.studio.gradio_setup import prepare_gradio
+from thinktune.studio.gradio_setup import one_application, prepare_gradio
 from thinktune.studio.sign_in import Door
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def open_page(
 
     use_hurried_connections()
     door = Door(password)
-    demo, appearance = build(studio)
+    with one_application():
+        demo, appearance = build(studio)
     try:
         _, url, public = demo.launch(
             server_name=host,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +36,17 @@ def _import_without_stubs() -> None:
         import gradio  # noqa: F401
     finally:
         inspect.getfile = file_of
+
+
+@contextmanager
+def one_application() -> Iterator[None]:
+    """Let Gradio make its web application when the page is served, and not twice before, while it is built: each has
+    eighty routes, which FastAPI looks at one by one."""
+    from gradio.routes import App
+
+    make = App.create_app
+    App.create_app = staticmethod(lambda *_, **__: None)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        App.create_app = make  # type: ignore[method-assign]
