@@ -15,14 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from typing import Any
 
-from thinktune import tags
-from thinktune.boxed import boxed_answer
 from thinktune.config import Sampling
-from thinktune.scoring.base import TAIL, Score, Task, Verdict, keys_of_equal, reference_of, score_by
-from thinktune.scoring.math_answers.last_number import last_number
-from thinktune.scoring.math_answers.normalize import normalise
+from thinktune.scoring.base import Score, Task, Verdict, keys_of_equal, reference_of, score_by
+from thinktune.scoring.math_answers.normalize import normalise, tight
 from thinktune.scoring.math_answers.numerals import chinese_number, english_number
-from thinktune.scoring.math_answers.plain_text import NAMES, to_latex
+from thinktune.scoring.math_answers.plain_text import is_prose, to_latex
 from thinktune.scoring.math_answers.quantities import (
     Quantity,
     beside,
@@ -31,6 +28,7 @@ from thinktune.scoring.math_answers.quantities import (
     read_measured,
     read_quantity,
 )
+from thinktune.scoring.math_answers.stated import lenient_answers
 from thinktune.scoring.math_answers.structures import (
     ELLIPSIS,
     Group,
@@ -49,7 +47,6 @@ from thinktune.scoring.math_answers.verify_worker import verify
 _LONGEST = 1000  # characters of an answer worth a symbolic comparison; a final answer is a fraction of that
 _DEEPEST = 20  # braces or parentheses in each other; parsers take exponential time over them
 _MOST = 12  # elements of lists whose order does not matter that are compared each with each other as expressions
-_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
 _WORDS = re.compile(r"[^\W\d_][^\W\d_'’-]*(?:[ ,]{1,2}[^\W\d_'’-]+)*")
 _BUILDER = re.compile(
     r"\\?\{\s?([A-Za-z])\s?(?:\\in\s?\\mathbb\s?\{?R\}?\s?)?(?:\||\\mid|\\vert|:)(.*?)\\?\}", re.DOTALL
@@ -88,7 +85,7 @@ def compare(reference: str, answer: str) -> Verdict:
     if not answer:
         return Verdict(False)
     if _depth(answer) > _DEEPEST:
-        return Verdict(_tight(reference) == _tight(answer), "an answer nested so deeply is not compared")
+        return Verdict(tight(reference) == tight(answer), "an answer nested so deeply is not compared")
     return _decide(reference, answer)
 
 
@@ -96,14 +93,9 @@ def _depth(text: str) -> int:
     return max(accumulate((char in "({[") - (char in ")}]") for char in text), default=0)
 
 
-def _tight(text: str) -> str:
-    """Remove the spaces without meaning from a text: those of 1 1/2 have one."""
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
-
-
 def _decide(reference: str, answer: str) -> Verdict:
     """Decide whether two normalised answers are equal."""
-    if _tight(reference) == _tight(answer):
+    if tight(reference) == tight(answer):
         return Verdict(bool(answer))
     for judge in (_times, _based, _ratios, _quantities, _words, _equations, _builders, _relations, _matrices, _groups):
         if (verdict := judge(reference, answer)) is not None:
@@ -173,7 +165,7 @@ def _words(reference: str, answer: str) -> Verdict | None:
     worded = [bool(_WORDS.fullmatch(text)) for text in texts]
     if all(worded) and not all(len(text) < 3 for text in texts):  # ab is ba
         return Verdict(*_same_words(*texts))
-    if any(worded) and any(_is_prose(to_latex(text)) for text, is_word in zip(texts, worded, strict=True) if is_word):
+    if any(worded) and any(is_prose(to_latex(text)) for text, is_word in zip(texts, worded, strict=True) if is_word):
         return Verdict(False, f"{_UNDECIDED}words are not compared with mathematics")
     return None
 
@@ -190,11 +182,6 @@ def _untexted(text: str) -> str:
     return re.sub(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox)\s?\{([^{}]*)\}", r"\1", text).strip()
 
 
-def _is_prose(text: str) -> bool:
-    text = re.sub(r"\\(?:begin|end|operatorname|mathbb|mathcal)\s?\{[^{}]*\}", "", text)
-    return any(word.casefold() not in NAMES for word in _PROSE.findall(text))
-
-
 def _equations(reference: str, answer: str) -> Verdict | None:
     """Compare the value of an equation: x = 5 is 5, but neither y = 5 nor x + y = 5."""
     if is_relation(reference) or is_relation(answer):
@@ -206,7 +193,7 @@ def _equations(reference: str, answer: str) -> Verdict | None:
         return None
     if len(ours) > 1 and len(theirs) > 1:
         values = [_told(each) for each in (ours, theirs)]
-        if values[0] and values[1] and _tight(values[0][0]) == _tight(values[1][0]):
+        if values[0] and values[1] and tight(values[0][0]) == tight(values[1][0]):
             return _decide(values[0][1], values[1][1])
         return None
     single, (equation, is_answer) = (answer, (ours, False)) if len(theirs) == 1 else (reference, (theirs, True))
@@ -334,7 +321,7 @@ def _expressions(reference: str, answer: str) -> Verdict:
     """Compare the expressions symbolically, and the units behind them."""
     left, right = (read_quantity(text) or read_measured(text) for text in (reference, answer))
     bodies = [to_latex(_body(each)) for each in (left, right)]
-    if any(_is_prose(_untexted(body)) for body in bodies):
+    if any(is_prose(_untexted(body)) for body in bodies):
         return Verdict(False, f"{_UNDECIDED}words are not compared with mathematics")
     if left.measures and right.measures:
         factor = _factor(left, right)
@@ -369,33 +356,6 @@ def _factor(reference: Quantity, answer: Quantity) -> str | None:
             ratio = ours.factor / theirs.factor
             return "1" if ratio == 1 else rf"\frac{{{ratio.numerator}}}{{{ratio.denominator}}}"
     return None
-
-
-def lenient_answers(text: str) -> list[str]:
-    r"""Return the probable answers: the tags, else the last box, else the last number; in prose its last number.
-
-    What follows the thought comes first: a box in the thought counts if no other answer is stated behind it.
-
-    >>> lenient_answers(r"<think>\boxed{7}</think> No, it is 8."), lenient_answers(r"x=\boxed{2} or x=\boxed{3}")
-    (['8'], ['2, 3'])
-    """
-    parsed = tags.parse(text)
-    text = text[-TAIL:]
-    said = (parsed.answer or _boxed_after_thought(text) or "")[-TAIL:]
-    candidates = [said, last_number(said) if _is_prose(said) else None] if said else [last_number(text)]
-    return [candidate for candidate in candidates if candidate]
-
-
-def _boxed_after_thought(text: str) -> str | None:
-    after, anywhere = tags.answer_part(text), boxed_answer(text)
-    if not after or anywhere is None:
-        return anywhere
-    if (boxed := boxed_answer(after)) is not None:
-        return boxed
-    restated = re.search(rf"(?<![\w.]){re.escape(_tight(anywhere))}(?!\w)", _tight(after))
-    if restated and not anywhere.isdecimal():
-        return anywhere
-    return last_number(after) or anywhere
 
 
 def is_unfinished(gold: Mapping[str, Any], answer: str) -> bool:

@@ -125,7 +125,7 @@ def evaluate_suite(
         with open_engine(reference, settings) as opened:
             hold_date(opened.chat, out / "journal.jsonl", overwrite=overwrite, shared=True)
             for each in asked:
-                console.print(f"{each.benchmark.title}: {each.count:,} problems", style="dim", highlight=False)
+                console.print(f"{each.benchmark.title}: {each.count:,} problem{'s' * (each.count > 1)}", style="dim", highlight=False)
                 run = _run if each.harness is None else run_harness_task
                 scores.append(run(opened, str(reference), each, out / each.name, tell_format, overwrite, console))
     return SuiteScores(scores, not_run)

@@ -99,6 +99,11 @@ def normalise(answer: str) -> str:
     return chinese_number(re.sub(r"\s+", " ", text).strip())
 
 
+def tight(text: str) -> str:
+    """Remove the spaces without meaning from a text: those of 1 1/2 have one."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+
+
 def _power(match: re.Match[str]) -> str:
     return f"^{{{match[0].translate(_SUPERSCRIPTS)}}}"
 

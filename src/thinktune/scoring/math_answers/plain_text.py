@@ -28,6 +28,7 @@ _SIGNS = (
 _COMMAND_SIGNS = tuple(
     (re.compile(re.escape(sign) + r"(?![A-Za-z])"), into) for sign, into in _SIGNS if sign[0] == "\\"
 )
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
 _NEGATIVE_POWER = re.compile(r"\^\s?(-\s?(?:\d+|[A-Za-z]))")
 _FACTOR = re.compile(r"(?<![\^_\d.\w}])(\d+(?:\.\d+)?)\s?(?=\()")  # to the parser 3(4) is the mixed number 3 + 4
 _SUBSCRIPT = re.compile(r"_(\w)(?![\w{])")
@@ -95,3 +96,9 @@ def _closing(text: str, begin: int) -> int | None:
         if not depth:
             return at
     return None
+
+
+def is_prose(text: str) -> bool:
+    """Return whether a text has a word that is no name of mathematics."""
+    text = re.sub(r"\\(?:begin|end|operatorname|mathbb|mathcal)\s?\{[^{}]*\}", "", text)
+    return any(word.casefold() not in NAMES for word in _PROSE.findall(text))
