@@ -117,7 +117,8 @@ def evaluate_suite(
         try:
             asked.append(_prepare(name, benchmark, sampling, sample, seed, cache, settings))
         except (NotAvailable, MissingExtra) as error:
-            not_run[benchmark.title] = f"{error.message} ({error.hint})" if error.hint else error.message
+            why = error.message.removeprefix(f"{benchmark.title}: ") + (f" ({error.hint})" if error.hint else "")
+            not_run[benchmark.title] = f"{benchmark.title}: {why}"
     for line in [*(f"not run: {why}" for why in not_run.values()), *cost(asked, out)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     scores = []
@@ -125,7 +126,8 @@ def evaluate_suite(
         with open_engine(reference, settings) as opened:
             hold_date(opened.chat, out / "journal.jsonl", overwrite=overwrite, shared=True)
             for each in asked:
-                console.print(f"{each.benchmark.title}: {each.count:,} problem{'s' * (each.count > 1)}", style="dim", highlight=False)
+                count = f"{each.count:,} problem{'s' * (each.count > 1)}"
+                console.print(f"{each.benchmark.title}: {count}", style="dim", highlight=False)
                 run = _run if each.harness is None else run_harness_task
                 scores.append(run(opened, str(reference), each, out / each.name, tell_format, overwrite, console))
     return SuiteScores(scores, not_run)
