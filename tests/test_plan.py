@@ -186,6 +186,17 @@ def test_layers_that_are_not_fused_are_recomputed_all_or_not_at_all(shape: Model
     assert choose(cpu, BATCH, checkpointing="auto") == RecomputePolicy(("none",) * 36)
 
 
+def test_a_cpu_takes_time_for_what_it_moves_and_not_for_products_alone(shape: ModelShape) -> None:
+    def seconds(rate: float, bandwidth: float, width: int = 2) -> float:
+        hardware = replace(card(80), kind="cpu", bf16=rate, bandwidth=bandwidth)
+        return cost_on(shape, hardware=hardware, width=width).seconds(BATCH, RecomputePolicy(("none",) * 36))
+
+    alone = seconds(1e12, 1e20)
+    assert 1.3 * alone < seconds(1e12, 1e10) < 2.5 * alone
+    assert 1.8 * alone < seconds(0.5e12, 1e20) < 2.01 * alone
+    assert seconds(1e12, 1e10, width=4) > seconds(1e12, 1e10)
+
+
 def test_an_accumulation_is_folded_as_far_as_it_fits(shape: ModelShape) -> None:
     config = config_with(accumulation=4)
     arguments: Any = {"shape": shape, "packs": PACKS, "width": 2}

@@ -41,7 +41,13 @@ EIGHT_BIT_SECONDS = 50e-6  # of the host, for each of its tensors, to step an 8-
 LINK_BANDWIDTH = {True: 300e9, False: 12e9}
 JITTER_SECONDS = 2e-3
 HOST_BANDWIDTH = 20e9  # bytes/s between GPU and pinned main memory
-CPU_PRODUCT_SHARE = 0.7  # share of matrix products in the time of a CPU
+# Of a CPU: elements of two bytes that a layer's small operations read and write for a token, forward and backward, in
+# units of one activation of that width, counted with all weights adapted; the share of it where nothing is converted
+# from and to float32; and bytes for a logit, whose product is computed again for the gradient.
+CPU_PASSES = {"hidden": 190, "q": 63, "kv": 63, "f": 26}
+CPU_UNCONVERTED = 0.7
+CPU_LOGIT_BYTES = 48
+CPU_LOW_RANK_SHARE = 0.45  # of the rate of large products that those of rank 16 reach: 0.35 to 0.6
 # Passes over memory that a fused layer makes beside its products, in units of one activation of that width.
 FUSED_PASSES = {"forward": {"hidden": 6, "q": 2, "kv": 2, "f": 3}, "backward": {"hidden": 12, "q": 4, "kv": 4, "f": 6}}
 PLAIN_FACTOR = 4  # PEFT's and transformers' own make so many times as many
@@ -87,10 +93,7 @@ class CostModel(MemoryModel):
     def seconds(self, batch: Batch, memory: RecomputePolicy) -> float:
         """Estimate the seconds of one forward and backward pass."""
         if self.kind == "cpu":
-            extra = sum(level == "full" for level in memory.levels) / self.shape.layers / 2
-            read = 2 * self.weights() / self.hardware.bandwidth  # once in each pass, however few tokens there are
-            starting = self.shape.layers * KERNELS[False] * CPU_LAUNCH_SECONDS
-            return (self.flops(batch) / self.hardware.bf16 / CPU_PRODUCT_SHARE + read + starting) * (1 + extra)
+            return self._cpu_seconds(batch, memory)
         levels = set(memory.levels)
         graphed = self.graphed(batch, memory)
         by_level = {level: self._layer_seconds(batch, level, memory.mlp_chunks, graphed=graphed) for level in levels}
@@ -102,6 +105,21 @@ class CostModel(MemoryModel):
             moved = 2 * self.saved["full"] * batch.tokens * memory.levels.count("full")
             total += 0.1 * moved / HOST_BANDWIDTH
         return total + self.late_seconds(batch, memory)
+
+    def _cpu_seconds(self, batch: Batch, memory: RecomputePolicy) -> float:
+        s, hardware = self.shape, self.hardware
+        extra = sum(level == "full" for level in memory.levels) / s.layers / 2
+        logits = s.vocabulary * batch.trained
+        widths = {"hidden": s.hidden, "q": s.q, "kv": s.kv, "f": s.intermediate}
+        elements = sum(CPU_PASSES[name] * width for name, width in widths.items()) * batch.tokens * s.layers
+        moved = elements * (2 if self.width == 2 else 4 * CPU_UNCONVERTED)
+        moved += 2 * self.weights()  # read once in each pass, however few tokens there are
+        starting = s.layers * KERNELS[False] * CPU_LAUNCH_SECONDS
+        starting += s.layers * self._state_seconds(batch, CPU_LAUNCH_SECONDS, 1)
+        low_rank = 0 if self.whole else 6 * batch.tokens * self.trained_parameters / CPU_LOW_RANK_SHARE
+        layers = (self.flops(batch) + low_rank) / hardware.bf16 + moved / hardware.bandwidth + starting
+        head = 4 * s.hidden * logits / hardware.bf16 + CPU_LOGIT_BYTES * logits / hardware.bandwidth
+        return layers * (1 + extra) + head
 
     def late_seconds(self, batch: Batch, memory: RecomputePolicy) -> float:
         """Estimate the seconds of a forward and backward pass in which layers of a sharded base are still on their
@@ -128,7 +146,7 @@ class CostModel(MemoryModel):
         """Estimate the seconds of clipping and stepping."""
         moved = self.trained_parameters * (3 * MASTER_BYTES + 2 * STATE_BYTES[self.optimizer])
         if self.kind == "cpu":
-            return 0.0
+            return moved / self.hardware.bandwidth
         calls = 0 if self.optimizer == "adamw" else 2 * len(self.adapted) * EIGHT_BIT_SECONDS
         return 2e-3 + calls + moved / (BANDWIDTH_SHARE * self.hardware.bandwidth)
 
@@ -141,7 +159,18 @@ class CostModel(MemoryModel):
         computing = self._computing_seconds(batch, level, chunks)
         if graphed:
             return FILLED_UP * computing + self._launching_seconds(level, chunks, GRAPHED_KERNEL_SECONDS)
-        return max(computing, self._launching_seconds(level, chunks))
+        states = self._state_seconds(batch, LAUNCH_SECONDS[False], BANDWIDTH_SHARE) * (4 / 3 if level == "full" else 1)
+        return max(computing, self._launching_seconds(level, chunks)) + states
+
+    def _state_seconds(self, batch: Batch, start: float, share: float) -> float:
+        """Estimate the seconds of a layer's state beside its projections, as if documents were of one length and run
+        together: of different lengths, its operations are started for each."""
+        mixers = self.shape.mixers
+        if not batch.tokens:
+            return 0.0
+        starting = (mixers.started + mixers.started_each * batch.attended / batch.tokens) * start
+        moving = mixers.moved * batch.tokens / (share * self.hardware.bandwidth)
+        return starting + moving if self.kind == "cpu" else max(starting, moving)
 
     def _launching_seconds(self, level: str, chunks: int, start: float | None = None) -> float:
         uses = 2 * len(self.shape.linears) / self.shape.layers if self._unpacks else 0

@@ -6,6 +6,7 @@ Named GPUs have published values; those of the present machine are measured in a
 from __future__ import annotations
 
 import re
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -145,24 +146,41 @@ def _published(name: str, total: int) -> Hardware | None:
     return max(fitting, key=lambda gpu: len(gpu.name), default=None)
 
 
+_MEASURED = 0.15
+"""Seconds for which each rate of a CPU is measured: its best moment is not what a training gets."""
+
+
 @cache
 def _measure(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Measure FLOP/s of a matrix product and bytes/s of a copy, each the best of three, once in a process."""
+    """Measure FLOP/s of matrix products and bytes/s, once in a process.
+
+    Of a GPU by the best of three, and a copy within its memory. Of a CPU by the mean, for long enough to see what else
+    it has to do, with sizes of the models that are trained there, and operations that training has most of.
+    """
     import torch
 
-    rows, width = (8192, 4096) if device.type == "cuda" else (512, 1536)
-    x, weight = (torch.ones(size, width, device=device, dtype=dtype) for size in (rows, width))
-    copy = torch.empty(2**25 // x.element_size(), device=device, dtype=dtype)
+    on_gpu = device.type == "cuda"
+    rows, width, wide = (8192, 4096, 4096) if on_gpu else (512, 768, 2048)
+    x, weight = (torch.ones(size, width, device=device, dtype=dtype) for size in (rows, wide))
+    y = x @ weight.t()
+    activation = torch.ones(2**25 if on_gpu else 2**22, device=device, dtype=dtype)  # none that a CPU's caches hold
+    other = torch.float32 if dtype != torch.float32 else torch.float64
 
-    def seconds(cost: Callable[[], object]) -> float:
-        times = []
-        for _ in range(4):  # the first is to warm up
+    def multiply() -> object:
+        return (x @ weight.t(), y @ weight)
+
+    def move() -> object:
+        return activation.clone() if on_gpu else (activation * activation, activation.to(other))
+
+    def seconds(work: Callable[[], object]) -> float:
+        times: list[float] = []
+        while len(times) < 4 or (not on_gpu and sum(times[1:]) < _MEASURED):  # the first is to warm up
             start = time.perf_counter()
-            cost()
-            if device.type == "cuda":
+            work()
+            if on_gpu:
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)
-        return min(times[1:])
+        return min(times[1:]) if on_gpu else statistics.fmean(times[1:])
 
-    product = seconds(lambda: x @ weight.t())
-    return 2 * rows * width * width / product, 2 * copy.nbytes / seconds(copy.clone)
+    moved = 2 * activation.nbytes if on_gpu else 4 * activation.nbytes + activation.numel() * other.itemsize
+    return 4 * rows * width * wide / seconds(multiply), moved / seconds(move)

@@ -49,6 +49,8 @@ class Plan:
         kept: share of the layers' frozen weights that each GPU keeps; below 1, the others come from other GPUs.
         late: seconds of a step in which they are waited for.
         whole: whether all weights are trained.
+        states: whether layers with a state are in plain PyTorch, whose speed a trace of them estimates.
+        unknown: classes of layers whose memory and speed are not known.
         fused: whether fused/ runs the decoder layers.
         graphed: whether forward and backward passes are run from CUDA graphs.
         parts: bytes by part; "peak" is their peak, "logits" and "workspace" are never there together.
@@ -82,6 +84,8 @@ class Plan:
     kept: float = 1.0
     late: float = 0.0
     whole: bool = False
+    states: bool = False
+    unknown: tuple[str, ...] = ()
 
     def cost(self, pack: Batch) -> float:
         """Estimate the seconds that a pack adds to those of a GPU."""
@@ -103,6 +107,15 @@ class Plan:
         return (
             f"plan: {self.parts['peak'] / GIB:.1f} of {self.limit / GIB:.1f} GiB"
             f"{'' if self.fits else ' (does not fit)'}{speed}{hours}; {self.describe()}"
+            f"{'; ' * bool(self.unknown)}{self.not_known()}"
+        )
+
+    def not_known(self) -> str:
+        """Say which layers are planned as attention for want of anything better; nothing where there are none."""
+        if not self.unknown:
+            return ""
+        return (
+            f"what {', '.join(self.unknown)} takes is not known, and counted as attention: memory and speed may differ"
         )
 
     def overrides(self, config: Config) -> list[str]:
@@ -325,6 +338,8 @@ def _plan(
         kept=cost.kept,
         late=accumulation * cost.late_seconds(mean, memory),
         whole=cost.whole,
+        states=cost.shape.mixers.kept > 0,
+        unknown=cost.shape.mixers.unknown,
     )
 
 

@@ -112,6 +112,8 @@ def _remarks(plan: Plan, overrides: list[str], fitted: bool) -> Iterator[str]:
             f"layers by PEFT and transformers: the fused ones are for bfloat16 on CUDA, ranks up to {FUSED_MAX_RANK} "
             f"and the model types {', '.join(FUSED_MODELS)}"
         )
+    if plan.unknown:
+        yield plan.not_known()
     yield f"data: {plan.data}; {plan.step_tokens:,.0f} tokens an optimizer step"
     yield plan.rate.line()
     if plan.tokens_per_second is None:
@@ -119,6 +121,11 @@ def _remarks(plan: Plan, overrides: list[str], fitted: bool) -> Iterator[str]:
     else:
         length = f"{plan.steps:,} steps, {duration(plan.hours)}" if plan.hours and plan.steps else "unknown length"
         yield f"speed: about {plan.tokens_per_second:,.0f} tokens/s; {length}"
+        if plan.states:
+            yield (
+                "layers with a state run in plain PyTorch: their speed is estimated from the operations that a "
+                "trace of them counts; packages with kernels for them are faster"
+            )
     if plan.gpus > 1 and plan.tokens_per_second is not None:
         yield from _on_several(plan)
     if fitted:
