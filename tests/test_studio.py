@@ -804,6 +804,14 @@ def test_an_answer_tells_gradio_the_same_again_where_nothing_changed(pool: Pool,
     assert last == (gr.skip(),) * 5  # which Gradio tells again when it has ended
 
 
+def test_several_sources_of_a_run_are_told_in_words(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "mixed")
+    folder.path.mkdir()
+    sources = "[{source: builtin:arithmetic, weight: 1100}, {source: a/b}]"
+    folder.config.write_text(f"model: builtin:smollm2\ndata: {{source: {sources}}}\n")
+    assert "builtin:arithmetic × 1100, a/b × 1" in run_view.facts(Run("mixed", folder, "trained", []), {}, WORDS)
+
+
 def test_a_question_that_waits_tells_the_page_nothing(pool: Pool, runs: Path) -> None:
     """Of a generator without an answer, Gradio tells the page that every output is empty: conversation, and draft."""
     studio = Studio(pool, runs, may_train=False)

@@ -39,7 +39,7 @@ def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
                 batch = BatchTab(studio)
             with gr.Tab(label("runs"), id="runs"):
                 runs = RunsTab(studio)
-            with gr.Tab(label("train"), id="train"):
+            with gr.Tab(label("train"), id="train") as train:
                 form = TrainingForm(studio)
 
         def state(request: gr.Request) -> Any:
@@ -62,6 +62,7 @@ def build(studio: Studio) -> tuple[gr.Blocks, dict[str, Any]]:
         page.chat.click(page.chat_models, runs.run, [tabs, chat.first, chat.second], **quiet)
         if studio.may_train:
             fill(demo.load, form.show, [], [form.name], [form.config, form.source], **quiet)
+            train.select(form.plan_nearby, form.inputs, form.memory, **quiet)
             form.started(runs.open, tabs, runs.opened)
             fill(page.again.click, form.begin_with, [runs.run], form.filled, [form.source, form.config, tabs], **quiet)
         demo.unload(chat.leave)

@@ -75,7 +75,11 @@ def facts(run: Run, record: dict[str, Any], words: Words) -> str:
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, dict) and "source" in value:  # one of several
+        return f"{value['source']} × {value.get('weight', 1):g}"
+    return str(value)
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:

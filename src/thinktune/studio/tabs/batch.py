@@ -42,7 +42,7 @@ class BatchTab:
         with gr.Row(elem_id="batch-new"):
             with gr.Column(min_width=280):
                 self.file = gr.File(
-                    label=label("batch_file"), file_types=[".jsonl", ".json", ".txt"], height=140, elem_id="batch-file"
+                    label=label("batch_file"), file_types=[".jsonl", ".json", ".txt"], height=170, elem_id="batch-file"
                 )
             with gr.Column(min_width=280):
                 self.models = gr.Dropdown(

@@ -73,7 +73,7 @@ class TrainingForm:
         )  # fmt: skip
         self.model = gr.Textbox(filled[1], label=label("model"), elem_id="train-model")
         self.file = gr.File(
-            label=label("upload_rows"), file_types=list(ROW_FILES), height=140, elem_id="train-file"
+            label=label("upload_rows"), file_types=list(ROW_FILES), height=170, elem_id="train-file"
         )  # fmt: skip
         self.source = gr.Dropdown(
             self._sources(filled[2], Words(None)), value=filled[2], allow_custom_value=True, label=label("data_source"),
