@@ -35,7 +35,7 @@ def drawn_rollouts() -> Drawn:
     groups = []
     for problem in range(3):
         rewards = torch.rand(3).tolist()
-        ids = [torch.randint(3, 300, (3 + 2 * problem + at,)).tolist() for at in range(3)]
+        ids = [torch.randint(3, 300, (1 + 3 * problem + at,)).tolist() for at in range(3)]  # one of one token
         gains = advantages(Rl(), [rewards])[0]
         rollouts = [
             Rollout(each, [-5.5 - 0.1 * at for at in range(len(each))], "", "stop", "wrong", {}, reward, False, 0, gain)
@@ -71,10 +71,10 @@ def old_logprobs(batches: list[RolloutBatch], policy: ModelWithLoss, rl: Rl) -> 
     return [each + 0.4 * torch.randn(len(each), generator=generator) for each in now]
 
 
-def ours(policy: ModelWithLoss, rl: Rl, capacity: int = 60) -> tuple[float, list[torch.Tensor], dict[str, Any]]:
+def ours(policy: ModelWithLoss, rl: Rl, *, shared: bool) -> tuple[float, list[torch.Tensor], dict[str, Any]]:
     """Loss, gradients, and what TRL has to be given for the same."""
     drawn = drawn_rollouts()
-    batches = rollout_batches(drawn, PREPARED, rl, capacity)
+    batches = rollout_batches(drawn, PREPARED, rl, 60, shared=shared)
     old = old_logprobs(batches, policy, rl)
     policy.zero_grad()
     loss = 0.0
@@ -155,10 +155,13 @@ def trl_trainer(policy: ModelWithLoss, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.slow  # TRL's import takes seconds
+@pytest.mark.parametrize("shared", [False, True], ids=["", "shared prompts"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: " ".join(map(str, settings.values())))
-def test_loss_and_gradient_are_those_of_trl(policy: ModelWithLoss, trl_trainer: Any, settings: dict[str, Any]) -> None:
+def test_loss_and_gradient_are_those_of_trl(
+    policy: ModelWithLoss, trl_trainer: Any, settings: dict[str, Any], *, shared: bool
+) -> None:
     rl = Rl(max_completion_length=LIMIT, num_generations=3, **settings)
-    found, gradients, given = ours(policy, rl)
+    found, gradients, given = ours(policy, rl, shared=shared)
     trainer = trl_trainer
     trainer.loss_type, trainer.beta = rl.loss_type, rl.beta
     trainer.args.use_bias_correction_kl = True
@@ -175,19 +178,22 @@ def test_loss_and_gradient_are_those_of_trl(policy: ModelWithLoss, trl_trainer: 
         torch.testing.assert_close(one, parameter.grad, rtol=1e-4, atol=1e-5 * float(parameter.grad.abs().max()))
 
 
-def test_the_packing_changes_neither_loss_nor_gradient(policy: ModelWithLoss) -> None:
+@pytest.mark.parametrize(
+    ("capacity", "shared"), [(1000, False), (1000, True), (40, True)], ids=["packed", "shared", "groups in two packs"]
+)
+def test_the_packing_changes_neither_loss_nor_gradient(policy: ModelWithLoss, capacity: int, *, shared: bool) -> None:
     rl = Rl(max_completion_length=LIMIT, beta=0.1)
-    one = on_policy(policy, rl, capacity=1000)
-    two = on_policy(policy, rl, capacity=0)
+    one = on_policy(policy, rl, capacity, shared=shared)
+    two = on_policy(policy, rl, 0, shared=False)
     assert one[0] == pytest.approx(two[0], abs=1e-6)
     for a, b in zip(one[1], two[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
 
 
-def on_policy(policy: ModelWithLoss, rl: Rl, capacity: int) -> tuple[float, list[torch.Tensor]]:
+def on_policy(policy: ModelWithLoss, rl: Rl, capacity: int, *, shared: bool) -> tuple[float, list[torch.Tensor]]:
     policy.zero_grad()
     loss = 0.0
-    for batch in rollout_batches(drawn_rollouts(), PREPARED, rl, capacity):
+    for batch in rollout_batches(drawn_rollouts(), PREPARED, rl, capacity, shared=shared):
         batch.facts[Fact.REFERENCE] = batch.facts[Fact.SAMPLED]
         part = Objective(rl)(logprobs(policy, batch, rl), batch.facts)
         part.backward()

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
-_ENDS = ("cu_seq_lens_q", "max_length_q", "document_lengths", "repeats")
+KEYS = ("key_tokens", "cu_seq_lens_k", "max_length_k", "key_lengths")
+"""Names of the arguments that tell the keys of each document, where those are not its own tokens alone."""
+_ENDS = ("cu_seq_lens_q", "max_length_q", "document_lengths", "repeats", *KEYS)
 _OF_A_PACK = {*_ENDS, "token_keys", "dropout_seed"}
 
 _FILLED_UP = 1.25

@@ -18,6 +18,7 @@ from thinktune.training.fused.attention_half import AttentionHalf
 from thinktune.training.fused.batch import Batch
 from thinktune.training.fused.decoder_layer import FusedLayer, LayerNode
 from thinktune.training.fused.decoding import decode, may_decode
+from thinktune.training.fused.document_by_document import KEYS
 from thinktune.training.fused.frozen_projection import Scratch
 from thinktune.training.fused.kernels.dropout import Dropout, threshold_of
 from thinktune.training.fused.kernels.qkv_rotary import Positions
@@ -90,7 +91,7 @@ class FusedLayers:
 
     def _forward(self, fused: FusedLayer, original: Any) -> Any:
         first = fused is self.layers[0]
-        names = ("attention_mask", "cu_seq_lens_q", "max_length_q", "document_lengths", "repeats")
+        names = ("attention_mask", "cu_seq_lens_q", "max_length_q", "document_lengths", "repeats", *KEYS)
         dropout = self._dropout
 
         def forward(module: Any, hidden_states: torch.Tensor, *args: Any, **inputs: Any) -> Any:

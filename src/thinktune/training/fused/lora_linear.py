@@ -103,7 +103,8 @@ def _forward(self: PeftLinear, x: torch.Tensor, *args: Any, **kwargs: Any) -> to
     base = self.get_base_layer()
     if (low := vars(self).get("low_copies")) is not None and low[0].dtype == x.dtype:
         rows = x.reshape(-1, x.shape[-1])
-        given: torch.Tensor = F.linear(rows, base.weight, base.bias).addmm_(rows @ low[0].t(), low[1].t())
+        # By the layer's own forward, which an engine on a CPU replaces by one over a packed weight.
+        given: torch.Tensor = base.forward(rows).addmm_(rows @ low[0].t(), low[1].t())
         return given.view(*x.shape[:-1], -1)
     a, b = self.lora_A[name].weight, self.lora_B[name].weight
     out: torch.Tensor = _LoraLinear.apply(x, base.weight, base.bias, a, b, self.scaling[name])

@@ -62,6 +62,10 @@ def packed_attention(
     max_length_q: int = 0,
     document_lengths: list[int] | None = None,
     repeats: bool = False,
+    key_tokens: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
+    max_length_k: int = 0,
+    key_lengths: list[int] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -78,6 +82,9 @@ def packed_attention(
         max_length_q: length of the longest document.
         document_lengths: the same lengths as a list, so that no device has to be waited for.
         repeats: the documents have one length, and the batch before was like this one.
+        key_tokens: int64, the tokens that are each document's keys, one document after the other: those of a prompt
+            that it shares, and then its own; None: its own alone.
+        cu_seq_lens_k, max_length_k, key_lengths: of these keys, what the three above are of tokens.
         sliding_window: tokens that a token sees, itself included.
         softcap: scores become softcap * tanh(score / softcap).
         s_aux: [query heads], attention sinks: a score a head in the softmax that attends to nothing.
@@ -86,8 +93,8 @@ def packed_attention(
         [1, tokens, query heads, value dim] and None for the attention weights.
 
     Raises:
-        ModelError: the model asks for more than this computes (a mask of its own, a bias, …), or its layers do not pass
-            on the ends of documents.
+        ModelError: the model asks for more than this computes (a mask of its own, a bias, …; over shared prompts also
+            windows, caps and sinks), or its layers do not pass on the ends of documents.
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     own_mask = None if isinstance(attention_mask, Local) else attention_mask
@@ -97,6 +104,15 @@ def packed_attention(
         raise ModelError(
             "the model's layers do not pass on to attention where documents end, which training needs", hint=_UNTRAINED
         )
+    if key_tokens is not None:
+        wanted = {"a window": sliding_window or attention_mask, "a cap": softcap, "sinks": s_aux}
+        wanted |= {"dropout": dropout or None, "a scale by position": getattr(module, _BY_POSITION, False)}
+        refuse_unknown(wanted, "attention to shared prompts", _UNTRAINED)
+        key, value = _Select.apply(key, key_tokens), _Select.apply(value, key_tokens)
+        if flash_attention.is_taken(query, value):
+            shape = {"ends_k": cu_seq_lens_k, "longest_k": max_length_k, "scaling": scaling}
+            return _of_tokens(partial(_flash, **shape), query, key, value, cu_seq_lens_q, max_length_q), None
+        return _behind_prompts(query, key, value, document_lengths, key_lengths, scaling), None
     if getattr(module, _BY_POSITION, False) and max_length_q >= module.floor_scale:
         query = query * _query_scales(module, cu_seq_lens_q, query)
     window = _window(module, sliding_window, attention_mask)
@@ -165,6 +181,24 @@ def _blocks(lengths: list[int], size: int) -> list[int]:
     return [min(size, length - start) for length in lengths for start in range(0, length, size)]
 
 
+class _Select(torch.autograd.Function):
+    """Takes keys or values by token. Of a prompt's, the gradients of all its completions are added up in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.count = states.shape[2]
+        return states.index_select(2, tokens)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (tokens,) = ctx.saved_tensors
+        rows = grad.squeeze(0).transpose(0, 1)
+        sums = torch.zeros(ctx.count, *rows.shape[1:], dtype=torch.float32, device=grad.device)
+        sums.index_add_(0, tokens, rows.float())
+        return sums.to(grad.dtype).transpose(0, 1)[None], None
+
+
 def _of_tokens(
     attend: Callable[..., torch.Tensor],
     query: torch.Tensor,
@@ -185,10 +219,14 @@ def _flash(
     cu_seq_lens: torch.Tensor,
     longest: int,
     scaling: float | None,
+    ends_k: torch.Tensor | None = None,
+    longest_k: int = 0,
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    return varlen_attn(q, k, v, cu_seq_lens, cu_seq_lens, longest, longest, scale=scaling, **_CAUSAL_GROUPED)
+    # A document's last query is that of its last key, also where it has more of these.
+    ends_k, longest_k = (cu_seq_lens, longest) if ends_k is None else (ends_k, longest_k)
+    return varlen_attn(q, k, v, cu_seq_lens, ends_k, longest, longest_k, scale=scaling, **_CAUSAL_GROUPED)
 
 
 def _dense(
@@ -243,6 +281,28 @@ def _per_document(
 
     documents = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     return torch.cat([attend(*document) for document in documents], dim=2).transpose(1, 2).contiguous()
+
+
+def _behind_prompts(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: list[int],
+    key_lengths: list[int],
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attend document by document, where some have more keys than queries, which are those of the last ones."""
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        missing = k.shape[2] - q.shape[2]
+        # SDPA counts queries from the first key on: those that are not wanted cost less than a mask.
+        return _causal(F.pad(q, (0, 0, missing, 0)), k, v, asked={"scaling": scaling, "dropout": 0.0})[:, :, missing:]
+
+    dtype = query.dtype
+    if max(key_lengths) < _SHORT and query.device.type == "cpu":
+        query, key, value = query.float(), key.float(), value.float()
+    documents = zip(query.split(lengths, 2), key.split(key_lengths, 2), value.split(key_lengths, 2), strict=True)
+    return torch.cat([attend(*document) for document in documents], dim=2).to(dtype).transpose(1, 2).contiguous()
 
 
 def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, asked: dict[str, Any]) -> torch.Tensor:

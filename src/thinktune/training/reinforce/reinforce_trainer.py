@@ -26,6 +26,7 @@ from thinktune.training.reinforce.objective import Fact, Objective
 from thinktune.training.reinforce.problems import PreparedProblems
 from thinktune.training.reinforce.rollout_batches import RolloutBatch, rollout_batches
 from thinktune.training.reinforce.rollouts import Drawn, RolloutJournal
+from thinktune.training.reinforce.shared_prompts import may_share_prompts
 from thinktune.training.reinforce.starting_adapter import StartingAdapter
 from thinktune.training.reinforce.watch import PREFIX, divergence, policy_facts
 from thinktune.training.trainer import ThinkTrainer
@@ -73,6 +74,7 @@ class ReinforceTrainer(ThinkTrainer):
         self._drawn: Drawn | None = None
         self._old: dict[str, torch.Tensor] = {}  # by rollout: another number of ranks makes other batches
         self._facts: dict[str, float] = {}
+        self._shared: bool | None = None  # whether completions share their prompt; None: not tried yet
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Draw the rollouts of the step, or take those of the journal, add the gradients of all of them, and return the
@@ -129,7 +131,10 @@ class ReinforceTrainer(ThinkTrainer):
         return by_first(lambda: self._journal.read(number))
 
     def _batches(self, drawn: Drawn) -> list[RolloutBatch]:
-        batches = rollout_batches(drawn, self._prepared.train, self._rl, self._room(drawn) if self._packing else 0)
+        room = self._room(drawn) if self._packing else 0
+        if self._shared is None:
+            self._shared = bool(room) and may_share_prompts(self.model_with_loss, self._prepared.train)
+        batches = rollout_batches(drawn, self._prepared.train, self._rl, room, shared=self._shared)
         for batch in batches:
             batch.inputs.update(self._prepare_inputs(batch.inputs))
             batch.facts = batch.facts.to(self.args.device)

@@ -15,6 +15,7 @@ from thinktune.data import Tokens, pack
 from thinktune.training.collator import PackedCollator
 from thinktune.training.reinforce.objective import Fact, shares
 from thinktune.training.reinforce.rollouts import Drawn, Group, Rollout
+from thinktune.training.reinforce.shared_prompts import shared_inputs
 
 
 @dataclass
@@ -35,13 +36,14 @@ class RolloutBatch:
 
 
 def rollout_batches(
-    drawn: Drawn, prepared: Sequence[Tokens], rl: Rl, capacity: int, *, every: int = 1
+    drawn: Drawn, prepared: Sequence[Tokens], rl: Rl, capacity: int, *, every: int = 1, shared: bool = False
 ) -> list[RolloutBatch]:
     """Pack the rollouts of a step into batches, whole ones.
 
     Args:
-        capacity: tokens of a batch; 0: every rollout is a batch of its own.
+        capacity: tokens of a batch, each rollout counted with its prompt; 0: every rollout is a batch of its own.
         every: take one rollout in so many.
+        shared: rollouts of one prompt lie together, and share it.
     """
     pairs = drawn.rollouts()
     documents = []
@@ -49,18 +51,39 @@ def rollout_batches(
         tokens = prepared[group.problem]
         ids = tokens.ids[: tokens.context] + array("i", rollout.ids)
         documents.append(Tokens(ids, tokens.context, tokens.example))
+
+    def of_prompt(index: int) -> tuple[int, Sequence[int], Sequence[int]]:
+        group, rollout = pairs[index]
+        tokens = prepared[group.problem]
+        return group.number, tokens.ids[: tokens.context], rollout.ids
+
     cut_off = [rl.mask_truncated_completions and rollout.finish_reason == "length" for _, rollout in pairs]
     weights = shares(rl, [len(rollout.ids) for _, rollout in pairs], [not cut for cut in cut_off])
     collate = PackedCollator(documents)
     batches = []
     chosen = range(0, len(documents), every)
     lengths = [len(documents[index]) for index in chosen]
-    packs = pack(lengths, capacity) if capacity else [[at] for at in range(len(chosen))]
+    fill = _in_order if shared else pack
+    packs = fill(lengths, capacity) if capacity else [[at] for at in range(len(chosen))]
     for members in ([chosen[at] for at in each] for each in packs):
         facts = _facts([pairs[index] for index in members], [weights[index] for index in members], drawn.step)
         trained = [len(pairs[index][1].ids) for index in members]
-        batches.append(RolloutBatch(collate([{"documents": members}]), facts, members, trained))
+        inputs = shared_inputs([of_prompt(index) for index in members]) if shared else collate([{"documents": members}])
+        batches.append(RolloutBatch(inputs, facts, members, trained))
     return batches
+
+
+def _in_order(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Fill packs one after the other."""
+    packs: list[list[int]] = []
+    room = 0
+    for index, length in enumerate(lengths):
+        if length > room:
+            packs.append([])
+            room = capacity
+        packs[-1].append(index)
+        room -= length
+    return packs
 
 
 def _facts(pairs: Sequence[tuple[Group, Rollout]], shares: Sequence[float], step: int) -> torch.Tensor:
