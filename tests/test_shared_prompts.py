@@ -49,8 +49,8 @@ def test_a_prompt_is_laid_once_and_its_completions_count_on_from_it() -> None:
 def test_a_model_shares_prompts_if_that_changes_no_gradient(
     kind: str, settings: dict[str, Any], *, shares: bool, tmp_path: Path
 ) -> None:
-    config = make_config(make_family(tmp_path / "model", kind, **settings), tmp_path / "run")
-    config = config.model_copy(update={"lora": config.lora.model_copy(update={"targets": "auto"})})
+    lora = {"targets": "auto"}
+    config = make_config(make_family(tmp_path / "model", kind, **settings), tmp_path / "run", lora=lora)
     loaded = load_model(config.model, load=config.load)
     with adapter_to_train(loaded, config) as model, packed_documents(loaded.model):
         assert may_share_prompts(ModelWithLoss(model), PROBLEMS) is shares
@@ -74,7 +74,7 @@ def test_completions_that_share_their_prompt_attend_to_it_as_if_it_were_their_ow
     def gradients(*leaves: torch.Tensor, together: bool) -> list[torch.Tensor]:
         leaves = tuple(leaf.clone().requires_grad_() for leaf in leaves)
         if together:
-            out, _ = packed_attention(None, *leaves, **batch)  # type: ignore[arg-type]
+            out, _ = packed_attention(None, *leaves, **batch)
         else:
             query, key, value = leaves
             parts = []

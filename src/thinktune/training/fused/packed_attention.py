@@ -110,9 +110,9 @@ def packed_attention(
         refuse_unknown(wanted, "attention to shared prompts", _UNTRAINED)
         key, value = _Select.apply(key, key_tokens), _Select.apply(value, key_tokens)
         if flash_attention.is_taken(query, value):
-            shape = {"ends_k": cu_seq_lens_k, "longest_k": max_length_k, "scaling": scaling}
-            return _of_tokens(partial(_flash, **shape), query, key, value, cu_seq_lens_q, max_length_q), None
-        return _behind_prompts(query, key, value, document_lengths, key_lengths, scaling), None
+            flash = partial(_flash, ends_k=cu_seq_lens_k, longest_k=max_length_k, scaling=scaling)
+            return _of_tokens(flash, query, key, value, cu_seq_lens_q, max_length_q), None
+        return _behind_prompts(query, key, value, document_lengths, key_lengths or [], scaling), None
     if getattr(module, _BY_POSITION, False) and max_length_q >= module.floor_scale:
         query = query * _query_scales(module, cu_seq_lens_q, query)
     window = _window(module, sliding_window, attention_mask)
