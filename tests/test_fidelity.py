@@ -17,7 +17,7 @@ from thinktune.inference.engines.hf.engine import TransformersEngine
 from thinktune.inference.engines.hf.fidelity import compare, prompts_for, require_faithful
 from thinktune.models import Loaded, load_model
 from thinktune.models.plain_attention import plain_attention
-from thinktune.models.untouched import untouched, widened
+from thinktune.models.untouched import rounded_otherwise, untouched, widened
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.fidelity import measure
@@ -251,3 +251,16 @@ def test_an_engine_over_a_quantised_base_is_taken(tmp_path: Path, base: Any, dty
     loaded = load_model(folder, load=Load(device="cpu", dtype=dtype), quantize=base)
     engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.chat.stop_ids)
     compare(engine, prompts_for(engine, loaded.tokenizer))
+
+
+def test_a_result_just_above_a_power_of_two_may_be_rounded_otherwise_too() -> None:
+    layer = torch.nn.Linear(1, 3, bias=False, dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[16.125], [31.0], [0.0]]))
+    one, seen = torch.ones(1, dtype=torch.bfloat16), []
+    for seed in range(40):
+        with rounded_otherwise(layer, torch.bfloat16, seed):
+            seen.append(layer(one).tolist())
+    assert [sorted(set(values)) for values in zip(*seen, strict=True)] == [
+        [16.0, 16.125, 16.25], [30.875, 31.0, 31.125], [0.0]
+    ]  # fmt: skip

@@ -17,6 +17,7 @@ from thinktune.models.fp8_linear import has_quantised_weights
 
 _OURS = __name__.partition(".")[0]
 _ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+"""The unit in the last place of numbers from 1/2 to 1."""
 
 
 def inner_model(model: Any) -> Any:
@@ -159,9 +160,11 @@ def _above(name: str) -> Iterator[str]:
 
 @contextmanager
 def rounded_otherwise(model: torch.nn.Module, dtype: torch.dtype, seed: int = 0) -> Iterator[None]:
-    """Perturb the output of every linear layer within the block, at random, by up to a rounding error of `dtype`.
+    """Perturb the output of every linear layer within the block, at random, by up to a unit in its last place.
 
-    The change of a result bounds the gap between two correct ways to compute it. In float32 nothing is changed.
+    The change of a result bounds the gap between two correct ways to compute it. `dtype` is what results are rounded
+    to; in float32 nothing is changed. Outputs are rounded already: a part of a number just above a power of two,
+    instead of that unit, would always be rounded away.
     """
     width = _ROUNDING.get(dtype)
     if width is None:
@@ -175,7 +178,8 @@ def rounded_otherwise(model: torch.nn.Module, dtype: torch.dtype, seed: int = 0)
         if not torch.is_tensor(output):
             return output
         noise = torch.rand(output.shape, generator=generator, device=output.device, dtype=torch.float32)
-        return (output.float() * (1 + width * (2 * noise - 1))).to(output.dtype)
+        mantissa = torch.frexp(output.detach().float()).mantissa.abs().clamp(min=0.5)
+        return (output.float() * (1 + width / mantissa * (2 * noise - 1))).to(output.dtype)
 
     handles = [module.register_forward_hook(disturb) for module in linears]
     try:
