@@ -101,7 +101,7 @@ class ReinforceTrainer(ThinkTrainer):
             by_first(lambda: self._write_old(self._old_file(number)))
         trained = sum(map(len, logprobs))
         # Weighed by its tokens, so that the line of several steps has their mean.
-        self.meter.add(int(sum(sizes)), trained, loss * trained)
+        self.meter.add(sum(self._lengths(drawn)), trained, loss * trained)
         self._facts = {**drawn.facts, "groups": len(drawn.groups)}
         if batches:
             self._facts |= policy_facts(batches, logprobs, self._rl)
@@ -144,9 +144,13 @@ class ReinforceTrainer(ThinkTrainer):
         """Return the tokens of a batch: as planned, or fewer, so that there is one for every rank."""
         if here().size == 1:
             return self._capacity
-        prompts = self._prepared.train
-        sizes = [prompts[group.problem].context + len(rollout.ids) for group, rollout in drawn.rollouts()]
+        sizes = self._lengths(drawn)
         return min(self._capacity, max([*sizes, math.ceil(_UNEVEN * sum(sizes) / here().size)]))
+
+    def _lengths(self, drawn: Drawn) -> list[int]:
+        """Return the tokens of each rollout with its prompt, however many share that in whatever batches."""
+        prompts = self._prepared.train
+        return [prompts[group.problem].context + len(rollout.ids) for group, rollout in drawn.rollouts()]
 
     def _of_all_ranks(self, own: dict[int, torch.Tensor]) -> list[torch.Tensor]:
         """Return numbers of each batch, known to the rank that has it, in the order of the batches."""
