@@ -168,7 +168,7 @@ def row(cell: str, folder: Path, args: argparse.Namespace) -> str:
     from thinktune.planner.cost_model import cost_model_of
     from thinktune.planner.hardware import find_gpu
     from thinktune.planner.memory_model import Batch
-    from thinktune.planner.plan import read_shape
+    from thinktune.planner.plan_config import read_shape
 
     lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
     record, plan = (json.loads((folder / name).read_text()) for name in ("run.json", "plan.json"))

@@ -18,7 +18,7 @@ from thinktune.export.merge import merge
 from thinktune.models import load_model
 from thinktune.models.folder import check_model_folder, read_safetensors_header
 from thinktune.models.saving import save_model
-from thinktune.planner.plan import read_shape
+from thinktune.planner.plan_config import read_shape
 from training import make_config, quietly
 
 FP4 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]

@@ -14,7 +14,7 @@ from thinktune.config import QUESTIONS, Config, Sampling, config_schema, load_co
 from thinktune.config.data_section import Filter
 from thinktune.config.shipped import purpose_of
 from thinktune.planner.known_models import known_config
-from thinktune.planner.plan import plan_config
+from thinktune.planner.plan_config import plan_config
 
 FOLDER = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))

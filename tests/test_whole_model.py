@@ -20,7 +20,7 @@ from thinktune.export.merge import merge
 from thinktune.export.model_card import write_cards
 from thinktune.models import load_model, resolve
 from thinktune.models.folder import read_json
-from thinktune.planner.plan import plan_config
+from thinktune.planner.plan_config import plan_config
 from thinktune.run_folder import RunFolder
 from thinktune.training.collator import PackedCollator
 from thinktune.training.fused.chunked_loss import Head, trained_head_loss

@@ -1,35 +1,28 @@
-"""`thinktune plan CONFIG`: the memory, the speed and the hours of a training, before anything is loaded.
+"""The memory, the speed and the hours of a training, planned from the sizes of its model, its data and its device.
 
-Only the model's configuration is read, and the lengths of the data's examples where that is quick. `train` begins with
-the same plan for the device at hand and takes the recompute policy from it; `--fit` looks for the fastest settings that
-fit, with the same number of packs an optimizer step.
+`train` begins with a plan for the device at hand and takes the recompute policy from it; `fit` looks for the fastest
+settings that fit, with the same number of packs an optimizer step.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from thinktune.config import Config, Quantize
-from thinktune.errors import ThinktuneError, UsageError
-from thinktune.imports import importing
 from thinktune.notices import muted
 from thinktune.planner.cost_model import CostModel, cost_model_of
 from thinktune.planner.dealing import share, waiting_seconds
-from thinktune.planner.hardware import GIB, Hardware, find_gpu, hardware_here
-from thinktune.planner.known_models import known_config
+from thinktune.planner.hardware import GIB, Hardware
 from thinktune.planner.learning_rate import LearningRate, learning_rate
 from thinktune.planner.memory_model import Batch
-from thinktune.planner.model_shape import ModelShape, shape_of
-from thinktune.planner.pack_lengths import PackLengths, in_rollout_packs, longest_packs, read_packs, rollout_packs
+from thinktune.planner.model_shape import ModelShape
+from thinktune.planner.pack_lengths import PackLengths
 from thinktune.planner.policy_choice import MOST_CHUNKS, Checkpointing, choose
 from thinktune.planner.recompute_policy import Level, RecomputePolicy
 from thinktune.planner.sharding import kept_shares
-
-logger = logging.getLogger(__name__)
 
 _MORE_PRECISE: tuple[Quantize, ...] = ("none", "fp8", "int8", "nf4")
 _WORTH = 1.1
@@ -350,75 +343,6 @@ def _best(plans: Iterator[Plan]) -> Plan:
     if fitting:
         return max(fitting, key=lambda plan: plan.tokens_per_second or 0)
     return min(found, key=lambda plan: plan.parts["peak"])
-
-
-def plan_config(config: Config, *, gpu: str | None = None, fitted: bool = False, gpus: int = 1) -> Plan:
-    """Plan a training from the model's configuration, without its weights, as `thinktune plan` does.
-
-    Args:
-        gpu: a name or a size to plan for; None: this machine's device.
-        fitted: look for better settings (`--fit`).
-        gpus: of this kind, over which each optimizer step is spread.
-
-    Raises:
-        ThinktuneError: the model's configuration cannot be had, or `gpu` is not known.
-    """
-    from thinktune.models.device import choose_device, choose_dtype
-
-    if gpu is None:
-        device = choose_device(config.load.device)
-        dtype = choose_dtype(device, config.load.dtype)
-        hardware, width = hardware_here(device, dtype, config.train.memory), dtype.itemsize
-    else:
-        hardware, width = find_gpu(gpu), 4 if config.load.dtype == "float32" else 2
-        if config.train.memory is not None:
-            hardware = replace(hardware, memory=min(hardware.memory, int(config.train.memory * GIB)))
-    shape, packs = _read_model_and_data(config)
-    if config.lora is None and gpus > 1:
-        raise UsageError("lora: null runs on one GPU", hint="no --gpus")
-    if config.method == "grpo":
-        if fitted:
-            raise UsageError(
-                "with method: grpo, batches follow from the memory: there is nothing to fit", hint="no --fit"
-            )
-        packs, count = rollout_packs(config)
-        config = in_rollout_packs(config, count)
-    plan = (fit if fitted else plan_as_configured)(config, shape, packs, hardware, width=width, gpus=gpus)
-    return plan if hardware.rated else replace(plan, tokens_per_second=None, hours=None)
-
-
-def _read_model_and_data(config: Config) -> tuple[ModelShape, PackLengths]:
-    """Return the shape of the model and the lengths of the data.
-
-    Of a common model whose files cannot be had: its published shape, and the longest packs that the config allows.
-    """
-    known = known_config(config.model)
-    if known is None:
-        return read_shape(config), read_packs(config)
-    once = config.load.model_copy(update={"attempts": 1})
-    try:
-        return read_shape(config.model_copy(update={"load": once})), read_packs(config)
-    except ThinktuneError as error:
-        logger.info(f"{error.message}; its shape is the published one, from the built-in table of common models")
-        return shape_of(known), longest_packs(config)
-
-
-def read_shape(config: Config) -> ModelShape:
-    """Read the shape of a config's model; at most its configuration and tokenizer are downloaded."""
-    from thinktune.models import resolve
-    from thinktune.models.quantised import method_of
-
-    resolved = resolve(config.model, config.load, weights=False)
-    settings: dict[str, Any] = {"gguf_file": resolved.gguf} if resolved.gguf else {}
-    with importing():  # reading a configuration imports the modules of its model
-        from transformers import AutoConfig
-
-        found = AutoConfig.from_pretrained(
-            resolved.folder, local_files_only=True, trust_remote_code=config.load.trust_remote_code, **settings
-        )
-    if (method := method_of(found.to_dict())) is not None:
-        logger.info(f"its weights are stored in {method}, and trained on dequantised: so they are counted")
-    return shape_of(found, trust_remote_code=config.load.trust_remote_code)
 
 
 def smallest_factor(number: int) -> int:

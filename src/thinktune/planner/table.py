@@ -13,7 +13,8 @@ from thinktune.config import Config
 from thinktune.notices import muted
 from thinktune.planner.fused_models import FUSED_MAX_RANK, FUSED_MODELS
 from thinktune.planner.hardware import GIB
-from thinktune.planner.plan import Plan, duration, plan_config
+from thinktune.planner.plan import Plan, duration
+from thinktune.planner.plan_config import plan_config
 
 EFFICIENT = 0.95
 """Of several GPUs: below, the plan says what to change."""

@@ -9,7 +9,8 @@ from thinktune.errors import ConfigError, UsageError
 from thinktune.models.device import choose_device
 from thinktune.models.sharded_base import ShardedBase
 from thinktune.notices import muted
-from thinktune.planner.plan import Plan, plan_config
+from thinktune.planner.plan import Plan
+from thinktune.planner.plan_config import plan_config
 from thinktune.planner.sharding import why_not_sharded
 from thinktune.training.ranks import by_first, gather, here, on_one_host
 

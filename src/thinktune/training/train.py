@@ -10,14 +10,12 @@ import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PrinterCallback, set_seed
-from transformers.integrations import TensorBoardCallback
+from transformers import set_seed
 
 from thinktune.config import Config
 from thinktune.data import Example, Prepared, Tokens
@@ -47,15 +45,12 @@ from thinktune.training import plots
 from thinktune.training.adapter import adapter_to_train
 from thinktune.training.adapter_coverage import uncovered
 from thinktune.training.base_model_cache import BaseModelCache, checksum
+from thinktune.training.build_trainer import build_trainer
 from thinktune.training.compiled_kernels import compile_kernels
-from thinktune.training.dealt_batches import dealt_batches, nothing_dealt
-from thinktune.training.early_stop import EarlyStop, EarlyStopCallback, check_evaluated
+from thinktune.training.early_stop import EarlyStopCallback, check_evaluated
 from thinktune.training.eval_callback import GenerationEvalCallback, checkup_problems
 from thinktune.training.fidelity import examine_as_set_up, examine_in_float32
 from thinktune.training.launch import needs_one_gpu
-from thinktune.training.methods.dpo import DPO
-from thinktune.training.methods.grpo import GRPO
-from thinktune.training.methods.sft import SFT
 from thinktune.training.metrics_file import MetricsFile
 from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.opened_run import check_run, held_run, newest_step, open_run
@@ -70,8 +65,7 @@ from thinktune.training.out_of_memory import (
 from thinktune.training.packing_check import require_single_documents, share_sequences
 from thinktune.training.peak_memory import reset_peak_memory
 from thinktune.training.plan import record_plan, recorded_plan, resolve_plan, settings_without_effect
-from thinktune.training.preference_trainer import PreferenceTrainer
-from thinktune.training.prepare_model import recomputes_by_transformers, set_up
+from thinktune.training.prepare_model import set_up
 from thinktune.training.progress_bar import ProgressLine
 from thinktune.training.ranks import (
     agree,
@@ -85,9 +79,7 @@ from thinktune.training.ranks import (
 )
 from thinktune.training.reinforce.problems import PreparedProblems
 from thinktune.training.reinforce.reinforce_trainer import ReinforceTrainer
-from thinktune.training.reinforce.rollouts import RolloutJournal
 from thinktune.training.reinforce.setup import (
-    batch_capacity,
     drawing,
     leave_dropout_out,
     longest_rollouts,
@@ -97,7 +89,7 @@ from thinktune.training.run_record import closing_line, parameter_line, run_reco
 from thinktune.training.sharding import base_to_fill, require_adapters
 from thinktune.training.stop_signals import StopSignals
 from thinktune.training.trainer import ThinkTrainer
-from thinktune.training.training_arguments import check_trainer_fields, require_loggers, training_arguments
+from thinktune.training.training_arguments import check_trainer_fields, require_loggers
 from thinktune.training.tried_families import untried
 from thinktune.training.whole_model import products_dtype, save_whole_model, whole_model_to_train
 
@@ -252,7 +244,7 @@ class _Attempt:
                     by_first(lambda: self._open_run(plan))
                     opened = True
                     with memory_agreed(apart=not sharded):
-                        trainer = _build_trainer(with_loss, self, plan, stop)
+                        trainer = build_trainer(with_loss, config, loaded, self.prepared, self.run, plan, stop)
                         checkup = _checkup(self, trainer)
                         self._warm_up(trainer, plan)
                     steps = True
@@ -349,48 +341,6 @@ class _Attempt:
             style="dim",
             highlight=False,
         )
-
-
-def _build_trainer(model: ModelWithLoss, attempt: _Attempt, plan: Plan, stop: StopSignals) -> ThinkTrainer:
-    config, prepared, loaded, run = attempt.config, attempt.prepared, attempt.loaded, attempt.run
-    arguments = partial(
-        training_arguments,
-        config,
-        run=run,
-        on_gpu=loaded.device.type == "cuda",
-        evaluates=bool(prepared.held_out),
-        checkpointing=recomputes_by_transformers(plan),
-    )
-    common: dict[str, Any] = {
-        "processing_class": loaded.tokenizer,
-        "keep_checkpoints": config.train.keep_checkpoints,
-        "stop": stop,
-        "early": EarlyStop(config.train.stop) if config.train.stop else None,
-    }
-    data = prepared.train, prepared.packs, prepared.held_out
-    if isinstance(prepared, PreparedProblems):
-        method = GRPO(len(prepared.train), config.rl)
-        trainer: ThinkTrainer = ReinforceTrainer(
-            model,
-            method,
-            arguments(plan=replace(plan, packs=1, accumulation=1)),
-            config=config,
-            prepared=prepared,
-            capacity=batch_capacity(config, prepared, plan),
-            journal=RolloutJournal(run.rollouts),
-            dealt=nothing_dealt(method.steps) if here().size > 1 else None,
-            **common,
-        )
-    elif config.method == "dpo":
-        trainer = PreferenceTrainer(model, DPO(*data), arguments(plan=plan), settings=config.dpo, **common)
-    else:
-        dealt = dealt_batches(config, prepared, plan) if here().size > 1 else None
-        trainer = ThinkTrainer(model, SFT(*data), arguments(plan=plan), graphed=plan.graphed, dealt=dealt, **common)
-    trainer.remove_callback(PrinterCallback)  # ours prints a better line
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-            callback.logging_dir = str(run.logs)  # else it would be inside checkpoints/
-    return trainer
 
 
 def _checkup(attempt: _Attempt, trainer: ThinkTrainer) -> GenerationEvalCallback | None:

@@ -248,7 +248,7 @@ class TrainingForm:
         try:
             config, _ = self._plan(file, name, *fields)
             with muted(), self._studio.pool.resting():  # the import, too: a model's loading has the same ones
-                from thinktune.planner.plan import plan_config
+                from thinktune.planner.plan_config import plan_config
 
                 planned = plan_config(config)
             return plain(f"{planned.line()}; {planned.rate.line()}")
