@@ -95,6 +95,8 @@ class ReinforceTrainer(ThinkTrainer):
         loss = sum((loss for loss, _ in passes.values()), torch.zeros((), device=self.args.device))
         if here().size > 1:
             (loss,) = self._add_up(loss)
+        if not batches:  # the zeros that ranks add up would have Adam move the adapter by its momentum
+            self.model.zero_grad(set_to_none=True)
         logprobs = self._of_all_ranks({index: each for index, (_, each) in passes.items()})
         if self._rl.num_iterations > 1 and not iteration:
             self._old = {f"rollout {index}": each for index, each in _by_rollout(batches, logprobs).items()}
