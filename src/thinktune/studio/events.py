@@ -8,8 +8,11 @@ from typing import Any
 
 import gradio as gr
 
-_FILL = """({sent, values}, ...now) => now.map((value, at) =>
-    values[at] !== null && JSON.stringify(value) === JSON.stringify(sent[at]) ? values[at] : undefined)"""
+_FILL = """({sent, values}, ...now) => {
+    const written = (value) => JSON.stringify(value ?? "");  // a box is null until the page has drawn it
+    return now.map((value, at) =>
+        values[at] !== null && written(value) === written(sent[at]) ? values[at] : undefined);
+}"""
 """Gives each box its value, unless it holds another one than when the event was sent; what is undefined is left."""
 
 
