@@ -47,6 +47,8 @@ COARSE_LOSS, COARSE_GRADIENT = 0.06, 0.3
 """Over int8, which rounds activations to 8 bits, but for columns with large values somewhere in the batch."""
 _NOISE = 3.0
 """In 16 bits, how many times the effect of other rounding, of up to _TRIES tries, a gap may be."""
+_NOISE_OF_STATES = 2.0
+"""The same of the states of a document, of one try."""
 _TRIES = 4
 _TOKENS = {"cuda": 2048, "cpu": 1024}
 """The longest document is cut to as many, on both sides, …"""
@@ -150,8 +152,10 @@ def require_faithful(
     """
     model = with_loss.model
     for pack in _packs(model, examples, together):
-        compute = _with_room if sharded_base_of(model) is None else _at_once
-        problem = compute(pack, lambda documents: measure(with_loss, documents, dtype).problem(dtype))
+        if sharded_base_of(model) is None:
+            problem = _with_room(pack, lambda documents: measure(with_loss, documents, dtype).problem(dtype))
+        else:  # other ranks wait, and would not halve their documents
+            problem = measure(with_loss, pack, dtype).problem(dtype)
         if problem is not None:
             lengths = " and ".join(f"{len(document):,}" for document in pack)
             raise ModelError(
@@ -326,11 +330,6 @@ def _with_room(pack: list[Tokens], compute: Callable[[list[Tokens]], Result]) ->
             torch.cuda.empty_cache()
 
 
-def _at_once(pack: list[Tokens], compute: Callable[[list[Tokens]], Result]) -> Result:
-    """Compute the result for a pack where memory has to suffice: other ranks wait, and would not halve theirs."""
-    return compute(pack)
-
-
 @torch.no_grad()
 def documents_are_isolated(model: PeftModel, examples: Sequence[Tokens]) -> bool:
     """Tell whether a document gets the same hidden states behind any other one as it gets alone.
@@ -358,8 +357,8 @@ def documents_are_isolated(model: PeftModel, examples: Sequence[Tokens]) -> bool
     # Many layers may make much of a rounding that differs with the size of the batch. That of `seen` is the same on
     # both sides, but over int8, whose products depend a little on all rows of the batch, by design.
     states, noise = _rounding_of_states(model, longest)
-    most = _NOISE * _most(noise, states) if is_coarse(model) else 0.0
-    return seen <= max(bound, most) and moved <= max(bound, _NOISE * _whole(noise, states))
+    most = _NOISE_OF_STATES * _most(noise, states) if is_coarse(model) else 0.0
+    return seen <= max(bound, most) and moved <= max(bound, _NOISE_OF_STATES * _whole(noise, states))
 
 
 def _rounding_of_states(model: PeftModel, document: Tokens) -> tuple[torch.Tensor, torch.Tensor]:

@@ -107,7 +107,7 @@ def _is_the_same(model: ModelWithLoss, problems: Sequence[Tokens], dtype: torch.
         with exact(model.model):
             apart = _losses_and_gradient(model, PackedCollator(documents)([{"documents": [0, 1, 2, 3]}]))
             shared = _losses_and_gradient(model, shared_inputs(completions))
-    except torch.OutOfMemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - a model may raise anything at what it does not know
         logger.debug("prompts are not shared: %s", error)
