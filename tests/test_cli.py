@@ -508,6 +508,32 @@ def test_packages_are_found_in_their_distributions_as_python_finds_them() -> Non
         assert set(distributions) <= set(found[package]), package
 
 
+def test_transformers_lists_its_modules_as_it_does_by_itself_when_it_is_asked_quickly() -> None:
+    code = """
+import sys
+from pathlib import Path
+from thinktune.imports import importing
+if "quick" in sys.argv:
+    with importing():
+        import transformers.models
+else:
+    import transformers.models
+from transformers.utils import import_utils
+assert (import_utils.fetch__all__.__module__ == "thinktune.imports") == ("quick" in sys.argv)
+models = Path(transformers.__file__).parent / "models"
+for path in (models, models / "__init__.py", str(models / "qwen2" / "__init__.py")):
+    listed = import_utils.define_import_structure(path)
+    print(sorted((sorted(needed), sorted((file, sorted(names)) for file, names in found.items()))
+                 for needed, found in listed.items()))
+"""
+    said = [
+        subprocess.run([sys.executable, "-c", code, *how], capture_output=True, text=True, check=True).stdout
+        for how in ((), ("quick",))
+    ]
+    assert "Qwen2ForCausalLM" in said[0]
+    assert said[0] == said[1]
+
+
 @pytest.mark.slow
 def test_bitsandbytes_is_imported_without_the_compiler_of_torch_and_has_it_when_it_is_called() -> None:
     pytest.importorskip("bitsandbytes")

@@ -7,11 +7,13 @@ import gc
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib.machinery import PathFinder
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 BYTECODE = "python-bytecode"
@@ -68,9 +70,11 @@ def importing(*unused: str) -> Iterator[None]:
     gc.disable()
     sys.modules.update(dict.fromkeys(blocked))  # type: ignore[arg-type]
     slow, metadata.packages_distributions = metadata.packages_distributions, _packages
+    sys.meta_path.insert(0, _LISTING)
     try:
         yield
     finally:
+        sys.meta_path.remove(_LISTING)
         metadata.packages_distributions = slow
         for name in blocked:
             sys.modules.pop(name, None)
@@ -100,6 +104,61 @@ def _packages() -> Mapping[str, list[str]]:
         for module in declared or modules:
             found[module].append(name or distribution.metadata["Name"])
     return dict(found)
+
+
+class _QuickListing(MetaPathFinder):
+    """Has transformers list what its 1,600 modules export in a quarter of the time, where it is imported next.
+
+    It reads them all at its import, line by line, and again when the first model is asked for: once by the path of the
+    folder, once by that of a file in it.
+    """
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "transformers.utils.import_utils":
+            return None
+        spec = PathFinder.find_spec(name, path)
+        loader = spec.loader if spec is not None else None
+        if loader is None:
+            return None
+        execute = loader.exec_module
+
+        def execute_and_swap(module: ModuleType) -> None:
+            execute(module)
+            slow = getattr(module, "create_import_structure_from_path", None)
+            if slow is not None and hasattr(module, "fetch__all__"):
+                module.fetch__all__ = _exported  # type: ignore[attr-defined]
+                module.create_import_structure_from_path = _by_folder(slow)  # type: ignore[attr-defined]
+
+        loader.exec_module = execute_and_swap  # type: ignore[method-assign]
+        return spec
+
+
+_LISTING = _QuickListing()
+
+
+def _by_folder(listed: Callable[[str], dict[Any, Any]]) -> Callable[[str | Path], dict[Any, Any]]:
+    """Make a function of a file's path, or its folder's, that asks for each folder by one name alone."""
+
+    def of(path: str | Path) -> dict[Any, Any]:
+        return listed(os.path.dirname(path) if os.path.isfile(path) else os.fspath(path))
+
+    return of
+
+
+def _exported(text: str) -> list[str]:
+    """Return the names in the last `__all__ = […]` of a module that begins a line, one line or one name a line."""
+    start = text.rfind("\n__all__") + 1
+    if not text.startswith("__all__", start):
+        return []
+    first, *lines = text[start:].splitlines()
+    if first.endswith("]"):
+        return [name.strip("\"' ") for name in first.split("=")[1].strip(" []").split(",")]
+    names = []
+    for line in lines:
+        if line.strip() == "]":
+            break
+        names.append(line.strip("\"', "))
+    return names
 
 
 def import_bitsandbytes() -> None:

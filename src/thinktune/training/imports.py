@@ -9,15 +9,19 @@ from typing import Any
 from thinktune.config import Config
 from thinktune.imports import import_bitsandbytes, importing
 from thinktune.models.folder import read_json
+from thinktune.training.head_start import HeadStart
 
 
 def import_train(config: Config) -> Callable[..., dict[str, Any]]:
-    """Import `training.train.train`.
+    """Import `training.train.train`, and begin beside it what a GPU needs.
 
     PEFT imports bitsandbytes wherever it is installed: a second of every start.
     """
-    wanted = _may_need_bitsandbytes(config)
+    wanted, head_start = _may_need_bitsandbytes(config), HeadStart(config.load.device)
     with importing(*() if wanted else ("bitsandbytes",)):
+        import torch  # noqa: F401
+
+        head_start.prepare_libraries()
         if wanted:
             import_bitsandbytes()  # before PEFT does
         from peft.import_utils import is_bnb_available
