@@ -123,12 +123,16 @@ def total_memory() -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the free bytes of the device, as far as the system tells."""
+    """Return the free bytes of the device as far as the system tells; of a GPU's, those that this process may have."""
     import psutil
     import torch
 
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        free, total = torch.cuda.mem_get_info(device)
+        ours = torch.cuda.memory_allocated(device)
+        kept = torch.cuda.memory_reserved(device) - ours  # by the allocator, for what comes next
+        allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - ours
+        return max(0, min(free + kept, allowed))
     return int(psutil.virtual_memory().available)
 
 

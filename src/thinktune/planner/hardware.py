@@ -121,7 +121,7 @@ def hardware_here(device: torch.device, dtype: torch.dtype, limit: float | None 
 
     from thinktune.models.device import cpu_name, free_memory, multiplies_fp8
 
-    ours = torch.cuda.memory_reserved(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    ours = torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
     free = free_memory(device) + ours
     memory = min(free, int(limit * GIB)) if limit else free
     if device.type == "cpu":

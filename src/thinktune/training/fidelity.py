@@ -13,13 +13,13 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import psutil
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 
 from thinktune.data import Tokens
 from thinktune.errors import ModelError, ThinktuneError
+from thinktune.models.device import free_memory
 from thinktune.models.fp8_linear import has_quantised_weights
 from thinktune.models.layer_sizes import layer_sizes
 from thinktune.models.sharded_base import sharded_base_of
@@ -52,8 +52,8 @@ _NOISE_OF_STATES = 2.0
 _TRIES = 4
 _TOKENS = {"cuda": 2048, "cpu": 1024}
 """The longest document is cut to as many, on both sides, …"""
-_SHARE_OF_MEMORY = 0.2
-"""… or to as many as eager attention has room for in this part of the free memory."""
+_SHARE_OF_MEMORY = 0.3
+"""… or to as many as the model's own forward pass has room for in this part of the free memory."""
 _SHARE_FOR_WIDE = 0.3
 """Of the free memory may go into float32 weights for the time of the check."""
 _FIRST = 16
@@ -113,7 +113,7 @@ def examine_in_float32(
         ModelError: loss or gradient is not the model's own.
     """
     model = with_loss.model
-    room = size_widened(model) <= _SHARE_FOR_WIDE * _free_memory(model)
+    room = size_widened(model) <= _SHARE_FOR_WIDE * free_memory(model.device)
     if dtype == torch.float32 or not room or not _is_plain(model):
         return True
     try:
@@ -298,22 +298,21 @@ def cut(example: Tokens, length: int) -> Tokens:
 
 
 def _longest_possible(model: PeftModel) -> int:
-    """Return the most tokens of a document whose attention scores, in float32 and the model's dtype, fit in memory."""
-    heads = sum(layer.heads for layer in layer_sizes(model.config.get_text_config()))
-    a_square = heads * (8 + 2 * model.dtype.itemsize)
-    room = _on_any(model, int(math.sqrt(_SHARE_OF_MEMORY * _free_memory(model) / a_square)), min)
-    return max(_FEWEST, min(_TOKENS.get(model.device.type, 1024), room))
+    """Return the most tokens of a document of which all that the untouched model keeps for its backward pass fits in
+    memory: attention scores, in float32 and the model's dtype, and the inputs and outputs of its linear layers."""
+    width = model.dtype.itemsize
+    scores = (8 + 2 * width) * sum(layer.heads for layer in layer_sizes(model.config.get_text_config()))
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    # Those that are trained keep their inputs, for which PEFT has them in float32.
+    kept = sum(width * each.out_features + 4 * each.in_features * each.weight.requires_grad for each in linears)
+    room = _SHARE_OF_MEMORY * free_memory(model.device)
+    longest = _on_any(model, int((math.sqrt(kept**2 + 4 * scores * room) - kept) / (2 * scores)), min)
+    return max(_FEWEST, min(_TOKENS.get(model.device.type, 1024), longest))
 
 
 def _on_any(model: PeftModel, value: Result, choose: Callable[[list[Result]], Result]) -> Result:
     """Return a value that ranks agree on where each of their passes needs all of them."""
     return value if sharded_base_of(model) is None else agree(value, choose)
-
-
-def _free_memory(model: PeftModel) -> int:
-    if model.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(model.device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def _with_room(pack: list[Tokens], compute: Callable[[list[Tokens]], Result]) -> Result | None:

@@ -84,13 +84,9 @@ def _ends(lengths: Sequence[int]) -> torch.Tensor:
 def may_share_prompts(model: ModelWithLoss, problems: Sequence[Tokens]) -> bool:
     """Tell whether completions that share their prompt get the losses and the gradient that they get by themselves.
 
-    On a GPU they do not share it: the kernel there has a way of its own, which has not been tried on one.
-
     Args:
         problems: prompts, each with a reply.
     """
-    if model.trained[0].device.type != "cpu":
-        return False
     dtype = computes_in(model.model, inner_model(model.model).dtype)
     by_length = sorted(problems, key=lambda tokens: tokens.context)
     same = _is_the_same(model, [by_length[0], by_length[-1]], dtype)
