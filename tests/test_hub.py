@@ -145,6 +145,12 @@ def test_a_hub_that_stays_away_is_given_up_after_the_attempts(client: Client) ->
     assert len(result["notices"]) == 1
 
 
+def test_a_hub_that_is_not_there_is_not_waited_for(client: Client) -> None:
+    result = client.fetch(url="http://127.0.0.1:9", attempts=2, wait=600)
+    assert "cannot be reached (Connect" in result["message"]
+    assert "attempt 2 of 2 in 1 s" in result["notices"][0]
+
+
 def test_the_cached_copy_is_used_with_a_notice_when_the_network_is_down(client: Client, repository: Path) -> None:
     client.fetch()
     result = client.fetch(url="http://127.0.0.1:9")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import pickle
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,12 @@ from thinktune.evaluation.suites.results import published_sample, read_benchmark
 from thinktune.inference.problems import GoldItem
 from thinktune.scoring import TASKS
 
+
+def packed(text: str) -> str:
+    """Pack test cases as LiveCodeBench's files have them."""
+    return base64.b64encode(zlib.compress(pickle.dumps(text))).decode()
+
+
 AMC = "A positive integer divisor of $12!$ is chosen at random. What is the number of divisors?"
 ROWS: dict[str, dict[str, Any]] = {  # of the fields that each data set has
     "math_500": {"problem": r"Evaluate $\sqrt{16}$.", "solution": "So 4.", "answer": "4", "subject": "Algebra"},
@@ -37,7 +46,29 @@ ROWS: dict[str, dict[str, Any]] = {  # of the fields that each data set has
         "task_id": "HumanEval/0", "prompt": 'def add(a, b):\n    """Add."""\n', "entry_point": "add",
         "canonical_solution": "    return a + b\n", "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n",
     },
+    "livecodebench": {
+        "question_title": "Sum", "question_content": "Add two numbers.", "platform": "atcoder", "starter_code": "",
+        "public_test_cases": '[{"input": "1 2\\n", "output": "3\\n", "testtype": "stdin"}]', "metadata": "{}",
+        "private_test_cases": packed('[{"input": "5 6\\n", "output": "11\\n", "testtype": "stdin"}]'),
+    },
 }  # fmt: skip
+
+
+def test_livecodebench_s_rows_ask_for_a_program_or_for_a_function(tmp_path: Path) -> None:
+    called = {**ROWS["livecodebench"], "starter_code": "class Solution:\n    def add(self, a: int, b: int) -> int:\n"}
+    called |= {"public_test_cases": '[{"input": "1\\n2", "output": "3"}]', "private_test_cases": "[]"}
+    called["metadata"] = '{"func_name": "add"}'
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (ROWS["livecodebench"], called)))
+    whole, function = problems_in(tmp_path, "livecodebench", 2)
+    assert "Read the inputs from stdin" in whole.gold["prompt"]
+    assert "class Solution" in function.gold["prompt"]
+    reads = "<think>a</think> <answer>```python\nprint(sum(map(int, input().split())))\n```</answer>"
+    adds = "<think>a</think> <answer>class Solution:\n    def add(self, a, b):\n        return a + b</answer>"
+    outcomes = [
+        [TASKS[each.type].score(text, each.gold, "stop").outcome for text in (reads, adds)]
+        for each in (whole, function)
+    ]
+    assert outcomes == [["right", "wrong"], ["wrong", "right"]]
 
 
 def problems_in(folder: Path, name: str, count: int) -> list[GoldItem]:
@@ -119,7 +150,7 @@ def test_other_problems_than_the_benchmarks_are_refused(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("benchmarks: {x: {title: X, source: a/b, files: {t.jsonl: null}}}", "needs `reference` or `options`"),
+        ("benchmarks: {x: {title: X, source: a/b, files: {t.jsonl: null}}}", "needs `reference`, `options` or `gold`"),
         (
             "benchmarks: {x: {title: X, source: a/b, promt: hi}}",
             "benchmarks.x.promt: unknown key; did you mean prompt?",
@@ -179,6 +210,21 @@ def test_the_quick_suite_needs_no_network_and_goes_on_from_its_journals(tiny_mod
     assert not any("boxed" in line["prompt"] for line in samples)  # questions are the same for every way of asking
 
 
+def test_a_benchmark_that_cannot_be_had_is_named_and_the_others_are_scored(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS["gsm8k"]) + "\n")
+    values = {"title": "Mine", "source": str(tmp_path / "rows.jsonl"), "sampling": {"max_tokens": 4}}
+    benchmarks = {"mine": values, "more": {**values, "title": "More", "problems": 2}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"benchmarks": benchmarks}))
+    command = ["eval", str(tiny_model), "--suite", str(tmp_path / "own.yaml"), "-o", str(tmp_path / "out"), "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code != 0
+    scores = json.loads(result.stdout)
+    assert [each["title"] for each in scores["benchmarks"]] == ["Mine"]
+    assert scores["failed"] == ["More"]
+    assert "has 1 problems, not 2" in scores["not_run"]["More"]
+    assert "not scored: More" in str(result.exception)
+
+
 SUITE = """
 import io, json, sys
 from pathlib import Path
@@ -206,8 +252,9 @@ print(json.dumps(result | {"said": said.getvalue()}))
 @pytest.mark.slow
 def test_every_benchmark_runs_to_its_report_on_a_hub_that_speaks_the_protocol(tiny_model: Path, tmp_path: Path) -> None:
     own: dict[str, Any] = {}
-    for name, benchmark in read_suite("reasoning").items():
-        values = {**benchmark.model_dump(mode="json"), "revision": None, "problems": 3, "published": []}
+    for name, benchmark in read_suite("reasoning,livecodebench").items():
+        count = 3 * max(len(benchmark.files), 1)
+        values = {**benchmark.model_dump(mode="json"), "revision": None, "problems": count, "published": []}
         own[name] = values | {"files": dict.fromkeys(benchmark.files)}
         for file in benchmark.files:
             write_rows(tmp_path / "hub" / benchmark.source / file, [ROWS[name]] * 3)
@@ -220,8 +267,16 @@ def test_every_benchmark_runs_to_its_report_on_a_hub_that_speaks_the_protocol(ti
     with serve("many hub datasets", Hub("Idavidrein/gpqa", tmp_path / "hub")) as hub:
         result = run(hub)
         titles = [each["title"] for each in result["benchmarks"]]
-        assert titles == ["MATH-500", "AIME 2024", "AIME 2025", "AMC 2023", "GSM8K", "HumanEval+"]
-        assert result["rows"] == 7
+        assert titles == [
+            "MATH-500",
+            "AIME 2024",
+            "AIME 2025",
+            "AMC 2023",
+            "GSM8K",
+            "HumanEval+",
+            "LiveCodeBench v4 and v5",
+        ]
+        assert result["rows"] == 8
         assert "GPQA diamond: Idavidrein/gpqa is gated: accept the terms on" in result["not_run"]["GPQA diamond"]
         assert all(each["revision"] == COMMIT and each["n"] == 2 for each in result["benchmarks"])
         lock = json.loads((tmp_path / "cache" / "benchmarks.lock.json").read_text())
@@ -232,14 +287,16 @@ def test_every_benchmark_runs_to_its_report_on_a_hub_that_speaks_the_protocol(ti
         assert [each["accuracy"] for each in again["benchmarks"] if each["title"] != "GPQA diamond"] == [
             each["accuracy"] for each in result["benchmarks"]
         ]
-        assert len(again["benchmarks"]) == 7
-        assert again["said"].count("are in out/") == 6
+        assert len(again["benchmarks"]) == 8
+        assert again["said"].count("are in out/") == 7
         assert {path.split("/datasets/")[-1].split("/")[0] for _, path, _ in hub.requests} == {"Idavidrein"}
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "benchmarks.lock.json").write_text(json.dumps(lock))
         write_rows(tmp_path / "hub" / "openai/gsm8k/main/test-00000-of-00001.parquet", [ROWS["gsm8k"]] * 4)
         changed = run(hub, "other")
-    assert "GSM8K: main/test-00000-of-00001.parquet of openai/gsm8k is not the file that other/" in changed["error"]
+    why = "GSM8K: main/test-00000-of-00001.parquet of openai/gsm8k is not the file that other/"
+    assert changed["not_run"]["GSM8K"].startswith(why)
+    assert (changed["failed"], len(changed["benchmarks"])) == (["GSM8K"], 7)  # the others are scored
 
 
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:

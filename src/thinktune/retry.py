@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_LONGEST_UNREACHABLE = 1.0  # seconds between two attempts to reach a hub that is not there
+_PATIENCE = 5.0  # seconds of such attempts: a connection that times out takes as long by itself
+
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 
 
@@ -21,12 +24,17 @@ class MayPass(Exception):
     """A fault of the network or of the hub that may be gone in a moment."""
 
 
+class Unreachable(MayPass):
+    """No connection came about. Most often there is no network, and long pauses would only hide that."""
+
+
 class Offline(Exception):
     """The person has told the client to stay off the network."""
 
 
 def download(name: str, fetch: Callable[[], T], *, attempts: int, wait: float, more_space: str) -> T:
-    """Return the result of `fetch`, which is called again after a `MayPass`.
+    """Return the result of `fetch`, which is called again after a `MayPass`; of one that is `Unreachable`, for seconds
+    only.
 
     Args:
         name: subject of the messages.
@@ -38,8 +46,9 @@ def download(name: str, fetch: Callable[[], T], *, attempts: int, wait: float, m
         DownloadError: `Offline`, or a `MayPass` at every attempt.
         DiskFull: no space left for the download.
     """
-    reason = ""
+    reason, attempt, started = "", 0, time.monotonic()
     for attempt in range(1, attempts + 1):
+        longest = float("inf")
         try:
             with telling_full_disk(name, "downloading", hint=more_space):
                 return fetch()
@@ -47,14 +56,33 @@ def download(name: str, fetch: Callable[[], T], *, attempts: int, wait: float, m
             raise DownloadError(f"{name}: {error}, and there is no whole copy in the cache") from error
         except MayPass as error:
             reason = str(error)
+            if isinstance(error, Unreachable):
+                longest = _LONGEST_UNREACHABLE
+                if time.monotonic() - started > _PATIENCE:
+                    break
         if attempt < attempts:
-            pause = wait * 2 ** (attempt - 1)
+            pause = min(wait * 2 ** (attempt - 1), longest)
             logger.info(f"{name}: {reason}; attempt {attempt + 1} of {attempts} in {pause:g} s")
             time.sleep(pause)
     raise DownloadError(
-        f"{name}: {reason}, after {attempts} attempts, and there is no whole copy in the cache",
+        f"{name}: {reason}, after {attempt} attempt{'s' * (attempt > 1)}, and there is no whole copy in the cache",
         hint="check the network (thinktune doctor), or download it elsewhere and name its folder",
     )
+
+
+def reach_modelscope() -> None:
+    """Ask ModelScope once whether it is there: its client goes on asking for half a minute.
+
+    Raises:
+        Unreachable: it is not.
+    """
+    import requests
+    from modelscope_hub.config import HubConfig
+
+    try:
+        requests.head(str(HubConfig().endpoint), timeout=_PATIENCE, allow_redirects=False)
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise Unreachable(f"ModelScope cannot be reached ({type(error).__name__})") from error
 
 
 def hub_fault(error: Exception) -> MayPass | Offline | None:
@@ -69,7 +97,8 @@ def hub_fault(error: Exception) -> MayPass | Offline | None:
         status = error.response.status_code
         return MayPass(f"the hub answers {status}") if status in _PASSING_STATUS else None
     if isinstance(error, (errors.LocalEntryNotFoundError, http_error)):
-        return MayPass(f"the hub cannot be reached ({type(cause or error).__name__})")
+        kind = type(cause or error).__name__
+        return (Unreachable if kind.startswith("Connect") else MayPass)(f"the hub cannot be reached ({kind})")
     if isinstance(error, (ConnectionError, TimeoutError)) or "Consistency check failed" in str(error):
         return MayPass(f"the connection broke off ({first_line(error)})")
     return None

@@ -32,7 +32,7 @@ from thinktune.cli.common import (
 from thinktune.cli.next_steps import command, suggest
 from thinktune.cli.places import RUNS, find_run, home_of, is_run, name_of
 from thinktune.cli.sampling import Gold, MaxTokens, OwnScorer, Sample, Split, TellFormat
-from thinktune.errors import UsageError
+from thinktune.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from thinktune.config import Data
@@ -182,6 +182,8 @@ def _eval_suite(
         raise UsageError(f"no benchmark of {suite} could be run")
     notify(f"every sample is in {out}/BENCHMARK/samples.jsonl")
     _suggest_after_scores(out, json=json)
+    if result.failed:
+        raise DataError(f"not scored: {', '.join(result.failed)}; see above", hint="the others are")
 
 
 def _suggest_after_scores(out: Path, *, json: bool) -> None:

@@ -16,7 +16,7 @@ from thinktune.data.examples import Row
 from thinktune.data.files import read_path
 from thinktune.errors import DataError, MissingExtra
 from thinktune.files import is_full_disk
-from thinktune.retry import MayPass, Offline, download, first_line, hub_fault
+from thinktune.retry import MayPass, Offline, Unreachable, download, first_line, hub_fault, reach_modelscope
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +113,13 @@ def _fetch_from_modelscope(name: str, folder: Path) -> None:
 
     whole = folder / _WHOLE
     try:
+        reach_modelscope()
         dataset_snapshot_download(name, local_dir=str(folder))
         whole.touch()
+    except Unreachable as error:
+        if not whole.exists():
+            raise
+        logger.info(f"ms:{name}: {error}; using the copy in {folder}")
     except (errors.HubError, OSError) as error:  # OSError: of requests, which the client lets through
         reason = error.__cause__ or error
         if isinstance(reason, (errors.NotExistError, errors.AuthenticationError, errors.PermissionDeniedError)):

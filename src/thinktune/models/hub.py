@@ -15,7 +15,7 @@ from pathlib import Path
 from thinktune.config import Load
 from thinktune.errors import MissingExtra, ModelError, ThinktuneError
 from thinktune.models.folder import PICKLES, TOKENIZER_FILES, check_adapter_folder, check_model_folder, is_adapter
-from thinktune.retry import MayPass, Offline, download, first_line, hub_fault
+from thinktune.retry import MayPass, Offline, download, first_line, hub_fault, reach_modelscope
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +88,9 @@ def _fetch_hub(name: str, load: Load, weights: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
+        # Asked first in any case: the download itself would ask a hub that is not there for half a minute.
+        listing = HfApi().model_info(name, timeout=10).siblings or []
         if weights:
-            listing = HfApi().model_info(name, timeout=10).siblings or []
             _refuse_pickles(name, [entry.rfilename for entry in listing])
         return Path(snapshot_download(name, allow_patterns=_patterns(load, weights), ignore_patterns=list(_NOT_NEEDED)))
     except ThinktuneError:
@@ -151,6 +152,7 @@ def _fetch_modelscope(name: str, load: Load, weights: bool) -> Path:
     from modelscope.hub.snapshot_download import snapshot_download
     from modelscope_hub import HubApi
 
+    reach_modelscope()
     try:
         if weights:
             _refuse_pickles(f"ms:{name}", [entry.path for entry in HubApi().list_repo_files(name, "model")])

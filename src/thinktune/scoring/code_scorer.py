@@ -1,4 +1,5 @@
-"""Programs: the function of an answer, run against the tests of its gold record (see `sandbox` for how, and how safe).
+"""Programs: the function of an answer, run against the tests of its gold record (see `sandbox` for how, and how safe),
+or a whole program, run on its inputs (`input_cases`).
 
 The gold record is HumanEval's, MBPP's or BigCodeBench's: `test` (or `test_list`, behind `test_imports` and
 `test_setup_code`) holds assertions, by themselves, in `check(candidate)`, in a unittest class or in pytest functions;
@@ -20,8 +21,10 @@ from typing import Any
 
 from thinktune import tags
 from thinktune.config import Sampling
+from thinktune.scoring import input_cases
 from thinktune.scoring.base import TAIL, Score, Task, format_outcome, score_of
-from thinktune.scoring.program_finder import program_in
+from thinktune.scoring.input_cases import InputCases
+from thinktune.scoring.program_finder import program_in, whole_program_in
 from thinktune.scoring.sandbox.run import run_trial
 
 SCORER = f"thinktune code 3, Python {platform.python_version()}"
@@ -34,8 +37,15 @@ def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
     if outcome == "error":
         return Score(False, 0.0, "error", None, False, SCORER)
     answer = tags.parse(text).answer
+    stated = answer if outcome is None and answer else text[-TAIL:]
+    try:
+        if cases := None if gold_fault(gold) else input_cases.cases_of(gold):
+            program = _program_for(cases, stated)
+            return score_of(input_cases.judge(program, cases), outcome, program, SCORER)
+    except (ValueError, RecursionError) as error:
+        return Score(None, None, outcome or "not scored", None, None, SCORER, str(error))
     entry_point, test = entry_point_of(gold), tests_of(gold)
-    program = program_in(answer if outcome is None and answer else text[-TAIL:], entry_point)
+    program = program_in(stated, entry_point)
     extracted = program if outcome is None else None
     if not test or not entry_point or gold_fault(gold):
         note = gold_fault(gold) or "the gold record has no test and entry_point"
@@ -44,14 +54,22 @@ def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
     return score_of(verdict, outcome, extracted, SCORER)
 
 
+def _program_for(cases: InputCases, answer: str) -> str:
+    if cases.function is None:
+        return whole_program_in(answer)
+    return program_in(answer, "Solution" if "class Solution" in answer else cases.function)
+
+
 def gold_fault(gold: Mapping[str, Any]) -> str | None:
     """Explain why a gold record cannot be used; None if its tests are texts; a reference alone is enough for no score.
 
     >>> gold_fault({"test": 5, "entry_point": "f"})
     'test is neither a text nor a list of texts'
     """
-    if not gold.keys() & {"reference", "answer", "test", "test_list"}:
+    if not gold.keys() & {"reference", "answer", "test", "test_list", *input_cases.KEYS}:
         return "has no reference"
+    if fault := input_cases.cases_fault(gold):
+        return fault
     for name in _TEXTS:
         value = gold.get(name)
         if value is not None and not isinstance(value, str) and not _is_list_of_texts(value):

@@ -79,6 +79,26 @@ def program_in(answer: str, entry_point: str) -> str:
     return next((block.code for block in code if block.defined), code[0].code if code else answer)
 
 
+def whole_program_in(answer: str) -> str:
+    """Find the program in an answer that is to read its input: the last piece of code that does, else the last one
+    that calls anything, as an example of an input is no program.
+
+    >>> whole_program_in("Run:\\n```python\\nprint(int(input()) + 1)\\n```\\nFor\\n```\\n5\\n```\\nit prints 6.")
+    'print(int(input()) + 1)\\n'
+    """
+    answer = answer.replace("\r\n", "\n").replace("\r", "\n")
+    tries = iter(range(_TRIES))
+    fenced = [block for block in _fenced(answer, tries) if block.python] if len(answer) <= _LONGEST else []
+    blocks = fenced or (_whole(answer) or list(_bare(answer, tries)) if len(answer) <= _LONGEST else [])
+    for wanted in (_READS, re.compile(r"\w\s*\(")):
+        if found := [block for block in blocks if block.tree and wanted.search(block.code)]:
+            return found[-1].code
+    return blocks[-1].code if blocks else answer
+
+
+_READS = re.compile(r"\b(?:input\s*\(|stdin\b|fileinput\b|open\s*\(\s*0\b)")
+
+
 def _fenced(answer: str, tries: Iterator[int]) -> Iterator[Block]:
     lines = answer.split("\n")
     at = 0

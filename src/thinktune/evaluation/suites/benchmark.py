@@ -43,6 +43,9 @@ class Benchmark(Section):
     )
     problems: int | None = Field(None, ge=1, description="their number; another one is refused")
     question: str = Field("{question}", description="text with {field} for the fields of a row")
+    question_with: dict[str, str] = Field(
+        default_factory=dict, description="another question for rows in which this field is not blank"
+    )
     reference: str | None = Field(None, description="field of the right answer")
     after: str | None = Field(None, description="a mark, which the right answer stands behind")
     options: list[str] = Field(
@@ -58,8 +61,8 @@ class Benchmark(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Benchmark:
-        if self.files and not self.reference and not self.options:
-            raise ValueError("needs `reference` or `options`, the fields of the right answer")
+        if self.files and not self.reference and not self.options and not self.gold:
+            raise ValueError("needs `reference`, `options` or `gold`, the fields of the right answer")
         if "{question}" not in self.prompt:
             raise ValueError("prompt needs {question}")
         return self

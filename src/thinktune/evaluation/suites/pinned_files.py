@@ -57,7 +57,7 @@ def fetch_pinned(name: str, benchmark: Benchmark, cache: Path, load: Load) -> Pi
     if revision is None:
         revision = _from_hub(benchmark, load, lambda hub: hub.HfApi().dataset_info(benchmark.source, timeout=10).sha)
     paths = {file: _fetch(benchmark, file, str(revision), cache, load) for file in benchmark.files}
-    hashes = {file: hashlib.sha256(path.read_bytes()).hexdigest() for file, path in paths.items()}
+    hashes = {file: _sha256(path) for file, path in paths.items()}
     for file, pin in benchmark.files.items():
         where = "thinktune" if pin else str(cache / LOCK)
         pin = pin or (locked["files"].get(file) if locked else None)
@@ -72,6 +72,11 @@ def fetch_pinned(name: str, benchmark: Benchmark, cache: Path, load: Load) -> Pi
         pin_all = {"source": benchmark.source, "revision": str(revision), "files": hashes}
         write_json(cache / LOCK, {**_read_lock(cache), name: pin_all})
     return PinnedFiles(str(revision), paths, hashes)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:  # some have more than a gigabyte
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _folder(benchmark: Benchmark, cache: Path) -> Path:
@@ -91,7 +96,13 @@ def _fetch(benchmark: Benchmark, file: str, revision: str, cache: Path, load: Lo
     found = try_to_load_from_cache(benchmark.source, file, **where)
     if isinstance(found, str):
         return Path(found)
-    return Path(_from_hub(benchmark, load, lambda hub: hub.hf_hub_download(benchmark.source, file, **where)))
+
+    def ask(hub: Any) -> str:
+        # Asked first: the download itself would ask a hub that is not there for half a minute.
+        hub.HfApi().dataset_info(benchmark.source, timeout=10)
+        return str(hub.hf_hub_download(benchmark.source, file, **where))
+
+    return Path(_from_hub(benchmark, load, ask))
 
 
 def _from_hub(benchmark: Benchmark, load: Load, ask: Any) -> Any:

@@ -85,7 +85,8 @@ def _item(name: str, benchmark: Benchmark, fields: Mapping[str, Any]) -> GoldIte
         KeyError: the row has no such field.
         ValueError: its gold record cannot be used.
     """
-    question = valid_text(benchmark.question.format_map(fields)).strip()
+    filled = [text for field, text in benchmark.question_with.items() if str(fields[field] or "").strip()]
+    question = valid_text((filled or [benchmark.question])[0].format_map(fields)).strip()
     gold: dict[str, Any] = {}
     if benchmark.options:
         texts, gold["reference"] = _shuffled([str(fields[key]).strip() for key in benchmark.options], question)

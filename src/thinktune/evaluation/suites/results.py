@@ -101,13 +101,16 @@ class BenchmarkScores:
 
 @dataclass(frozen=True)
 class SuiteScores:
-    """Scores on the benchmarks of a suite, and why others were not run, by title."""
+    """Scores on the benchmarks of a suite, why others were not run, by title, and which of those for a fault: their
+    problems are not there, or not the pinned ones."""
 
     scores: list[BenchmarkScores]
     not_run: dict[str, str] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"benchmarks": [each.as_dict() for each in self.scores], "not_run": self.not_run}
+        scores = [each.as_dict() for each in self.scores]
+        return {"benchmarks": scores, "not_run": self.not_run, "failed": self.failed}
 
     def table(self) -> Table:
         """Make a table of one row a benchmark."""

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from thinktune.config import Data, Sampling
-from thinktune.errors import MissingExtra
+from thinktune.errors import DataError, DownloadError, MissingExtra
 from thinktune.evaluation.evaluate import told
 from thinktune.evaluation.metrics import sample_line, score_lines
 from thinktune.evaluation.suites.benchmark import Benchmark
@@ -104,21 +104,25 @@ def evaluate_suite(
             prompt of the benchmark. True: the question with the format explained; False: the question alone.
         cache: of downloaded files; None: below that of `data.cache`.
 
+    A benchmark that cannot be had, or is not the pinned one, is named in the result, and the others go on.
+
     Raises:
-        DataError, DownloadError: the problems of a benchmark cannot be had.
         Interrupted, DiskFull, OutOfMemory, GenerationError: see `complete`.
     """
     console, settings = console or Console(stderr=True), settings or EngineSettings()
     cache = cache or Data.model_fields["cache"].default / "benchmarks"
     asked: list[Asked] = []
     not_run: dict[str, str] = {}
+    failed: list[str] = []
     for name, benchmark in benchmarks.items():
         sampling = benchmark.sampling.changed(**{"seed": seed, **(changes or {})})
         try:
             asked.append(_prepare(name, benchmark, sampling, sample, seed, cache, settings))
-        except (NotAvailable, MissingExtra) as error:
+        except (DataError, DownloadError, MissingExtra) as error:
             why = error.message.removeprefix(f"{benchmark.title}: ") + (f" ({error.hint})" if error.hint else "")
             not_run[benchmark.title] = f"{benchmark.title}: {why}"
+            if not isinstance(error, NotAvailable | MissingExtra):
+                failed.append(benchmark.title)
     for line in [*(f"not run: {why}" for why in not_run.values()), *cost(asked, out)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     scores = []
@@ -130,7 +134,7 @@ def evaluate_suite(
                 console.print(f"{each.benchmark.title}: {count}", style="dim", highlight=False)
                 run = _run if each.harness is None else run_harness_task
                 scores.append(run(opened, str(reference), each, out / each.name, tell_format, overwrite, console))
-    return SuiteScores(scores, not_run)
+    return SuiteScores(scores, not_run, failed)
 
 
 def cost(asked: Sequence[Asked], out: Path) -> list[str]:

@@ -1,4 +1,5 @@
-"""Runs a program that a model wrote against tests, in two confined processes (see `jail`), and relays between them.
+"""Runs a program that a model wrote: against tests, in two confined processes (see `jail`), and relays between them; or
+as a whole on an input, in one.
 
 This is containment, not a sandbox: it holds mistakes and mischief (endless loops, fork bombs, full disks, faked
 success), not somebody who attacks the kernel. For programs of models that nobody trusts, name a container command in
@@ -7,9 +8,11 @@ THINKTUNE_CODE_RUNNER.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from thinktune.scoring.base import Verdict
 from thinktune.scoring.sandbox import exchange
 from thinktune.scoring.sandbox.side import RUNNER, Limits, Side, Stopped
 
-__all__ = ["RUNNER", "Limits", "run_trial"]
+__all__ = ["RUNNER", "Limits", "Written", "run_program", "run_trial"]
 
 
 def run_trial(source: str, test: str, entry_point: str, limits: Limits | None = None, *, given: str = "") -> Verdict:
@@ -56,9 +59,39 @@ def run_trial(source: str, test: str, entry_point: str, limits: Limits | None = 
             return Verdict(False, "the program does not answer as agreed")
 
 
+@dataclass(frozen=True)
+class Written:
+    """The output of a program; or why there is none, and `unsaid` that there could have been one."""
+
+    output: str = ""
+    fault: str | None = None
+    unsaid: bool = False
+
+
+def run_program(source: str, given_input: str, limits: Limits | None = None, *, given: str = "") -> Written:
+    """Run a program on an input, and return what it writes. Nothing else of a problem is in its process.
+
+    Args:
+        given: code that is run before the source, in the same module.
+    """
+    limits = limits or Limits()
+    with Side("program", _modules("whole program"), limits, time.monotonic() + limits.seconds) as side:
+        try:
+            side.send({"given": given, "source": source, "input": given_input})
+            answer = json.loads(side.receive())
+            if "failed" in answer:
+                return Written(fault=f"the program {answer['failed']}")
+            return Written(base64.b64decode(answer["output"]).decode(errors="replace"))
+        except Stopped as stopped:
+            return Written(fault=str(stopped), unsaid=stopped.unsaid)
+        except (ValueError, KeyError, TypeError, RecursionError):  # the program took the pipe over
+            return Written(fault="the program does not answer as agreed")
+
+
 _MODULES: dict[str, tuple[str, ...]] = {
     "program": ("values", "proxies", "permission", "crossing", "peer", "pipes", "program"),
     "tests": ("values", "proxies", "permission", "crossing", "peer", "pipes", "runners", "judge"),
+    "whole program": ("pipes", "whole_program"),
 }
 """The modules of `exchange` in the process of each side, each after its own imports."""
 

@@ -12,4 +12,6 @@ through the scorer. The program never sees the tests, and the tests decide on va
 - `program`: defines the program and answers for it;
 - `judge` and `runners`: give the tests the names they need, and run them. A message of the program can only be an
 answer to a question of the tests. The program is never asked whether a value equals one of the tests'.
+
+`whole_program` is apart: a program that reads its standard input, of which only the output matters.
 """

@@ -86,7 +86,10 @@ class Trial:
         """Return the object of the entry point; `Solution().add` and `Solution.add` are methods."""
         value = namespace.get(self._first)
         for part in self._entry_point.split(".")[1:]:
-            value = getattr(value() if isinstance(value, type) else value, part.removesuffix("()"))
+            owner, name = value() if isinstance(value, type) else value, part.removesuffix("()")
+            value = getattr(owner, name)
+            self._peer.tested = (owner, name)
+        self._peer.objects.clear()  # it was not the tests that asked for the method
         return value
 
     def _free_names(self) -> set[str]:
