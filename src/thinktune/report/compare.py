@@ -146,16 +146,16 @@ def _completed(each: Candidate) -> str:
 
 
 COLUMNS: tuple[tuple[str, Callable[[Candidate], str]], ...] = (
-    ("trainable", _fact("trainable_parameters", "{:,}")),
+    ("right", _score("accuracy")),
+    ("right, leniently", _score("accuracy_lenient")),
+    ("well-formed", _score("format_rate")),
+    ("of the completed", _completed),
+    ("tokens right", _fact("final_token_accuracy", "{:.1%}")),
+    ("final loss", _fact("final_loss", "{:.4f}")),
+    ("minutes", _fact("train_seconds", "{:.1f}", per=60)),
     ("tokens/s", _fact("tokens_per_second", "{:,.0f}")),
     ("GiB", _fact("peak_memory_gib", "{:.2f}")),
-    ("minutes", _fact("train_seconds", "{:.1f}", per=60)),
-    ("final loss", _fact("final_loss", "{:.4f}")),
-    ("tokens right", _fact("final_token_accuracy", "{:.1%}")),
-    ("well-formed", _score("format_rate")),
-    ("right", _score("accuracy")),
-    ("of the completed", _completed),
-    ("right, leniently", _score("accuracy_lenient")),
+    ("trainable", _fact("trainable_parameters", "{:,}")),
 )
 """Headings and cells of the table, here and in the report."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from thinktune.report.candidates import Candidate
 from thinktune.report.compare import Comparison
 from thinktune.report.pairs import Pair
+from thinktune.report.translations import in_chinese
 from thinktune.run_folder import RunFolder
 
 Said = dict[str, str]
@@ -130,9 +131,11 @@ def _verdict(pair: Pair) -> Said:
 def _cost(record: Mapping[str, Any]) -> Said:
     hardware = record["hardware"]
     where = hardware.get("gpu", hardware["cpu"])
-    facts = f"{duration(record['train_seconds'])}, {record['peak_memory_gib']:.2f} GiB, {where}"
-    speed = f"{record['tokens_per_second']:,.0f} tokens/s"
-    return {"en": f"{facts}, {speed}", "zh": f"{facts}，{speed}"}
+    facts = [
+        duration(record["train_seconds"]), f"{record['peak_memory_gib']:.2f} GiB", where,
+        f"{record['tokens_per_second']:,.0f} tokens/s",
+    ]  # fmt: skip
+    return {"en": ", ".join(facts), "zh": "，".join(in_chinese(fact) or fact for fact in facts)}
 
 
 def _next(folder: RunFolder, comparison: Comparison, tuned: Candidate) -> Iterator[Step]:

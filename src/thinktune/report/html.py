@@ -53,7 +53,7 @@ def write_report(run: str | Path, *, ratings: Path | None = None) -> Path:
         record=record,
         facts=facts_of(record),
         answers=first_screen(folder, comparison, record),
-        curves=plots.data_url(training_plots.training_figure(tuned.metrics)),
+        curves=plots.inline_svg(training_plots.training_figure(tuned.metrics)),
         more_scores=list(_more_scores(folder)),
         data=read_record(folder.data_report, DataRecord) if folder.data_report.exists() else None,
         rollouts=rollout_samples(folder),
@@ -73,7 +73,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     page = _render(
         "comparison.html",
         title=" · ".join(each.name for each in comparison.candidates),
-        figure=plots.data_url(figure),
+        curves=plots.inline_svg(figure, [each.name for each in comparison.candidates]),
         differing=comparison.differing,
         runs=[each.name for each in comparison.candidates if each.facts],
         **_scores(comparison),

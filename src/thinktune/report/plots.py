@@ -1,12 +1,14 @@
-"""The figure of a comparison, and figures as data URLs for pages. Drawn by matplotlib, imported when one is drawn."""
+"""The figure of a comparison, and figures as elements of a page. Drawn by matplotlib, imported when one is drawn."""
 
 from __future__ import annotations
 
-import base64
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+from html import escape, unescape
 from typing import TYPE_CHECKING, Any
 
+from thinktune.report.translations import in_chinese
 from thinktune.training.plots import Lines, running_mean
 
 if TYPE_CHECKING:
@@ -52,13 +54,44 @@ def comparison_figure(
     loss.set_xlabel("optimizer step")
     loss.set_ylabel("loss, running mean")
     loss.grid(alpha=0.3)
-    if loss.lines:
+    if len(loss.lines) > 1:  # of a single run, the bars have the name
         loss.legend(fontsize="small")
     return figure
 
 
-def data_url(figure: Figure) -> str:
-    """Return the figure as SVG in a data: URL, so that a page holds it without its names getting into the page."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="svg")
-    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+_TEXT = re.compile(r"<text ([^>]*)>([^<]*)</text>")
+
+
+def inline_svg(figure: Figure, names: Collection[str] = ()) -> str:
+    """Return the figure as an element of a page, each of its own texts in English and Chinese, for the page to show one.
+
+    Texts stay texts, which the browser sets in fonts that it has; paper and ink are the page's, by day and by night.
+    Everything is escaped.
+
+    Args:
+        names: of runs; they stay as they are.
+    """
+    import matplotlib
+
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+        if legend := axes.get_legend():
+            legend.set_frame_on(False)
+    figure.patch.set_visible(False)
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "thinktune"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    svg = stream.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"(font-size: [\d.]+px); font-family: [^;]*;", r"\1;", svg)
+    return _TEXT.sub(lambda found: _in_both(found, names), re.sub(r"\n\s*", "\n", svg))
+
+
+def _in_both(found: re.Match[str], names: Collection[str]) -> str:
+    text = unescape(found[2])
+    chinese = None if text in names else in_chinese(text)
+    if chinese is None:
+        return found[0]
+    return (
+        f'<text class="en" {found[1]}>{found[2]}</text><text class="zh" lang="zh" {found[1]}>{escape(chinese)}</text>'
+    )

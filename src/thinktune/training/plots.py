@@ -30,7 +30,8 @@ def training_figure(lines: Lines, title: str = "") -> Figure:
     right = [line for line in lines if "token_accuracy" in line]
     heights = [2, *[1] * bool(right), *[1] * bool(scored), *[1] * bool(reinforced), 1]
     figure = Figure(figsize=(8, 2 * sum(heights)), layout="constrained")
-    figure.suptitle(title or "Training")
+    if title:
+        figure.suptitle(title)
     first, *rest, last = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     if reinforced:
         _draw_rewards(first, reinforced)
@@ -66,8 +67,12 @@ def _draw_token_accuracy(axes: Any, steps: Lines, held_out: Lines) -> None:
 def _draw_learning(axes: Any, steps: Lines, held_out: Lines, name: str, scale: float = 1) -> None:
     at = [line["step"] for line in steps]
     values = [scale * line[name] for line in steps]
-    axes.plot(at, values, color="tab:blue", alpha=0.35, linewidth=1, label="training")
-    axes.plot(at, running_mean(values), color="tab:blue", label="training, mean of its neighbours")
+    means = running_mean(values)
+    if means == values:  # a short training
+        axes.plot(at, values, color="tab:blue", label="training")
+    else:
+        axes.plot(at, values, color="tab:blue", alpha=0.35, linewidth=1, label="training")
+        axes.plot(at, means, color="tab:blue", label="training, mean of its neighbours")
     if held_out:
         places, theirs = [line["step"] for line in held_out], [scale * line[f"eval_{name}"] for line in held_out]
         axes.plot(places, theirs, "o-", color="tab:orange", label="held out")

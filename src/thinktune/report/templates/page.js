@@ -8,6 +8,10 @@
       each.dataset.en ??= each.textContent;
       each.textContent = each.dataset[language];
     }
+    for (const each of document.querySelectorAll("[data-zh-label]")) {
+      each.dataset.enLabel ??= each.ariaLabel;
+      each.ariaLabel = each.dataset[language + "Label"];
+    }
   };
   button.hidden = false;
   button.addEventListener("click", () => show(document.documentElement.lang === "zh" ? "en" : "zh"));
