@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -15,6 +17,7 @@ import pytest
 from thinktune.config import load_config
 from thinktune.config.shipped import shipped_configs
 from thinktune.errors import ConfigError, UsageError
+from thinktune.studio import chinese
 from thinktune.studio.collecting_jobs import Order
 from thinktune.studio.model_pool import Pool
 from thinktune.studio.progress import read_sweep
@@ -42,7 +45,7 @@ def ask(form: TrainingForm, file: str, *, grid: str = "", further: str = "", **c
     names = ("method", "model", "source", "sample", "steps", "rank", "rate", "prompts", "completions", "longest",
              "rewards", "loss", "beta")  # fmt: skip
     fields = dict(zip(names, _fields(load_config(file)), strict=True)) | changes
-    command, _, problem = form.tell(file, "new", *fields.values(), grid, further)
+    command, _, problem = form.tell(None, file, "new", *fields.values(), grid, further)
     return html.unescape(command), problem
 
 
@@ -142,6 +145,55 @@ def test_uploaded_rows_get_a_config_that_fits_them(form: TrainingForm, studio: S
     broken.write_text('{"what": 1}\n')
     assert "data.format" in form.take_file(request, str(broken), model)[3]
     assert "not of a hub" in form.take_file(request, str(rows), "/etc")[3]
+
+
+def in_chinese() -> Any:
+    return SimpleNamespace(headers={"accept-language": "zh-CN"})
+
+
+def latin(text: str) -> set[str]:
+    return set(re.findall("[A-Za-z]{3,}", re.sub("<[^>]+>", " ", html.unescape(text))))
+
+
+def test_a_chinese_page_is_told_in_chinese_what_is_wrong_with_an_upload(
+    form: TrainingForm, studio: Studio, tmp_path: Path
+) -> None:
+    model = studio.pool.names()[0]
+    for name, text, known in (
+        ("broken.jsonl", '{"what": 1}\n', {"module", "function", "data", "format"}),
+        ("empty.jsonl", "", set()),
+        ("none.jsonl", '{"question": "a", "answer": "b"}\n', {"docs", "data"}),
+        ("not.jsonl", "x\n", {"JSON", "Expecting", "value"}),  # the parser's own words
+    ):
+        (file := tmp_path / name).write_text(text)
+        problem = form.take_file(in_chinese(), str(file), model)[3]
+        assert "原文" not in problem
+        assert re.search("[\u4e00-\u9fff]", problem)
+        words = {word for word in latin(problem.replace(str(studio.trainings.uploads), "")) if word not in name}
+        keys = {"conversations", "messages", "instruction", "input", "output", "prompt", "completion", "question",
+                "answer", "what", "jsonl"}  # fmt: skip
+        assert words - keys <= known, problem
+    fields = _fields(load_config(QUICKSTART))
+    for further, told in (("lora.rr=3", "未知的键"), ("lora.r=-1", "应大于或等于"), ("lora", "不是 key=value")):
+        assert told in form.tell(in_chinese(), QUICKSTART, "new", *fields, "", further)[2]
+    assert "不能用作名称" in form.tell(in_chinese(), QUICKSTART, "a b", *fields, "", "")[2]
+
+
+def test_a_sentence_without_a_translation_is_shown_and_said_to_be_the_original() -> None:
+    assert chinese.told("RuntimeError: boom") == "（原文）RuntimeError: boom"
+    assert chinese.told("there is no run 'x' (choose another name)") == "没有运行 'x'（请换一个名称）"
+    assert chinese.told("no file a.jsonl\n  → set data.sample") == "没有文件 a.jsonl\n→ 请设置 data.sample"
+
+
+def test_the_plan_is_shown_in_the_language_of_the_page(form: TrainingForm) -> None:
+    fields = _fields(load_config(QUICKSTART))
+    shown = form.plan(in_chinese(), QUICKSTART, "new", *fields, "", "train.learning_rate=auto")
+    assert latin(shown) <= {"GiB", "token", "llama", "CUDA", "graph"}, shown
+    assert "recomputing nothing" in form.plan(SimpleNamespace(headers={}), QUICKSTART, "new", *fields, "", "")
+
+
+def test_every_shipped_config_has_a_chinese_purpose() -> None:
+    assert {file.stem for file in shipped_configs()} == set(chinese.PURPOSES)
 
 
 def test_a_training_that_failed_before_its_folder_was_made_is_listed_with_its_error(studio: Studio) -> None:

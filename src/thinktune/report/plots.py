@@ -63,7 +63,7 @@ _TEXT = re.compile(r"<text ([^>]*)>([^<]*)</text>")
 
 
 def inline_svg(figure: Figure, names: Collection[str] = ()) -> str:
-    """Return the figure as an element of a page, each of its own texts in English and Chinese, for the page to show one.
+    """Return the figure as an element of a page, with each of its own texts in English and Chinese: the page shows one.
 
     Texts stay texts, which the browser sets in fonts that it has; paper and ink are the page's, by day and by night.
     Everything is escaped.

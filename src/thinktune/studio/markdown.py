@@ -97,7 +97,7 @@ def messages(question: str, answer: dict[str, Any] | None, words: Words) -> Iter
         return
     yield from reply(answer, words)
     if answer["error"]:
-        yield {"role": "assistant", "content": plain(str(answer["error"]), "remark")}
+        yield {"role": "assistant", "content": plain(words.problem(str(answer["error"])), "remark")}
     if facts := _facts(answer, words):
         yield {"role": "assistant", "content": facts}
 

@@ -6,6 +6,13 @@ import json
 
 from thinktune.studio.translations import TEXTS
 
+
+def in_browser(key: str) -> str:
+    """Return a function for the page that says a text at once, before the server is heard of."""
+    english, chinese = (json.dumps(f'<div class="said" role="status">{text}</div>') for text in TEXTS[key])
+    return f'() => navigator.language.toLowerCase().startsWith("zh") ? {chinese} : {english}'
+
+
 _ASKED = {
     "chat-delete": "ask_delete",
     "chat-left": "ask_empty",
@@ -13,6 +20,17 @@ _ASKED = {
     "rate-delete": "ask_delete_study",
 }
 """Texts of the questions before a click: on a button of that id, or on the trash of a side."""
+
+_NAMES = {
+    "chatbot conversation": "对话",
+    "Click to upload or drop files": "点击上传或拖放文件",
+    "Dataframe": "表格",
+    "Empty value": "空",
+    "Reset to default value": "恢复默认值",
+    "number input for ": "输入数值：",
+    "range slider for ": "滑块：",
+}
+"""Names that Gradio gives to parts of the page, for those who listen to it; it has them in English only."""
 
 _SCRIPT = """() => {
     const asked = __ASKED__, chinese = navigator.language.toLowerCase().startsWith("zh") ? 1 : 0;
@@ -78,7 +96,15 @@ _SCRIPT = """() => {
         area.remove();
     }, true);
     // What Gradio leaves without a name, or out of the keyboard's reach: scrolling parts, empty boxes, folded thoughts.
+    const names = chinese ? __NAMES__ : {};
     const mend = () => {
+        // Of a curve, the browser would read out every point; its title is above it.
+        for (const each of document.querySelectorAll("[aria-label='Vega visualization']")) each.ariaHidden = true;
+        for (const [name, ours] of Object.entries(names)) {
+            for (const each of document.querySelectorAll(`[aria-label^="${name}"]`)) {
+                each.ariaLabel = each.ariaLabel.replace(name, ours);
+            }
+        }
         for (const each of document.querySelectorAll(".bubble-wrap")) each.tabIndex = 0;
         for (const each of document.querySelectorAll(".empty[aria-label]")) each.setAttribute("role", "img");
         for (const button of document.querySelectorAll(".message .title .arrow > button")) {
@@ -101,4 +127,4 @@ _SCRIPT = """() => {
 }"""
 SCRIPT = _SCRIPT.replace(
     "__ASKED__", json.dumps({where: TEXTS[text] for where, text in _ASKED.items()}, ensure_ascii=False)
-)
+).replace("__NAMES__", json.dumps(_NAMES, ensure_ascii=False))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thinktune import tags
 from thinktune.evaluation.problems import place_of
@@ -19,6 +19,10 @@ from thinktune.studio.progress import Progress
 from thinktune.studio.training_jobs import Run
 from thinktune.studio.translations import Words
 
+if TYPE_CHECKING:
+    from thinktune.planner.plan import Plan
+
+_LONG = 26  # characters of a value that takes a line of its own
 _CHANGED = 40  # samples that are shown
 _LONGEST = 3000  # characters of a sample
 _SETTINGS = (
@@ -47,7 +51,7 @@ def head(run: Run, progress: Progress, words: Words) -> str:
     value = f' value="{progress.done}" max="{progress.total}"' if progress.done is not None and progress.total else ""
     runs = progress.phase not in _KINDS
     bar = f'<progress aria-label="{escape(parts[0])}"{value}></progress>' if runs else ""
-    error = f'<p class="error" role="alert">{escape(progress.error)}</p>' if progress.error else ""
+    error = f'<p class="error" role="alert">{escape(words.problem(progress.error))}</p>' if progress.error else ""
     kind = _KINDS.get(progress.phase, "warn")
     may = {"failed": "resumable", "stopped": "resumable", "done": "whole", "trained": "whole", "swept": ""}
     may_now = may.get(progress.phase, "works")
@@ -74,6 +78,27 @@ def facts(run: Run, record: dict[str, Any], words: Words) -> str:
     return _pairs([*filter(None, took), *((key, _shown(value)) for key, value in rows)])
 
 
+def plan(planned: Plan, words: Words) -> str:
+    """Render what a training is planned to take, how its batches go through the model, and its learning rate."""
+    from thinktune.planner.hardware import GIB
+
+    memory = words("plan_gib", peak=planned.parts["peak"] / GIB, limit=planned.limit / GIB)
+    speed, hours, rate = planned.tokens_per_second, planned.hours, planned.rate
+    pairs = [
+        (words("plan_memory"), memory if planned.fits else words("plan_not_fit", memory=memory)),
+        (words("plan_time"), _about(hours, words)) if hours else None,
+        (words("plan_speed"), words("plan_tokens", speed=speed)) if speed else None,
+        (words("plan_batches"), words.own(planned.describe())),
+        (words("learning_rate").lower(), f"{rate.value:g}" + (f" = {words.own(rate.rule)}" if rate.rule else "")),
+    ]
+    unknown = f'<p class="remark">{escape(words.own(planned.not_known()))}</p>' if planned.unknown else ""
+    return _pairs(filter(None, pairs)) + unknown
+
+
+def _about(hours: float, words: Words) -> str:
+    return words("plan_hours", hours=hours) if hours >= 1 else words("plan_minutes", minutes=max(1, round(60 * hours)))
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_shown, value))
@@ -83,7 +108,10 @@ def _shown(value: Any) -> str:
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    cells = (f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in pairs)
+    cells = (
+        f"<div{' class=long' if len(value) > _LONG else ''}><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>"
+        for key, value in pairs
+    )
     return f'<dl class="pairs">{"".join(cells)}</dl>'
 
 
@@ -166,16 +194,17 @@ def rollouts(folder: RunFolder, words: Words) -> str:
     """Render completions that a reinforcement drew, a column for each of several steps; "" for a run that drew none."""
     columns = "".join(
         f"<div><h4>{escape(words('step'))} {step['step']}</h4>"
-        f"<p>{escape(', '.join(f'{name} {value:.3g}' for name, value in step['facts'].items()))}</p>"
-        f"{''.join(map(_group, step['groups']))}</div>"
+        f"<p>{escape(', '.join(f'{words.own(name)} {value:.3g}' for name, value in step['facts'].items()))}</p>"
+        f"{''.join(_group(group, words) for group in step['groups'])}</div>"
         for step in rollout_samples(folder)
     )
     return f'<h3>{escape(words("rollouts"))}</h3><div class="beside">{columns}</div>' if columns else ""
 
 
-def _group(group: dict[str, Any]) -> str:
+def _group(group: dict[str, Any], words: Words) -> str:
     drawn = "".join(
-        f'<p>{escape(each["told"])}</p><pre class="text">{escape(each["text"])}</pre>' for each in group["rollouts"]
+        f'<p>{escape(words.own(each["told"]))}</p><pre class="text">{escape(each["text"])}</pre>'
+        for each in group["rollouts"]
     )
     return f'<details class="sample"><summary>{escape(group["prompt"][:_LONGEST])}</summary>{drawn}</details>'
 
@@ -190,7 +219,7 @@ def account(report: dict[str, Any], words: Words) -> Iterator[tuple[int, str]]:
         yield source["read"], words("read", source=Path(source["source"]).name)
     yield report["kept"], words("kept")
     for dropped, rows in report["dropped"].items():
-        yield rows, words("dropped", reason=dropped)
+        yield rows, words("dropped", reason=words.own(dropped))
     if report["held_out"]:
         yield report["held_out"], words("held_out")
     if report["lengths"]:

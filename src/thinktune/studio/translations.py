@@ -6,11 +6,15 @@ during its use, in the language that the browser asks for.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from thinktune.config.shipped import purpose_of
+from thinktune.errors import ThinktuneError
 from thinktune.report.translations import in_chinese
+from thinktune.studio import chinese
 
 TEXTS: dict[str, tuple[str, str]] = {
     "about": (
@@ -201,7 +205,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "scores": ("### Scores", "### 得分"),
     "trained_with": ("### Trained with", "### 训练设置"),
     "took": ("took", "用时"),
-    "memory": ("peak memory", "显存峰值"),
+    "memory": ("peak memory", "内存峰值"),
     "not_scored_yet": ("Not scored yet: press Score.", "尚未评分：请点击“评分”。"),
     "none_yet": ("None yet: samples come with the scores.", "暂无：评分后即有样例。"),
     "rate_accuracy": ("right", "正确率"),
@@ -270,8 +274,21 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Your rows: upload a file for a config that fits it, or name a source below",
         "您的数据：上传文件即生成合适的配置，或在下方填写来源",
     ),
+    "reading_rows": (
+        "The file is here. Reading and tokenising its rows, for a config that fits them …",
+        "文件已收到，正在读取并分词，以生成合适的配置 …",
+    ),
     "preview": ("Preview the data", "预览数据"),
     "plan_beside": ("### Plan", "### 计划"),
+    "plan_memory": ("memory", "内存"),
+    "plan_time": ("time", "用时"),
+    "plan_speed": ("speed", "速度"),
+    "plan_batches": ("batches", "批次"),
+    "plan_not_fit": ("{memory}: does not fit", "{memory}：放不下"),
+    "plan_gib": ("{peak:.1f} of {limit:.1f} GiB", "{limit:.1f} GiB 中的 {peak:.1f}"),
+    "plan_minutes": ("about {minutes} min", "约 {minutes} 分"),
+    "plan_hours": ("about {hours:.1f} h", "约 {hours:.1f} 小时"),
+    "plan_tokens": ("about {speed:,.0f} tokens/s", "约 {speed:,.0f} token/秒"),
     "thought_column": ("thought", "思考"),
     "answer_column": ("answer", "答案"),
     "state_trained": ("trained", "已完成"),
@@ -317,7 +334,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "run_name": ("Name of the run", "运行名称"),
     "command": ("### The same on the command line", "### 等价的命令行"),
     "yaml": ("### The config", "### 配置内容"),
-    "estimate": ("Memory and time", "显存与时间"),
+    "estimate": ("Memory and time", "内存与时间"),
     "start": ("Train only", "仅训练"),
     "resume": ("Resume", "继续训练"),
     "log": ("Output", "输出"),
@@ -342,8 +359,9 @@ def label(key: str) -> Any:
 def translations() -> gr.I18n:
     """Return all texts, for `launch`."""
     english = {_BEFORE + key: pair[0] for key, pair in TEXTS.items()}
-    chinese = {_BEFORE + key: pair[1] for key, pair in TEXTS.items()}
-    return gr.I18n(en=english, zh=chinese, **{"zh-CN": chinese, "zh-TW": chinese})
+    translated = {_BEFORE + key: pair[1] for key, pair in TEXTS.items()}
+    translated["common.complete"] = "完成"  # of an upload: Gradio itself has it in English only
+    return gr.I18n(en=english, zh=translated, **{"zh-CN": translated, "zh-TW": translated})
 
 
 class Words:
@@ -356,6 +374,21 @@ class Words:
     def fault(self, problem: str) -> str:
         """Say why a completion is not well-formed."""
         return (in_chinese(problem) if self.chinese else None) or problem
+
+    def problem(self, error: ThinktuneError | str) -> str:
+        """Put an error in words for a page: the fault, and the remedy. A text is one that was kept."""
+        message, hint = (error, "") if isinstance(error, str) else (error.message, error.hint)
+        if self.chinese and message:
+            return chinese.told(message, hint)
+        return f"{message} ({hint})" if hint else message
+
+    def own(self, text: str) -> str:
+        """Return a text of thinktune's, such as the reason for which a row was dropped."""
+        return (chinese.in_chinese(text) if self.chinese else None) or text
+
+    def purpose(self, config: Path) -> str:
+        """Say what a shipped config is for."""
+        return (chinese.PURPOSES.get(config.stem) if self.chinese else None) or purpose_of(config)
 
     def __call__(self, key: str, **values: object) -> str:
         return TEXTS[key][self.chinese].format(**values)

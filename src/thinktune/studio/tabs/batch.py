@@ -18,7 +18,6 @@ from thinktune.studio.answer_table import OUTCOMES, PAGE, AnswerTable, Row, coun
 from thinktune.studio.batch_jobs import Job, check, faults, types_of
 from thinktune.studio.known_answers import golds_of
 from thinktune.studio.markdown import plain
-from thinktune.studio.model_pool import reason
 from thinktune.studio.run_view import duration, table
 from thinktune.studio.state import Studio, download
 from thinktune.studio.study import names, study_of_rows
@@ -115,7 +114,7 @@ class BatchTab:
         try:
             items = check(Path(file), profile, int(budget or 0) or None)
         except ThinktuneError as error:
-            return _fault_list(faults(Path(file)), words) or plain(reason(error), "error")
+            return _fault_list(faults(Path(file)), words) or plain(words.problem(error), "error")
         golds = golds_of(file)
         text = words("checked", items=len(items), types=", ".join(types_of(items)), golds=len(golds))
         heads = [words("item_id"), words("item_type").lower(), words("prompt"), words("reference")]
@@ -138,7 +137,8 @@ class BatchTab:
         try:
             job = self._studio.jobs.add(Path(file), models, profile, int(budget or 0) or None)
         except ThinktuneError as error:
-            return _fault_list(faults(Path(file)), Words(request)) or plain(reason(error), "error"), gr.skip()
+            words = Words(request)
+            return _fault_list(faults(Path(file)), words) or plain(words.problem(error), "error"), gr.skip()
         return gr.skip(), gr.update(choices=self._jobs(), value=job.name)
 
     def types(self, name: str | None, request: gr.Request) -> Any:
@@ -212,7 +212,7 @@ class BatchTab:
         try:
             made = study_of_rows(folder, job.models, filtered(self._rows(job), kind, outcome, search), _stem(name))
         except ThinktuneError as error:
-            return plain(reason(error), "error"), gr.skip(), gr.skip(), gr.skip()
+            return plain(Words(request).problem(error), "error"), gr.skip(), gr.skip(), gr.skip()
         studies = gr.update(choices=names(folder), value=made.folder.name)
         return "", studies, gr.update(visible=False), gr.Tabs(selected="rate")
 
@@ -252,7 +252,9 @@ def _time(job: str) -> str:
 
 def _line(job: Job, done: int, left: float | None, words: Words) -> str:
     done = min(done, job.total)
-    state = words("job_state", state=words(f"state_{job.state}", error=job.error), done=done, total=job.total)
+    state = words(
+        "job_state", state=words(f"state_{job.state}", error=words.problem(job.error)), done=done, total=job.total
+    )
     time = f" · {words('left_over', time=duration(left, words))}" if left is not None and job.state == "running" else ""
     bar = f'<progress aria-label="{escape(state)}" value="{done}" max="{job.total}"></progress>'
     kind = "resumable" if job.state in ("stopped", "failed") else job.state
@@ -260,7 +262,7 @@ def _line(job: Job, done: int, left: float | None, words: Words) -> str:
 
 
 def _fault_list(problems: list[str], words: Words) -> str:
-    items = "".join(f"<li>{escape(each)}</li>" for each in problems[:_FAULTS])
+    items = "".join(f"<li>{escape(words.own(each))}</li>" for each in problems[:_FAULTS])
     title = words("faulty_lines", count=len(problems))
     return f'<div class="error" role="alert"><b>{escape(title)}</b><ul>{items}</ul></div>' if problems else ""
 

@@ -11,7 +11,6 @@ import gradio as gr
 from thinktune.errors import ThinktuneError
 from thinktune.studio.collecting_jobs import Collecting, Order
 from thinktune.studio.markdown import plain
-from thinktune.studio.model_pool import reason
 from thinktune.studio.state import Studio
 from thinktune.studio.training_jobs import in_words
 from thinktune.studio.translations import Words, label
@@ -76,19 +75,19 @@ class CollectingForm:
         self.stop.click(self.end, None, self.remark, **quiet)
         self.timer.tick(**watch)
 
-    def tell(self, *fields: Any) -> tuple[str, str]:
+    def tell(self, request: gr.Request, *fields: Any) -> tuple[str, str]:
         """Return the command line of the form, or its errors."""
         try:
             command = self._studio.collections.command(_order(*fields))
         except ThinktuneError as error:
-            return "", plain(reason(error), "error")
+            return "", plain(Words(request).problem(error), "error")
         return f'<pre class="code" tabindex="0">{escape(in_words(command))}</pre>', ""
 
-    def begin(self, *fields: Any) -> str:
+    def begin(self, request: gr.Request, *fields: Any) -> str:
         try:
             self._studio.collections.start(_order(*fields))
         except ThinktuneError as error:
-            return plain(reason(error), "error")
+            return plain(Words(request).problem(error), "error")
         return ""
 
     def end(self) -> str:
@@ -113,7 +112,7 @@ def _state(newest: Collecting | None, words: Words) -> str:
     parts = [newest.name, words(f"collect_{newest.state}")]
     if newest.total:
         parts.append(words("n_of_n", done=newest.done, total=newest.total))
-    error = f'<p class="error" role="alert">{escape(newest.error)}</p>' if newest.error else ""
+    error = f'<p class="error" role="alert">{escape(words.problem(newest.error))}</p>' if newest.error else ""
     return f'<span class="chip {_CHIPS[newest.state]}" role="status">{escape(" · ".join(parts))}</span>{error}'
 
 

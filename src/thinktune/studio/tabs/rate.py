@@ -21,7 +21,6 @@ from thinktune.inference.batch_file import BUILTIN, read_batch_file
 from thinktune.studio.events import ending_in_silence, fill
 from thinktune.studio.formulas import LATEX
 from thinktune.studio.markdown import plain, reply
-from thinktune.studio.model_pool import reason
 from thinktune.studio.run_view import table
 from thinktune.studio.state import Studio, download
 from thinktune.studio.study import (
@@ -352,7 +351,7 @@ class RateTab:
             chosen = gr.update(choices=found, value=folder.name)
             yield words("prepared", count=len(outcome.questions)), chosen, gr.update(visible=False)
         except ThinktuneError as error:
-            yield plain(reason(error)), gr.skip(), gr.skip()
+            yield plain(words.problem(error)), gr.skip(), gr.skip()
         finally:
             handle.stop()
             self._studio.sessions.close(session, handle)

@@ -16,7 +16,7 @@ from thinktune.report.data_preview import first_batch
 from thinktune.report.html import write_report
 from thinktune.studio import run_view
 from thinktune.studio.markdown import plain
-from thinktune.studio.model_pool import base_of, reason
+from thinktune.studio.model_pool import base_of
 from thinktune.studio.state import Studio, download
 from thinktune.studio.tabs.curves import CURVES, curve, plot
 from thinktune.studio.training_jobs import Run
@@ -165,22 +165,23 @@ class RunPage:
                 key,
             )
         except (ThinktuneError, OSError, ValueError, KeyError) as error:  # a record that somebody has damaged
-            text = reason(error) if isinstance(error, ThinktuneError) else f"{type(error).__name__}: {error}"
+            text = words.problem(error if isinstance(error, ThinktuneError) else f"{type(error).__name__}: {error}")
             return (plain(text, "error"), "", *[gr.skip()] * len(self.curves), "", "", "", "", "", "", "")
 
     def _act(self, what: str) -> Any:
-        def act(name: str) -> str:
+        def act(name: str, request: gr.Request) -> str:
+            words = Words(request)
             if not name or not self._studio.may_train:
-                return plain(label("no_training_here")) if name and what != "stop" else ""
+                return plain(words("no_training_here")) if name and what != "stop" else ""
             try:
                 getattr(self._studio.trainings, what)(name)
             except ThinktuneError as error:
-                return plain(reason(error))
+                return plain(words.problem(error))
             return ""
 
         return act
 
-    def write(self, name: str) -> tuple[Any, str]:
+    def write(self, name: str, request: gr.Request) -> tuple[Any, str]:
         """Write the run's report, for download."""
         if not name:
             return gr.skip(), ""
@@ -188,7 +189,7 @@ class RunPage:
             with muted():
                 report = write_report(self._studio.trainings.get(name).folder.path)
         except ThinktuneError as error:
-            return gr.skip(), plain(reason(error))
+            return gr.skip(), plain(Words(request).problem(error))
         file = download(f"{Path(name).name}-report.html")
         shutil.copyfile(report, file)
         return gr.update(value=str(file), visible=True), ""
@@ -196,14 +197,16 @@ class RunPage:
     def tell_mask(self, name: str, request: gr.Request) -> tuple[Any, str]:
         if not name:
             return None, ""
+        words = Words(request)
         try:
             config = self._studio.trainings.get(name).folder.read_config()
-            words = Words(request)
             with muted(), self._studio.pool.resting():
-                pieces = [(text, words(kind)) for text, kind in first_batch(config)]
+                pieces = [
+                    (words.own(text) if kind == "border" else text, words(kind)) for text, kind in first_batch(config)
+                ]
             return gr.update(value=pieces, color_map={words(kind): color for kind, color in _COLORS.items()}), ""
         except ThinktuneError as error:
-            return None, plain(reason(error))
+            return None, plain(words.problem(error))
 
     def chat_models(self, name: str) -> tuple[Any, ...]:
         """Return the tab, and the models, of a chat with a run and its base."""

@@ -85,7 +85,7 @@ class RunsTab:
     def tell(self, chosen: list[str], request: gr.Request) -> tuple[Any, ...]:
         runs = self._runs(chosen)
         return (
-            gr.update(value=[(run.name, run.name) for run in runs], color_map=colors(runs)),
+            gr.update(value=[(run.name, run.name) for run in runs], color_map=colors(runs), visible=len(runs) > 1),
             *(curve(runs, key) for key in CURVES),
             _differences(runs, Words(request)),
         )

@@ -10,13 +10,13 @@ from typing import Any, get_args
 import gradio as gr
 
 from thinktune.config import Config, Dpo, Method, dump_config, load_config
-from thinktune.config.shipped import purpose_of, shipped_configs
+from thinktune.config.shipped import shipped_configs
 from thinktune.errors import ThinktuneError, UsageError
 from thinktune.notices import muted
 from thinktune.studio import run_view
 from thinktune.studio.events import fill
 from thinktune.studio.markdown import plain
-from thinktune.studio.model_pool import reason
+from thinktune.studio.page_script import in_browser
 from thinktune.studio.state import Studio
 from thinktune.studio.tabs.collecting_form import CollectingForm
 from thinktune.studio.training_jobs import ROW_FILES, in_words
@@ -38,7 +38,8 @@ class TrainingForm:
             gr.Markdown(label("no_training_here"))
 
     def _build(self) -> None:
-        first = next((file for _, file in self._configs() if file.endswith("quickstart.yaml")), self._configs()[0][1])
+        configs = self._configs(Words(None))
+        first = next((file for _, file in configs if file.endswith("quickstart.yaml")), configs[0][1])
         filled = _fields(load_config(first))
         self._first_source = filled[2]
         with gr.Row(elem_id="train-form"):
@@ -47,14 +48,14 @@ class TrainingForm:
                 self._build_methods(filled)
             with gr.Column(min_width=320):
                 gr.Markdown(label("plan_beside"), elem_classes="section")
-                self.memory = gr.Markdown(elem_id="train-memory", latex_delimiters=[])
+                self.memory = gr.HTML(elem_id="train-memory")
                 self.problem = gr.Markdown(elem_id="train-problem", latex_delimiters=[])
                 with gr.Row():
                     self.start_scored = gr.Button(
                         label("start_scored"), variant="primary", elem_id="train-start-scored"
                     )
                     self.start = gr.Button(label("start"), elem_id="train-start")
-                command, config, _ = self.tell(first, _NAME, *filled, "", "")
+                command, config, _ = self.tell(None, first, _NAME, *filled, "", "")
                 gr.Markdown(label("command"), elem_classes="section")
                 self.command = gr.HTML(command, elem_id="train-command")
                 gr.Markdown(label("yaml"), elem_classes="section")
@@ -65,7 +66,9 @@ class TrainingForm:
 
     def _build_fields(self, first: str, filled: list[Any]) -> None:
         with gr.Row():
-            self.config = gr.Dropdown(self._configs(), value=first, label=label("config"), elem_id="train-config")
+            self.config = gr.Dropdown(
+                self._configs(Words(None)), value=first, label=label("config"), elem_id="train-config"
+            )
             self.name = gr.Textbox(_NAME, label=label("run_name"), max_length=64, elem_id="train-name")
         self.method = gr.Radio(
             [(label(f"method_{name}"), name) for name in get_args(Method)], value=filled[0], label=label("method"),
@@ -75,6 +78,7 @@ class TrainingForm:
         self.file = gr.File(
             label=label("upload_rows"), file_types=list(ROW_FILES), height=170, elem_id="train-file"
         )  # fmt: skip
+        self.refusal = gr.Markdown(elem_id="train-refusal", latex_delimiters=[])
         self.source = gr.Dropdown(
             self._sources(filled[2], Words(None)), value=filled[2], allow_custom_value=True, label=label("data_source"),
             elem_id="train-source",
@@ -107,9 +111,9 @@ class TrainingForm:
             self.look = gr.Button(label("preview"), elem_id="train-look", size="md")
             self.estimate = gr.Button(label("estimate"), elem_id="train-estimate", size="md")
 
-    def _configs(self) -> list[tuple[str, str]]:
+    def _configs(self, words: Words) -> list[tuple[str, str]]:
         """List shipped configs, then those of runs: the name and purpose that people see, and the file."""
-        shipped = [(f"{file.stem} · {purpose_of(file)}", str(file)) for file in shipped_configs()]
+        shipped = [(f"{file.stem} · {words.purpose(file)}", str(file)) for file in shipped_configs()]
         return [*shipped, *self._studio.trainings.configs()]
 
     def _sources(self, value: str, words: Words) -> list[tuple[str, str]]:
@@ -124,7 +128,7 @@ class TrainingForm:
 
     def _config_of(self, file: str) -> Path:
         """Return a config that is offered."""
-        if file not in {each for _, each in self._configs()}:
+        if file not in {each for _, each in self._configs(Words(None))}:
             raise UsageError(f"there is no config {Path(file).name}")
         return Path(file)
 
@@ -147,10 +151,12 @@ class TrainingForm:
             lambda method: (gr.update(visible=method == "grpo"), gr.update(visible=method == "dpo")), self.method,
             [self.grpo, self.dpo], **quiet,
         )  # fmt: skip
+        self.file.upload(None, None, self.refusal, js=in_browser("reading_rows"), api_visibility="private")
         fill(
             self.file.upload, self.take_file, [self.file, self.model], self.filled,
-            [self.source, self.config, self.problem], **{**quiet, "show_progress": "full"},
+            [self.source, self.config, self.refusal], **quiet,
         )  # fmt: skip
+        self.file.clear(lambda: "", None, self.refusal, **quiet)
         # One event for all fields, and its last word holds: an answer to an earlier state must not come after it.
         changes = [field.change for field in self.inputs]
         told = [self.command, self.yaml, self.problem]
@@ -170,7 +176,7 @@ class TrainingForm:
 
         def begin(*, score: bool) -> Callable[..., Any]:
             def act(request: gr.Request, *form: Any) -> tuple[Any, ...]:
-                if problem := self.begin(*form, score=score):
+                if problem := self.begin(Words(request), *form, score=score):
                     return problem, gr.skip(), *(gr.skip() for _ in outputs)
                 return "", gr.Tabs(selected="runs"), *show(form[1].strip(), Words(request))
 
@@ -184,8 +190,9 @@ class TrainingForm:
 
     def show(self, request: gr.Request) -> tuple[Any, ...]:
         """Fill the form when the page opens. Boxes: a name that is free; outputs: configs, data sources."""
-        sources = gr.update(choices=self._sources(self._first_source, Words(request)))
-        return [self._free_name(_NAME)], gr.update(choices=self._configs()), sources
+        words = Words(request)
+        sources = gr.update(choices=self._sources(self._first_source, words))
+        return [self._free_name(_NAME)], gr.update(choices=self._configs(words)), sources
 
     def begin_with(self, request: gr.Request, run: str) -> tuple[Any, ...]:
         """Begin a training like a run's. Boxes: `filled`; outputs: data sources, config, the page's tabs."""
@@ -194,7 +201,7 @@ class TrainingForm:
             return [None] * len(self.filled), gr.skip(), gr.skip(), gr.skip()
         fields, sources = self.fill(request, config)
         named = [self._free_name(Path(run).name), *fields]
-        return named, sources, gr.update(choices=self._configs(), value=config), gr.Tabs(selected="train")
+        return named, sources, gr.update(choices=self._configs(Words(request)), value=config), gr.Tabs(selected="train")
 
     def _free_name(self, name: str) -> str:
         taken = {run.name for run in self._studio.trainings.all()}
@@ -205,37 +212,38 @@ class TrainingForm:
         try:
             fields = _fields(load_config(self._config_of(file)))
         except ThinktuneError as error:
-            raise gr.Error(escape(reason(error))) from None
+            raise gr.Error(escape(Words(request).problem(error))) from None
         return fields, gr.update(choices=self._sources(fields[2], Words(request)))
 
     def take_file(self, request: gr.Request, file: str | None, model: str) -> tuple[Any, ...]:
         """Keep uploaded rows, and choose a config that is fitted to them, as `thinktune init` writes it; where none can
-        be, say why. Boxes: `filled`; outputs: data sources, config, problem."""
+        be, say why. Boxes: `filled`; outputs: data sources, config, refusal."""
         boxes: list[Any] = [None] * len(self.filled)
+        words = Words(request)
         if file is None:
             return boxes, gr.skip(), gr.skip(), ""
         trainings = self._studio.trainings
         try:
             kept = trainings.take_data(Path(file))
         except ThinktuneError as error:
-            return boxes, gr.skip(), gr.skip(), plain(reason(error), "error")
+            return boxes, gr.skip(), gr.skip(), plain(words.problem(error), "error")
         try:
             with muted(), self._studio.pool.resting():
                 fitted = trainings.fit_config(kept, model)
         except ThinktuneError as error:
             boxes[self.filled.index(self.source)] = kept
-            sources = gr.update(choices=self._sources(kept, Words(request)))
-            return boxes, sources, gr.skip(), plain(reason(error), "error")
+            sources = gr.update(choices=self._sources(kept, words))
+            return boxes, sources, gr.skip(), plain(words.problem(error), "error")
         fields, sources = self.fill(request, fitted)
         named = [self._free_name(Path(fitted).stem), *fields]
-        return named, sources, gr.update(choices=self._configs(), value=fitted), ""
+        return named, sources, gr.update(choices=self._configs(words), value=fitted), ""
 
-    def tell(self, file: str, name: str, *fields: Any) -> tuple[str, str, str]:
+    def tell(self, request: gr.Request | None, file: str, name: str, *fields: Any) -> tuple[str, str, str]:
         """Return the command line and the config of the form, or its errors."""
         try:
             config, command = self._plan(file, name, *fields, score=True)
         except ThinktuneError as error:
-            return "", "", plain(reason(error), "error")
+            return "", "", plain(Words(request).problem(error), "error")
         return _code(in_words(command)), _code(dump_config(config)), ""
 
     def _plan(self, file: str, name: str, *fields: Any, score: bool = False) -> tuple[Config, list[str]]:
@@ -243,22 +251,23 @@ class TrainingForm:
         settings, grid = _settings(base, *fields)
         return self._studio.trainings.plan(name, base, settings, score=score, grid=grid)
 
-    def plan(self, file: str, name: str, *fields: Any) -> str:
+    def plan(self, request: gr.Request, file: str, name: str, *fields: Any) -> str:
         """Predict memory and time of the training. The model's configuration, no more, may have to be downloaded."""
+        words = Words(request)
         try:
             config, _ = self._plan(file, name, *fields)
             with muted(), self._studio.pool.resting():  # the import, too: a model's loading has the same ones
                 from thinktune.planner.plan_config import plan_config
 
                 planned = plan_config(config)
-            return plain(f"{planned.line()}; {planned.rate.line()}")
+            return run_view.plan(planned, words)
         except ThinktuneError as error:
-            return plain(reason(error), "error")
+            return plain(words.problem(error), "error")
 
-    def plan_nearby(self, file: str, name: str, method: str, model: str, *fields: Any) -> Any:
+    def plan_nearby(self, request: gr.Request, file: str, name: str, method: str, model: str, *fields: Any) -> Any:
         """Predict memory and time of a training whose model is on this machine, for which nothing is downloaded."""
         near = model.startswith("builtin:") or Path(model).is_dir()
-        return self.plan(file, name, method, model, *fields) if near else ""
+        return self.plan(request, file, name, method, model, *fields) if near else ""
 
     def show_data(self, request: gr.Request, file: str, name: str, *fields: Any) -> str:
         """Read the data as the training would, and render how many rows are kept, why others are dropped, and a few
@@ -271,7 +280,7 @@ class TrainingForm:
 
                 data = prepared_data(config)
         except ThinktuneError as error:
-            return plain(reason(error), "error")
+            return plain(words.problem(error), "error")
         rows = [
             [example.messages[-1]["content"], example.think, example.answer]
             for example in (tokens.example for tokens in data.train[:_EXAMPLES])
@@ -280,14 +289,14 @@ class TrainingForm:
         shown = [[str(text or "")[:_LONGEST] for text in row] for row in rows]
         return run_view.data_account(data.report.to_dict(), words) + run_view.table(heads, shown)
 
-    def begin(self, file: str, name: str, *fields: Any, score: bool) -> str:
+    def begin(self, words: Words, file: str, name: str, *fields: Any, score: bool) -> str:
         """Start the training, and return the problem that keeps it from starting."""
         try:
             base = self._config_of(file)
             settings, grid = _settings(base, *fields)
             self._studio.trainings.start(name, base, settings, score=score, grid=grid)
         except ThinktuneError as error:
-            return plain(reason(error), "error")
+            return plain(words.problem(error), "error")
         return ""
 
 
