@@ -25,7 +25,7 @@ from thinktune.planner.model_shape import ModelShape, shape_of
 from thinktune.planner.pack_lengths import PackLengths, read_packs
 from thinktune.planner.plan import Plan, fit, lighter, plan_as_configured
 from thinktune.planner.policy_choice import choose
-from thinktune.planner.recompute_policy import RecomputePolicy
+from thinktune.planner.recompute_policy import Level, RecomputePolicy
 
 BATCH = Batch(tokens=12_000, trained=12_000, attended=8 * 1500**2)
 PACKS = PackLengths((Batch(1500, 1400, 1500**2),) * 100, 100, "made up")
@@ -131,6 +131,42 @@ def test_small_steps_are_run_from_graphs_where_there_is_room_and_large_ones_are_
     assert not replace(cost_on(shape), hardware=card(1.05 * needed)).graphed(small, policy)
     assert not cost_on(shape).graphed(small, RecomputePolicy(("full",) * 36, offload=True))
     assert not cost_on(shape, may_graph=False).graphed(small, policy)
+
+
+@pytest.mark.parametrize(
+    ("base", "rank", "dropout", "level", "peak", "rate"),
+    [
+        ("none", 16, 0.0, "none", 31.30, 20_722),
+        ("none", 16, 0.05, "full", 8.67, 8_938),
+        ("nf4", 8, 0.0, "full", 4.44, 8_992),
+    ],
+)
+def test_layers_that_are_not_fused_take_what_they_took_on_an_h100(
+    shape: ModelShape, base: Any, rank: int, dropout: float, level: Level, peak: float, rate: float
+) -> None:
+    cost = cost_on(shape, quantize=base, rank=rank, dropout=dropout > 0, may_fuse=False)
+    batch, memory = Batch(6000, 6000, 4 * 1500**2), RecomputePolicy((level,) * 36)
+    planned = 6000 / (cost.seconds(batch, memory) + cost.optimizer_seconds())
+    assert planned == pytest.approx(rate, rel=0.15)
+    assert 0.97 * peak < cost.memory(batch, memory)["peak"] / GIB < 1.1 * peak
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rate"),  # of decoder layers alone, not fused, 12 rows of 1,500 tokens, on an H200: bench/families.py
+    [((4096, 32, 8, 14336, 32), 13_852), ((2048, 16, 4, 11008, 36), 27_101), ((5120, 40, 10, 17920, 40), 7_431)],
+)
+def test_layers_of_other_families_that_are_not_fused_take_what_they_took(sizes: tuple[int, ...], rate: float) -> None:
+    from transformers import LlamaConfig
+
+    hidden, heads, groups, wide, layers = sizes
+    config = LlamaConfig(
+        hidden_size=hidden, num_attention_heads=heads, num_key_value_heads=groups, head_dim=128,
+        intermediate_size=wide, num_hidden_layers=layers, vocab_size=1000,
+    )  # fmt: skip
+    cost = cost_on(shape_of(config), rank=16, may_fuse=False, hardware=card(140, "h200"))
+    level: Level = "none"
+    seconds = cost.seconds(Batch(18_000, 0, 12 * 1500**2), RecomputePolicy((level,) * layers))
+    assert 18_000 / seconds == pytest.approx(rate, rel=0.1)
 
 
 def test_small_steps_without_graphs_take_as_long_as_their_kernels_take_to_start(shape: ModelShape) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thinktune.config import Config, Lora
+from thinktune.planner.fused_models import FUSED_MODELS
 from thinktune.planner.hardware import Hardware
 from thinktune.planner.memory_model import (
     FILLED_UP,
@@ -27,7 +28,8 @@ FP8_SHARE = 0.70  # with a scale a row and column: 1,290 to 1,510 of 1,979
 ATTENTION_SHARE = {"forward": 0.50, "backward": 0.36}  # causal flash attention, of the bf16 rate
 BANDWIDTH_SHARE = 0.85  # a kernel that only moves memory
 HALF_RATE_TOKENS = 128  # tokens at which a product reaches half of its full rate; twice as many in fp8
-KERNELS = {True: 45, False: 310}  # that a decoder layer starts, forward and backward: fused; by PEFT, one by one
+KERNELS = {True: 45, False: 223}  # that a decoder layer starts, forward and backward: fused; one by one
+PEFT_KERNELS = 310  # as many as by PEFT's own linears, whose Python takes longer, seem to be
 # That the host takes to start one from Python: beside an H100, SmolLM2's 30 layers took 113 to 125 ms a step, for 500
 # tokens and for 2,000, and 325 ms by PEFT. On a CPU those are plain calls.
 LAUNCH_SECONDS = {True: 75e-6, False: 33e-6}
@@ -50,8 +52,21 @@ CPU_LOGIT_BYTES = 48
 CPU_LOW_RANK_SHARE = 0.45  # of the rate of large products that those of rank 16 reach: 0.35 to 0.6
 # Passes over memory that a fused layer makes beside its products, in units of one activation of that width.
 FUSED_PASSES = {"forward": {"hidden": 6, "q": 2, "kv": 2, "f": 3}, "backward": {"hidden": 12, "q": 4, "kv": 4, "f": 6}}
-PLAIN_FACTOR = 4  # PEFT's and transformers' own make so many times as many
-CAST_BYTES = 20  # moved by PEFT's own linears for a number that an adapter takes: to float32 and back, dropped out
+# Where a layer is not fused, bytes that PyTorch's kernels, started one by one, read and write beside the large products
+# for a number of that width, in 16 bits: counted by operations, of two norms, rotations, SwiGLU and residual sums. Its
+# adapters': of a number that they take and of one that they give, by a node of ours; by PEFT's own linears, in float32;
+# and more of one that they take with dropout.
+PLAIN_BYTES = {
+    "forward": {"hidden": 84, "q": 29, "kv": 21, "f": 11},
+    "backward": {"hidden": 205, "q": 38, "kv": 47, "f": 22},
+}
+HEAD_NORM_BYTES = {"forward": 37, "backward": 85}  # of a number of queries or keys, where heads are normed
+NODE_BYTES = {"forward": (2, 4), "backward": (6, 4)}
+PEFT_BYTES = {"forward": (10, 28), "backward": (20, 27)}
+DROPPED_BYTES = 9
+PLAIN_SHARE = 0.60  # of the bandwidth that they reach, rows of 16 products of low rank among them
+WHOLE_FACTOR = 1.3  # where all weights are trained, in float32: so many times as many
+WHOLE_WEIGHT_BYTES = 24  # and moved for a weight, to 16 bits and, its gradient, from there and added up
 PLAIN_FP8_BYTES = 1 + 4 + 4 + 4 + 4 + 2  # moved to make an fp8 weight whole with torch's own kernels, through float32
 LOW_RANK_PASSES = 2  # reads of inputs and of gradients for the adapter's products, forward and backward together
 LARGE_RANK_PASSES = 3  # the same where they are no part of the kernels; twice more where weights are packed
@@ -114,7 +129,7 @@ class CostModel(MemoryModel):
         elements = sum(CPU_PASSES[name] * width for name, width in widths.items()) * batch.tokens * s.layers
         moved = elements * (2 if self.width == 2 else 4 * CPU_UNCONVERTED)
         moved += 2 * self.weights()  # read once in each pass, however few tokens there are
-        starting = s.layers * KERNELS[False] * CPU_LAUNCH_SECONDS
+        starting = s.layers * PEFT_KERNELS * CPU_LAUNCH_SECONDS
         starting += s.layers * self._state_seconds(batch, CPU_LAUNCH_SECONDS, 1)
         low_rank = 0 if self.whole else 6 * batch.tokens * self.trained_parameters / CPU_LOW_RANK_SHARE
         layers = (self.flops(batch) + low_rank) / hardware.bf16 + moved / hardware.bandwidth + starting
@@ -175,8 +190,9 @@ class CostModel(MemoryModel):
     def _launching_seconds(self, level: str, chunks: int, start: float | None = None) -> float:
         uses = 2 * len(self.shape.linears) / self.shape.layers if self._unpacks else 0
         beside = LARGE_RANK_KERNELS if self.fused and not self.in_kernels else 0
+        kernels = KERNELS if self._ours else {**KERNELS, False: PEFT_KERNELS}
         one = sum(
-            (KERNELS[half] + UNPACKING_KERNELS[half] * uses + beside) * (start or LAUNCH_SECONDS[half]) / 2
+            (kernels[half] + UNPACKING_KERNELS[half] * uses + beside) * (start or LAUNCH_SECONDS[half]) / 2
             for half in self._fused_halves
         )
         return one * (1 + self._repeated(level) / 2) * math.sqrt(chunks)
@@ -205,7 +221,8 @@ class CostModel(MemoryModel):
         forwards = 1 + (level == "full")
         attention *= forwards / ATTENTION_SHARE["forward"] + 2.5 / ATTENTION_SHARE["backward"]
         moved = self._bytes_moved(tokens, repeated) + self._bytes_unpacked(s.linear_weights / s.layers, 2 + repeated)
-        computing = products + attention + moved / (BANDWIDTH_SHARE * hardware.bandwidth)
+        moved = moved / BANDWIDTH_SHARE + self._plain_bytes(tokens, forwards) / PLAIN_SHARE
+        computing = products + attention + moved / hardware.bandwidth
         if self.fused:
             low_rank = 6 * tokens * self.trained_parameters / s.layers
             computing += low_rank / ((IN_KERNEL_SHARE if self.in_kernels else PRODUCT_SHARE) * hardware.bf16)
@@ -214,27 +231,44 @@ class CostModel(MemoryModel):
         return computing
 
     def _bytes_moved(self, tokens: float, repeated: float) -> float:
-        """Count the bytes moved by everything in a layer that is no large product."""
-        s = self.shape
-        widths = {"hidden": s.hidden, "q": s.q, "kv": s.kv, "f": s.intermediate}
-        passes = {
-            name: FUSED_PASSES["forward"][name] * (1 + repeated) + FUSED_PASSES["backward"][name] for name in widths
-        }
-        factors = [1 if half or not self.fused else PLAIN_FACTOR for half in self._fused_halves]
-        shares = {"hidden": sum(factors) / 2, "q": factors[0], "kv": factors[0], "f": factors[1]}
-        elements = sum(passes[name] * width * shares[name] for name, width in widths.items())
-        passes_of_low_rank = LOW_RANK_PASSES
-        if self.fused and not self.in_kernels:
-            passes_of_low_rank = LARGE_RANK_PASSES + (2 if self.quantize != "none" else 0)
-        elements += passes_of_low_rank * sum(inputs + outputs for inputs, outputs in self.adapted) / s.layers
+        """Count the bytes moved by everything in the fused halves of a layer that is no large product, and by experts'
+        weights."""
+        s, (attention, mlp) = self.shape, self._fused_halves
+        widths = {"hidden": (attention + mlp) / 2 * s.hidden, "q": attention * s.q, "kv": attention * s.kv}
+        widths["f"] = mlp * s.intermediate
+        forward, backward = FUSED_PASSES["forward"], FUSED_PASSES["backward"]
+        elements = sum((forward[name] * (1 + repeated) + backward[name]) * width for name, width in widths.items())
+        if self.fused:
+            passes = LOW_RANK_PASSES if self.in_kernels else LARGE_RANK_PASSES + (2 if self.quantize != "none" else 0)
+            elements += passes * (attention + mlp) / 2 * sum(map(sum, self.adapted)) / s.layers
         if self.fused and not self.in_kernels and self.dropout:
             elements += DROPPED_PASSES * self._adapted_inputs
-        moved = self.width * elements * (1 if self.fused else PLAIN_FACTOR)
-        if not self.fused and (self.quantize != "none" or self.dropout):
-            moved += CAST_BYTES * self._adapted_inputs
+        moved = self.width * elements
         if self.in_fp8:
             moved += QUANTIZE_BYTES * sum(map(sum, s.linears.values())) / s.layers
         return tokens * moved + EXPERT_PASSES * self.expert_stack
+
+    def _plain_bytes(self, tokens: float, forwards: int) -> float:
+        """Count the bytes moved by the kernels of the halves of a layer that are not fused, large products left out."""
+        s, (attention, mlp) = self.shape, (not fused for fused in self._fused_halves)
+        family = FUSED_MODELS.get(s.model_type)
+        normed = attention * (s.q + s.kv) if family is not None and family.head_norms else 0
+        widths = {"hidden": (attention + mlp) / 2 * s.hidden, "q": attention * s.q, "kv": attention * s.kv}
+        widths["f"] = mlp * s.intermediate
+        by_pass = {}
+        for name, times in (("forward", forwards), ("backward", 1)):
+            taken, given = (NODE_BYTES if self._ours else PEFT_BYTES)[name]
+            taken += DROPPED_BYTES if self.dropout else 0
+            adapters = sum(taken * inputs + given * outputs for inputs, outputs in self.adapted) / s.layers
+            own = sum(PLAIN_BYTES[name][width] * numbers for width, numbers in widths.items())
+            by_pass[name] = times * (own + HEAD_NORM_BYTES[name] * normed + (attention + mlp) / 2 * adapters)
+        moved = self.width / 2 * sum(by_pass.values()) * tokens
+        return WHOLE_FACTOR * moved + WHOLE_WEIGHT_BYTES * self._multiplied if self.whole else moved
+
+    @property
+    def _ours(self) -> bool:
+        """Whether adapters beside layers that are not fused are nodes of ours (`fused.lora_linear`), not PEFT's."""
+        return self.quantize == "none" and not self.dropout
 
     @property
     def _unpacks(self) -> bool:

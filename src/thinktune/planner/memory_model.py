@@ -21,6 +21,7 @@ FILLED_UP = 1.04  # tokens of a batch that fills up a graph, of those it had
 # Bytes.
 CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 72 * 2**20}  # held at once by `chunked_loss`: logits, on a CPU copies too
 SCORES, QUERIES_AT_ONCE = 2**26, 512  # attention scores at once, of so many queries, where no kernel does without them
+MASK_BYTES = {"cuda": 1, "cpu": 4}  # of dropout, of a number
 SCORE_BYTES = 6 * 4  # capped, masked, their softmax, and gradients of these
 INPUT_BYTES = 64  # of a batch itself, a token, beside the rotary tables: ids, positions, targets, labels as int64
 MASTER_BYTES = 4 + 4  # of a trainable parameter: float32 weight and gradient
@@ -173,8 +174,11 @@ class MemoryModel:
         if self.whole and b < 4:  # a residual stream and norms in float32, and a copy for each product
             plain = [(4 + 4 + 3 * b) * s.hidden + attention, plain[1] + (2 + b) * s.hidden]
         adapters = b * self.rank * len(self.adapted) / s.layers
-        if self.quantize != "none" or self.dropout:  # PEFT's own linears: the input in float32, once for each
-            adapters += self._adapted_inputs * ((4 if b < 4 else 0) + (5 if self.dropout else 0))
+        if (self.quantize != "none" and b < 4) or self.dropout:
+            # PEFT's own linears keep their input in float32, once for each, or what dropout leaves of it, and its mask;
+            # and no second time in the model's dtype.
+            adapters += self._adapted_inputs * (4 + (MASK_BYTES[self.kind] if self.dropout else 0))
+            plain = [plain[0] - b * s.hidden, plain[1] - b * (s.hidden + s.intermediate)]
         if not self.fused:
             return {"none": sum(plain) + adapters, "full": b * s.hidden}
         family, low = FUSED_MODELS[s.model_type], (4 if self.in_kernels else b) * self.rank  # of one projection
