@@ -20,10 +20,12 @@ from test_models_loading import FLOAT32, make_adapter, make_run
 from thinktune.cli import app
 from thinktune.config import Load
 from thinktune.errors import ModelError
+from thinktune.export import verify as verify_module
 from thinktune.export.agreement import wrong_weights
 from thinktune.export.checks import alike, real_ends
+from thinktune.export.compared_models import Prompt
 from thinktune.export.merge import merge
-from thinktune.export.verify import Verified, verify
+from thinktune.export.verify import Verified, _room, _said, verify
 from thinktune.inference.engines import Completion, EngineSettings, open_engine
 from thinktune.models import load_model
 
@@ -67,6 +69,30 @@ def test_stopping_is_judged_by_what_the_model_writes_by_itself() -> None:
     assert not real_ends([ended] * 8 + [ran_on]).passed
     assert real_ends([ended, thinking]).passed
     assert real_ends([ended, ran_on, thinking]).found == "1 end, 1 run on after it, 1 come to none"
+
+
+def test_a_model_may_write_twice_what_it_was_taught_to_see_whether_it_ends() -> None:
+    def room(tokens: int, *, whole: bool = True, limit: int = 48) -> int:
+        return _room([Prompt([], "", whole=whole)] * 2, [[1] * 9, [1] * tokens], limit)
+
+    assert (room(10), room(48), room(85), room(5000)) == (96, 96, 192, 384)
+    assert room(10, whole=False) == 384  # how long a reply should be is not known
+    assert room(300, limit=256) == 768
+
+
+def test_the_end_of_a_long_reply_is_judged_apart_and_is_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_engine(run, EngineSettings(load=FLOAT32)) as opened:
+        ids, reply = opened.chat.prompt_ids([{"role": "user", "content": "2 + 2?"}]), opened.chat.reply_ids("4 is it")
+        together = _said(opened.engine, ids, reply)
+        monkeypatch.setattr(verify_module, "_ONE_PASS", 0)
+        apart = _said(opened.engine, ids, reply)
+    assert together[0] == pytest.approx(apart[0], abs=1e-4)
+    assert together[1] == pytest.approx(apart[1], abs=1e-6)
+
+
+def test_a_weight_that_is_no_number_is_wrong_although_both_sides_have_it() -> None:
+    one = torch.tensor([1.0, float("inf")])
+    assert dict(wrong_weights({"w": one}, {"w": one.bfloat16()}, rounded=False)) == {"w": 0.5}
 
 
 def test_the_command_says_no_by_its_exit_status(run: Path) -> None:

@@ -115,6 +115,8 @@ def _share_apart(sums: torch.Tensor, stored: torch.Tensor, rounded: bool) -> flo
 
     if not stored.is_floating_point():
         return float((sums != stored).float().mean())
+    if torch.equal(sums.to(stored.dtype), stored) and torch.isfinite(stored).all():
+        return 0.0  # as nearly always; the rest takes ten times as long
     wide, exact = stored.float(), sums.float()
     away = (wide - exact).abs()
     # Where an exponent changes the step is smaller on one side: rounding used that of the larger of the two.

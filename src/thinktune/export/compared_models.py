@@ -31,10 +31,11 @@ REPLY = 64  # tokens of each reply that are compared
 
 @dataclass(frozen=True)
 class Prompt:
-    """A held-out question, and a reply in the form that was trained."""
+    """A held-out question, and a reply in the form that was trained; `whole`: as long as those that were, too."""
 
     messages: Sequence[dict[str, str]]
     reply: str
+    whole: bool = True
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,20 @@ from thinktune.config import QUESTIONS, Data, Format, Load
 from thinktune.errors import ModelError
 from thinktune.export.agreement import folder_digest
 from thinktune.export.checks import Check, checks_of_engine, checks_of_merged, likely_end, real_ends
-from thinktune.export.compared_models import Prompt, compare_models, compare_whole, continue_greedily, replies_of
+from thinktune.export.compared_models import REPLY, Prompt, compare_models, compare_whole, continue_greedily
 from thinktune.files import write_json
 from thinktune.inference.engines import Opened
 from thinktune.inference.engines.base import Engine
-from thinktune.models import Chat, resolve
+from thinktune.models import resolve
 from thinktune.models.device import choose_device
 from thinktune.models.folder import adapter_sha256, read_json, read_settings
 from thinktune.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-LONGER = 8  # the engine's completions than the compared ones, to see whether they end
+LONGER = 8  # the engine's completions than the compared ones, at most, to see whether they end
+_ONE_PASS = 4 * REPLY
+ROOM = 2  # for them, in replies as long as the longest that is known
 _VERDICTS = {True: "[green]yes[/]", False: "[bold red]no[/]", None: "[yellow]cannot be told[/]"}
 
 
@@ -89,7 +92,7 @@ def verify(
         reference: a run folder with adapter/ and merged/.
         prompts: how many, from `eval.data` of the run's config, else from its training data.
         max_tokens: of the greedy continuations that are compared; None: 256 on a GPU, 48 on a CPU. To see whether they
-            end, the engine writes 8 times as many.
+            end, the engine writes twice as many as the longest reply of the rows has, and 2 to 8 times `max_tokens`.
 
     Raises:
         ModelError: no run folder, or its merged model is missing or older than the adapter.
@@ -104,7 +107,7 @@ def verify(
         raise ModelError(f"{reference} has no merged model to verify", hint=remedy)
     record = run.path / "verify.json"
     weights = f"{folder_digest(run.merged)[:32]} {'whole' if whole else adapter_sha256(run.adapter)[:32]}"
-    fingerprint = f"2 {opened.fingerprint} {weights} {opened.settings.engine} {prompts} {max_tokens}"
+    fingerprint = f"3 {opened.fingerprint} {weights} {opened.settings.engine} {prompts} {max_tokens}"
     if (before := _read(record)) and before.fingerprint == fingerprint:
         logger.info(f"{run.path} is verified")
         return before
@@ -113,12 +116,12 @@ def verify(
     limit = max_tokens or (256 if device.type == "cuda" else 48)
     ways = resolved, load, device, questions, limit
     seen = compare_whole(*ways) if whole else compare_models(run, *ways)
-    replies = replies_of(opened.chat, questions)
     rendered = [opened.chat.prompt_ids(prompt.messages) for prompt in questions]
-    pairs = list(zip(rendered, replies, strict=True))
-    said = [opened.engine.logprobs(ids, reply) for ids, reply in pairs]
-    written = continue_greedily(opened.engine, rendered, LONGER * limit)
-    ends = [_end_probability(opened.engine, opened.chat, prompt) for prompt in questions]
+    replies = [opened.chat.reply_ids(prompt.reply) for prompt in questions]  # which end with the turn's end
+    said, ends = zip(*(_said(opened.engine, *pair) for pair in zip(rendered, replies, strict=True)), strict=True)
+    room = _room(questions, replies, limit)
+    logger.info(f"the engine answers {len(questions)} prompts with up to {room} tokens")
+    written = continue_greedily(opened.engine, rendered, room)
     stops = (likely_end(ends), real_ends(written))
     checks = [
         *(() if whole else checks_of_merged(seen)),
@@ -160,7 +163,8 @@ def _held_out(run: RunFolder, count: int, load: Load) -> tuple[list[Prompt], str
     fmt = Format.model_validate(read_settings(tuned).get("format") or {})
     if not run.config.is_file():  # an adapter that was not trained here
         reply = tags.render("So be it.", "42", fmt.template)
-        return [Prompt([{"role": "user", "content": text}], reply) for text in QUESTIONS[:count]], "thinktune's own"
+        own = [Prompt([{"role": "user", "content": text}], reply, whole=False) for text in QUESTIONS[:count]]
+        return own, "thinktune's own"
     config = run.read_config()
     if config.eval.data is not None:
         data, source = Data(source=config.eval.data, split=config.eval.split, sample=count), config.eval.data
@@ -169,12 +173,28 @@ def _held_out(run: RunFolder, count: int, load: Load) -> tuple[list[Prompt], str
         data, source = config.data.model_copy(update=drawn), "the training data (eval.data is not set)"
     examples, _ = load_examples(data, fmt, config.seed, load=load, need_thought=False)
     return [
-        Prompt(list(example.messages), tags.render(example.think or "So be it.", example.answer, fmt.template))
+        Prompt(
+            list(example.messages),
+            tags.render(example.think or "So be it.", example.answer, fmt.template),
+            whole=bool(example.think),
+        )
         for example in examples
     ], source
 
 
-def _end_probability(engine: Engine, chat: Chat, prompt: Prompt) -> float:
-    """Return the probability of the end-of-turn token right after a reply."""
-    *reply, end = chat.reply_ids(prompt.reply)
-    return math.exp(engine.logprobs([*chat.prompt_ids(prompt.messages), *reply], [end])[0])
+def _said(engine: Engine, ids: list[int], reply: list[int]) -> tuple[list[float], float]:
+    """Return the log-probabilities of a reply's first tokens, and the probability of the end of turn right after it; in
+    one pass, unless that would make logits of very many tokens."""
+    if len(reply) <= _ONE_PASS:
+        scores = engine.logprobs(ids, reply)
+        return scores[:REPLY], math.exp(scores[-1])
+    *text, end = reply
+    return engine.logprobs(ids, reply[:REPLY]), math.exp(engine.logprobs([*ids, *text], [end])[0])
+
+
+def _room(questions: Sequence[Prompt], replies: Sequence[Sequence[int]], limit: int) -> int:
+    """Return how many tokens the engine may write, to see whether it ends: a model that has not by twice what it was
+    taught comes to no end that could be judged, and on a CPU more would be most of the wait."""
+    if not all(prompt.whole for prompt in questions):
+        return LONGER * limit
+    return min(LONGER, max(2, -(-ROOM * max(map(len, replies)) // limit))) * limit
