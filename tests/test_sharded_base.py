@@ -101,12 +101,12 @@ published_shape = cache(lambda model: shape_of(known_config(model)))
 @pytest.mark.parametrize(
     ("model", "quantize", "gpus", "settings", "kept"),
     [
-        ("Qwen/Qwen2.5-72B-Instruct", "fp8", 2, {"shard_base": "auto"}, 0.5),
-        ("Qwen/Qwen2.5-72B-Instruct", "fp8", 4, {"shard_base": "auto"}, 0.25),
-        ("Qwen/Qwen2.5-72B-Instruct", "int8", 2, {"shard_base": "auto"}, 1.0),
-        ("Qwen/Qwen2.5-72B-Instruct", "fp8", 2, {}, 1.0),
-        ("Qwen/Qwen2.5-72B-Instruct", "fp8", 1, {"shard_base": "auto"}, 1.0),
-        ("Qwen/Qwen2.5-3B-Instruct", "none", 2, {"shard_base": "auto"}, 1.0),
+        ("Qwen/Qwen2.5-72B-Instruct", "fp8", 2, {}, 0.5),
+        ("Qwen/Qwen2.5-72B-Instruct", "fp8", 4, {}, 0.25),
+        ("Qwen/Qwen2.5-72B-Instruct", "int8", 2, {}, 1.0),
+        ("Qwen/Qwen2.5-72B-Instruct", "fp8", 2, {"shard_base": False}, 1.0),
+        ("Qwen/Qwen2.5-72B-Instruct", "fp8", 1, {}, 1.0),
+        ("Qwen/Qwen2.5-3B-Instruct", "none", 2, {}, 1.0),
         ("Qwen/Qwen2.5-3B-Instruct", "none", 2, {"shard_base": True}, 0.5),
     ],
 )

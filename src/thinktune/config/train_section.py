@@ -87,9 +87,7 @@ class Train(Section):
         "auto", description="keep checkpointed activations in main memory; auto: only if nothing else fits"
     )
     shard_base: bool | Literal["auto"] = Field(
-        False,
-        description="spread the frozen base over the host's GPUs; auto: only if it does not fit otherwise. Tested with "
-        "gloo on CPUs, not yet seen on GPUs",
+        "auto", description="spread the frozen base over the host's GPUs; auto: only if it does not fit otherwise"
     )
     memory: float | None = Field(None, gt=0, description="max GiB of GPU memory to use; null: all that is free")
     on_oom: Literal["error", "retry"] = Field(

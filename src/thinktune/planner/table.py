@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from thinktune.config import Config
-from thinktune.notices import muted
 from thinktune.planner.fused_models import FUSED_MAX_RANK, FUSED_MODELS
 from thinktune.planner.hardware import GIB
 from thinktune.planner.plan import Plan, duration
@@ -31,22 +30,8 @@ def show(config: Config, *, gpu: str | None, fitted: bool, json: bool, gpus: int
         return
     console = Console()
     console.print(_table(plan))
-    for line in (*_remarks(plan, overrides, fitted), *_spreading(config, plan, gpu)):
+    for line in _remarks(plan, overrides, fitted):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _spreading(config: Config, plan: Plan, gpu: str | None) -> Iterator[str]:
-    """Say if a base that does not fit would, spread over the GPUs."""
-    if plan.fits or plan.gpus == 1 or config.train.shard_base is not False:
-        return
-    spread = config.model_copy(update={"train": config.train.model_copy(update={"shard_base": True})})
-    with muted():
-        other = plan_config(spread, gpu=gpu, gpus=plan.gpus)
-    if other.fits and other.kept < 1:
-        yield (
-            f"train.shard_base=true spreads the base over the {plan.gpus} GPUs: {other.parts['peak'] / GIB:.1f} GiB on "
-            "each (tested in processes on CPUs, not yet seen on GPUs)"
-        )
 
 
 def _table(plan: Plan) -> Table:
