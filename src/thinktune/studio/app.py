@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from thinktune.errors import MissingExtra, ThinktuneError, UsageError
 from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.studio.batch_jobs import MOST_BYTES
-from thinktune.studio.gradio_setup import one_application, prepare_gradio
+from thinktune.studio.gradio_setup import one_application, one_tls_context, prepare_gradio
 from thinktune.studio.sign_in import Door
 
 if TYPE_CHECKING:
@@ -142,24 +142,25 @@ def open_page(
     with one_application():
         demo, appearance = build(studio)
     try:
-        _, url, public = demo.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            prevent_thread_lock=True,
-            quiet=True,
-            show_error=False,
-            ssr_mode=False,
-            enable_monitoring=False,
-            max_threads=100,
-            max_file_size=MOST_BYTES,
-            state_session_capacity=MOST_SESSIONS,
-            footer_links=[],
-            run_history=False,  # or browsers keep every call: ratings, and conversations that were ended
-            i18n=translations(),
-            app_kwargs={"middleware": [_guard(host, share, files, door)], "openapi_url": None},
-            **appearance,
-        )
+        with one_tls_context():
+            _, url, public = demo.launch(
+                server_name=host,
+                server_port=port,
+                share=share,
+                prevent_thread_lock=True,
+                quiet=True,
+                show_error=False,
+                ssr_mode=False,
+                enable_monitoring=False,
+                max_threads=100,
+                max_file_size=MOST_BYTES,
+                state_session_capacity=MOST_SESSIONS,
+                footer_links=[],
+                run_history=False,  # or browsers keep every call: ratings, and conversations that were ended
+                i18n=translations(),
+                app_kwargs={"middleware": [_guard(host, share, files, door)], "openapi_url": None},
+                **appearance,
+            )
     except OSError as error:
         shutil.rmtree(files, ignore_errors=True)
         raise UsageError(f"the studio cannot listen: {error}", hint="choose another --port") from None

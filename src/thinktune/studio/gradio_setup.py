@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
+import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +20,19 @@ def prepare_gradio(files: Path) -> None:
     # By default it remembers 10,000 events, and goes through them all after each, for a page that is not served here.
     os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
     os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(sys.maxsize)
-    _import_without_stubs()
+    _import_for_a_page()
 
 
-def _import_without_stubs() -> None:
-    """Import Gradio as if its components had no source files: it writes the type stubs of each into its own folder at
-    every import, which takes nearly half of it."""
-    file_of = inspect.getfile
+def _import_for_a_page() -> None:
+    """Import Gradio without what serves its developers.
+
+    As if its components had no source files, since it writes the type stubs of each into its own folder at every
+    import, which takes nearly half of it; and without the documentation of two hundred events, each of which is a
+    template that is compiled.
+    """
+    import jinja2
+
+    file_of, template = inspect.getfile, jinja2.Template
 
     def no_file_of_gradio(thing: Any) -> str:
         if isinstance(thing, type) and thing.__module__.startswith("gradio."):
@@ -32,10 +40,34 @@ def _import_without_stubs() -> None:
         return file_of(thing)
 
     inspect.getfile = no_file_of_gradio  # type: ignore[assignment]
+    jinja2.Template = _Unrendered  # type: ignore[assignment, misc]
     try:
-        import gradio  # noqa: F401
+        with one_tls_context():
+            import gradio  # noqa: F401
     finally:
-        inspect.getfile = file_of
+        inspect.getfile, jinja2.Template = file_of, template  # type: ignore[misc]
+
+
+class _Unrendered:
+    """A template that stays as it is written."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def render(self, **_: object) -> str:
+        return self._text
+
+
+@contextmanager
+def one_tls_context() -> Iterator[None]:
+    """Let the clients that are made within the block share what they know of certificates: each reads all of them, and
+    Gradio makes four, which talk to this server only."""
+    make = ssl.create_default_context
+    ssl.create_default_context = functools.cache(make)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        ssl.create_default_context = make
 
 
 @contextmanager

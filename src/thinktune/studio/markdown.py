@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from html import escape
 from pathlib import Path
-from typing import Any
-
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
-from markdown_it.utils import OptionsDict
+from typing import TYPE_CHECKING, Any
 
 from thinktune import tags
 from thinktune.studio.formulas import PRIVATE, add_formulas
 from thinktune.studio.translations import Words
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+    from markdown_it.utils import OptionsDict
 
 _WEB = re.compile(r"(https?://|mailto:)", re.IGNORECASE)
 _LONGEST = 200_000  # characters that are looked at as Markdown; longer texts are shown as they are
@@ -28,7 +29,10 @@ _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 _ANSWER = re.compile(r"\s*<answer>(.*?)</answer>\s*\Z", re.DOTALL)
 
 
+@cache
 def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt  # at the first answer: the page comes up sooner
+
     parser = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": 100}).enable(
         ["table", "strikethrough"]
     )
@@ -50,9 +54,6 @@ def _fence(renderer: Any, tokens: list[Token], at: int, options: OptionsDict, en
     return f"<pre><code>{escape(tokens[at].content)}</code></pre>\n"
 
 
-_PARSER = _parser()
-
-
 def rendered(text: str, *, source: bool = True) -> str:
     """Render Markdown as HTML for the page.
 
@@ -65,7 +66,7 @@ def rendered(text: str, *, source: bool = True) -> str:
 @lru_cache(maxsize=512)  # while an answer grows, everything above it is told again
 def _render(text: str, source: bool) -> str:
     clean = PRIVATE.sub("\ufffd", text)
-    html = _PARSER.render(clean) if len(clean) <= _LONGEST else f"<p>{escape(clean)}</p>"
+    html = _parser().render(clean) if len(clean) <= _LONGEST else f"<p>{escape(clean)}</p>"
     kept = f'<span class="source">{escape(clean)}</span>' if source else ""
     return _in_one_line(f'<div class="written">{html}{kept}</div>')
 

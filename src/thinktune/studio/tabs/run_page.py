@@ -12,8 +12,6 @@ import gradio as gr
 from thinktune.errors import ThinktuneError, UsageError
 from thinktune.notices import muted
 from thinktune.records import RunRecord, read_record
-from thinktune.report.data_preview import first_batch
-from thinktune.report.html import write_report
 from thinktune.studio import run_view
 from thinktune.studio.markdown import plain
 from thinktune.studio.model_pool import base_of
@@ -185,6 +183,8 @@ class RunPage:
         """Write the run's report, for download."""
         if not name:
             return gr.skip(), ""
+        from thinktune.report.html import write_report
+
         try:
             with muted():
                 report = write_report(self._studio.trainings.get(name).folder.path)
@@ -201,6 +201,8 @@ class RunPage:
         try:
             config = self._studio.trainings.get(name).folder.read_config()
             with muted(), self._studio.pool.resting():
+                from thinktune.report.data_preview import first_batch
+
                 pieces = [
                     (words.own(text) if kind == "border" else text, words(kind)) for text, kind in first_batch(config)
                 ]
