@@ -177,6 +177,14 @@ def test_an_adapter_for_more_layers_does_not_fit(tmp_path: Path, tiny_model: Pat
         load_model(adapter, load=FLOAT32)
 
 
+def test_an_adapter_of_tokens_that_the_model_has_not_does_not_fit(tmp_path: Path, tiny_model: Path) -> None:
+    adapter = make_adapter(tiny_model, tmp_path / "adapter", settings={})
+    told = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(told | {"trainable_token_indices": [10**9]}))
+    with pytest.raises(ModelError, match="does not fit its base"):
+        load_model(adapter, load=FLOAT32)
+
+
 def _drop(folder: Path, part: str) -> None:
     weights = folder / "adapter_model.safetensors"
     save_file({name: value for name, value in load_file(weights).items() if part not in name}, weights)

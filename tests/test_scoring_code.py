@@ -201,6 +201,8 @@ def test_prose_before_the_function_is_not_taken_for_code() -> None:
     prompt = "Write a function.\n\nfrom two numbers it makes their sum.\n\ndef add(a, b):"
     assert given_before({"prompt": prompt, "entry_point": "add"}) == ""
     assert given_before({"prompt": "no code", "entry_point": "add"}) == ""
+    deep = f"import math\nx = {'-' * 10**6}1\ndef add(a, b):\n"  # Python's own parser gives up with a MemoryError
+    assert given_before({"prompt": deep, "entry_point": "add"}) == ""
     assert score(RIGHT, prompt=prompt).correct
 
 

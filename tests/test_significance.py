@@ -20,7 +20,7 @@ from thinktune.evaluation.significance import (
     compare,
     holm,
     mcnemar,
-    pass_at_k,
+    passes_at,
     randomisation,
     sentence,
     wilson,
@@ -62,17 +62,18 @@ def test_holm_equals_statsmodels() -> None:
 def test_pass_at_k_is_the_share_of_all_subsets_that_hold_a_right_sample() -> None:
     for n in range(1, 8):
         for right in range(n + 1):
-            for k in range(1, n + 1):
+            for k, found in enumerate(passes_at(n, right, n), start=1):
                 subsets = list(combinations([True] * right + [False] * (n - right), k))
-                assert pass_at_k(n, right, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+                assert found == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
 def test_pass_at_k_equals_the_published_product() -> None:
     for n, right, k in [(200, 3, 100), (200, 150, 10), (1000, 1, 999), (10, 9, 5)]:
         product = math.prod(1 - k / i for i in range(n - right + 1, n + 1)) if n - right >= k else 0.0
-        assert pass_at_k(n, right, k) == pytest.approx(1 - product, abs=1e-12)
+        assert passes_at(n, right, k)[-1] == pytest.approx(1 - product, abs=1e-12)
     with pytest.raises(ValueError, match="not defined"):
-        pass_at_k(3, 1, 4)
+        passes_at(3, 1, 4)
+    assert passes_at(20_000, 20_000, 20_000) == [1.0] * 20_000  # thousands of samples are no work
 
 
 def test_the_bootstrap_agrees_with_scipys_and_repeats_itself() -> None:

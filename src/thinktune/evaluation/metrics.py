@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from thinktune import tags
-from thinktune.evaluation.significance import Rate, clustered, pass_at_k
+from thinktune.evaluation.significance import Rate, clustered, passes_at
 from thinktune.inference.engines.base import Completion
 from thinktune.scoring import UNFINISHED, Score, Task
 
@@ -110,7 +110,8 @@ def _of_several(groups: Sequence[Problem], task: Task) -> dict[str, float]:
     if least < 2:
         return {}
     right = [(max(len(group), least), sum(bool(line["correct"]) for line in group)) for group in groups]
-    measures = {f"pass@{k}": fmean(pass_at_k(n, count, k) for n, count in right) for k in range(1, least + 1)}
+    passes = zip(*(passes_at(n, count, least) for n, count in right), strict=True)
+    measures = {f"pass@{k}": fmean(each) for k, each in enumerate(passes, start=1)}
     if task.vote_keys is not None:
         votes = [_vote(group, task.vote_keys) for group in groups]
         measures[f"maj@{least}"] = fmean(right for right, _ in votes)

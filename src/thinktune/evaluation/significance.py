@@ -7,8 +7,10 @@ A problem is the unit everywhere: two samples of one problem say less than two p
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import fmean
 from typing import TypeVar
 
@@ -70,19 +72,20 @@ def clustered(means: Sequence[float], samples: int) -> Rate:
     return wilson(share * trials, trials)
 
 
-def pass_at_k(n: int, right: int, k: int) -> float:
-    """Estimate, without bias, the chance that one of `k` samples is right, when `right` of `n` were (Chen et al. 2021,
-    equation 1).
+def passes_at(n: int, right: int, most: int) -> list[float]:
+    """Estimate, without bias, the chance that one of `k` samples is right when `right` of `n` were, for every `k` up to
+    `most` (Chen et al. 2021, equation 1). Each chance of none follows from the one before.
 
-    >>> pass_at_k(4, 1, 1), pass_at_k(5, 4, 2)
-    (0.25, 1.0)
+    >>> passes_at(4, 1, 4)
+    [0.25, 0.5, 0.75, 1.0]
 
     Raises:
-        ValueError: not 1 <= k <= n, or not 0 <= right <= n.
+        ValueError: not 1 <= most <= n, or not 0 <= right <= n.
     """
-    if not (1 <= k <= n and 0 <= right <= n):
-        raise ValueError(f"pass@{k} of {right} right in {n} samples is not defined")
-    return 1.0 - math.comb(n - right, k) / math.comb(n, k)
+    if not (1 <= most <= n and 0 <= right <= n):
+        raise ValueError(f"pass@{most} of {right} right in {n} samples is not defined")
+    none = accumulate((max(n - right - drawn, 0) / (n - drawn) for drawn in range(most)), operator.mul)
+    return [1.0 - each for each in none]
 
 
 @dataclass(frozen=True)

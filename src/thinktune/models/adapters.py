@@ -178,7 +178,7 @@ def _told_of(adapter: Path, problem: str = "does not fit its base model") -> Ite
             yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"the adapter {adapter} {problem}: {lines[-1].strip()}", hint=_OTHER_MODEL) from error
 

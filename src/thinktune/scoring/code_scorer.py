@@ -142,7 +142,7 @@ def given_before(gold: Mapping[str, Any]) -> str:
     code = text[start.start() : asked.start()] if asked and start else ""
     try:
         compile(code, "given.py", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError):  # prose that begins like code
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # prose that begins like code, or a nest too deep
         return ""
     return code
 
