@@ -111,6 +111,30 @@ def test_several_processes_draw_and_learn_what_one_does(manner: str, tiny_model:
         assert ids[0] == ids[1]
 
 
+def without_groups(config: Config, step: int) -> None:
+    """Train, with no group that is worth training in one step."""
+    usual = ReinforceTrainer._batches
+
+    def none_in_it(self: ReinforceTrainer, drawn: Any) -> Any:
+        return usual(self, drawn) if drawn.step != step else []
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ReinforceTrainer, "_batches", none_in_it)
+        quietly(config)
+
+
+@pytest.mark.slow
+def test_a_step_without_groups_leaves_the_adapter_where_it_is_on_several_processes_too(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    alone, several = tmp_path / "alone", tmp_path / "several"
+    without_groups(reinforced(tiny_model, alone), 2)
+    outcomes = in_ranks(2, without_groups, reinforced(tiny_model, several), 2)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    ours, theirs = adapter_of(several), adapter_of(alone)
+    assert all((ours[name] - theirs[name]).norm() <= 1e-4 * theirs[name].norm() for name in theirs)
+
+
 def failing_after(calls: int, function: Any) -> Any:
     left = [calls]
 
