@@ -19,6 +19,7 @@ from thinktune.run_folder import RunFolder
 Said = dict[str, str]
 _MUCH_CUT = 0.1  # of the completions, so that the score is one of the limit
 _FEW_FORMED = 0.9
+_VERDICTS = {"better": "更好", "worse": "更差", "not known": "未定"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def first_screen(folder: RunFolder, comparison: Comparison, record: Mapping[str,
 
 
 def headline(comparison: Comparison) -> dict[str, str]:
-    """Say in one sentence, by language, how many problems the last candidate has right, beside the first."""
+    """Say in one sentence, by language, whether the last candidate is better than the first, and by how much."""
     scored = [each for each in comparison.candidates if each.summary and "accuracy" in each.summary]
     if not scored:
         return _on_benchmarks(comparison) or {"en": "Trained; not scored yet.", "zh": "已训练，尚未评分。"}
@@ -56,12 +57,20 @@ def headline(comparison: Comparison) -> dict[str, str]:
     first = scored[0]
     before = f"{(first.summary or {})['accuracy']:.1%}"
     names = {first.name, last.name}
-    real = next((pair.real for pair in comparison.pairs if {pair.first, pair.second} == names), None)
-    judged = {True: ("a real difference", "差异显著"), False: ("which may be luck", "可能出于偶然")}
-    english, chinese = judged[real] if real is not None else ("not compared", "未作比较")
+    pair = next((each for each in comparison.pairs if {each.first, each.second} == names), None)
+    if pair is None:
+        return {
+            "en": f"{last.name} has {right} of {problems} problems right, {first.name} {before}: not compared.",
+            "zh": f"{problems} 道题中，{last.name} 答对 {right}，{first.name} 答对 {before}：未作比较。",
+        }
+    points, low, high = (
+        f"{100 * each:+.1f}" for each in (pair.difference.value, pair.difference.low, pair.difference.high)
+    )
     return {
-        "en": f"{last.name} has {right} of {problems} problems right, {first.name} {before}: {english}.",
-        "zh": f"{problems} 道题中，{last.name} 答对 {right}，{first.name} 答对 {before}：{chinese}。",
+        "en": f"{pair.verdict.capitalize()}: {last.name} has {right} of {problems} problems right, {first.name} "
+        f"{before} ({points} points, 95% interval {low} to {high}).",
+        "zh": f"{_VERDICTS[pair.verdict]}：{problems} 道题中，{last.name} 答对 {right}，{first.name} 答对 {before}"
+        f"（{points} 个百分点，95% 区间 {low} 至 {high}）。",
     }
 
 
@@ -109,9 +118,6 @@ def _on_benchmarks(comparison: Comparison) -> Said | None:
         f"{unknown}.",
         "zh": f"{sum(counts.values())} 项基准测试中，{last} 有 {better} 项更好，{worse} 项更差，{unknown} 项未定。",
     }
-
-
-_VERDICTS = {"better": "更好", "worse": "更差", "not known": "未定"}
 
 
 def _verdict(pair: Pair) -> Said:
