@@ -40,6 +40,7 @@ from thinktune.studio.batch_jobs import Jobs, check, faults
 from thinktune.studio.conversations import listed, titles, turns_of, with_conversation
 from thinktune.studio.guard import MOST_UPLOADED, Guard
 from thinktune.studio.known_answers import KnownAnswers, sum_of
+from thinktune.studio.look import css
 from thinktune.studio.markdown import messages
 from thinktune.studio.model_pool import Pool
 from thinktune.studio.progress import Phase, Progress, read_progress
@@ -955,3 +956,10 @@ def test_pages_run_only_the_scripts_that_were_sent(tmp_path: Path) -> None:
     assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
     assert int(headers[b"content-length"]) == len(body)
     assert Served(tmp_path).ask()[1] != body
+
+
+def test_rules_for_dark_pages_stand_alone() -> None:
+    """Gradio puts the page's own name before each selector, and of a list with `.dark` before the first only."""
+    selectors = re.findall(r"([^{}]+)\{", re.sub(r"/\*.*?\*/", "", css(), flags=re.DOTALL))
+    assert any(".dark" in each for each in selectors)
+    assert [each for each in selectors if ".dark" in each and "," in each] == []

@@ -23,7 +23,6 @@ _ASKED = {
 
 _NAMES = {
     "chatbot conversation": "对话",
-    "Click to upload or drop files": "点击上传或拖放文件",
     "Dataframe": "表格",
     "Empty value": "空",
     "Reset to default value": "恢复默认值",
@@ -100,6 +99,11 @@ _SCRIPT = """() => {
     const mend = () => {
         // Of a curve, the browser would read out every point; its title is above it.
         for (const each of document.querySelectorAll("[aria-label='Vega visualization']")) each.ariaHidden = true;
+        for (const each of document.querySelectorAll(".placeholder-content[role]")) each.removeAttribute("role");
+        // What is written on it names it better.
+        for (const each of document.querySelectorAll("button.upload-container[aria-label]")) {
+            if (each.innerText.trim()) each.removeAttribute("aria-label");
+        }
         for (const [name, ours] of Object.entries(names)) {
             for (const each of document.querySelectorAll(`[aria-label^="${name}"]`)) {
                 each.ariaLabel = each.ariaLabel.replace(name, ours);

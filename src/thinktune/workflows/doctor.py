@@ -83,13 +83,14 @@ def show(*, json: bool = False) -> None:
 def print_report(facts: dict[str, Any], console: Console) -> None:
     """Show a report: the conclusion, the advice, and below them a table of all that was found."""
     from rich.markup import escape
+    from rich.padding import Padding
     from rich.table import Table
 
     console.print(_conclusion(facts["hardware"]), style="bold", highlight=False, markup=False)
     colours = {"impossible": "red", "slow": "yellow", "note": "dim"}
     for item in facts["advice"]:
         console.print(f"[{colours[item['level']]}]{item['level']}[/]: {escape(item['what'])}", highlight=False)
-        console.print(f"    {escape(item['do'])}", highlight=False, style="dim")
+        console.print(Padding(escape(item["do"]), (0, 0, 0, 4)), highlight=False, style="dim")
     if not facts["advice"]:
         console.print("Everything is there.", style="green")
     console.print()
