@@ -19,6 +19,7 @@ from thinktune.cli.evaluation import harness
 from thinktune.config import Load
 from thinktune.errors import DataError, MissingExtra, UsageError
 from thinktune.evaluation.lm_eval import Figure, evaluate_harness, load_tasks, read_figures
+from thinktune.evaluation.suites import evaluate_suite
 from thinktune.evaluation.suites.benchmark import HarnessTask, read_suite
 from thinktune.evaluation.suites.harness_benchmark import load_harness_task, run_harness_task
 from thinktune.evaluation.suites.results import read_benchmarks
@@ -186,6 +187,16 @@ def test_a_task_is_a_benchmark_of_a_suite_and_gets_answers_without_their_thought
     lines = [json.loads(line) for line in (tmp_path / "out" / "own" / "samples.jsonl").read_text().splitlines()]
     assert [line["correct"] for line in lines] == [True, True, False, True, True, True]
     assert (lines[0]["id"], lines[0]["completion"]) == ("own:0", "21")
+
+
+def test_a_task_with_other_problems_than_the_benchmark_has_is_not_scored(tasks: Path, tmp_path: Path) -> None:
+    harness = f"{{task: said, metric: exact_match, path: {tasks}}}"
+    (tmp_path / "own.yaml").write_text(
+        f"benchmarks: {{own: {{title: Own, source: rows, problems: 7, harness: {harness}}}}}"
+    )
+    result = evaluate_suite("nowhere", read_suite(str(tmp_path / "own.yaml")), tmp_path / "out", console=quiet())
+    assert (result.failed, result.scores) == (["Own"], [])
+    assert "rows has 6 problems, not 7" in result.not_run["Own"]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,9 @@ def load_problems(name: str, benchmark: Benchmark, cache: Path, load: Load, seed
         return Problems(problems_of(name, benchmark, found.paths.values()), found)
     count = benchmark.problems if benchmark.source.startswith("builtin:") else None
     data = Data(source=benchmark.source, split=benchmark.split, sample=count, cache=cache)
-    return Problems(_counted(benchmark, read_problems(data, Format(), seed, load=load)), None)
+    items = read_problems(data, Format(), seed, load=load)
+    require_count(benchmark, len(items))
+    return Problems(items, None)
 
 
 def problems_of(name: str, benchmark: Benchmark, files: Iterable[Path]) -> list[GoldItem]:
@@ -50,13 +52,15 @@ def problems_of(name: str, benchmark: Benchmark, files: Iterable[Path]) -> list[
         DataError: see `load_problems`.
     """
     rows = (row for file in files for row in read_path(file, benchmark.split))
-    return _counted(benchmark, list(_items(name, benchmark, rows)))
-
-
-def _counted(benchmark: Benchmark, items: list[GoldItem]) -> list[GoldItem]:
-    if benchmark.problems not in (None, len(items)):
-        raise DataError(f"{benchmark.title}: {benchmark.source} has {len(items)} problems, not {benchmark.problems}")
+    items = list(_items(name, benchmark, rows))
+    require_count(benchmark, len(items))
     return items
+
+
+def require_count(benchmark: Benchmark, count: int) -> None:
+    """Raise DataError if there are more or fewer problems than the benchmark has."""
+    if benchmark.problems not in (None, count):
+        raise DataError(f"{benchmark.title}: {benchmark.source} has {count} problems, not {benchmark.problems}")
 
 
 def draw(items: list[GoldItem], count: int | None, seed: int) -> list[GoldItem]:

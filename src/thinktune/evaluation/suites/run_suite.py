@@ -24,7 +24,7 @@ from thinktune.evaluation.metrics import sample_line, score_lines
 from thinktune.evaluation.suites.benchmark import Benchmark
 from thinktune.evaluation.suites.harness_benchmark import load_harness_task, run_harness_task
 from thinktune.evaluation.suites.pinned_files import NotAvailable, PinnedFiles
-from thinktune.evaluation.suites.problems import draw, load_problems
+from thinktune.evaluation.suites.problems import draw, load_problems, require_count
 from thinktune.evaluation.suites.results import (
     BenchmarkScores,
     SuiteScores,
@@ -172,6 +172,7 @@ def _prepare(
 ) -> Asked:
     if benchmark.harness is not None:
         task, of = load_harness_task(benchmark.harness)
+        require_count(benchmark, of)
         return Asked(name, benchmark, sampling.changed(n=1), min(of, sample or of), of, harness=task)
     problems = load_problems(name, benchmark, cache, settings.load, seed)
     items = draw(problems.items, sample, seed)
