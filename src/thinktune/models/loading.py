@@ -181,6 +181,10 @@ def load_weights(
         if quantize == "none":
             arguments["quantization_config"] = ShardedConfig()
         keeping = loading_into(into)
+    elif quantize != "none" and device.type == "cuda":
+        from thinktune.models.reading_ahead import reading_ahead
+
+        keeping = reading_ahead()
     kind = None if resolved.gguf else read_json(resolved.folder / "config.json").get("model_type")
     disable_progress_bar()  # loading is announced, and takes seconds
     if device.index is not None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 
 from thinktune.data import Tokens
-from thinktune.models.untouched import gpus_of
+from thinktune.models.untouched import gpus_of, inner_model
 from thinktune.training.fidelity import batch_of, cut, exact
+from thinktune.training.fused.layer_kinds import first_of_each_kind
 from thinktune.training.model_with_loss import ModelWithLoss
 
 _TOKENS = 64
@@ -37,7 +38,9 @@ def compile_kernels(with_loss: ModelWithLoss, longest: Sequence[Tokens]) -> None
     if not all(layer.is_whole for layer in fused):
         return
     wanted: dict[Any, Callable[[], Any]] = {}
-    with torch.random.fork_rng(gpus_of(model)), _noted(wanted):
+    # Two layers of each kind have all kernels; but checkpoints wait in main memory layer by layer.
+    some = nullcontext() if fused[0].store else first_of_each_kind(inner_model(model), 2)
+    with torch.random.fork_rng(gpus_of(model)), some, _noted(wanted):
         for mode, documents in ((exact(model), [cut(longest[0], _TOKENS)]), (_training(model), longest)):
             with mode, torch.enable_grad():
                 torch.autograd.grad(with_loss(**batch_of(model, documents)), with_loss.trained, allow_unused=True)

@@ -150,12 +150,12 @@ def require_faithful(
     Raises:
         ModelError: they differ by more than rounding can explain.
     """
-    model = with_loss.model
+    model, known = with_loss.model, _Known()
     for pack in _packs(model, examples, together):
         if sharded_base_of(model) is None:
-            problem = _with_room(pack, lambda documents: measure(with_loss, documents, dtype).problem(dtype))
+            problem = _with_room(pack, lambda documents: measure(with_loss, documents, dtype, known).problem(dtype))
         else:  # other ranks wait, and would not halve their documents
-            problem = measure(with_loss, pack, dtype).problem(dtype)
+            problem = measure(with_loss, pack, dtype, known).problem(dtype)
         if problem is not None:
             lengths = " and ".join(f"{len(document):,}" for document in pack)
             raise ModelError(
@@ -165,8 +165,11 @@ def require_faithful(
             )
 
 
-def measure(with_loss: ModelWithLoss, documents: Sequence[Tokens], dtype: torch.dtype) -> Gap:
-    """Measure how far loss and gradient of a pack are from those of its documents alone, in the untouched model.
+def measure(
+    with_loss: ModelWithLoss, documents: Sequence[Tokens], dtype: torch.dtype, known: _Known | None = None
+) -> Gap:
+    """Measure how far loss and gradient of a pack are from those of its documents alone, in the untouched model, of
+    which some may be `known`, and others become so.
 
     Rounding gets several tries to explain a gap: in mixtures of experts, it may send a token to other experts in one
     and not in the next.
@@ -175,7 +178,7 @@ def measure(with_loss: ModelWithLoss, documents: Sequence[Tokens], dtype: torch.
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     parameters = list(trained.values())
     ours = _Seen(*_ours(with_loss, documents, parameters))
-    own = _Seen(*_own(model, documents, parameters))
+    own = (known or _Known()).of(model, documents, parameters)
     if not math.isfinite(own.loss):  # of weights that are no numbers, training itself tells
         return Gap(0.0, 0.0, 0.0, 0.0, "")
     parts = [float((one - other).norm()) for one, other in zip(ours.gradients, own.gradients, strict=True)]
@@ -208,6 +211,26 @@ class _Seen:
         pairs = zip(self.gradients, other.gradients, strict=True)
         apart = math.sqrt(sum(float((one - two).norm()) ** 2 for one, two in pairs))
         return apart / total if total else math.inf if apart else 0.0
+
+
+class _Known:
+    """Loss and gradients of documents in the untouched model: the shortest one is held against twice."""
+
+    def __init__(self) -> None:
+        self._first: tuple[Tokens, _Seen] | None = None
+
+    def of(self, model: PeftModel, documents: Sequence[Tokens], parameters: list[Any]) -> _Seen:
+        """Return those of a pack: its first document's as they were if that is the one of the last time."""
+        first, *rest = documents
+        if self._first is None or self._first[0] is not first:
+            self._first = None
+            self._first = first, _Seen(*_own(model, [first], parameters))
+        seen = self._first[1]
+        if not rest:
+            return seen
+        more = _Seen(*_own(model, rest, parameters))
+        sums = [one.add_(other) for one, other in zip(more.gradients, seen.gradients, strict=True)]
+        return _Seen(seen.loss + more.loss, sums)
 
 
 def _ours(

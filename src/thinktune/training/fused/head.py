@@ -14,6 +14,7 @@ import torch
 
 from thinktune.models.untouched import at_rest
 from thinktune.training.fused.chunked_loss import Head
+from thinktune.training.fused.layer_kinds import first_of_each_kind
 
 _TOKENS = 8
 _SCALES = (2.0**-6, 1.0, 2.0**10)
@@ -46,7 +47,7 @@ def _logits(model: Any, layer: torch.nn.Linear) -> list[tuple[torch.Tensor, torc
     """Return, for each scale, hidden states times it, [tokens, width], and the model's logits of them; None: the head
     is not given the last hidden states."""
     ids = torch.arange(3, 3 + _TOKENS, device=layer.weight.device).repeat(len(_SCALES), 1) % len(layer.weight)
-    with at_rest(model), torch.no_grad(), _scaled_inputs(layer) as entered:
+    with at_rest(model), first_of_each_kind(model), torch.no_grad(), _scaled_inputs(layer) as entered:
         states = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
         entered.clear()  # of a model that is its own base
         logits = model(input_ids=ids, use_cache=False).logits

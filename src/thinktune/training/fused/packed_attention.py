@@ -33,6 +33,7 @@ from thinktune.training.fused.document_by_document import (
     one_at_a_time,
     wholly_one_at_a_time,
 )
+from thinktune.training.fused.layer_kinds import first_of_each_kind
 
 NAME = "thinktune_packed"
 _SHORT = 512
@@ -433,7 +434,7 @@ def _runs(model: PreTrainedModel) -> bool:
         "document_lengths": lengths,
     }
     try:
-        with at_rest(model):
+        with at_rest(model), first_of_each_kind(model):
             model.base_model(input_ids=ids, **batch, use_cache=False)
     except torch.OutOfMemoryError:
         raise
