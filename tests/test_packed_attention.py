@@ -21,7 +21,7 @@ from thinktune.errors import ModelError
 from thinktune.planner.adapter_targets import auto_targets
 from thinktune.training.collator import PackedCollator
 from thinktune.training.fidelity import documents_are_isolated, measure
-from thinktune.training.fused import flex_attention, packed_attention
+from thinktune.training.fused import attention_by_document, flex_attention, packed_attention
 from thinktune.training.fused.flash_attention import flash_attention
 from thinktune.training.fused.package_kernels import kernels_that_train
 from thinktune.training.fused.packed_attention import NAME, Local, packed_documents
@@ -91,7 +91,7 @@ ASKED: dict[str, dict[str, Any]] = {
 def test_attention_is_that_of_all_scores_with_its_gradient(
     case: str, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_attention, "_PART", part)
+    monkeypatch.setattr(attention_by_document, "_PART", part)
     heads, asked = make_heads(), dict(ASKED[case])
     inputs: list[torch.Tensor] = list(heads)
     if "s_aux" in asked:

@@ -10,7 +10,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -35,18 +35,10 @@ from thinktune.models.untouched import (
 )
 from thinktune.training.collator import PackedCollator
 from thinktune.training.fused.packed_attention import packed_documents
+from thinktune.training.gap import Gap, Seen
 from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.ranks import agree
 
-LOSS_BOUNDS = {torch.float32: 1e-4}
-"""Largest difference of a document's loss, as a part of it, by the dtype of the training."""
-GRADIENT_BOUNDS = {torch.float32: 0.01}
-"""The same of the norm of the gradient of all that is trained."""
-ROUNDED_LOSS, ROUNDED_GRADIENT = 0.01, 0.1  # in 16 bits
-COARSE_LOSS, COARSE_GRADIENT = 0.06, 0.3
-"""Over int8, which rounds activations to 8 bits, but for columns with large values somewhere in the batch."""
-_NOISE = 3.0
-"""In 16 bits, how many times the effect of other rounding, of up to _TRIES tries, a gap may be."""
 _NOISE_OF_STATES = 2.0
 """The same of the states of a document, of one try."""
 _TRIES = 4
@@ -61,38 +53,6 @@ _FIRST = 16
 _FEWEST = 16
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Gap:
-    """The distance of loss and gradient as trained from the model's own, and the effect of rounding alone.
-
-    Attributes:
-        loss, gradient: the difference as a part of the model's own.
-        loss_noise, gradient_noise: the same between the model and itself, rounded otherwise; 0 in float32.
-        module: whose gradient differs most.
-        coarse: the base is in int8.
-    """
-
-    loss: float
-    gradient: float
-    loss_noise: float
-    gradient_noise: float
-    module: str
-    coarse: bool = False
-
-    def problem(self, dtype: torch.dtype) -> str | None:
-        """Say by how much loss or gradient is off; None: neither is."""
-        loss, gradient = LOSS_BOUNDS.get(dtype, ROUNDED_LOSS), GRADIENT_BOUNDS.get(dtype, ROUNDED_GRADIENT)
-        if self.coarse:
-            loss, gradient = COARSE_LOSS, COARSE_GRADIENT
-        loss, gradient = max(loss, _NOISE * self.loss_noise), max(gradient, _NOISE * self.gradient_noise)
-        found = []
-        if not self.loss <= loss:
-            found.append(f"the loss is {self.loss:.2%} off")
-        if not self.gradient <= gradient:
-            found.append(f"the gradient is {self.gradient:.0%} off, most of all that of {self.module}")
-        return " and ".join(found) or None
 
 
 def examine_in_float32(
@@ -177,7 +137,7 @@ def measure(
     model = with_loss.model
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     parameters = list(trained.values())
-    ours = _Seen(*_ours(with_loss, documents, parameters))
+    ours = Seen(*_ours(with_loss, documents, parameters))
     own = (known or _Known()).of(model, documents, parameters)
     if not math.isfinite(own.loss):  # of weights that are no numbers, training itself tells
         return Gap(0.0, 0.0, 0.0, 0.0, "")
@@ -189,7 +149,7 @@ def measure(
     for seed in range(_TRIES if dtype != torch.float32 else 0):
         if not _on_any(model, gap.problem(dtype) is not None, max):
             break
-        noise = _Seen(*_own(model, documents, parameters, rounded=dtype, seed=seed))
+        noise = Seen(*_own(model, documents, parameters, rounded=dtype, seed=seed))
         gap = replace(
             gap,
             loss_noise=max(gap.loss_noise, own.loss_gap(noise)),
@@ -198,39 +158,24 @@ def measure(
     return gap
 
 
-@dataclass(frozen=True)
-class _Seen:
-    loss: float
-    gradients: list[torch.Tensor]
-
-    def loss_gap(self, other: _Seen) -> float:
-        return abs(other.loss - self.loss) / max(abs(self.loss), 1e-3)
-
-    def gradient_gap(self, other: _Seen) -> float:
-        total = math.sqrt(sum(float(gradient.norm()) ** 2 for gradient in self.gradients))
-        pairs = zip(self.gradients, other.gradients, strict=True)
-        apart = math.sqrt(sum(float((one - two).norm()) ** 2 for one, two in pairs))
-        return apart / total if total else math.inf if apart else 0.0
-
-
 class _Known:
     """Loss and gradients of documents in the untouched model: the shortest one is held against twice."""
 
     def __init__(self) -> None:
-        self._first: tuple[Tokens, _Seen] | None = None
+        self._first: tuple[Tokens, Seen] | None = None
 
-    def of(self, model: PeftModel, documents: Sequence[Tokens], parameters: list[Any]) -> _Seen:
+    def of(self, model: PeftModel, documents: Sequence[Tokens], parameters: list[Any]) -> Seen:
         """Return those of a pack: its first document's as they were if that is the one of the last time."""
         first, *rest = documents
         if self._first is None or self._first[0] is not first:
             self._first = None
-            self._first = first, _Seen(*_own(model, [first], parameters))
+            self._first = first, Seen(*_own(model, [first], parameters))
         seen = self._first[1]
         if not rest:
             return seen
-        more = _Seen(*_own(model, rest, parameters))
+        more = Seen(*_own(model, rest, parameters))
         sums = [one.add_(other) for one, other in zip(more.gradients, seen.gradients, strict=True)]
-        return _Seen(seen.loss + more.loss, sums)
+        return Seen(seen.loss + more.loss, sums)
 
 
 def _ours(

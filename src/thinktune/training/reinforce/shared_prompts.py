@@ -16,7 +16,8 @@ import torch
 from thinktune.data import Tokens
 from thinktune.models.untouched import computes_in, inner_model
 from thinktune.training.collator import PackedCollator
-from thinktune.training.fidelity import GRADIENT_BOUNDS, LOSS_BOUNDS, ROUNDED_GRADIENT, exact
+from thinktune.training.fidelity import exact
+from thinktune.training.gap import GRADIENT_BOUNDS, LOSS_BOUNDS, ROUNDED_GRADIENT
 from thinktune.training.model_with_loss import ModelWithLoss
 from thinktune.training.ranks import agree
 
