@@ -105,7 +105,7 @@ def test_long_reasoning_fills_its_steps_and_rows_of_text_have_their_length(tmp_p
 
 @pytest.mark.slow
 def test_no_item_is_lost_or_twice_where_a_server_has_faults_and_its_client_is_killed(tiny_model: Path) -> None:
-    said = run("endpoint.py", "--model", str(tiny_model), "--items", "40", "--kills", "2")
+    said = run("endpoint.py", "--model", str(tiny_model), "--items", "40", "--kills", "2", "--dtype", "float32")
     figures = dict(line.strip().rsplit(maxsplit=1) for line in said.splitlines() if line.startswith("  "))
     assert "2 kills" in said
     wrong = ("lost", "twice in result", "twice in journal", "errors", "other text")
