@@ -169,6 +169,19 @@ def test_layers_of_other_families_that_are_not_fused_take_what_they_took(sizes: 
     assert 18_000 / seconds == pytest.approx(rate, rel=0.1)
 
 
+def test_experts_take_what_qwen3_30b_with_attention_fused_took_on_an_h100() -> None:
+    from transformers import Qwen3MoeConfig
+
+    config = Qwen3MoeConfig(
+        hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
+        moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8, vocab_size=151936,
+    )  # fmt: skip
+    lora = parse_config({"lora": {"r": 16, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}})
+    cost = cost_model_of(lora, shape_of(config), card(80), width=2)
+    seconds = cost.seconds(Batch(3000, 3000, 2 * 1500**2), RecomputePolicy(("none",) * 48)) + cost.optimizer_seconds()
+    assert 3000 / seconds == pytest.approx(8_931, rel=0.1)
+
+
 def test_small_steps_without_graphs_take_as_long_as_their_kernels_take_to_start(shape: ModelShape) -> None:
     cost = replace(cost_on(shape), may_fuse=False)
     small, double, large = (

@@ -57,8 +57,8 @@ FUSED_PASSES = {"forward": {"hidden": 6, "q": 2, "kv": 2, "f": 3}, "backward": {
 # adapters': of a number that they take and of one that they give, by a node of ours; by PEFT's own linears, in float32;
 # and more of one that they take with dropout.
 PLAIN_BYTES = {
-    "forward": {"hidden": 84, "q": 29, "kv": 21, "f": 11},
-    "backward": {"hidden": 205, "q": 38, "kv": 47, "f": 22},
+    "forward": {"hidden": 84, "q": 29, "kv": 21, "f": 11, "experts": 7},
+    "backward": {"hidden": 205, "q": 38, "kv": 47, "f": 22, "experts": 18},
 }
 HEAD_NORM_BYTES = {"forward": 37, "backward": 85}  # of a number of queries or keys, where heads are normed
 NODE_BYTES = {"forward": (2, 4), "backward": (6, 4)}
@@ -190,7 +190,8 @@ class CostModel(MemoryModel):
     def _launching_seconds(self, level: str, chunks: int, start: float | None = None) -> float:
         uses = 2 * len(self.shape.linears) / self.shape.layers if self._unpacks else 0
         beside = LARGE_RANK_KERNELS if self.fused and not self.in_kernels else 0
-        kernels = KERNELS if self._ours else {**KERNELS, False: PEFT_KERNELS}
+        plain = PEFT_KERNELS if not self._ours or self.shape.experts else KERNELS[False]  # tokens are sorted by expert
+        kernels = {**KERNELS, False: plain}
         one = sum(
             (kernels[half] + UNPACKING_KERNELS[half] * uses + beside) * (start or LAUNCH_SECONDS[half]) / 2
             for half in self._fused_halves
@@ -254,7 +255,7 @@ class CostModel(MemoryModel):
         family = FUSED_MODELS.get(s.model_type)
         normed = attention * (s.q + s.kv) if family is not None and family.head_norms else 0
         widths = {"hidden": (attention + mlp) / 2 * s.hidden, "q": attention * s.q, "kv": attention * s.kv}
-        widths["f"] = mlp * s.intermediate
+        widths |= {"f": mlp * s.intermediate, "experts": mlp * s.expert_widths}
         by_pass = {}
         for name, times in (("forward", forwards), ("backward", 1)):
             taken, given = (NODE_BYTES if self._ours else PEFT_BYTES)[name]
