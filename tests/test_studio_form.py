@@ -189,7 +189,8 @@ def test_the_plan_is_shown_in_the_language_of_the_page(form: TrainingForm) -> No
     fields = _fields(load_config(QUICKSTART))
     shown = form.plan(in_chinese(), QUICKSTART, "new", *fields, "", "train.learning_rate=auto")
     assert latin(shown) <= {"GiB", "token", "llama", "CUDA", "graph"}, shown
-    assert "recomputing nothing" in form.plan(SimpleNamespace(headers={}), QUICKSTART, "new", *fields, "", "")
+    english: Any = SimpleNamespace(headers={})
+    assert "recomputing nothing" in form.plan(english, QUICKSTART, "new", *fields, "", "")
 
 
 def test_every_shipped_config_has_a_chinese_purpose() -> None:
