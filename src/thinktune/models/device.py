@@ -132,7 +132,7 @@ def free_memory(device: torch.device) -> int:
         ours = torch.cuda.memory_allocated(device)
         kept = torch.cuda.memory_reserved(device) - ours  # by the allocator, for what comes next
         allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - ours
-        return max(0, min(free + kept, allowed))
+        return int(max(0, min(free + kept, allowed)))
     return int(psutil.virtual_memory().available)
 
 
