@@ -12,7 +12,6 @@ from thinktune.planner.fused_models import FUSED_MODELS
 from thinktune.planner.hardware import Hardware
 from thinktune.planner.memory_model import (
     FILLED_UP,
-    FRAGMENTS,
     MASTER_BYTES,
     STATE_BYTES,
     WEIGHT_BYTES,
@@ -90,7 +89,7 @@ class CostModel(MemoryModel):
             return False
         parts = self.memory(batch, memory)
         beside = parts["activations"] + max(parts["logits"], parts["workspace"]) + self.beside_graphs(parts)
-        if (parts["peak"] + beside) * (1 + FRAGMENTS) > self.hardware.memory:
+        if self.with_fragments(parts["peak"] + beside) > self.hardware.memory:
             return False
         plain, graphed = (
             self._layer_seconds(batch, memory.levels[-1], memory.mlp_chunks, graphed=each) for each in (False, True)

@@ -31,7 +31,8 @@ WORK_HIDDEN = 5  # tensors of the hidden width that one fused layer's backward p
 PRODUCTS_SPACE = 32 * 2**20 + 2**16  # cuBLAS's own workspace
 CPU_RUNTIME = 0.7 * 2**30  # interpreter and libraries
 TOKENIZER_BYTES = 2000  # of a token in its vocabulary, in main memory
-FRAGMENTS = 0.04  # share of the peak lost to fragmentation
+FRAGMENTS = 0.04  # share of the peak lost to fragmentation, …
+FRAGMENTS_SPREAD = 0.08  # … and where the base is spread: 6% were too few for four GPUs and layers of a gigabyte
 
 
 @dataclass(frozen=True)
@@ -269,4 +270,8 @@ class MemoryModel:
 
     def fits(self, batch: Batch, memory: RecomputePolicy) -> bool:
         """Tell whether the device has memory for a batch, fragments allowed for."""
-        return self.memory(batch, memory)["peak"] * (1 + FRAGMENTS) <= self.hardware.memory
+        return self.with_fragments(self.memory(batch, memory)["peak"]) <= self.hardware.memory
+
+    def with_fragments(self, peak: float) -> float:
+        """Return the bytes that the device needs for a peak."""
+        return peak * (1 + (FRAGMENTS if self.kept == 1 else FRAGMENTS_SPREAD))
