@@ -40,11 +40,12 @@ from transformers import get_cosine_schedule_with_warmup, set_seed
 
 from thinktune.config import Config, Data, Format, Load, parse_config
 from thinktune.data import Prepared, Tokens, load_examples, prepare
-from thinktune.models import Loaded, load_model
+from thinktune.models import Loaded
 from thinktune.models.untouched import eval_mode
 from thinktune.notices import show_notices
 from thinktune.planner.pack_lengths import measure_packs
 from thinktune.training.adapter import adapter_to_train
+from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.collator import PackedCollator
 from thinktune.training.compiled_kernels import compile_kernels
 from thinktune.training.graphed_passes import GraphedPasses
@@ -89,7 +90,7 @@ def compare_rates(args: argparse.Namespace, pairs: Path) -> None:
     make_pairs(rows, pairs, args.sample)
     asked = [("sft", rows), ("dpo", str(pairs)), ("sft", "builtin:arithmetic")]
     kinds = dict.fromkeys(kind for kind in asked if kind[0] in args.methods.split(","))
-    loaded = load_model(args.model, load=config_for(args, "sft", rows, 8, 1).load)
+    loaded = BaseModelCache().take_model(config_for(args, "sft", rows, 8, 1))
     data = {source: prepare(config_for(args, method, source, 8, 1), loaded.chat) for method, source in kinds}
     powers = [math.log2(float(each)) for each in args.factors.split(",")] if args.factors else None
     grid = [Combination(*kind, rank, batch, powers) for kind in kinds for batch in numbers(args.batches)
