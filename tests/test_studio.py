@@ -693,7 +693,7 @@ def test_without_the_password_nothing_is_answered(pool: Pool, runs: Path) -> Non
             body: dict[str, Any] = {"data": [], "fn_index": 0, "session_hash": "page"}
             for path in ("run/predict", "queue/join", "upload", "call/x", "api/x"):
                 assert client.post(f"gradio_api/{path}", json=body).status_code == 401, path
-            for path in ("config", "gradio_api/info", "gradio_api/queue/data", "gradio_api/queue/status"):
+            for path in ("config", "gradio_api/info", "gradio_api/queue/data", "studio/versions"):
                 assert client.get(path, params={"session_hash": "page"}).status_code == 401, path
             for path in ("openapi.json", "docs", "gradio_api/runs", "monitoring/x", "gradio_api/vibe-code"):
                 assert client.get(path).status_code in (401, 403, 404), path
@@ -773,15 +773,20 @@ def test_the_first_model_is_loaded_when_a_page_is_there_or_nobody_comes(
 # memory
 
 
+def _is_refresh(component: dict[str, Any]) -> bool:
+    return bool(component["props"].get("elem_id") == "model-refresh")
+
+
 @pytest.mark.slow
 def test_pages_that_come_and_go_are_not_all_remembered(pool: Pool, runs: Path) -> None:
     server = open_page(Studio(pool, runs, may_train=False))
     try:
         with signed_in(server) as client:
             events = client.get("config").json()["dependencies"]
-            tick = next(each["id"] for each in events if not each["queue"] and each["targets"][0][1] == "tick")
+            refresh = next(each["id"] for each in client.get("config").json()["components"] if _is_refresh(each))
+            tick = next(each["id"] for each in events if each["targets"][0] == [refresh, "click"])
             for number in range(MOST_SESSIONS + 20):
-                body = {"data": [], "fn_index": tick, "session_hash": f"page{number}"}
+                body = {"data": [""], "fn_index": tick, "session_hash": f"page{number}"}
                 client.post("gradio_api/run/predict", json=body).raise_for_status()
         blocks = server._demo
         assert len(blocks.app.state_holder.session_data) <= MOST_SESSIONS

@@ -21,7 +21,7 @@ BOX = "#chat-question textarea"
 _LATE = """() => {
     const send = window.fetch;
     window.fetch = async (...request) => {
-        if (String(request[0]).includes("queue/join")) await new Promise((done) => setTimeout(done, 1000));
+        if (/queue.join|run.predict/.test(request[0])) await new Promise((done) => setTimeout(done, 1000));
         return send(...request);
     };
 }"""

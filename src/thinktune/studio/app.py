@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from thinktune.errors import MissingExtra, ThinktuneError, UsageError
 from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.studio.batch_jobs import MOST_BYTES
+from thinktune.studio.following import ADDRESS
 from thinktune.studio.gradio_setup import one_application, one_tls_context, prepare_gradio
+from thinktune.studio.once import Once
 from thinktune.studio.sign_in import Door
 
 if TYPE_CHECKING:
@@ -134,6 +136,9 @@ def open_page(
     """
     files = Path(tempfile.mkdtemp(prefix="thinktune-studio-"))
     prepare_gradio(files)
+    from starlette.middleware import Middleware
+    from starlette.routing import Route
+
     from thinktune.studio.page import build
     from thinktune.studio.translations import translations
 
@@ -158,7 +163,11 @@ def open_page(
                 footer_links=[],
                 run_history=False,  # or browsers keep every call: ratings, and conversations that were ended
                 i18n=translations(),
-                app_kwargs={"middleware": [_guard(host, share, files, door)], "openapi_url": None},
+                app_kwargs={
+                    "middleware": [_guard(host, share, files, door), Middleware(Once)],
+                    "routes": [Route(ADDRESS, studio.following.answer)],
+                    "openapi_url": None,
+                },
                 **appearance,
             )
     except OSError as error:

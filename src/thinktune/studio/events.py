@@ -8,6 +8,11 @@ from typing import Any
 
 import gradio as gr
 
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+"""Settings of events that are answered once: each by the answer to its own request, which is there or fails. Gradio's
+queue answers over a stream that all events of a page share, and with it lose (`following`)."""
+STREAMED: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+"""Settings of events that are answered bit by bit, for which there is nothing but the queue."""
 _FILL = """({sent, values}, ...now) => {
     const written = (value) => JSON.stringify(value ?? "");  // a box is null until the page has drawn it
     return now.map((value, at) =>

@@ -40,6 +40,11 @@ def duration(seconds: float, words: Words) -> str:
     return words("minutes", minutes=minutes, seconds=rest) if minutes else words("seconds", seconds=rest)
 
 
+def works(progress: Progress) -> bool:
+    """Return whether a run is being worked on."""
+    return progress.phase not in _KINDS
+
+
 def head(run: Run, progress: Progress, words: Words) -> str:
     """Render name, phase, bar, time left, and the error that ended it."""
     parts = [words(f"phase_{progress.phase}")]
@@ -49,8 +54,7 @@ def head(run: Run, progress: Progress, words: Words) -> str:
     if progress.seconds_left is not None:
         parts.append(words("left_over", time=duration(progress.seconds_left, words)))
     value = f' value="{progress.done}" max="{progress.total}"' if progress.done is not None and progress.total else ""
-    runs = progress.phase not in _KINDS
-    bar = f'<progress aria-label="{escape(parts[0])}"{value}></progress>' if runs else ""
+    bar = f'<progress aria-label="{escape(parts[0])}"{value}></progress>' if works(progress) else ""
     error = f'<p class="error" role="alert">{escape(words.problem(progress.error))}</p>' if progress.error else ""
     kind = _KINDS.get(progress.phase, "warn")
     may = {"failed": "resumable", "stopped": "resumable", "done": "whole", "trained": "whole", "swept": ""}

@@ -11,6 +11,7 @@ from pathlib import Path
 from thinktune.inference.engines.request_handle import RequestHandle
 from thinktune.studio.batch_jobs import Jobs
 from thinktune.studio.collecting_jobs import Collections
+from thinktune.studio.following import Following
 from thinktune.studio.known_answers import KnownAnswers
 from thinktune.studio.model_pool import Pool
 from thinktune.studio.training_jobs import Trainings
@@ -83,6 +84,7 @@ class Studio:
         self.may_train = may_train
         self.opened = threading.Event()
         self.sessions = Sessions()
+        self.following = Following()
         self.known = KnownAnswers(runs)
         self.jobs = Jobs(self.folder / "batch", pool)
         self.trainings = Trainings(runs, self.folder / "trainings", models=pool.names, data=data)

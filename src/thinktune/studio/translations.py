@@ -22,6 +22,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "并排对话、盲评、批量回答、观察并启动训练。",
     ),
     "loading": ("loading {name} …", "正在加载 {name} …"),
+    "unheard": (
+        "The studio does not answer. What you see is what it said last; asking again …",
+        "工作台没有回应。这里显示的是它最后的内容，正在重试 …",
+    ),
     # chat
     "chat": ("Chat", "对话"),
     "model": ("Model", "模型"),

@@ -16,6 +16,9 @@ from thinktune.files import write_text
 from thinktune.inference.profiles import PROFILES
 from thinktune.studio.answer_table import OUTCOMES, PAGE, AnswerTable, Row, counts, filtered, read_texts, render
 from thinktune.studio.batch_jobs import Job, check, faults, types_of
+from thinktune.studio.events import QUIET
+from thinktune.studio.follower import Follower
+from thinktune.studio.following import Version
 from thinktune.studio.known_answers import golds_of
 from thinktune.studio.markdown import plain
 from thinktune.studio.run_view import duration, table
@@ -79,25 +82,27 @@ class BatchTab:
             label=label("result_file"), interactive=False, visible=False, height=110, elem_id="batch-result",
             file_count="multiple",
         )  # fmt: skip
-        self.known = gr.State("")
-        self.timer = gr.Timer(1.5)
+        self._progress = Follower("batch")
+        self._studio.following.add("batch", self._version)
         self._connect()
 
     def _connect(self) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
         settings: list[Any] = [self.file, self.profile, self.budget]
         for changed in settings:
-            changed.change(self.check, settings, self.checked, **quiet)
+            changed.change(self.check, settings, self.checked, **QUIET)
         self.view = [self.job, self.kind, self.outcome, self.search, self.page]
-        told = [self.state, self.answers, self.result, self.known]
-        self.run.click(self.add, [*settings, self.models], [self.checked, self.job], **quiet)
-        self.job.change(self.types, self.job, self.kind, **quiet).then(self.tell, self.view, told, **quiet)
+        told = [self.state, self.answers, self.result]
+        self.run.click(self.add, [*settings, self.models], [self.checked, self.job], **QUIET)
+        self.job.change(self.types, self.job, self.kind, **QUIET).then(
+            self.tell, self.view, [*told, self._progress.mark], **QUIET
+        )
+        self._progress.choose(self.job)
+        self._progress.follow(self.tell, self.view, told)
         for changed in (self.kind, self.outcome, self.search, self.page):
-            changed.change(self.show_rows, self.view, self.answers, trigger_mode="always_last", **quiet)
-        self.stop.click(self.stop_job, self.job, None, **quiet)
-        self.go_on.click(self.go_on_with, self.job, None, **quiet)
-        self.save.click(self.save_rows, self.view, [self.result, self.remark], **quiet)
-        self.timer.tick(self.watch, [*self.view, self.known], told, **quiet)
+            changed.change(self.show_rows, self.view, self.answers, trigger_mode="always_last", **QUIET)
+        self.stop.click(self.stop_job, self.job, None, **QUIET)
+        self.go_on.click(self.go_on_with, self.job, None, **QUIET)
+        self.save.click(self.save_rows, self.view, [self.result, self.remark], **QUIET)
 
     def show(self) -> tuple[Any, ...]:
         """Fill the tab when the page opens. Outputs: jobs, models."""
@@ -147,27 +152,24 @@ class BatchTab:
         return gr.update(choices=[(Words(request)("any_type"), ""), *kinds], value="")
 
     def tell(
-        self, name: str | None, kind: str, outcome: Any, search: str, page: float, request: gr.Request
+        self, name: str | None, kind: str, outcome: Any, search: str, page: float, request: gr.Request, shown: str = ""
     ) -> tuple[Any, ...]:
         """Report the progress of a job, its answers so far, and its result files when they are there."""
         if not name:
             return "", "", gr.update(value=None, visible=False), ""
         words = Words(request)
         jobs = self._studio.jobs
-        job = jobs.get(name)
+        job, version = jobs.get(name), self._version(name)  # the older one of the two: what changes now is asked for
         rows = self._rows(job)
-        shown = render(filtered(rows, kind, outcome, search), self._short(job), int(page or 1) - 1, words)
+        table_of = render(filtered(rows, kind, outcome, search), self._short(job), int(page or 1) - 1, words)
         results = [_copy(result, f"{name}{'' if not at else f'-{at}'}.json") for at, result in jobs.results(name)]
         told = _line(job, jobs.done(name), jobs.seconds_left(name), words) + counts(rows, self._short(job), words)
-        return told, shown, gr.update(value=results or None, visible=bool(results)), self._key(job)
+        files = gr.update(value=results or None, visible=bool(results))
+        return self._progress.told([told, table_of, files], name, version.name, shown)
 
-    def watch(
-        self, name: str | None, kind: str, outcome: Any, search: str, page: float, known: str, request: gr.Request
-    ) -> tuple[Any, ...]:
-        """Do as `tell`, but only when something has changed."""
-        if not name or known == self._key(self._studio.jobs.get(name)):
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        return self.tell(name, kind, outcome, search, page, request)
+    def _version(self, name: str) -> Version:
+        job = self._studio.jobs.get(name)
+        return Version(f"{job.state} {self._studio.jobs.done(name)}", job.state == "running")
 
     def show_rows(
         self, name: str | None, kind: str, outcome: Any, search: str, page: float, request: gr.Request
@@ -235,9 +237,6 @@ class BatchTab:
 
     def _short(self, job: Job) -> list[str]:
         return [self._studio.pool.shown(model) for model in job.models]
-
-    def _key(self, job: Job) -> str:
-        return f"{job.name} {job.state} {self._studio.jobs.done(job.name)}"
 
 
 def _stem(job: str) -> str:

@@ -28,7 +28,7 @@ from thinktune.studio.conversations import (
     with_conversation,
     without_side,
 )
-from thinktune.studio.events import ending_in_silence, fill
+from thinktune.studio.events import QUIET, STREAMED, ending_in_silence, fill
 from thinktune.studio.formulas import LATEX
 from thinktune.studio.markdown import plain
 from thinktune.studio.state import Studio
@@ -140,8 +140,6 @@ class ChatTab:
     def _connect(self) -> None:
         asked = [self.conversation, self.first, self.second, self.tell_format, *self.sampling]
         shown = [self.returned, self.conversation, self.left, self.right, self.status]
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        own: dict[str, Any] = {**quiet, "concurrency_limit": None}
         keep = [self.keep, [self.conversation, self.kept], [self.kept, self.list]]
         for event, question in (
             (self.question.submit, self.question),
@@ -149,23 +147,25 @@ class ChatTab:
             *((example.click, example) for example in self.examples),
         ):
             # Several at once: those that come while an answer is written wait in line.
-            event(self.ask, [question, *asked], shown, trigger_mode="multiple", js=TAKE, **own).then(*keep, **own)
-        self.again.click(self.ask_again, asked, shown, **own).then(*keep, **own)
-        self.stop.click(self.stop_answers, None, None, queue=False, **quiet)
+            event(self.ask, [question, *asked], shown, trigger_mode="multiple", js=TAKE, **STREAMED).then(
+                *keep, **QUIET
+            )
+        self.again.click(self.ask_again, asked, shown, **STREAMED).then(*keep, **QUIET)
+        self.stop.click(self.stop_answers, None, None, **QUIET)
         self.returned.change(None, self.returned, None, js=GIVE_BACK, api_visibility="private")
-        self.edit.click(self.edit_question, self.conversation, shown, **own)
+        self.edit.click(self.edit_question, self.conversation, shown, **QUIET)
         opened = [*shown[1:], self.list]
         self.new.click(None, None, opened, js=BEGIN_ANEW, api_visibility="private")
-        self.new.click(self.forget, None, opened, **own)
-        self.list.input(self.open, [self.list, self.kept], shown[1:], **own)
-        self.delete.click(self.delete_conversation, [self.conversation, self.kept], [*opened, self.kept], **own)
+        self.new.click(self.forget, None, opened, **QUIET)
+        self.list.input(self.open, [self.list, self.kept], shown[1:], **QUIET)
+        self.delete.click(self.delete_conversation, [self.conversation, self.kept], [*opened, self.kept], **QUIET)
         told = [self.conversation, self.left, self.right, self.status]
-        self.left.clear(self.forget_left, [self.conversation, self.second], told, **own).then(*keep, **own)
-        self.right.clear(self.forget_right, [self.conversation, self.second], told, **own).then(*keep, **own)
+        self.left.clear(self.forget_left, [self.conversation, self.second], told, **QUIET).then(*keep, **QUIET)
+        self.right.clear(self.forget_right, [self.conversation, self.second], told, **QUIET).then(*keep, **QUIET)
         self.export.click(None, self.conversation, None, js=SAVE, api_visibility="private")
-        self.first.change(self._examples_of, self.first, self.examples, **own)
-        self.second.change(lambda name: gr.update(visible=bool(name)), self.second, self.right, **own)
-        fill(self.profile.change, lambda _, name: (self.take_profile(name),), [self.profile], self.sampling, **own)
+        self.first.change(self._examples_of, self.first, self.examples, **QUIET)
+        self.second.change(lambda name: gr.update(visible=bool(name)), self.second, self.right, **QUIET)
+        fill(self.profile.change, lambda _, name: (self.take_profile(name),), [self.profile], self.sampling, **QUIET)
 
     @property
     def filled(self) -> list[Any]:

@@ -10,6 +10,9 @@ import gradio as gr
 
 from thinktune.errors import ThinktuneError
 from thinktune.studio.collecting_jobs import Collecting, Order
+from thinktune.studio.events import QUIET
+from thinktune.studio.follower import Follower, digest
+from thinktune.studio.following import Version
 from thinktune.studio.markdown import plain
 from thinktune.studio.state import Studio
 from thinktune.studio.training_jobs import in_words
@@ -55,8 +58,8 @@ class CollectingForm:
             self.stop = gr.Button(label("stop"), elem_id="collect-stop")
         self.remark = gr.Markdown(elem_id="collect-remark", latex_delimiters=[])
         self.state = gr.HTML(elem_id="collect-state")
-        self.known = gr.State("")
-        self.timer = gr.Timer(1.0)
+        self._progress = Follower("collect", alone=True)
+        self._studio.following.add("collect", lambda _: self._version())
 
     def _data(self) -> list[str]:
         return ["builtin:arithmetic", *self._studio.trainings.data()]
@@ -66,14 +69,11 @@ class CollectingForm:
         return [self.rows, self.model, self.data, self.count, self.each, self.longest, self.pairs]
 
     def _connect(self, sources: gr.Dropdown) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
         fields = [field.change for field in self._inputs]
-        gr.on(fields, self.tell, self._inputs, [self.command, self.remark], trigger_mode="always_last", **quiet)
-        watched = [self.state, self.known, self.model, self.data, sources]
-        watch = {"fn": self.watch, "inputs": [self.known, sources], "outputs": watched, **quiet}
-        self.start.click(self.begin, self._inputs, self.remark, **quiet).then(**watch)
-        self.stop.click(self.end, None, self.remark, **quiet)
-        self.timer.tick(**watch)
+        gr.on(fields, self.tell, self._inputs, [self.command, self.remark], trigger_mode="always_last", **QUIET)
+        self.start.click(self.begin, self._inputs, self.remark, **QUIET)
+        self.stop.click(self.end, None, self.remark, **QUIET)
+        self._progress.follow(self.watch, [sources], [self.state, self.model, self.data, sources])
 
     def tell(self, request: gr.Request, *fields: Any) -> tuple[str, str]:
         """Return the command line of the form, or its errors."""
@@ -95,15 +95,17 @@ class CollectingForm:
             self._studio.collections.stop(newest.name)
         return ""
 
-    def watch(self, known: str, source: str | None, request: gr.Request) -> tuple[Any, ...]:
-        """Show the newest collection, where it has changed. Outputs: state, known, models, data, and `sources`."""
+    def _version(self) -> Version:
         newest = self._studio.collections.newest()
-        key = str(newest or "")
-        if key == known:
-            return tuple(gr.skip() for _ in range(5))
+        return Version(digest(str(newest or "")), newest is not None and newest.state == "running")
+
+    def watch(self, source: str | None, request: gr.Request, shown: str) -> tuple[Any, ...]:
+        """Show the newest collection. Outputs: state, models, data, `sources`, and the mark."""
+        version, newest = self._version(), self._studio.collections.newest()
         models, data = gr.update(choices=self._studio.pool.choices()), gr.update(choices=self._data())
         words = Words(request)
-        return _state(newest, words), key, models, data, self._refresh(source, words)
+        values = [_state(newest, words), models, data, self._refresh(source, words)]
+        return self._progress.told(values, "", version.name, shown)
 
 
 def _state(newest: Collecting | None, words: Words) -> str:

@@ -18,7 +18,7 @@ from thinktune.evaluation.ratings import Verdict
 from thinktune.evaluation.significance import Rate
 from thinktune.files import write_text
 from thinktune.inference.batch_file import BUILTIN, read_batch_file
-from thinktune.studio.events import ending_in_silence, fill
+from thinktune.studio.events import QUIET, STREAMED, ending_in_silence, fill
 from thinktune.studio.formulas import LATEX
 from thinktune.studio.markdown import plain, reply
 from thinktune.studio.run_view import table
@@ -159,33 +159,32 @@ class RateTab:
             self.prepared = gr.Markdown(elem_id="rate-prepared", latex_delimiters=[])
 
     def _connect(self) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
         pair = [
             self.progress, self.panel, self.verdicts, self.prompt, self.reference, self.left, self.right, self.comment,
             self.shown,
         ]  # fmt: skip
         asked = [self.rater, self.study, self.thinking, self.with_reference, self.skipped]
-        self.begin.click(self.show_next, asked, pair, js=_TAKE_COMMENT, **quiet)
-        self.begin.click(lambda rater: {"name": rater}, self.rater, self.rater_kept, **quiet)
-        self.begin.click(lambda: [], None, self.skipped, **quiet)
+        self.begin.click(self.show_next, asked, pair, js=_TAKE_COMMENT, **QUIET)
+        self.begin.click(lambda rater: {"name": rater}, self.rater, self.rater_kept, **QUIET)
+        self.begin.click(lambda: [], None, self.skipped, **QUIET)
         for shown in (self.thinking, self.with_reference):
-            shown.input(self.show_again, asked, pair, **quiet)
-        self.skip.click(self.put_off, [self.skipped, self.shown], self.skipped, **quiet).then(
-            self.show_next, asked, pair, js=_TAKE_COMMENT, **quiet
+            shown.input(self.show_again, asked, pair, **QUIET)
+        self.skip.click(self.put_off, [self.skipped, self.shown], self.skipped, **QUIET).then(
+            self.show_next, asked, pair, js=_TAKE_COMMENT, **QUIET
         )
-        self.delete.click(self.delete_study, self.study, [self.study, self.explained, *pair], **quiet)
+        self.delete.click(self.delete_study, self.study, [self.study, self.explained, *pair], **QUIET)
         fill(
             self.models.change, self._suggest_unless_named, [self.models, self.name, self.suggested], [self.name],
-            [self.suggested], **quiet,
+            [self.suggested], **QUIET,
         )  # fmt: skip
         for key, button in self.buttons.items():
             rate = self._rater_of(_VERDICTS[key])
-            button.click(rate, [*asked, self.comment, self.shown], pair, js=_TAKE_COMMENT, **quiet)
-        self.undo.click(self.take_back, asked, pair, **quiet)
-        self.show_results.click(self.tell_results, self.study, [self.results, self.count, self.file], **quiet)
+            button.click(rate, [*asked, self.comment, self.shown], pair, js=_TAKE_COMMENT, **QUIET)
+        self.undo.click(self.take_back, asked, pair, **QUIET)
+        self.show_results.click(self.tell_results, self.study, [self.results, self.count, self.file], **QUIET)
         making = [self.name, self.models, self.questions, self.seed, self.from_scores]
-        self.prepare.click(self.make, making, [self.prepared, self.study, self.explained], **quiet)
-        self.stop.click(self.stop_making, None, None, queue=False, show_progress="hidden", api_visibility="private")
+        self.prepare.click(self.make, making, [self.prepared, self.study, self.explained], **STREAMED)
+        self.stop.click(self.stop_making, None, None, **QUIET)
 
     def show(self, kept: Any) -> tuple[Any, ...]:
         """Fill the tab when the page opens. Boxes: rater; outputs: study, models, explanation."""
@@ -344,7 +343,7 @@ class RateTab:
                     if asking:
                         done = finished(folder, len(asking) - 1)
                         facts = words("preparing", model=asking[-1], done=done, total=total)
-                        yield plain(facts), gr.skip(), gr.skip()
+                        yield plain(facts, "said busy"), gr.skip(), gr.skip()
             if isinstance(outcome, ThinktuneError):
                 raise outcome
             found = names(self._folder)

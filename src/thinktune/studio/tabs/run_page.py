@@ -13,8 +13,12 @@ from thinktune.errors import ThinktuneError, UsageError
 from thinktune.notices import muted
 from thinktune.records import RunRecord, read_record
 from thinktune.studio import run_view
+from thinktune.studio.events import QUIET
+from thinktune.studio.follower import Follower, Mark, digest
+from thinktune.studio.following import Version
 from thinktune.studio.markdown import plain
 from thinktune.studio.model_pool import base_of
+from thinktune.studio.progress import Progress
 from thinktune.studio.state import Studio, download
 from thinktune.studio.tabs.curves import CURVES, curve, plot
 from thinktune.studio.training_jobs import Run
@@ -82,8 +86,8 @@ class RunPage:
         with gr.Accordion(label("log"), open=False, elem_id="run-log-box"):
             self.log = gr.Textbox(show_label=False, lines=6, max_lines=20, interactive=False, elem_id="run-log",
                                   label=label("log"))  # fmt: skip
-        self.known = gr.State("")
-        self.timer = gr.Timer(1.0)
+        self._progress = Follower("run")
+        self._studio.following.add("run", self._version)
 
     def _action(self, name: str, icon: str) -> gr.Button:
         return gr.Button(
@@ -94,64 +98,68 @@ class RunPage:
     def shown(self) -> list[Any]:
         return [
             self.head, self.log, *self.curves, self.rollouts, self.scores, self.facts, self.samples, self.data,
-            self.files, self.known,
+            self.files, self._progress.mark,
         ]  # fmt: skip
 
     def _connect(self) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-        self.name.change(self.tell, self.name, [self.remark, self.file, self.mask, *self.shown], **quiet)
+        self.name.change(self.tell, self.name, [self.remark, self.file, self.mask, *self.shown], **QUIET)
         self.name.change(None, self.name, None, js=_ADDRESS, api_visibility="private")
-        self.timer.tick(self.watch, [self.name, self.known], self.shown, **quiet)
+        self._progress.choose(self.name)
+        self._progress.follow(self.watch, [self.name], self.shown[:-1])
         self.show_mask.click(
-            self.tell_mask, self.name, [self.mask, self.mask_problem], **{**quiet, "show_progress": "full"}
+            self.tell_mask, self.name, [self.mask, self.mask_problem], **{**QUIET, "show_progress": "full"}
         )
-        self.report.click(self.write, self.name, [self.file, self.remark], **{**quiet, "show_progress": "full"})
+        self.report.click(self.write, self.name, [self.file, self.remark], **{**QUIET, "show_progress": "full"})
         for button, act in ((self.stop, "stop"), (self.score, "score"), (self.resume, "resume")):
-            button.click(self._act(act), self.name, self.remark, **quiet).then(
-                self.watch, [self.name, self.known], self.shown, **quiet
+            button.click(self._act(act), self.name, self.remark, **QUIET).then(
+                self.watch, [self.name, self._progress.mark], self.shown, **QUIET
             )
 
     def tell(self, name: str, request: gr.Request) -> tuple[Any, ...]:
         """Fill the page with a run. Outputs: remark, file, mask, and all that is shown."""
         return "", gr.update(value=None, visible=False), None, *self.fill(name, Words(request))
 
-    def watch(self, name: str, known: str, request: gr.Request) -> tuple[Any, ...]:
+    def watch(self, name: str, shown: str, request: gr.Request) -> tuple[Any, ...]:
         """Update what changes while a run works; everything when its phase has changed."""
+        nothing = tuple(gr.skip() for _ in self.shown)
         if not name:
-            return tuple(gr.skip() for _ in self.shown)
+            return nothing
         words = Words(request)
         try:
-            run, key, head = self._head(name, words)
+            run, progress, version = self._state(name)
         except UsageError:  # its folder was taken away
-            return tuple(gr.skip() for _ in self.shown)
-        if key == known:
-            return tuple(gr.skip() for _ in self.shown)
-        if run.sweeps or key.split()[0] != known.partition(" ")[0]:
-            return self.fill(name, words)
+            return nothing
+        before = Mark.read(shown)
+        if run.sweeps or before.of != name or before.version.split()[:1] != version.name.split()[:1]:
+            return self.fill(name, words, shown)
         log = _last_lines(self._studio.trainings.log(name))
         rest = [gr.skip()] * (len(self.shown) - 4 - len(self.curves))
-        rollouts = run_view.rollouts(run.folder, words)
-        return head, log, *(curve([run], name) for name in CURVES), rollouts, *rest, key
+        head = run_view.head(run, progress, words)
+        values = [head, log, *(curve([run], key) for key in CURVES), run_view.rollouts(run.folder, words), *rest]
+        return self._progress.told(values, name, version.name, shown)
 
-    def _head(self, name: str, words: Words) -> tuple[Run, str, str]:
+    def _version(self, name: str) -> Version | None:
+        return self._state(name)[2] if name else None
+
+    def _state(self, name: str) -> tuple[Run, Progress, Version]:
         trainings = self._studio.trainings
         run = trainings.get(name)
         progress = trainings.progress(run)
-        key = f"{progress.phase} {name} {progress.done} {round(progress.seconds_left or 0)} {progress.error}"
-        return run, key, run_view.head(run, progress, words)
+        state = digest([progress.done, round(progress.seconds_left or 0), progress.error, trainings.log(name)])
+        return run, progress, Version(f"{progress.phase} {state}", run_view.works(progress))
 
-    def fill(self, name: str, words: Words) -> tuple[Any, ...]:
-        """Return the values of all that is `shown`."""
+    def fill(self, name: str, words: Words, shown: str = "") -> tuple[Any, ...]:
+        """Return the values of all that is `shown`; those of a page that shows the run already where they differ."""
         if not name:
             return ("", "", *[gr.skip()] * len(self.curves), "", "", "", "", "", "", "")
         try:
-            run, key, head = self._head(name, words)
+            run, progress, version = self._state(name)
             folder = run.folder
             members = self._studio.trainings.members(name) if run.sweeps else []
             record = read_record(folder.record, RunRecord) if folder.is_trained else {}
             report = json.loads(folder.data_report.read_text("utf-8")) if folder.data_report.exists() else None
-            return (
-                head,
+            values = [
+                run_view.head(run, progress, words),
                 _last_lines(self._studio.trainings.log(name)),
                 *(curve([run], each) for each in CURVES),
                 run_view.rollouts(folder, words),
@@ -160,11 +168,12 @@ class RunPage:
                 run_view.changed(folder, words),
                 run_view.data_account(report, words) if report else "",
                 run_view.files_of(folder, words),
-                key,
-            )
+            ]
+            return self._progress.told(values, name, version.name, shown)
         except (ThinktuneError, OSError, ValueError, KeyError) as error:  # a record that somebody has damaged
             text = words.problem(error if isinstance(error, ThinktuneError) else f"{type(error).__name__}: {error}")
-            return (plain(text, "error"), "", *[gr.skip()] * len(self.curves), "", "", "", "", "", "", "")
+            values = [plain(text, "error"), "", *[gr.skip()] * len(self.curves), "", "", "", "", "", ""]
+            return self._progress.told(values, name, "damaged", shown)
 
     def _act(self, what: str) -> Any:
         def act(name: str, request: gr.Request) -> str:

@@ -9,6 +9,9 @@ from typing import Any
 import gradio as gr
 
 from thinktune.report.candidates import differing_settings, read_settings, read_summary
+from thinktune.studio.events import QUIET
+from thinktune.studio.follower import Follower, digest
+from thinktune.studio.following import Version
 from thinktune.studio.state import Studio
 from thinktune.studio.tabs.curves import CURVES, colors, curve, plot
 from thinktune.studio.tabs.run_page import RunPage
@@ -38,20 +41,20 @@ class RunsTab:
                 self.differences = gr.Dataframe(
                     interactive=False, show_label=False, elem_id="runs-differences", wrap=True
                 )
+            self._progress = Follower("runs", alone=True)
         with gr.Column(visible=False, elem_id="run-page") as self.page_column:
             self.page = RunPage(self._studio, self.run)
-        self.timer = gr.Timer(2.0)
+        self._studio.following.add("runs", lambda _: self._version())
         self._connect()
 
     def _connect(self) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
         self.run.change(
             lambda name: (gr.update(visible=not name), gr.update(visible=bool(name))), self.run,
-            [self.listing, self.page_column], **quiet,
+            [self.listing, self.page_column], **QUIET,
         )  # fmt: skip
-        self.table.select(self.choose, None, self.run, **quiet)
-        self.chosen.change(self.tell, self.chosen, [self.legend, *self.curves, self.differences], **quiet)
-        self.timer.tick(self.watch, [self.run, self.chosen], [self.table, *self.curves], **quiet)
+        self.table.select(self.choose, None, self.run, **QUIET)
+        self.chosen.change(self.tell, self.chosen, [self.legend, *self.curves, self.differences], **QUIET)
+        self._progress.follow(self.watch, [self.chosen], [self.table, *self.curves])
 
     def show(self, request: gr.Request) -> tuple[Any, ...]:
         """Fill the tab when the page opens, with the run that its address names. Outputs: table, chosen runs, the run,
@@ -90,15 +93,16 @@ class RunsTab:
             _differences(runs, Words(request)),
         )
 
-    def watch(self, run: str, chosen: list[str], request: gr.Request) -> tuple[Any, ...]:
-        """Update the table and the curves during a training."""
-        if run:  # the page of a run watches itself
-            return tuple(gr.skip() for _ in range(1 + len(CURVES)))
-        everything = self._studio.trainings.all()
-        table = _table(everything, Words(request))
-        if not any(each.state == "training" for each in self._runs(chosen)):
-            return (table, *[gr.skip()] * len(CURVES))
-        return (table, *(curve(self._runs(chosen), key) for key in CURVES))
+    def _version(self) -> Version:
+        runs = self._studio.trainings.all()
+        state = digest(_table(runs, Words(None))["data"])
+        return Version(state, any(run.state == "training" for run in runs))
+
+    def watch(self, chosen: list[str], request: gr.Request, shown: str) -> tuple[Any, ...]:
+        """Update the table and the curves."""
+        version, runs = self._version(), self._runs(chosen)
+        table = _table(self._studio.trainings.all(), Words(request))
+        return self._progress.told([table, *(curve(runs, key) for key in CURVES)], "", version.name, shown)
 
     def _runs(self, chosen: Sequence[str]) -> list[Run]:
         known = {run.name: run for run in self._studio.trainings.all()}

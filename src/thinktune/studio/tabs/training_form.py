@@ -14,7 +14,7 @@ from thinktune.config.shipped import shipped_configs
 from thinktune.errors import ThinktuneError, UsageError
 from thinktune.notices import muted
 from thinktune.studio import run_view
-from thinktune.studio.events import fill
+from thinktune.studio.events import QUIET, fill
 from thinktune.studio.markdown import plain
 from thinktune.studio.page_script import in_browser
 from thinktune.studio.state import Studio
@@ -145,31 +145,30 @@ class TrainingForm:
         return [self.name, *self.inputs[2:-2]]
 
     def _connect(self) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-        fill(self.config.input, self.fill, [self.config], self.filled[1:], [self.source], **quiet)
+        fill(self.config.input, self.fill, [self.config], self.filled[1:], [self.source], **QUIET)
         self.method.change(
             lambda method: (gr.update(visible=method == "grpo"), gr.update(visible=method == "dpo")), self.method,
-            [self.grpo, self.dpo], **quiet,
+            [self.grpo, self.dpo], **QUIET,
         )  # fmt: skip
         self.file.upload(None, None, self.refusal, js=in_browser("reading_rows"), api_visibility="private")
         fill(
             self.file.upload, self.take_file, [self.file, self.model], self.filled,
-            [self.source, self.config, self.refusal], **quiet,
+            [self.source, self.config, self.refusal], **QUIET,
         )  # fmt: skip
-        self.file.clear(lambda: "", None, self.refusal, **quiet)
+        self.file.clear(lambda: "", None, self.refusal, **QUIET)
         # One event for all fields, and its last word holds: an answer to an earlier state must not come after it.
         changes = [field.change for field in self.inputs]
         told = [self.command, self.yaml, self.problem]
-        gr.on(changes, self.tell, self.inputs, told, trigger_mode="always_last", **quiet)
+        gr.on(changes, self.tell, self.inputs, told, trigger_mode="always_last", **QUIET)
         gr.on(
             [
                 self.config.change, self.method.change, self.model.blur, self.steps.change, self.rank.change,
                 self.source.change,
             ],
-            self.plan_nearby, self.inputs, self.memory, trigger_mode="always_last", **quiet,
+            self.plan_nearby, self.inputs, self.memory, trigger_mode="always_last", **QUIET,
         )  # fmt: skip
-        self.estimate.click(self.plan, self.inputs, self.memory, **{**quiet, "show_progress": "full"})
-        self.look.click(self.show_data, self.inputs, self.preview, **{**quiet, "show_progress": "full"})
+        self.estimate.click(self.plan, self.inputs, self.memory, **{**QUIET, "show_progress": "full"})
+        self.look.click(self.show_data, self.inputs, self.preview, **{**QUIET, "show_progress": "full"})
 
     def started(self, show: Callable[[str, Words], tuple[Any, ...]], tabs: gr.Tabs, outputs: list[Any]) -> None:
         """Show each training that is started, on the tab of runs: `show` fills `outputs` with it."""
@@ -183,10 +182,7 @@ class TrainingForm:
             return act
 
         for button, score in ((self.start, False), (self.start_scored, True)):
-            button.click(
-                begin(score=score), self.inputs, [self.problem, tabs, *outputs],
-                show_progress="hidden", api_visibility="private", concurrency_limit=None,
-            )  # fmt: skip
+            button.click(begin(score=score), self.inputs, [self.problem, tabs, *outputs], **QUIET)
 
     def show(self, request: gr.Request) -> tuple[Any, ...]:
         """Fill the form when the page opens. Boxes: a name that is free; outputs: configs, data sources."""
