@@ -12,7 +12,9 @@ of that; `left`, as a part of all that the best rate has learned; `valley` the r
 the best one and its neighbours.
 
 A combination is printed, and written to --json, as soon as it is known. None is begun that would end after --seconds;
-further seeds come when every combination has its first.
+further seeds come when every combination has its first. Whether a difference is the seed's shows in the losses of each:
+
+    python bench/rates.py --rows TRAIN.jsonl --methods sft --factors 0.5,1,2 --first-seed 1 --seeds 2
 """
 
 from __future__ import annotations
@@ -38,11 +40,12 @@ from transformers import get_cosine_schedule_with_warmup, set_seed
 
 from thinktune.config import Config, Data, Format, Load, parse_config
 from thinktune.data import Prepared, Tokens, load_examples, prepare
-from thinktune.models import Loaded, load_model
+from thinktune.models import Loaded
 from thinktune.models.untouched import eval_mode
 from thinktune.notices import show_notices
 from thinktune.planner.pack_lengths import measure_packs
 from thinktune.training.adapter import adapter_to_train
+from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.collator import PackedCollator
 from thinktune.training.compiled_kernels import compile_kernels
 from thinktune.training.graphed_passes import GraphedPasses
@@ -70,7 +73,9 @@ def main() -> None:
     cli.add_argument("--steps", type=int, default=120)
     cli.add_argument("--pair-steps", type=int, default=60)
     cli.add_argument("--sample", type=int, default=2000, help="rows of each data source")
+    cli.add_argument("--factors", help="of auto's rate, the same for each combination, in place of the search")
     cli.add_argument("--seeds", type=int, default=1)
+    cli.add_argument("--first-seed", type=int, default=0)
     cli.add_argument("--seconds", type=float, default=math.inf)
     cli.add_argument("--json", type=Path, help="writes every loss")
     args = cli.parse_args()
@@ -85,20 +90,21 @@ def compare_rates(args: argparse.Namespace, pairs: Path) -> None:
     make_pairs(rows, pairs, args.sample)
     asked = [("sft", rows), ("dpo", str(pairs)), ("sft", "builtin:arithmetic")]
     kinds = dict.fromkeys(kind for kind in asked if kind[0] in args.methods.split(","))
-    loaded = load_model(args.model, load=config_for(args, "sft", rows, 8, 1).load)
+    loaded = BaseModelCache().take_model(config_for(args, "sft", rows, 8, 1))
     data = {source: prepare(config_for(args, method, source, 8, 1), loaded.chat) for method, source in kinds}
-    grid = [Combination(*kind, rank, batch) for kind in kinds for batch in numbers(args.batches)
+    powers = [math.log2(float(each)) for each in args.factors.split(",")] if args.factors else None
+    grid = [Combination(*kind, rank, batch, powers) for kind in kinds for batch in numbers(args.batches)
             for rank in numbers(args.ranks)]  # fmt: skip
     print(f"{len(grid)} combinations, {args.steps} steps each (dpo {args.pair_steps}), on {loaded.device.type}; "
           f"ready in {time.monotonic() - began:.0f} s\n{HEADING}", flush=True)  # fmt: skip
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for each in grid:
             start = time.monotonic()
             if start - began + longest[each.method] > args.seconds:
                 continue
             config = config_for(args, each.method, each.source, each.rank, each.batch)
             steps = args.steps if each.method == "sft" else args.pair_steps
-            sweep(each, config, loaded, data[each.source], steps, seed)
+            sweep(each, config, loaded, data[each.source], steps, seed, seed - args.first_seed)
             longest[each.method] = max(longest[each.method], time.monotonic() - start)
             gc.collect()
             if torch.cuda.is_available():
@@ -153,6 +159,7 @@ class Combination:
     """A method and its data, a rank, and a number of rows or pairs a step.
 
     Attributes:
+        powers: of two, of auto's rate, that are tried; None: those that the search comes to.
         base: the loss before training.
         losses: by power of two of auto's rate, one a seed.
     """
@@ -161,23 +168,25 @@ class Combination:
     source: str
     rank: int
     batch: int
+    powers: list[float] | None = None
     auto: float = math.nan
     base: float = math.nan
-    losses: dict[int, list[float]] = field(default_factory=dict)
+    losses: dict[float, list[float]] = field(default_factory=dict)
 
-    def next_power(self, seed: int) -> int | None:
-        """Return the power to try next: those of the first seed again, or until the best lies between two others."""
-        if seed:
-            return next((power for power, losses in self.losses.items() if len(losses) <= seed), None)
+    def next_power(self, known: int) -> float | None:
+        """Return the power to try next, after so many seeds: the first seed's again, or until the best lies between
+        two others."""
+        if known or self.powers:
+            return next((at for at in self.powers or self.losses if len(self.losses.get(at, [])) <= known), None)
         if not self.losses:
             return 0
         best = self.best()
         return next((at for at in (best + 1, best - 1) if at not in self.losses and abs(at) <= MOST), None)
 
-    def means(self) -> dict[int, float]:
+    def means(self) -> dict[float, float]:
         return {power: fmean(losses) for power, losses in sorted(self.losses.items())}
 
-    def best(self) -> int:
+    def best(self) -> float:
         means = self.means()
         return min(means, key=means.__getitem__)
 
@@ -214,7 +223,9 @@ HEADING = (
 )
 
 
-def sweep(combination: Combination, config: Config, loaded: Loaded, data: Prepared, steps: int, seed: int) -> None:
+def sweep(
+    combination: Combination, config: Config, loaded: Loaded, data: Prepared, steps: int, seed: int, known: int
+) -> None:
     """Train the combination at one rate after another, from one adapter and through one set of CUDA graphs."""
     packs = measure_packs(data.train, data.packs)
     set_seed(seed)
@@ -237,7 +248,7 @@ def sweep(combination: Combination, config: Config, loaded: Loaded, data: Prepar
         apart = [list(range(at, min(at + AT_ONCE, len(data.held_out)))) for at in range(0, len(data.held_out), AT_ONCE)]
         held_out = [passes.moved(data.held_out, documents) for documents in apart]
         combination.auto, combination.base = plan.rate.value, passes.loss_of(held_out)
-        while (power := combination.next_power(seed)) is not None:
+        while (power := combination.next_power(known)) is not None:
             with torch.no_grad():
                 for parameter, first in zip(with_loss.trained, start, strict=True):
                     parameter.copy_(first)

@@ -41,11 +41,12 @@ from thinktune.evaluation.evaluate import Summary, evaluate_data
 from thinktune.evaluation.significance import compare, sentence
 from thinktune.inference.engines import Opened
 from thinktune.inference.engines.hf.engine import TransformersEngine
-from thinktune.models import Loaded, load_model
+from thinktune.models import Loaded
 from thinktune.models.untouched import eval_mode
 from thinktune.notices import show_notices
 from thinktune.planner.pack_lengths import measure_packs
 from thinktune.training.adapter import adapter_to_train
+from thinktune.training.base_model_cache import BaseModelCache
 from thinktune.training.compiled_kernels import compile_kernels
 from thinktune.training.graphed_passes import GraphedPasses
 from thinktune.training.model_with_loss import ModelWithLoss
@@ -146,7 +147,7 @@ def compare_recipes(args: argparse.Namespace) -> None:
     began, lines = time.monotonic(), list[dict[str, Any]]()
     fields = [Field("rows", args.rows[0], args.rows[1], asked=False)] if args.rows else []
     fields.append(Field("built-in", "builtin:arithmetic", "builtin:arithmetic", asked=True))
-    loaded = load_model(args.model, load=config_for(args, fields[0], RANK).load)
+    loaded = BaseModelCache().take_model(config_for(args, fields[0], RANK))
     for of in fields:
         of.rows = prepare(config_for(args, of, RANK), loaded.chat).train
         tests = {"source": of.test, "sample": args.tests, "split": "test"}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import pickle
+import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +41,7 @@ def packed(cases: Any) -> str:
         ADDS,
         "import sys\nfor line in sys.stdin:\n    print(sum(map(int, line.split())))",
         "print(sum(map(int, open(0).read().split())))",
+        "print(sum(map(int, open('/dev/stdin').read().split())), file=open('/dev/stdout', 'w'))",
         "import os\nos.write(1, str(sum(map(int, os.read(0, 99).split()))).encode())",
         "def main():\n    print(sum(map(int, input().split())))\n\nif __name__ == '__main__':\n    main()",
         "import threading\nt = threading.Thread(target=lambda: print(sum(map(int, input().split()))))\nt.start()",
@@ -140,6 +144,24 @@ def test_a_program_without_end_is_ended(program: str, fault: str) -> None:
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the system does not tell who waits")
+def test_a_program_that_waits_for_a_processor_is_given_its_time() -> None:
+    """Ten processes share a processor, so that a second of work takes about ten; two are allowed by the clock."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(9)]
+    try:
+        work = "import time\nwhile time.process_time() < 1: pass\nprint('done')"
+        assert run_program(work, "", Limits(cpu_seconds=4, seconds=2)).output == "done\n"
+        waits = run_program("import time\ntime.sleep(60)", "", Limits(cpu_seconds=4, seconds=2))
+        assert (waits.fault, waits.unsaid) == ("did not end within 2 s", False)
+    finally:
+        for each in others:
+            each.kill()
+            each.wait()
+        os.sched_setaffinity(0, allowed)
+
+
 def test_what_a_program_starts_does_not_outlive_it_or_hold_it_up() -> None:
     started = time.monotonic()
     ran = run_program("import os, time\nprint('a', flush=True)\nif os.fork() == 0: time.sleep(30)", "")
@@ -193,6 +215,33 @@ def test_a_function_is_called_with_a_livecodebench_row_s_arguments(body: str, ou
     if outcome == "right":
         plain = "def rotate(items, by):\n    return items[-by:] + items[:-by] if by else items\n"
         assert score(plain, ROTATE).outcome == "right"
+
+
+SOLUTION = "class Solution:\n    def rotate(self, items, by):\n        {}\n"
+RIGHT = SOLUTION.format("return items[-by:] + items[:-by] if by else items")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "outcome"),
+    [
+        ([SOLUTION.format("return items"), RIGHT], "right"),  # corrected: as published, the last piece counts
+        ([RIGHT, SOLUTION.format("return items")], "wrong"),
+        ([SOLUTION.format("pass"), RIGHT], "right"),  # the frame that was given
+        ([RIGHT, SOLUTION.format("...")], "right"),
+        ([RIGHT, "print(Solution().rotate([1], 0))\n"], "right"),
+    ],
+)
+def test_the_last_piece_with_the_function_is_the_program(pieces: list[str], outcome: str) -> None:
+    assert score("\nor\n".join(f"```python\n{piece}```" for piece in pieces), ROTATE).outcome == outcome
+
+
+@pytest.mark.parametrize("kind", ["@staticmethod", "@classmethod", "@functools.cache"])
+def test_a_method_of_any_kind_may_be_called_as_a_method_of_values_is(kind: str) -> None:
+    first = {"@staticmethod": "", "@classmethod": "cls, "}.get(kind, "self, ")
+    program = f"import functools\nclass Solution:\n    {kind}\n    def add({first}a, b):\n        return a + b\n"
+    gold = {"input_output": {"inputs": ["1\n2"], "outputs": ["3"], "fn_name": "add"}}
+    assert score(program, gold).outcome == "right"
+    assert score(program.replace("+", "-"), gold).outcome == "wrong"
 
 
 @pytest.mark.parametrize("name", ["count", "index", "rotate", "sort", "isEmpty"])

@@ -20,6 +20,8 @@ from thinktune.evaluation.suites import BenchmarkScores
 from thinktune.files import write_json_lines
 from thinktune.records import read_records
 from thinktune.report.compare import Comparison, compare, sentences
+from thinktune.report.first_screen import headline
+from thinktune.report.translations import in_chinese
 from thinktune.studio.study import study_of_scores
 from thinktune.tags import INSTRUCTION
 
@@ -123,12 +125,78 @@ def test_what_would_settle_a_comparison_is_said(tmp_path: Path) -> None:
     (pair,) = comparison.pairs
     assert (pair.verdict, pair.needed and pair.needed.problems) == ("not known", 23)
     assert list(sentences(comparison)) == [
-        "run is 13.3 points above base, which may be luck: they cannot be told apart (95% interval 3.3 to 26.7; "
+        "run is 13.3 points above base, which may be luck: they cannot be told apart (95% interval -0.5 to 25.5; "
         "p = 0.125; 30 problems); 23 more problems would show a difference of 13.3 points"
     ]
     assert comparison.as_dict()["differences"][0]["verdict"] == "not known"
     (settled,) = compare([write_run(tmp_path / "other", tuned="r" * 30, base="w" * 30)]).pairs
     assert (settled.verdict, settled.needed) == ("better", None)
+
+
+def test_what_would_settle_one_of_many_comparisons_counts_their_number(tmp_path: Path) -> None:
+    # One of these alone would be real. Beside the others it is not, and a single problem more would not change that.
+    runs = [write_run(tmp_path / name, tuned="r" * right + "w" * (60 - right)) for name, right in NEAR.items()]
+    (alone,) = compare([runs[0], runs[-1]]).pairs
+    assert alone.real
+    (pair,) = (each for each in compare(runs).pairs if {each.first, each.second} == {"a", "d"})
+    assert not pair.real
+    assert pair.needed is not None
+    assert pair.needed.problems is not None
+    assert pair.needed.problems > 20
+
+
+NEAR = {"a": 20, "b": 21, "c": 21, "d": 27}
+
+
+def test_the_test_that_was_used_is_named_and_so_are_other_samplings_and_scorers(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, tuned="rrrw" * 5, base="w" * 20) for name in ("a", "b")]
+    rewrite(runs[1], "rrrw" * 5, sample=lambda row: row % 2, prompt=lambda row: f"What is {(row + 1) // 2}?",
+            reference=lambda row: str((row + 1) // 2))  # fmt: skip
+    for run, changes in zip(runs, ({}, {"temperature": 0.8, "n": 2}), strict=True):
+        file = run / "eval/tuned/summary.json"
+        sampling = {"n": 1, "temperature": 0.0, "top_p": 1.0, "max_tokens": 64, "think_budget": None, **changes}
+        file.write_text(
+            json.dumps(json.loads(file.read_text()) | {"sampling": sampling, "scorer": f"math {len(changes)}"})
+        )
+    comparison = compare(runs)
+    said = list(sentences(comparison))
+    assert any("exact McNemar test or randomisation test, p adjusted" in each for each in said)
+    assert [note for note in comparison.notes if "other s" in note] == [
+        "a and b were asked with other settings: n 1 and 2, temperature 0.0 and 0.8",
+        "a and b were scored by other scorers: math 0 and math 2",
+    ]
+    assert all(in_chinese(each) for each in said)
+
+
+def test_a_model_whose_completions_failed_is_not_worse_for_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", tuned="r" * 20, base="w" * 20)
+    write_scores(run / "eval/base", "w" * 20, error=lambda row: "the server is gone" if row > 1 else None)
+    comparison = compare([run])
+    assert [pair.difference.n for pair in comparison.pairs] == [1]
+    assert comparison.pairs[0].verdict == "not known"
+    assert comparison.notes[0] == "19 completions of base failed: they are left out of the comparisons"
+    assert in_chinese(comparison.notes[0])
+
+
+def test_problems_that_are_enough_for_the_smallest_difference_are_said_to_be(tmp_path: Path) -> None:
+    said = list(sentences(compare([write_run(tmp_path / "a", tuned="r" + "w" * 999, base="w" * 1000)])))
+    assert said[0].endswith(
+        "; 1,000 problems); so many would have shown a difference of 1.0 points, four times in five"
+    )
+    assert "五次中有四次" in str(in_chinese(said[0]))
+
+
+def test_the_first_sentence_has_the_shares_of_the_problems_that_both_were_given(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", tuned="r" * 20 + "w" * 80, base="w" * 10 + "r" * 10)
+    said = headline(compare([run], ["tuned"]))
+    assert said["en"].startswith("Better: tuned has 100.0% of 20 problems right, base 50.0% (+50.0 points")
+    assert said["zh"].startswith("更好：20 道题中，tuned 答对 100.0%，base 答对 50.0%")
+    others = rewrite(write_run(tmp_path / "b", tuned="r", base="rw"), "r", prompt=lambda row: "Another?")
+    assert headline(compare([others], ["tuned"]))["en"] == (
+        "tuned has 100.0% of 1 problems right, base 50.0% of 2: not compared."
+    )
+    shutil.rmtree(run / "eval" / "tuned")
+    assert headline(compare([run], ["tuned"]))["en"] == "Trained; not scored yet."
 
 
 def test_benchmarks_are_better_worse_or_not_known(tmp_path: Path) -> None:

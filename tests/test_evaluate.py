@@ -74,6 +74,7 @@ def test_the_summary_file_holds_the_rates_and_their_intervals(tmp_path: Path) ->
     assert (written["format_rate"], written["accuracy"], written["accuracy_lenient"]) == (0.6, 0.5, 0.7)
     assert written["accuracy_interval"] == [summary.strict.low, summary.strict.high]
     assert (written["n"], written["told_format"]) == (10, False)
+    assert (written["sampling"]["temperature"], "seed" in written["sampling"]) == (0.0, False)
 
 
 def test_only_a_model_that_was_not_trained_for_the_format_is_told_it(tmp_path: Path) -> None:

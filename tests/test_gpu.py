@@ -73,11 +73,12 @@ def test_a_training_over_any_base_is_fused_learns_and_keeps_its_adapter_in_float
     assert losses[-1] < losses[0] - 0.1
     assert {weight.dtype for weight in adapter_of(run).values()} == {torch.float32}
     ids = torch.arange(3, 60, device=DEVICE)[None]
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).to(DEVICE)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(DEVICE)
     plain = base(ids).logits
     tuned = PeftModel.from_pretrained(base, run / "adapter")(ids).logits
-    merged = load_model(run, load=Load(**BFLOAT16)).model(ids).logits
-    assert (merged - tuned).norm() < 0.05 * (tuned - plain).norm()
+    # In bfloat16 a single position may be 16% from float32 in either of them.
+    merged = load_model(run, load=Load(dtype="float32", device=DEVICE)).model(ids).logits
+    assert (merged - tuned).norm() < 1e-3 * (tuned - plain).norm()
 
 
 @pytest.mark.parametrize("family", sorted(FUSED_FAMILIES))

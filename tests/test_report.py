@@ -222,8 +222,8 @@ def test_damaged_figures_of_a_harness_are_named(run: Path, content: str) -> None
         (
             "r" * 30,
             "w" * 30,
-            "Better: tuned has 100.0% of 30 problems right, base 0.0% (+100.0 points, 95% interval +88.6 to +100.0).",
-            "更好：30 道题中，tuned 答对 100.0%，base 答对 0.0%（+100.0 个百分点，95% 区间 +88.6 至 +100.0）。",
+            "Better: tuned has 100.0% of 30 problems right, base 0.0% (+100.0 points, 95% interval +77.3 to +100.0).",
+            "更好：30 道题中，tuned 答对 100.0%，base 答对 0.0%（+100.0 个百分点，95% 区间 +77.3 至 +100.0）。",
         ),
         (
             "w" * 30,

@@ -7,8 +7,9 @@ import random
 from itertools import combinations
 from statistics import fmean, stdev
 
+import numpy as np
 import pytest
-from scipy.stats import binomtest, permutation_test
+from scipy.stats import binomtest, permutation_test, sem, t
 from scipy.stats import bootstrap as scipy_bootstrap
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -100,11 +101,47 @@ def test_two_models_are_compared_on_the_problems_they_share() -> None:
         compare({1: 1.0}, {2: 1.0})
 
 
-@pytest.mark.parametrize(("first", "second", "low", "high"), [(0, 0, -0.49, 0.49), (0, 1, 0.51, 1), (1, 0, -1, -0.51)])
+@pytest.mark.parametrize(("first", "second", "low", "high"), [(0, 0, -0.49, 0.49), (0, 1, 0.02, 1), (1, 0, -1, -0.02)])
 def test_few_problems_that_all_came_out_alike_are_no_proof(first: int, second: int, low: float, high: float) -> None:
     difference = compare(dict.fromkeys(range(4), float(first)), dict.fromkeys(range(4), float(second)))
     assert (difference.low, difference.high) == pytest.approx((low, high), abs=0.001)
     assert not difference.real
+    halves = compare(dict.fromkeys(range(4), 0.5), dict.fromkeys(range(4), 0.5))
+    assert (halves.low, halves.high) == pytest.approx((-0.49, 0.49), abs=0.001)  # several completions, equal means
+    assert compare({1: 0.0}, {1: 1.0}).low < 0  # one problem
+
+
+@pytest.mark.parametrize("gained", range(1, 6))
+def test_fewer_than_six_pairs_that_differ_have_an_interval_about_nothing(gained: int) -> None:
+    difference = compare(dict.fromkeys(range(30), 0.0), {at: float(at < gained) for at in range(30)})
+    assert not difference.real
+    assert difference.low < 0.02 < difference.high
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_a_few_means_have_students_interval(count: int) -> None:
+    values = [0.1 * random.Random(seed).random() + 0.2 for seed in range(count)]
+    difference = compare(dict.fromkeys(range(count), 0.2), {at: 0.2 + each for at, each in enumerate(values)})
+    expected = t.interval(0.95, count - 1, fmean(values), sem(values))
+    assert (difference.low, difference.high) == pytest.approx([max(-1, expected[0]), min(1, expected[1])], abs=1e-3)
+
+
+def test_a_tie_of_thirds_is_a_tie() -> None:
+    difference = compare({1: 1 / 3, 2: 1 / 3}, {1: 2 / 3, 2: 0.0})
+    assert (difference.value, difference.gained, difference.lost) == (0, 1, 1)
+    assert "cannot be told apart (95% interval" in sentence(difference)
+
+
+@pytest.mark.parametrize(("gains", "losses", "problems"), [(0.02, 0.01, 30), (0.2, 0.1, 20), (0.05, 0.05, 100)])
+def test_intervals_of_right_and_wrong_hold_the_true_difference(gains: float, losses: float, problems: int) -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for gained, lost, _ in generator.multinomial(problems, [gains, losses, 1 - gains - losses], size=400):
+        second = {at: float(at < gained) for at in range(problems)}
+        first = {at: float(gained <= at < gained + lost) for at in range(problems)}
+        difference = compare(first, second)
+        held += difference.low <= gains - losses <= difference.high
+    assert held >= 0.94 * 400
 
 
 def test_scores_between_right_and_wrong_are_compared_by_randomisation() -> None:
@@ -124,7 +161,7 @@ def test_the_randomisation_test_agrees_with_scipys() -> None:
 
 def test_a_difference_is_put_into_words() -> None:
     worse = compare(dict.fromkeys(range(40), 1.0), {n: float(n > 9) for n in range(40)})
-    assert sentence(worse).startswith("tuned is worse than base by 25.0 points (95% interval 12.5 to 37.5; p = 0.002")
+    assert sentence(worse).startswith("tuned is worse than base by 25.0 points (95% interval 10.1 to 37.5; p = 0.002")
     luck = compare(dict.fromkeys(range(9), 0.0), {n: float(n < 2) for n in range(9)})
     assert "tuned is 22.2 points above base, which may be luck" in sentence(luck)
     assert "may be luck" in sentence(worse, p=0.08)

@@ -48,6 +48,7 @@ class Summary(Scores):
     Attributes:
         mean_tokens: of a completion.
         told_format: whether the prompt explained the format.
+        sampling: the settings, but for the seed.
         scorer: name and version.
         notes: count of each remark of the scorer.
     """
@@ -57,6 +58,7 @@ class Summary(Scores):
     mean_tokens: float
     tokens_per_second: float | None
     told_format: bool
+    sampling: dict[str, Any]
     scorer: str
     notes: dict[str, int]
 
@@ -196,7 +198,7 @@ def evaluate(
         ]
         for example, prompt, request in zip(examples, prompts, requests, strict=True)
     ]
-    summary = _summarise(samples, done, told_format=tell_format)
+    summary = _summarise(samples, done, sampling, told_format=tell_format)
     with telling_full_disk(out):
         write_json_lines(out / "samples.jsonl", (line for group in samples for line in group))
         write_json(out / "summary.json", summary.as_dict())
@@ -236,13 +238,14 @@ def _sample(example: Example, prompt: str, completion: Completion, scorer: Score
     return {name: line[name] for name in _SAMPLE}
 
 
-def _summarise(samples: Sequence[Problem], done: Completed, *, told_format: bool) -> Summary:
+def _summarise(samples: Sequence[Problem], done: Completed, sampling: Sampling, *, told_format: bool) -> Summary:
     lines = [line for problem in samples for line in problem]
     return Summary(
         **vars(score_problems(samples)),
         mean_tokens=fmean(line["tokens"] for line in lines),
         tokens_per_second=done.tokens_per_second,
         told_format=told_format,
+        sampling=sampling.model_dump(mode="json", exclude={"seed"}),
         scorer=lines[0]["scorer"],
         notes=dict(Counter(line["note"] for line in lines if line["note"]).most_common()),
     )

@@ -11,12 +11,14 @@ import operator
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 _Z = 1.959963984540054  # the normal distribution holds 95% within so many standard deviations
 _RESAMPLES = 10_000
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Student's quantiles of 97.5% for one to nine degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,14 @@ class Difference:
     Attributes:
         n: number of problems that both answered.
         value: second minus first, a share: 0.12 is 12 points.
-        low, high: 95% interval of it, by paired bootstrap over problems; if the two are alike on every problem, or
-            apart on every one, as far as Wilson's interval of the outcome that was not seen.
-        p: two-sided: exact McNemar if every score is 0 or 1, else the randomisation test of the mean.
+        low, high: 95% interval of it. If every score is 0 or 1, Agresti and Min's (2005); else by paired bootstrap over
+            problems, of ten or fewer Student's. If the two differ by as much on every problem, as far as Wilson's
+            interval of the outcomes that were not seen.
+        p: two-sided, by `test`.
         gained, lost: problems that only the second, or only the first, has right; with a better score, if scores
             are not 0 or 1.
+        first_mean, second_mean: of the two, on these problems.
+        test: exact McNemar if every score is 0 or 1, else the randomisation test of the mean.
     """
 
     n: int
@@ -109,6 +114,9 @@ class Difference:
     p: float
     gained: int
     lost: int
+    first_mean: float = 0.0
+    second_mean: float = 0.0
+    test: str = "exact McNemar test"
 
     @property
     def real(self) -> bool:
@@ -125,18 +133,35 @@ def compare(first: Mapping[Key, float], second: Mapping[Key, float], *, seed: in
     shared = sorted(first.keys() & second.keys(), key=repr)  # in one order, so that the resamples are the same
     if not shared:
         raise ValueError("the two share no problem")
-    differences = [second[key] - first[key] for key in shared]
+    # Rounded, as 2/3 - 1/3 and 1/3 - 0 are not the same number to a machine, and their tie is one.
+    differences = [round(second[key] - first[key], 12) for key in shared]
     gained, lost = sum(each > 0 for each in differences), sum(each < 0 for each in differences)
     binary = all(score in (0, 1) for scores in (first, second) for score in (scores[key] for key in shared))
-    value = fmean(differences)
-    if binary and len(set(differences)) == 1:
-        # Resamples of equal values are all equal, and would be sure of a few problems what many would have to show.
-        unseen = wilson(0, len(shared)).high
-        low, high = max(-1.0, value - unseen), min(1.0, value + unseen)
-    else:
-        low, high = bootstrap(differences, seed=seed)
+    value = round(fmean(differences), 12)
+    low, high = _interval(differences, value, gained, lost, binary, seed)
     p = mcnemar(gained, lost) if binary else randomisation(differences, seed=seed)
-    return Difference(len(shared), value, low, high, p, gained, lost)
+    before, after = (fmean(scores[key] for key in shared) for scores in (first, second))
+    test = "exact McNemar test" if binary else "randomisation test"
+    return Difference(len(shared), value, low, high, p, gained, lost, before, after, test)
+
+
+def _interval(
+    differences: Sequence[float], value: float, gained: int, lost: int, binary: bool, seed: int
+) -> tuple[float, float]:
+    count = len(differences)
+    if len(set(differences)) == 1:
+        # Resamples of equal values are all equal, and would be sure of a few problems what many would have to show.
+        unseen = wilson(0, count).high
+        return value - unseen * (value + 1), value + unseen * (1 - value)
+    if binary:
+        # Resamples of a few discordant pairs, all one way, never reach 0: as if half a pair more were in each cell.
+        centre, pairs = (gained - lost) / (count + 2), gained + lost + 1
+        half = _Z * math.sqrt(pairs - (gained - lost) ** 2 / (count + 2)) / (count + 2)
+    elif count <= len(_STUDENT) + 1:  # resamples hold no more than what was seen, which of a few is too little
+        centre, half = value, _STUDENT[count - 2] * stdev(differences) / math.sqrt(count)
+    else:
+        return bootstrap(differences, seed=seed)
+    return max(-1.0, centre - half), min(1.0, centre + half)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -216,7 +241,7 @@ def sentence(difference: Difference, first: str = "base", second: str = "tuned",
         low, high = -high, -low
     chance = "; p < 0.001" if p < 0.001 else f"; p = {p:.3f}"
     low, high = (round(100 * end, 1) + 0.0 for end in (low, high))  # the addition makes -0.0 plain 0
-    facts = f"95% interval {low:.1f} to {high:.1f}{chance}; {difference.n} problems"
+    facts = f"95% interval {low:.1f} to {high:.1f}{chance}; {difference.n:,} problem{'' if difference.n == 1 else 's'}"
     points = f"{100 * abs(difference.value):.1f} points"
     if real:
         return f"{second} is {'better' if difference.value > 0 else 'worse'} than {first} by {points} ({facts})"

@@ -10,10 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from thinktune.evaluation.suites.results import NOT_RUN, BenchmarkScores
-from thinktune.report.candidates import Candidate, scores_of
-from thinktune.report.pairs import Pair, adjusted, pair_of
-
-_COMPARED = ("n", "temperature", "top_p", "max_tokens", "think_budget")
+from thinktune.report.candidates import Candidate, failures, scores_of
+from thinktune.report.pairs import Pair, Scored, compare_pairs, other_settings
 
 
 @dataclass(frozen=True)
@@ -75,24 +73,25 @@ def compare_benchmarks(candidates: Sequence[Candidate]) -> Benchmarks:
     found = [each.benchmarks() for each in candidates]
     titles = {name: scores.title for each in found for name, scores in each.items()}
     scores = {name: [each.get(name) for each in found] for name in titles}
-    pairs: dict[tuple[str, str], Pair] = {}
+    pairs: dict[tuple[str, str], tuple[str, Scored, str, Scored]] = {}
     notes: list[str] = []
     for name, of_all in scores.items():
         asked = [(candidate, each) for candidate, each in zip(candidates, of_all, strict=True) if each is not None]
         (first, ours), *others = asked
-        samples = scores_of(first.benchmark_samples(name)) if others else {}
+        lines = first.benchmark_samples(name) if others else []
+        notes += [f"{titles[name]}: {said}" for said in failures(first.name, lines)]
+        samples = scores_of(lines)
         for second, theirs in others:
-            given = scores_of(second.benchmark_samples(name))
+            lines = second.benchmark_samples(name)
+            notes += [f"{titles[name]}: {said}" for said in failures(second.name, lines)]
+            given = scores_of(lines)
             if not samples.keys() & given.keys():
-                notes.append(f"{titles[name]}: {first.name} and {second.name} were given different problems")
+                notes.append(f"{titles[name]}: {first.name} and {second.name} have no scored problem in common")
                 continue
-            pairs[name, second.name] = pair_of(first.name, second.name, samples, given)
-            if other := [key for key in _COMPARED if ours.sampling.get(key) != theirs.sampling.get(key)]:
-                notes.append(
-                    f"{titles[name]}: {first.name} and {second.name} were asked with other settings: "
-                    + ", ".join(f"{key} {ours.sampling.get(key)} and {theirs.sampling.get(key)}" for key in other)
-                )
-    settled = dict(zip(pairs, adjusted(list(pairs.values())), strict=True))
+            pairs[name, second.name] = (first.name, samples, second.name, given)
+            other = other_settings(first.name, second.name, vars(ours), vars(theirs))
+            notes += [f"{titles[name]}: {said}" for said in other]
+    settled = dict(zip(pairs, compare_pairs(list(pairs.values())), strict=True))
     return Benchmarks([each.name for each in candidates], titles, scores, settled, notes)
 
 

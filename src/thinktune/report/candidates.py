@@ -70,7 +70,11 @@ class Candidate:
 
     def places(self) -> dict[Place, Problem]:
         """Map places to the scored problems that stand there."""
-        return {place_of(line): problem_of(line) for line in self.samples if line["correct"] is not None}
+        return {
+            place_of(line): problem_of(line)
+            for line in self.samples
+            if line["correct"] is not None and line.get("error") is None
+        }
 
     def all_scores(self) -> dict[Problem, list[float]]:
         """Return the score of each sample, 1 for right, strictly, by problem. A problem that stands in several places
@@ -79,8 +83,15 @@ class Candidate:
 
 
 def scores_of(samples: Iterable[Mapping[str, Any]]) -> dict[Problem, list[float]]:
-    """Return the scores of samples that are right or wrong, by problem."""
-    return _by(samples, problem_of)
+    """Return the scores of samples that are right or wrong, by problem. A completion that could not be generated counts
+    as wrong in its model's rate, but shows nothing of which of two models is better."""
+    return _by((line for line in samples if line.get("error") is None), problem_of)
+
+
+def failures(name: str, samples: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say how many completions could not be generated, if any."""
+    failed = sum(line.get("error") is not None for line in samples)
+    return [f"{failed:,} completions of {name} failed: they are left out of the comparisons"] if failed else []
 
 
 def _by(samples: Iterable[Mapping[str, Any]], key_of: Callable[[Mapping[str, Any]], Key]) -> dict[Key, list[float]]:

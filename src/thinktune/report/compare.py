@@ -19,8 +19,8 @@ from thinktune.evaluation.problems import Place, Problem
 from thinktune.evaluation.ratings import Conclusions, Judgements, conclude, studio_ratings
 from thinktune.evaluation.result_reader import some
 from thinktune.report.benchmarks import Benchmarks, compare_benchmarks
-from thinktune.report.candidates import Candidate, differing_settings, read_candidates
-from thinktune.report.pairs import Pair, adjusted, pair_of
+from thinktune.report.candidates import Candidate, differing_settings, failures, read_candidates
+from thinktune.report.pairs import Pair, Scored, compare_pairs, other_settings
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def sentences(comparison: Comparison, most: int = 12) -> Iterator[str]:
     if rest := ordered[len(shown) :]:
         yield f"{len(rest)} more comparisons, {sum(each.real for each in rest)} of them of real differences"
     if len(ordered) > 1:
-        yield f"paired by problem, exact McNemar test, p adjusted for {len(ordered)} comparisons (Holm)"
+        tests = " or ".join(dict.fromkeys(each.difference.test for each in ordered))
+        yield f"paired by problem, {tests}, p adjusted for {len(ordered)} comparisons (Holm)"
     yield from comparison.benchmarks.sentences()
     if comparison.judged is not None:
         yield from comparison.judged.sentences()
@@ -191,8 +192,9 @@ def _judge(
 
 
 def _pairs(candidates: list[Candidate]) -> tuple[list[Pair], list[str]]:
-    found: list[Pair] = []
-    notes: list[str] = []
+    found: list[tuple[str, Scored, str, Scored]] = []
+    notes = [said for each in candidates for said in failures(each.name, each.samples)]
+    summaries = {each.name: each.summary or {} for each in candidates}
     scores = {each.name: of_each for each in candidates if (of_each := each.all_scores())}
     places = {each.name: each.places() for each in candidates if each.name in scores}
     for name, known in places.items():
@@ -207,11 +209,12 @@ def _pairs(candidates: list[Candidate]) -> tuple[list[Pair], list[str]]:
         if not scores[first].keys() & scores[second].keys():
             notes.append(f"{first} and {second} were given different problems: nothing to compare")
             continue
-        found.append(pair_of(first, second, scores[first], scores[second]))
-        shared = found[-1].difference.n
+        found.append((first, scores[first], second, scores[second]))
+        notes += other_settings(first, second, summaries[first], summaries[second])
+        shared = len(scores[first].keys() & scores[second].keys())
         if shared < max(len(scores[first]), len(scores[second])):
             notes.append(f"{first} and {second} are compared on the {shared} problems that both were given")
-    return adjusted(found), notes
+    return compare_pairs(found), notes
 
 
 def _changed(ours: Mapping[Place, Problem], theirs: Mapping[Place, Problem]) -> list[str]:

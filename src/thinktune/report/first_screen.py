@@ -44,25 +44,28 @@ def first_screen(folder: RunFolder, comparison: Comparison, record: Mapping[str,
 def headline(comparison: Comparison) -> dict[str, str]:
     """Say in one sentence, by language, whether the last candidate is better than the first, and by how much."""
     scored = [each for each in comparison.candidates if each.summary and "accuracy" in each.summary]
-    if not scored:
+    if not scored or (len(scored) == 1 and scored[0] is not comparison.candidates[-1]):
         return _on_benchmarks(comparison) or {"en": "Trained; not scored yet.", "zh": "已训练，尚未评分。"}
-    last = scored[-1]
-    summary = last.summary or {}
-    right, problems = f"{summary['accuracy']:.1%}", f"{summary.get('n', len(last.samples)):,}"
+    first, last = scored[0], scored[-1]
+    right, problems = _accuracy(last)
     if len(scored) == 1:
         return {
             "en": f"{last.name} has {right} of {problems} problems right.",
             "zh": f"{last.name} 在 {problems} 道题中答对 {right}。",
         }
-    first = scored[0]
-    before = f"{(first.summary or {})['accuracy']:.1%}"
     names = {first.name, last.name}
     pair = next((each for each in comparison.pairs if {each.first, each.second} == names), None)
     if pair is None:
+        before, others = _accuracy(first)
         return {
-            "en": f"{last.name} has {right} of {problems} problems right, {first.name} {before}: not compared.",
-            "zh": f"{problems} 道题中，{last.name} 答对 {right}，{first.name} 答对 {before}：未作比较。",
+            "en": f"{last.name} has {right} of {problems} problems right, {first.name} {before} of {others}: "
+            "not compared.",
+            "zh": f"{last.name} 在 {problems} 道题中答对 {right}，{first.name} 在 {others} 道题中答对 {before}："
+            "未作比较。",
         }
+    # Of the problems that both were given: on others the two may lie the other way round.
+    problems = f"{pair.difference.n:,}"
+    before, right = (f"{each:.1%}" for each in (pair.difference.first_mean, pair.difference.second_mean))
     points, low, high = (
         f"{100 * each:+.1f}" for each in (pair.difference.value, pair.difference.low, pair.difference.high)
     )
@@ -72,6 +75,12 @@ def headline(comparison: Comparison) -> dict[str, str]:
         "zh": f"{_VERDICTS[pair.verdict]}：{problems} 道题中，{last.name} 答对 {right}，{first.name} 答对 {before}"
         f"（{points} 个百分点，95% 区间 {low} 至 {high}）。",
     }
+
+
+def _accuracy(candidate: Candidate) -> tuple[str, str]:
+    """Return the accuracy of a candidate that was scored, and the number of its problems."""
+    summary = candidate.summary or {}
+    return f"{summary['accuracy']:.1%}", f"{summary.get('n', len(candidate.samples)):,}"
 
 
 def _trained(tuned: Candidate, record: Mapping[str, Any]) -> Said:

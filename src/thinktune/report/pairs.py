@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
 from thinktune.evaluation import significance
-from thinktune.evaluation.power import Needed, needed
+from thinktune.evaluation.power import LEVEL, Needed, needed
 from thinktune.evaluation.problems import Problem
 from thinktune.evaluation.significance import Difference, holm, sentence
 
@@ -34,7 +34,7 @@ class Pair:
 
     @property
     def real(self) -> bool:
-        return self.p < 0.05
+        return self.p < LEVEL
 
     @property
     def verdict(self) -> Verdict:
@@ -54,14 +54,34 @@ class Pair:
         return f"{said}; {self.needed}" if self.needed else said
 
 
-def pair_of(first: str, second: str, ours: Scored, theirs: Scored) -> Pair:
-    """Compare two candidates that share a problem; p is not adjusted yet."""
-    means = [{key: fmean(scores) for key, scores in scored.items()} for scored in (ours, theirs)]
-    difference = significance.compare(*means)
-    return Pair(first, second, difference, difference.p, needed(ours, theirs))
+def compare_pairs(pairs: Sequence[tuple[str, Scored, str, Scored]]) -> list[Pair]:
+    """Compare candidates by twos, each two with a problem in common. p-values are adjusted for their number (Holm), and
+    what would settle a comparison is reckoned at the level that this leaves for it."""
+    differences = [significance.compare(_means(ours), _means(theirs)) for _, ours, _, theirs in pairs]
+    adjusted = holm([each.p for each in differences])
+    level = LEVEL / max(1, sum(p >= LEVEL for p in adjusted))
+    return [
+        Pair(first, second, difference, p, None if p < LEVEL else needed(ours, theirs, level=level))
+        for (first, ours, second, theirs), difference, p in zip(pairs, differences, adjusted, strict=True)
+    ]
 
 
-def adjusted(pairs: Sequence[Pair]) -> list[Pair]:
-    """Adjust the p-values for the number of comparisons (Holm); what is settled needs nothing more."""
-    found = [replace(pair, p=p) for pair, p in zip(pairs, holm([pair.p for pair in pairs]), strict=True)]
-    return [replace(pair, needed=None) if pair.real else pair for pair in found]
+def _means(scored: Scored) -> dict[Problem, float]:
+    return {key: fmean(scores) for key, scores in scored.items()}
+
+
+_SETTINGS = ("n", "temperature", "top_p", "max_tokens", "think_budget")
+
+
+def other_settings(first: str, second: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Say, by the summaries of two models, in which settings they were asked otherwise, and by what other scorers they
+    were scored: such a difference is not the models' alone."""
+    samplings: list[Mapping[str, Any]] = [each.get("sampling") or {} for each in (ours, theirs)]
+    scorers = [each.get("scorer") for each in (ours, theirs)]
+    said = []
+    if all(samplings) and (named := [key for key in _SETTINGS if len({str(each.get(key)) for each in samplings}) > 1]):
+        values = (f"{key} {' and '.join(str(each.get(key)) for each in samplings)}" for key in named)
+        said.append(f"{first} and {second} were asked with other settings: {', '.join(values)}")
+    if all(scorers) and scorers[0] != scorers[1]:
+        said.append(f"{first} and {second} were scored by other scorers: {' and '.join(map(str, scorers))}")
+    return said

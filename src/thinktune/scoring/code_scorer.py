@@ -57,7 +57,7 @@ def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
 def _program_for(cases: InputCases, answer: str) -> str:
     if cases.function is None:
         return whole_program_in(answer)
-    return program_in(answer, "Solution" if "class Solution" in answer else cases.function)
+    return program_in(answer, "Solution" if "class Solution" in answer else cases.function, last=True)
 
 
 def gold_fault(gold: Mapping[str, Any]) -> str | None:

@@ -50,9 +50,12 @@ class Block:
 _NAME_DEFINED = re.compile(r"^(?:(?:async[ \t]+)?def|class)[ \t]+(\w+)|^(\w+)[ \t]*=", re.MULTILINE)
 
 
-def program_in(answer: str, entry_point: str) -> str:
+def program_in(answer: str, entry_point: str, *, last: bool = False) -> str:
     """Find the program in an answer: the first piece of code that defines the entry point and is more than its frame,
     behind the definitions of other pieces that it uses (imports, helpers).
+
+    Args:
+        last: take the last such piece, as the graders of contests do.
 
     >>> program_in("First:\\n```python\\nimport math\\n```\\n```python\\ndef f(x):\\n    return math.sqrt(x)```", "f")
     'import math\\ndef f(x):\\n    return math.sqrt(x)'
@@ -73,6 +76,7 @@ def program_in(answer: str, entry_point: str) -> str:
         known = [block for block in known if block.tree] or known
         known = [block for block in known if block.python] or known
         if known:
+            known = known[::-1] if last else known
             chosen = next((block for block in known if not _is_frame(block, name)), known[0])
             return _completed(chosen, [block for block in blocks if block is not chosen])
     code = [block for block in fenced if block.python and block.code.strip()] or list(_bare(answer, tries))
@@ -96,7 +100,7 @@ def whole_program_in(answer: str) -> str:
     return blocks[-1].code if blocks else answer
 
 
-_READS = re.compile(r"\b(?:input\s*\(|stdin\b|fileinput\b|open\s*\(\s*0\b)")
+_READS = re.compile(r"\b(?:input\s*\(|stdin\b|fileinput\b|(?:open|read)\s*\(\s*0\b)")
 
 
 def _fenced(answer: str, tries: Iterator[int]) -> Iterator[Block]:
@@ -229,15 +233,16 @@ def _defined_in(nodes: list[ast.stmt] | list[ast.AST]) -> Iterator[str]:
 
 
 def _is_frame(block: Block, name: str) -> bool:
-    """Return whether a function is only announced: its body is a docstring, `pass`, `...` or `raise
-    NotImplementedError`."""
+    """Return whether a function, or a class by all its methods, is only announced: the body is a docstring, `pass`,
+    `...` or `raise NotImplementedError`."""
     nodes = block.tree.body if block.tree else []
     found = next((node for node in nodes if getattr(node, "name", None) == name), None)
-    if not isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef):
-        return False
-    return all(
+    inside = found.body if isinstance(found, ast.ClassDef) else [found]
+    functions = [node for node in inside if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return bool(functions) and all(
         isinstance(node, ast.Pass | ast.Raise) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-        for node in found.body
+        for function in functions
+        for node in function.body
     )
 
 

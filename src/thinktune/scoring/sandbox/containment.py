@@ -84,9 +84,11 @@ def places() -> list[str]:
 
 @cache
 def links() -> dict[str, str]:
-    """Return the links of the root folder, such as /lib to /usr/lib, and the descriptors of /dev."""
+    """Return the links of the root folder, such as /lib to /usr/lib, and the descriptors of /dev: programs for contests
+    open /dev/stdin."""
     found = {place: os.readlink(place) for place in _SYSTEM if place.count("/") == 1 and os.path.islink(place)}
-    return found | {"/dev/fd": "/proc/self/fd"}
+    streams = {f"/dev/{name}": f"/proc/self/fd/{number}" for number, name in enumerate(("stdin", "stdout", "stderr"))}
+    return found | {"/dev/fd": "/proc/self/fd"} | streams
 
 
 def _prefixes() -> list[str]:

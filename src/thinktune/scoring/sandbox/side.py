@@ -39,6 +39,7 @@ Role = Literal["program", "tests"]
 _TICK = 0.05  # seconds between two looks at how much a process takes
 _LONGEST_LINE = 64 * 2**20
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_PATIENCE = 10  # times `seconds`, after which a machine is too busy to tell
 _HOLDS = ("files", "network", "processes")  # what a way of isolation must hold to be taken
 
 
@@ -46,7 +47,8 @@ _HOLDS = ("files", "network", "processes")  # what a way of isolation must hold 
 class Limits:
     """Limits of a program and its tests, each; `seconds` for both together, sizes in bytes.
 
-    Processor time decides, so that a busy machine changes no verdict; `seconds` is for code that waits.
+    Processor time decides, so that a busy machine changes no verdict; `seconds` is for code that waits, and the time
+    does not count in which its processes waited for a processor (Linux tells how long).
     """
 
     cpu_seconds: float = 10.0
@@ -87,6 +89,7 @@ class Side:
         self._role, self._limits, self._deadline = role, limits, deadline
         self._watched = [self] if beside is None else [self, beside]
         self._looked = time.monotonic()
+        self._queued = 0.0
         self._buffer = bytearray()
         self._held: dict[str, bool] | None = None
         runner = shlex.split(os.environ.get(RUNNER, "")) if role == "program" else []
@@ -101,7 +104,7 @@ class Side:
         settings = asdict(limits) | {"role": role, "scratch": self._scratch} | containment.settings(self._way, role)
         if runner:
             settings["mounts"] = []  # the container's own files are what a program may see
-        settings["seconds"] = limits.seconds + 1  # the outer process ends it where nobody else does
+        settings["seconds"] = _PATIENCE * limits.seconds + 1  # the outer process ends it where nobody else does
         home = self._scratch if self._way == "limits" else "/tmp"
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "USER": "nobody"}
         self._process = subprocess.Popen(
@@ -195,8 +198,11 @@ class Side:
     def _wait(self, *, writing: bool) -> None:
         """Wait until the pipe is ready, and meanwhile enforce the limits that the system does not keep."""
         while True:
-            if time.monotonic() > self._deadline:
+            queued = sum(side._queued for side in self._watched)
+            if (late := time.monotonic() - self._deadline) > queued:
                 raise Stopped(f"did not end within {self._limits.seconds:g} s", unsaid=self._held is None)
+            if late > (_PATIENCE - 1) * self._limits.seconds:
+                raise Stopped(f"waited for a processor for most of {_PATIENCE * self._limits.seconds:g} s", unsaid=True)
             readable, writable = ([], [self._in]) if writing else ([self._out], [])
             ready = any(select.select(readable, writable, [], _TICK))
             if time.monotonic() - self._looked > _TICK * 0.9:
@@ -211,6 +217,7 @@ class Side:
         if len(processes) > self._limits.processes + 1 + (self._way == "bubblewrap"):
             raise Stopped(f"started more than {self._limits.processes} processes")
         memory, seconds = 0, 0.0
+        self._queued = max(self._queued, sum(map(_queued, processes)))
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 seconds += sum(process.cpu_times()[:4])  # its own, and of its children that ended
@@ -227,6 +234,16 @@ class Side:
             return psutil.Process(self._process.pid).children(recursive=True)
         except psutil.Error:
             return []
+
+
+def _queued(process: psutil.Process) -> float:
+    """Return the seconds in which a process was ready to run and others had the processors; 0 where no system tells."""
+    total = 0
+    with contextlib.suppress(OSError):  # it ended, or there is no such folder
+        for thread in os.listdir(f"/proc/{process.pid}/task"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                total += int(Path(f"/proc/{process.pid}/task/{thread}/schedstat").read_text().split()[1])
+    return total / 1e9
 
 
 def _proportional(processes: list[psutil.Process]) -> int:

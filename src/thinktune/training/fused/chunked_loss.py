@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 _CHUNK_BYTES = {"cuda": 512 * 2**20, "cpu": 24 * 2**20}
 """Of logits held at once: enough rows for full-speed products, on a CPU little enough to stay near its caches."""
+_ROWS = 8
+"""Rows of logits that a CPU takes through the cross-entropy at once."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,21 @@ def _cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, grad: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute the loss of every row, whether its target has the largest logit, of equals the first, and where it is
-    wanted the gradient, in the dtype of the logits."""
-    wide, column = logits.float(), targets[:, None]
-    log_normalizer = wide.logsumexp(-1, keepdim=True)
-    losses = (log_normalizer - wide.gather(-1, column)).squeeze(-1)
-    right = wide.max(-1).indices == targets  # argmax takes three times as long
-    if grad:
-        wide = wide.sub_(log_normalizer).exp_()
-        wide.scatter_add_(-1, column, wide.new_full(column.shape, -1.0))
-    return losses, right, wide.to(logits.dtype)
+    wanted the gradient, in the dtype of the logits and in their memory.
+
+    A few rows at a time: what is read again for the next operation is then in the caches still.
+    """
+    losses, right = [], []
+    for part, of_part in zip(logits.split(_ROWS), targets.split(_ROWS), strict=True):
+        wide, column = part.to(torch.float32, copy=True), of_part[:, None]
+        own, (largest, likeliest) = wide.gather(-1, column), wide.max(-1, keepdim=True)
+        total = wide.sub_(largest).exp_().sum(-1, keepdim=True)
+        losses.append(total.log().add_(largest).sub_(own).squeeze(-1))
+        right.append((likeliest == column).squeeze(-1))
+        if grad:
+            wide.mul_(total.reciprocal_())
+            part.copy_(wide.scatter_add_(-1, column, wide.new_full(column.shape, -1.0)))
+    return torch.cat(losses), torch.cat(right), logits
 
 
 def _fused_cross_entropy(
@@ -187,7 +195,8 @@ def chunked_logprobs(
 
 
 def _rows(hidden: torch.Tensor, head: Head, chunk_bytes: int | None) -> int:
-    """Count the tokens whose logits are held at once."""
+    """Count the tokens whose logits are held at once: no small rest is left, whose product would be slow."""
     held = chunk_bytes or _CHUNK_BYTES.get(hidden.device.type, 2**27)
     row: int = hidden.element_size() * len(head.weight) * (1 if head.cap is None else 2)
-    return max(1, held // row)
+    most = max(1, held // row)
+    return -(-len(hidden) // max(1, -(-len(hidden) // most))) or 1

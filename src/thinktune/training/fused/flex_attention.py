@@ -22,11 +22,14 @@ logger = logging.getLogger(__name__)
 _BLOCK = 128
 """Tokens of a block of the mask, as flex attention has it by default."""
 _WIDEST = 512
-_TRIED = ((150, 9), (300, 1, 40))
-"""Lengths of documents: the second pack shows whether the kernel takes other lengths than it was compiled for."""
+_TRIED = ((150, 9), (300, 1, 40), (70, 9))
+"""Lengths of documents: the second and third pack show whether the kernel takes other lengths than it was compiled for,
+and less than a block."""
 _FURTHEST = 0.02
 """Relative distance from the formula in float32 that bfloat16 explains: 0.007 was measured."""
-_WIDE_BLOCKS = {
+_ANY_LENGTH = {"FORCE_USE_FLEX_ATTENTION": True}
+"""For fewer than 128 tokens torch takes its kernel for decoding instead, of which there is none for small heads."""
+_WIDE_BLOCKS = _ANY_LENGTH | {
     "fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_stages": 1, "fwd_num_warps": 8,
     "bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 32, "bwd_BLOCK_M2": 32, "bwd_BLOCK_N2": 32, "bwd_num_stages": 1,
     "bwd_num_warps": 8,
@@ -64,7 +67,7 @@ def attend(
     heads, size = query.shape[1], query.shape[3]
     changes = _scores(heads, softcap, 1.0 if scaling is None else scaling * size**0.5, query.device)
     mask = block_mask(tuple(lengths), window, query.device)
-    options = _WIDE_BLOCKS if size > MAX_HEAD_DIM else None
+    options = _WIDE_BLOCKS if size > MAX_HEAD_DIM else _ANY_LENGTH
     for tensor in (query, key, value):
         torch._dynamo.maybe_mark_dynamic(tensor, 2)
     with torch._dynamo.config.patch(recompile_limit=_RECOMPILATIONS):

@@ -89,7 +89,8 @@ class Trial:
             owner, name = value() if isinstance(value, type) else value, part.removesuffix("()")
             value = getattr(owner, name)
             self._peer.tested = (owner, name)
-        self._peer.objects.clear()  # it was not the tests that asked for the method
+        self._peer.objects.clear()  # it was not the tests that asked for the method,
+        self._peer.doubts.clear()  # which may be static, and have the name of a method of values
         return value
 
     def _free_names(self) -> set[str]:
