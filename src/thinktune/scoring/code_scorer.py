@@ -27,7 +27,7 @@ from thinktune.scoring.input_cases import InputCases
 from thinktune.scoring.program_finder import program_in, whole_program_in
 from thinktune.scoring.sandbox.run import run_trial
 
-SCORER = f"thinktune code 3, Python {platform.python_version()}"
+SCORER = f"thinktune code 4, Python {platform.python_version()}"
 _START = re.compile(r"^(?:from|import|def|class|@|async def)\b|^@", re.MULTILINE)
 _TEXTS = ("test", "test_list", "test_imports", "test_setup_code")
 

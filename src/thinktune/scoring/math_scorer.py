@@ -60,9 +60,9 @@ _UNDECIDED = "not decided: "
 @cache
 def scorer_name() -> str:
     try:
-        return f"thinktune math 3, math-verify {version('math-verify')}"
+        return f"thinktune math 4, math-verify {version('math-verify')}"
     except PackageNotFoundError:
-        return "thinktune math 3, without math-verify"
+        return "thinktune math 4, without math-verify"
 
 
 def score(text: str, gold: Mapping[str, Any], finish_reason: str) -> Score:
@@ -200,8 +200,21 @@ def _equations(reference: str, answer: str) -> Verdict | None:
     told = _told(equation)
     if told is None and any(re.search(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])", side) for side in equation):
         return Verdict(False)  # x + y = 5 does not say 5
-    value = told[1] if told else equation[-1]
-    return _decide(single, value) if is_answer else _decide(value, single)
+    stated = [*_exact(answer if is_answer else reference, equation), told[1] if told else equation[-1]]
+    verdicts = (_decide(single, value) if is_answer else _decide(value, single) for value in stated)
+    first = next(verdicts)
+    return first if first.equal else next(verdicts, first)
+
+
+def _exact(text: str, equation: list[str]) -> list[str]:
+    r"""Return the exact value of an equation that ends in its approximation: \frac{\pi}{4} \approx 0.785. Of two plain
+    numbers that are not near each other, neither is one of the other."""
+    if text.rfind("\\approx") < text.rfind("=") or is_name(equation[-2]):
+        return []
+    exact, near = (read_quantity(side) for side in equation[-2:])
+    if exact and near and exact.value is not None and near.value is not None:
+        return equation[-2:-1] if abs(exact.value - near.value) <= abs(exact.value) / 100 else []
+    return equation[-2:-1]
 
 
 def _told(equation: list[str]) -> tuple[str, str] | None:

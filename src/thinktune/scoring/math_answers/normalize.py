@@ -36,7 +36,7 @@ CHARACTERS = str.maketrans(
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
 _ROW_GAP = re.compile(r"(?<=\\\\)\s?\[-?[\d.]+\s?(?:pt|em|ex|mm|cm)\]")  # \\[4pt] between the rows of a matrix
-_LAYOUT = re.compile(r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigg|Bigg)(?![A-Za-z])\s?|(?<!\\)\\!")
+_LAYOUT = re.compile(r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigg|Bigg)(?![A-Za-z])\s?|(?<!\\)\\!\s*")
 _SPACES = re.compile(
     r"(?<!\\)\\[,;:> ]|~|\\(?:quad|qquad|thinspace|medspace|thickspace|enspace|hfill|space|nobreakspace)(?![A-Za-z])"
     r"|\\[hm]space\*?\s?\{[^{}]*\}|\\[hv]?phantom\s?\{[^{}]*\}"

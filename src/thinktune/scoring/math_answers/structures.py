@@ -120,6 +120,9 @@ _NAME = re.compile(
     rf"(?:\\(?:angle|triangle|measuredangle)\s?)?{_SYMBOL}(?:\s{_SYMBOL}){{0,5}}(?:_\{{?\w{{1,10}}\}}?)?'*(?:\s?\([^()=]{{1,20}}\))?"
 )
 
+_LETTER = r"(?:[A-Za-z]|\\(?:alpha|beta|gamma|theta|rho|phi|varphi|lambda|mu))(?:_\{?\w\}?)?"
+_LETTERS = re.compile(rf"\(\s?{_LETTER}(?:\s?,\s?{_LETTER})+\s?\)")
+
 
 def is_relation(text: str) -> bool:
     """Return whether a text says that something is smaller, larger or other than something else."""
@@ -134,8 +137,10 @@ def sides(text: str) -> list[str]:
 
 
 def is_name(text: str) -> bool:
-    r"""Return whether one side of an equation only names the value: x, f(x), \angle ABC, area of the circle."""
+    r"""Return whether one side of an equation only names the value: x, f(x), (p, q), \angle ABC, area of the circle."""
     text = text.strip()
+    if _LETTERS.fullmatch(text):
+        return True
     if not _NAME.fullmatch(text):
         return False
     word = re.sub(r"[^A-Za-z]", "", text.split("(")[0])
