@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from thinktune.models import Loaded
 from thinktune.planner.plan import Plan
+from thinktune.training.fused.layer_on_cpu import layers_on_cpu
 from thinktune.training.fused.packed_attention import NAME, packed_documents
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ def set_up(model: Any, loaded: Loaded, plan: Plan) -> Iterator[None]:
         if recomputes_by_transformers(plan):
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         try:
-            yield
+            with nullcontext() if recomputes_by_transformers(plan) else layers_on_cpu(model):
+                yield
         finally:
             if loaded.model.is_gradient_checkpointing:
                 loaded.model.gradient_checkpointing_disable()

@@ -60,7 +60,7 @@ def fuse_lora(model: PeftModel) -> int:
     """
     fused = 0
     for module in model.modules():
-        if isinstance(module, PeftLinear) and _is_plain(module):
+        if isinstance(module, PeftLinear) and is_plain(module):
             module.forward = types.MethodType(_forward, module)
             fused += 1
     return fused
@@ -84,7 +84,7 @@ def low_copies(model: PeftModel) -> Iterator[None]:
             del module.low_copies
 
 
-def _is_plain(module: PeftLinear) -> bool:
+def is_plain(module: PeftLinear) -> bool:
     names = list(module.lora_A)
     return (
         type(module) is PeftLinear
