@@ -235,6 +235,27 @@ def test_layers_that_are_not_fused_are_recomputed_all_or_not_at_all(shape: Model
     assert choose(cpu, BATCH, checkpointing="auto") == RecomputePolicy(("none",) * 36)
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, ""),
+        ({"whole": True, "may_fuse": False}, ""),
+        ({"hardware": Hardware("a CPU", 20 * GIB, 1e12, 0, 1e11, "", kind="cpu")}, "as on every CPU"),
+        ({"width": 4}, "for bfloat16 (load.dtype)"),
+        ({"rank": 300}, "for ranks up to 256 (lora.r)"),
+        ({"may_fuse": False}, "cannot run its layers"),
+    ],
+)
+def test_what_keeps_layers_from_being_fused_is_said_of_the_config(
+    shape: ModelShape, changes: dict[str, Any], why: str
+) -> None:
+    said = replace(cost_on(shape), **changes).why_not_fused
+    assert why in said
+    assert bool(why) == bool(said)
+    other = replace(cost_on(shape), shape=replace(shape, model_type="gpt2")).why_not_fused
+    assert other.startswith("gpt2 is none of the ")
+
+
 def test_a_cpu_takes_time_for_what_it_moves_and_not_for_products_alone(shape: ModelShape) -> None:
     def seconds(rate: float, bandwidth: float, width: int = 2) -> float:
         hardware = replace(card(80), kind="cpu", bf16=rate, bandwidth=bandwidth)

@@ -134,6 +134,24 @@ def test_the_language_is_the_browsers() -> None:
     assert WORDS("stop") == "Stop"
 
 
+@pytest.mark.parametrize("language", ["en", "zh-CN"])
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("/srv/runs/studio/data/rows.jsonl, line 3: is not JSON: x", "rows.jsonl"),
+        ("no usable rows: 1 not an object (row 1 of runs/studio/data/rows.jsonl)", "rows.jsonl"),
+        ("the studio has no model '/home/me/tiny'", "tiny"),
+        ("cannot reach http://127.0.0.1:8000/v1/models", "http://127.0.0.1:8000/v1/models"),
+        ("Qwen/Qwen2.5-3B is not in the hub; and/or runs/one", "Qwen/Qwen2.5-3B is not in the hub; and/or runs/one"),
+    ],
+)
+def test_an_error_names_a_file_and_not_where_it_lies(said: str, shown: str, language: str) -> None:
+    words = Words(SimpleNamespace(headers={"accept-language": language}))  # type: ignore[arg-type]
+    for told in (words.problem(said), words.problem(UsageError(said, hint=said)), words.own(said)):
+        assert shown in told
+        assert not re.search("/srv|/home|studio/data", told)
+
+
 @pytest.mark.parametrize(
     "kept", [None, 7, {"turns": 3}, {"turns": [1, {"answers": "x"}, {"question": 5, "answers": [{}]}]}]
 )

@@ -90,6 +90,21 @@ class MemoryModel:
         return bool(self.may_fuse and known and self.kind == "cuda" and self.width == 2)
 
     @property
+    def why_not_fused(self) -> str:
+        """What keeps this training from fused decoder layers, as far as it is a matter of its config; "" if nothing."""
+        if self.fused or self.whole:
+            return ""
+        if self.kind != "cuda":
+            return "as on every CPU; the fused ones are for CUDA"
+        if self.width != 2:
+            return "the fused ones are for bfloat16 (load.dtype)"
+        if self.shape.model_type not in FUSED_MODELS:
+            return f"{self.shape.model_type} is none of the {len(FUSED_MODELS)} model types with fused ones"
+        if self.rank > FUSED_MAX_RANK:
+            return f"the fused ones are for ranks up to {FUSED_MAX_RANK} (lora.r)"
+        return "the fused ones cannot run its layers"
+
+    @property
     def _fused_halves(self) -> tuple[bool, bool]:
         """Whether attention is fused, and the MLP."""
         family = FUSED_MODELS.get(self.shape.model_type)

@@ -45,6 +45,7 @@ class Plan:
         states: whether layers with a state are in plain PyTorch, whose speed a trace of them estimates.
         unknown: classes of layers whose memory and speed are not known.
         fused: whether fused/ runs the decoder layers.
+        why_not_fused: what keeps it from that.
         graphed: whether forward and backward passes are run from CUDA graphs.
         parts: bytes by part; "peak" is their peak, "logits" and "workspace" are never there together.
         limit: bytes that may be used.
@@ -79,6 +80,7 @@ class Plan:
     whole: bool = False
     states: bool = False
     unknown: tuple[str, ...] = ()
+    why_not_fused: str = ""
 
     def cost(self, pack: Batch) -> float:
         """Estimate the seconds that a pack adds to those of a GPU."""
@@ -310,6 +312,7 @@ def _plan(
         hardware=cost.hardware.name,
         quantize=cost.quantize,
         fused=cost.fused,
+        why_not_fused=cost.why_not_fused,
         memory=memory,
         packs=at_once,
         accumulation=accumulation,

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from thinktune.config import Config
-from thinktune.planner.fused_models import FUSED_MAX_RANK, FUSED_MODELS
 from thinktune.planner.hardware import GIB
 from thinktune.planner.plan import Plan, duration
 from thinktune.planner.plan_config import plan_config
@@ -94,10 +93,7 @@ def _remarks(plan: Plan, overrides: list[str], fitted: bool) -> Iterator[str]:
     if plan.whole:
         yield "full fine-tuning (lora: null): weights, gradients and moments in float32, layers of transformers"
     elif not plan.fused:
-        yield (
-            f"layers by PEFT and transformers: the fused ones are for bfloat16 on CUDA, ranks up to {FUSED_MAX_RANK} "
-            f"and the model types {', '.join(FUSED_MODELS)}"
-        )
+        yield "layers by PEFT and transformers" + (f": {plan.why_not_fused}" if plan.why_not_fused else "")
     if plan.unknown:
         yield plan.not_known()
     yield f"data: {plan.data}; {plan.step_tokens:,.0f} tokens an optimizer step"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thinktune.errors import ThinktuneError, UsageError
+from thinktune.imports import importing
 from thinktune.inference.engines import EngineSettings, Opened
 from thinktune.inference.engines.found_model import find_model
 from thinktune.inference.engines.open_engine import open_endpoint
@@ -174,10 +175,10 @@ class Pool:
         return model_handle
 
     def _load_shared(self, base: str) -> SharedModel:
-        # Imported when the page is there already: they bring torch with them.
-        from thinktune.inference.engines.hf.fidelity import faithful_engine
-        from thinktune.inference.engines.shared_engine import SharedModel
-        from thinktune.models import load_model
+        with importing():  # when the page is there already: they bring torch with them
+            from thinktune.inference.engines.hf.fidelity import faithful_engine
+            from thinktune.inference.engines.shared_engine import SharedModel
+            from thinktune.models import load_model
 
         loaded = load_model(base, load=self._settings.load, quantize=self._settings.quantize)
         return SharedModel(faithful_engine(loaded, find_model(base, self._settings).fingerprint))

@@ -6,6 +6,7 @@ during its use, in the language that the browser asks for.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -368,6 +369,15 @@ def translations() -> gr.I18n:
     return gr.I18n(en=english, zh=translated, **{"zh-CN": translated, "zh-TW": translated})
 
 
+_FOLDERS = re.compile(r"(?<![\w.:/])(?:/(?:[^\s/'\":,;()]+/)+|[^\s'\"(]*\bstudio/(?:data|batch/[^/\s]+)/)(?=[^\s/])")
+
+
+def _without_folders(text: str) -> str:
+    """Leave of each file of this machine its name: its folder is no business of those at the page, and nobody there
+    knows it."""
+    return _FOLDERS.sub("", text)
+
+
 class Words:
     """The texts in the language of one request."""
 
@@ -382,12 +392,14 @@ class Words:
     def problem(self, error: ThinktuneError | str) -> str:
         """Put an error in words for a page: the fault, and the remedy. A text is one that was kept."""
         message, hint = (error, "") if isinstance(error, str) else (error.message, error.hint)
+        message, hint = _without_folders(message), _without_folders(hint or "")
         if self.chinese and message:
             return chinese.told(message, hint)
         return f"{message} ({hint})" if hint else message
 
     def own(self, text: str) -> str:
         """Return a text of thinktune's, such as the reason for which a row was dropped."""
+        text = _without_folders(text)
         return (chinese.in_chinese(text) if self.chinese else None) or text
 
     def purpose(self, config: Path) -> str:

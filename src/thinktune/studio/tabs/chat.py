@@ -319,7 +319,7 @@ class ChatTab:
         try:
             chosen = _sampling(sampling)
         except ConfigError as error:
-            yield _given_back(last["question"]), gr.skip(), gr.skip(), gr.skip(), plain(str(error))
+            yield _given_back(last["question"]), gr.skip(), gr.skip(), gr.skip(), plain(words.problem(error))
             return False
         session = str(request.session_hash)
         handle = self._studio.sessions.open(session)
