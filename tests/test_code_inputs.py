@@ -244,6 +244,17 @@ def test_a_method_of_any_kind_may_be_called_as_a_method_of_values_is(kind: str) 
     assert score(program.replace("+", "-"), gold).outcome == "wrong"
 
 
+@pytest.mark.parametrize("below", ["print(add(int(input()), 1))", "exit()", "assert add(1, 1) == 3", "1 / 0"])
+def test_what_fails_below_the_tested_function_is_not_what_was_asked_for(below: str) -> None:
+    program = f"def add(a, b):\n    return a + b\n{below}\n"
+    gold = {"test": "assert add(1, 2) == 3", "entry_point": "add"}
+    assert score(program, gold).outcome == "right"
+    assert score(program.replace("+", "-"), gold).outcome == "wrong"
+    assert score("1 / 0\n" + program, gold).outcome == "wrong"
+    cases = {"input_output": {"inputs": ["1\n2"], "outputs": ["3"], "fn_name": "add"}}
+    assert score(program, cases).outcome == "wrong"  # as LiveCodeBench's checker has it
+
+
 @pytest.mark.parametrize("name", ["count", "index", "rotate", "sort", "isEmpty"])
 def test_a_method_may_be_called_as_a_method_of_values_is(name: str) -> None:
     program = f"class Solution:\n    def {name}(self, n):\n        return n > 1\n"

@@ -175,7 +175,7 @@ def _called(program: str, function: str, input: str, expected: str, given: str) 
         f"assert (list(found) if isinstance(found, tuple) else found) == json.loads({expected!r})\n"
     )
     entry_point = f"Solution().{function}" if "class Solution" in program else function
-    return run_trial(program, test, entry_point, given=given)
+    return run_trial(program, test, entry_point, given=given, whole=True)  # as LiveCodeBench's checker
 
 
 def output_difference(written: str, expected: str) -> str | None:

@@ -23,7 +23,9 @@ from thinktune.scoring.sandbox.side import RUNNER, Limits, Side, Stopped
 __all__ = ["RUNNER", "Limits", "Written", "run_program", "run_trial"]
 
 
-def run_trial(source: str, test: str, entry_point: str, limits: Limits | None = None, *, given: str = "") -> Verdict:
+def run_trial(
+    source: str, test: str, entry_point: str, limits: Limits | None = None, *, given: str = "", whole: bool = False
+) -> Verdict:
     """Return whether a program passes tests; the verdict's note says why not, and `failed` that it could not be told.
 
     Args:
@@ -32,20 +34,23 @@ def run_trial(source: str, test: str, entry_point: str, limits: Limits | None = 
             pytest.
         entry_point: name of the tested object, or of a method of it: `Solution().add`.
         given: code that is run before the source, in the same module.
+        whole: an error anywhere in the source fails it; else not one below the tested object, as in an example or in a
+            test of the model's own, which is not what was asked for.
     """
     limits = limits or Limits()
+    first = re.split(r"[.(]", entry_point)[0]
     deadline = time.monotonic() + limits.seconds
     with (
         Side("program", _modules("program"), limits, deadline) as program,
         Side("tests", _modules("tests"), limits, deadline, beside=program) as tests,
     ):
         try:
-            program.send({"given": given, "source": source})
+            program.send({"given": given, "source": source, "enough": "" if whole else first})
             ready = json.loads(program.receive())
             if "failed" in ready:
                 return Verdict(False, f"the program fails before it is called: {ready['failed']}")
             names = [name for name in ready["names"] if isinstance(name, str) and name.isidentifier()]
-            if re.split(r"[.(]", entry_point)[0] not in names:
+            if first not in names:
                 return Verdict(False, f"the program does not define {entry_point}")
             tests.send({"test": test, "entry_point": entry_point, "names": names})
             while not (line := tests.receive()).startswith(b"!"):

@@ -30,8 +30,9 @@ def main() -> None:
         for name in ("given", "source"):
             exec(compile(message[name], "solution.py", "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:  # noqa: BLE001 - whatever the code raises, SystemExit too, is its answer
-        tell(outgoing, {"failed": described(error)})
-        return
+        if message["enough"] not in module.__dict__:
+            tell(outgoing, {"failed": described(error)})
+            return
     names = [name for name in list(module.__dict__) if type(name) is str and name.isidentifier()]
     tell(outgoing, {"names": [name for name in names if not name.startswith("__")]})
     peer.printed.clear()
