@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from thinktune.cli import app
@@ -16,6 +20,7 @@ from thinktune.config import Config, Lora, parse_config
 from thinktune.data.packing import packs_of
 from thinktune.errors import ConfigError, UsageError
 from thinktune.files import write_json_lines
+from thinktune.planner import hardware as hardware_module
 from thinktune.planner.cost_model import CostModel, cost_model_of
 from thinktune.planner.dealing import waiting_seconds
 from thinktune.planner.hardware import GIB, Hardware, find_gpu
@@ -264,7 +269,35 @@ def test_a_cpu_takes_time_for_what_it_moves_and_not_for_products_alone(shape: Mo
     alone = seconds(1e12, 1e20)
     assert 1.3 * alone < seconds(1e12, 1e10) < 2.5 * alone
     assert 1.8 * alone < seconds(0.5e12, 1e20) < 2.01 * alone
-    assert seconds(1e12, 1e10, width=4) > seconds(1e12, 1e10)
+    assert seconds(1e12, 2e9, width=4) > seconds(1e12, 2e9)  # attention is in float32 anyway
+
+
+def test_a_cpu_counts_attention_beside_the_products(shape: ModelShape) -> None:
+    cost, policy = (
+        cost_on(shape, hardware=replace(card(80), kind="cpu", bandwidth=1e20)),
+        RecomputePolicy(("none",) * 36),
+    )
+    short = cost.seconds(replace(BATCH, attended=0), policy)
+    longer = cost.seconds(BATCH, policy) - short
+    at_the_rate_of_products = (cost.flops(BATCH) - cost.flops(replace(BATCH, attended=0))) / cost.hardware.bf16
+    assert longer > 5 * at_the_rate_of_products
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cannot share a core on purpose")
+def test_a_cpu_that_others_use_is_measured_without_them_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    core = min(cores)
+    busy = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"])
+    try:
+        os.sched_setaffinity(0, [core])
+        torch.set_num_threads(1)
+        hardware_module._measure.__wrapped__(torch.device("cpu"), torch.float32)
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)
+        busy.kill()
+        busy.wait()
+    assert "of this CPU's time was to be had" in caplog.text
 
 
 def test_an_accumulation_is_folded_as_far_as_it_fits(shape: ModelShape) -> None:

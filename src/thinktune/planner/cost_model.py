@@ -34,7 +34,9 @@ PEFT_KERNELS = 310  # as many as by PEFT's own linears, whose Python takes longe
 LAUNCH_SECONDS = {True: 75e-6, False: 33e-6}
 LARGE_RANK_KERNELS = 20  # more of a fused layer whose low-rank products are beside its kernels
 UNPACKING_KERNELS = {True: 1, False: 8}  # to bring an 8- or 4-bit weight into bfloat16 once
-CPU_LAUNCH_SECONDS = 12e-6
+CPU_LAUNCH_SECONDS = 16e-6
+# Of a CPU: share of the rate of products that attention, in float32, reaches, by the bytes of the dtype of these.
+CPU_ATTENTION_SHARE = {2: 0.15, 4: 0.35}
 # From CUDA graphs: of a kernel beside its work, to start and to end; and of the host for an optimizer step.
 GRAPHED_KERNEL_SECONDS, GRAPHED_STEP_SECONDS = 2.4e-6, 2.5e-3
 EIGHT_BIT_SECONDS = 50e-6  # of the host, for each of its tensors, to step an 8-bit optimizer
@@ -44,10 +46,10 @@ JITTER_SECONDS = 2e-3
 HOST_BANDWIDTH = 20e9  # bytes/s between GPU and pinned main memory
 # Of a CPU: elements of two bytes that a layer's small operations read and write for a token, forward and backward, in
 # units of one activation of that width, counted with all weights adapted; the share of it where nothing is converted
-# from and to float32; and bytes for a logit, whose product is computed again for the gradient.
-CPU_PASSES = {"hidden": 190, "q": 63, "kv": 63, "f": 26}
+# from and to float32; and bytes for a logit.
+CPU_PASSES = {"hidden": 220, "q": 73, "kv": 73, "f": 30}
 CPU_UNCONVERTED = 0.7
-CPU_LOGIT_BYTES = 48
+CPU_LOGIT_BYTES = 70
 CPU_LOW_RANK_SHARE = 0.45  # of the rate of large products that those of rank 16 reach: 0.35 to 0.6
 # Passes over memory that a fused layer makes beside its products, in units of one activation of that width.
 FUSED_PASSES = {"forward": {"hidden": 6, "q": 2, "kv": 2, "f": 3}, "backward": {"hidden": 12, "q": 4, "kv": 4, "f": 6}}
@@ -131,8 +133,11 @@ class CostModel(MemoryModel):
         starting = s.layers * PEFT_KERNELS * CPU_LAUNCH_SECONDS
         starting += s.layers * self._state_seconds(batch, CPU_LAUNCH_SECONDS, 1)
         low_rank = 0 if self.whole else 6 * batch.tokens * self.trained_parameters / CPU_LOW_RANK_SHARE
-        layers = (self.flops(batch) + low_rank) / hardware.bf16 + moved / hardware.bandwidth + starting
-        head = 4 * s.hidden * logits / hardware.bf16 + CPU_LOGIT_BYTES * logits / hardware.bandwidth
+        products = (6 if self.whole else 4) * (s.linear_weights + s.active_experts) * batch.tokens
+        attention = 7 * s.q * s.layers * batch.attended / CPU_ATTENTION_SHARE[self.width]
+        layers = (products + attention + low_rank) / hardware.bf16 + moved / hardware.bandwidth + starting
+        head = (6 if self.whole else 4) * s.hidden * logits / hardware.bf16
+        head += CPU_LOGIT_BYTES * logits / hardware.bandwidth
         return layers * (1 + extra) + head
 
     def late_seconds(self, batch: Batch, memory: RecomputePolicy) -> float:

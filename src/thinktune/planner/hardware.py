@@ -5,6 +5,7 @@ Named GPUs have published values; those of the present machine are measured in a
 
 from __future__ import annotations
 
+import logging
 import re
 import statistics
 import time
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 GIB = 2**30
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -148,14 +150,17 @@ def _published(name: str, total: int) -> Hardware | None:
 
 _MEASURED = 0.15
 """Seconds for which each rate of a CPU is measured: its best moment is not what a training gets."""
+_LEFT = 0.7
+"""Share of a CPU's time below which it is said that others have the rest."""
 
 
 @cache
 def _measure(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Measure FLOP/s of matrix products and bytes/s, once in a process.
 
-    Of a GPU by the best of three, and a copy within its memory. Of a CPU by the mean, for long enough to see what else
-    it has to do, with sizes of the models that are trained there, and operations that training has most of.
+    Of a GPU by the best of three, and a copy within its memory. Of a CPU by the median, with sizes of the models that
+    are trained there and operations that training has most of, in processor time: what other programs do in this moment
+    says nothing about the hour of a training, and is said beside it.
     """
     import torch
 
@@ -165,6 +170,7 @@ def _measure(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     y = x @ weight.t()
     activation = torch.ones(2**25 if on_gpu else 2**22, device=device, dtype=dtype)  # none that a CPU's caches hold
     other = torch.float32 if dtype != torch.float32 else torch.float64
+    left: list[float] = []
 
     def multiply() -> object:
         return (x @ weight.t(), y @ weight)
@@ -173,14 +179,32 @@ def _measure(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
         return activation.clone() if on_gpu else (activation * activation, activation.to(other))
 
     def seconds(work: Callable[[], object]) -> float:
+        if on_gpu:
+            return min(_seconds_on_gpu(work, device) for _ in range(4))  # the first is to warm up
+        work()
         times: list[float] = []
-        while len(times) < 4 or (not on_gpu and sum(times[1:]) < _MEASURED):  # the first is to warm up
-            start = time.perf_counter()
+        start = time.perf_counter()
+        while len(times) < 5 or sum(times) < _MEASURED:
+            before = time.process_time()
             work()
-            if on_gpu:
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
-        return min(times[1:]) if on_gpu else statistics.fmean(times[1:])
+            times.append((time.process_time() - before) / torch.get_num_threads())
+        left.append(sum(times) / (time.perf_counter() - start))
+        return statistics.median(times)
 
     moved = 2 * activation.nbytes if on_gpu else 4 * activation.nbytes + activation.numel() * other.itemsize
-    return 4 * rows * width * wide / seconds(multiply), moved / seconds(move)
+    rates = 4 * rows * width * wide / seconds(multiply), moved / seconds(move)
+    if left and min(left) < _LEFT:
+        logger.warning(
+            f"only {min(left):.0%} of this CPU's time was to be had while its speed was measured: "
+            "the plan's tokens/s are those without other programs"
+        )
+    return rates
+
+
+def _seconds_on_gpu(work: Callable[[], object], device: torch.device) -> float:
+    import torch
+
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start
