@@ -6,7 +6,7 @@ this model, one document at a time; they are never compared with one another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any
@@ -28,7 +28,13 @@ def inner_model(model: Any) -> Any:
 @contextmanager
 def eval_mode(model: torch.nn.Module) -> Iterator[None]:
     """Hold every module in eval mode within the block: no dropout, no recomputation; then restore the mode of each."""
-    training = [module for module in model.modules() if module.training]
+    with _eval_mode(model.modules()):
+        yield
+
+
+@contextmanager
+def _eval_mode(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    training = [module for module in modules if module.training]
     for module in training:
         module.training = False
     try:
@@ -40,18 +46,26 @@ def eval_mode(model: torch.nn.Module) -> Iterator[None]:
 
 def gpus_of(model: torch.nn.Module) -> list[int]:
     """List the numbers of the GPUs that a model is on: others are not ours to touch."""
-    return sorted({tensor.device.index for tensor in model.parameters() if tensor.device.type == "cuda"})
+    return _gpus_of(model.modules())
+
+
+def _gpus_of(modules: Iterable[torch.nn.Module]) -> list[int]:
+    # A model has thousands of modules, and its own iterator looks at each parameter's name.
+    tensors = (tensor for module in modules for tensor in module._parameters.values() if tensor is not None)
+    return sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
 
 
 @contextmanager
 def at_rest(model: torch.nn.Module) -> Iterator[None]:
     """Hold every module in eval mode within the block, and restore modes, buffers and random state afterwards."""
-    modules = list(model.modules())
+    modules = list(model.modules())  # once: in a model with an adapter, there are thousands
     buffers = [(module, dict(module._buffers)) for module in modules if module._buffers]
     contents = [(tensor, tensor.clone()) for _, named in buffers for tensor in named.values() if tensor is not None]
     # Rotary frequencies that follow the longest sequence remember it beside their buffer.
-    lengths = [(module, name, value) for module in modules for name, value in vars(module).items() if _remembers(name)]
-    with torch.random.fork_rng(gpus_of(model)), eval_mode(model):
+    lengths = [
+        (module, name, value) for module, _ in buffers for name, value in vars(module).items() if _remembers(name)
+    ]
+    with torch.random.fork_rng(_gpus_of(modules)), _eval_mode(modules):
         try:
             yield
         finally:

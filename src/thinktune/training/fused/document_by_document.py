@@ -119,7 +119,7 @@ def changed_forwards(modules: Sequence[Any], change: Callable[[Any, Forward], Fo
 
 def _has_state(module: Any) -> bool:
     """Return whether a layer carries something along the sequence that is not keys and values."""
-    if any(isinstance(child, torch.nn.Conv1d) for child in module.children()):
+    if any(isinstance(child, torch.nn.Conv1d) for child in module._modules.values()):
         return True
     linear = hasattr(module, "layer_idx") and getattr(module, "layer_type", None) == "linear_attention"
     return linear and not any(hasattr(part, "layer_idx") for part in module.modules() if part is not module)

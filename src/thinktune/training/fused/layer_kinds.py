@@ -12,6 +12,8 @@ from thinktune.models.sharded_base import sharded_base_of
 from thinktune.training.fused.document_by_document import changed_forwards
 from thinktune.training.fused.layer_parts import NotFusable, decoder_layers, family_of
 
+_PLAIN = (bool, int, float, str, type(None))  # a tuple: thousands of values are looked at
+
 
 def first_of_each_kind(model: Any, count: int = 1) -> AbstractContextManager[Any]:
     """Let only the first `count` decoder layers of each kind compute within the block, and the others hand on what they
@@ -51,8 +53,8 @@ def _kind(layer: Any) -> Hashable:
         settings = [
             (key, value)
             for key, value in vars(module).items()
-            if key not in ("layer_idx", "training") and isinstance(value, bool | int | float | str | None)
+            if isinstance(value, _PLAIN) and key not in ("layer_idx", "training")
         ]
-        sizes = [(key, value.shape, value.dtype) for key, value in module.named_parameters(recurse=False)]
+        sizes = [(key, value.shape, value.dtype) for key, value in module._parameters.items() if value is not None]
         parts.append((name, type(module), tuple(settings), tuple(sizes)))
     return None if fused is None else fused.level, tuple(parts)
