@@ -20,7 +20,7 @@ from thinktune import __version__, cli
 from thinktune.cli import places
 from thinktune.cli.next_steps import command, suggest
 from thinktune.cli.tables import print_fitting
-from thinktune.imports import _packages
+from thinktune.lighter_imports import _packages
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -421,6 +421,8 @@ def test_a_training_imports_no_optional_package_that_it_does_not_need(
 ) -> None:
     # bitsandbytes brings networkx and torch's compiler; what reads Parquet files and the hub brings pandas.
     heavy = "bitsandbytes datasets gradio librosa lm_eval networkx pandas pyarrow scipy sklearn torchvision trl vllm"
+    if verb == "train":
+        heavy += " torch._dynamo torch.distributed.fsdp torch.distributed.tensor"
     settings = {"infer": None, "eval": {"data": None}} if verb == "run" else {}
     file = write_config(tmp_path, tiny_model, train={"max_steps": 1}, **settings)
     code = f"""
@@ -519,7 +521,7 @@ if "quick" in sys.argv:
 else:
     import transformers.models
 from transformers.utils import import_utils
-assert (import_utils.fetch__all__.__module__ == "thinktune.imports") == ("quick" in sys.argv)
+assert (import_utils.fetch__all__.__module__ == "thinktune.lighter_imports") == ("quick" in sys.argv)
 models = Path(transformers.__file__).parent / "models"
 for path in (models, models / "__init__.py", str(models / "qwen2" / "__init__.py")):
     listed = import_utils.define_import_structure(path)

@@ -8,7 +8,7 @@ import thinktune
 
 ROOT = Path(thinktune.__file__).parent
 FLOORS = (
-    "errors tags version",
+    "errors lighter_imports tags version",
     "boxed cluster files imports notices plugins network web",
     "config records retry",
     "models scoring run_folder",

@@ -233,12 +233,12 @@ def prepare_libraries() -> None:
     import logging
     import warnings
 
-    from thinktune.imports import BYTECODE, keep_bytecode, leave_out
+    from thinktune.imports import BYTECODE, DISTRIBUTED, keep_bytecode, leave_out
     from thinktune.models.cache import cache_folder
 
     keep_bytecode(cache_folder() / BYTECODE)
     # transformers imports them for assisted generation, losses of detectors, images, sounds, and its Trainer's data.
-    leave_out("sklearn", "scipy", "torchvision", "torchaudio", "librosa", "soundfile", "datasets")
+    leave_out("sklearn", "scipy", "torchvision", "torchaudio", "librosa", "soundfile", "datasets", DISTRIBUTED)
     # Threads of OpenMP that wait by spinning take the cores from those they wait for: beside one other busy program,
     # training on two cores ran 17 times slower than with threads that soon sleep. Alone, this costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -198,6 +198,9 @@ def train(
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other")
+    from thinktune.training.head_start import load_torch_libraries
+
+    load_torch_libraries()
     loaded = load(config, overrides)
     prepare_libraries()
     if (count := _count_gpus(loaded, gpus)) > 1:

@@ -5,17 +5,58 @@ from __future__ import annotations
 import os
 import platform
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thinktune.errors import DeviceError
+from thinktune.imports import uncollected
 
 if TYPE_CHECKING:
     import torch
 
-LOADING = threading.Lock()
-"""Held while a model is made: transformers switches weight tying off meanwhile, for all models of the process, and for
-good where two are loaded at once."""
+
+class _Loading:
+    """Held while a model is made: transformers switches weight tying off meanwhile, for all models of the process, and
+    for good where two are loaded at once.
+
+    Layers on the meta device, which hold no numbers, are left as they are: to draw them takes as long as real ones.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._resets = ExitStack()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        from torch.nn import Embedding, Linear
+
+        self._resets.enter_context(uncollected())
+        for kind in (Embedding, Linear):
+            self._resets.enter_context(_empty_left_empty(kind))
+
+    def __exit__(self, *exc: object) -> None:
+        self._resets.close()
+        self._lock.release()
+
+
+@contextmanager
+def _empty_left_empty(kind: Any) -> Iterator[None]:
+    reset = kind.reset_parameters
+
+    def reset_if_there(layer: Any) -> None:
+        if not layer.weight.is_meta:
+            reset(layer)
+
+    kind.reset_parameters = reset_if_there
+    try:
+        yield
+    finally:
+        kind.reset_parameters = reset
+
+
+LOADING = _Loading()
 
 
 def choose_device(name: str) -> torch.device:

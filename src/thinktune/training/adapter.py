@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from thinktune.config import Config
 from thinktune.errors import ConfigError, ModelError
+from thinktune.imports import uncollected
 from thinktune.models import Loaded, resolve
 from thinktune.models.adapters import base_weight, put_adapter, touches_embeddings
 from thinktune.models.fp8_linear import has_quantised_weights
@@ -107,12 +108,13 @@ def _wrap(loaded: Loaded, config: Config) -> PeftModel:
         use_rslora=settings.use_rslora,
         bias="none",
     )
-    model = get_peft_model(loaded.model, lora)
-    try:
-        require_round_trip(model, trust_remote_code=config.load.trust_remote_code)
-    except ModelError:
-        model.unload()
-        raise
+    with uncollected():
+        model = get_peft_model(loaded.model, lora)
+        try:
+            require_round_trip(model, trust_remote_code=config.load.trust_remote_code)
+        except ModelError:
+            model.unload()
+            raise
     return model
 
 

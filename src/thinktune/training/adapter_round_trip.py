@@ -55,7 +55,8 @@ def _twin(model: PeftModel, trust_remote_code: bool) -> PeftModel:
         base = auto_class(values.model_type).from_config(
             type(values).from_dict(plain), trust_remote_code=trust_remote_code
         )
-    return PeftModelForCausalLM(base, config, low_cpu_mem_usage=True)
+    with LOADING:
+        return PeftModelForCausalLM(base, config, low_cpu_mem_usage=True)
 
 
 def _adapter_weights(model: PeftModel) -> dict[str, Any]:

@@ -130,8 +130,8 @@ class ThinkTrainer(Trainer):
             total = torch.linalg.vector_norm(gradients)
             gradients.mul_((self.args.max_grad_norm / (total + 1e-6)).clamp(max=1.0))  # as torch's own does
             return total
-        norm: torch.Tensor = self.accelerator.clip_grad_norm_(self.model_with_loss.trained, self.args.max_grad_norm)
-        return norm
+        self.accelerator.unscale_gradients()  # its own way goes on to look for gradients that are spread over processes
+        return torch.nn.utils.clip_grad_norm_(self.model_with_loss.trained, self.args.max_grad_norm)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Trainer looks whether it is at the end after a step only: resumed behind the last, it would do one more.
