@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
@@ -27,6 +28,7 @@ from thinktune.config import Load, parse_config
 from thinktune.data import Tokens, prepare
 from thinktune.models import load_model
 from thinktune.training.collator import PackedCollator
+from thinktune.training.fused.layer_on_cpu import layers_on_cpu
 from thinktune.training.fused.lora_linear import fuse_lora
 from thinktune.training.fused.packed_attention import packed_documents
 from thinktune.training.model_with_loss import ModelWithLoss
@@ -47,7 +49,8 @@ def main() -> None:
     load = Load(device="cpu", dtype=args.dtype)
     count = args.rows * (args.batches + 1)
     config = parse_config({"data": {"source": args.data, "sample": count, "max_length": args.max_length}})
-    plain, ours = make_plain(args.model, load), make_ours(args.model, load)
+    held = ExitStack()  # to the end of this: layers stay as they are set up
+    plain, ours = make_plain(args.model, load), make_ours(args.model, load, held)
     examples = prepare(config, load_model(args.model, load=load).chat).train
     batches = [examples[at : at + args.rows] for at in range(0, len(examples), args.rows)]
 
@@ -96,10 +99,11 @@ def make_plain(model: str, load: Load) -> tuple[Any, Step]:
     return peft_model, loss_of
 
 
-def make_ours(model: str, load: Load) -> tuple[Any, Step]:
+def make_ours(model: str, load: Load, held: ExitStack) -> tuple[Any, Step]:
     peft_model = with_adapter(model, load)
     fuse_lora(peft_model)
     with_loss = ModelWithLoss(peft_model)
+    held.enter_context(layers_on_cpu(peft_model))
 
     def loss_of(batch: list[Tokens]) -> torch.Tensor:
         inputs = PackedCollator(batch)([{"documents": list(range(len(batch)))}])
@@ -121,7 +125,7 @@ def train_on(batch: list[Tokens], model: Any, loss_of: Step) -> tuple[float, flo
     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     model.optimizer.step()
     model.optimizer.zero_grad(set_to_none=True)
-    return float(loss), float(norm), time.perf_counter() - start
+    return float(loss.detach()), float(norm), time.perf_counter() - start
 
 
 if __name__ == "__main__":
