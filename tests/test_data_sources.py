@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +177,17 @@ def test_a_folder_whose_names_tell_splits_apart_gives_only_the_wanted_one(tmp_pa
 
 def test_a_folder_without_data_says_so(tmp_path: Path) -> None:
     assert "has no data files" in error_of(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has no /proc")
+def test_a_folder_with_folders_that_cannot_be_listed_has_the_files_of_the_others() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert ended.stdout is not None
+    assert ended.stdout.read() == b""  # it has ended, and nobody has asked how: its network cannot be listed
+    try:
+        assert "has no data files" in error_of(f"/proc/{ended.pid}")
+    finally:
+        ended.communicate()
 
 
 def test_the_generator_gives_as_many_rows_as_are_wanted() -> None:

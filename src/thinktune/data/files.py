@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -79,7 +80,9 @@ def _kind(path: Path) -> str:
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if is_data_file(path) and not _hidden(path, folder))
+    # Unlike rglob, os.walk passes over folders that cannot be listed, or vanish.
+    found = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    files = sorted(path for path in found if is_data_file(path) and not _hidden(path, folder))
     if not files:
         raise DataError(f"{folder}: has no data files", hint=f"known are {', '.join(_READERS)}, also .gz")
     splits = {file: _split_named_by(file.relative_to(folder)) for file in files}
