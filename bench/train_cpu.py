@@ -6,7 +6,8 @@
 Each batch is trained by both, one after the other, so that a busy machine slows both alike. Plain means: the rows of a
 batch padded to its longest, transformers' own loss, PEFT's own LoRA linears. Ours means: the documents of a batch laid
 end to end, by training/fused/. Both start from the same weights and see the same batches, so their losses and gradient
-norms have to agree; tokens are real ones, padding is never counted. The first batch warms up and is left out.
+norms agree but for rounding, which takes a small adapter's part of a product away in plain bfloat16. Tokens are real
+ones, padding is never counted. The first batch warms up and is left out.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class MemoryModel:
         if self.fused or self.whole:
             return ""
         if self.kind != "cuda":
-            return "as on every CPU; the fused ones are for CUDA"
+            return "as on every CPU"
         if self.width != 2:
             return "the fused ones are for bfloat16 (load.dtype)"
         if self.shape.model_type not in FUSED_MODELS:

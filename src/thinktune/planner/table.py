@@ -93,7 +93,7 @@ def _remarks(plan: Plan, overrides: list[str], fitted: bool) -> Iterator[str]:
     if plan.whole:
         yield "full fine-tuning (lora: null): weights, gradients and moments in float32, layers of transformers"
     elif not plan.fused:
-        yield "layers by PEFT and transformers" + (f": {plan.why_not_fused}" if plan.why_not_fused else "")
+        yield "layers without our GPU kernels" + (f": {plan.why_not_fused}" if plan.why_not_fused else "")
     if plan.unknown:
         yield plan.not_known()
     yield f"data: {plan.data}; {plan.step_tokens:,.0f} tokens an optimizer step"
